@@ -1,0 +1,233 @@
+"""Settings and limits: every number that bounds the store, each with its reason.
+
+Invariant: a setting has one definition, here, with its type, default, range
+and reason; and one order of precedence: arguments, then `INMEM_*` variables,
+then the TOML file, then the default. Settings of the section `store` decide
+safety or shape of a database: they are written into the data directory when
+it is created, and every later writer uses those.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from inmem.errors import ConfigMismatchError, InvalidInputError
+
+PROTOCOL_VERSION: Final = 1  # of the messages between client and writer
+FORMAT_VERSION: Final = 1  # of the data directory: settings, WAL and image
+
+DURABILITIES: Final = ("memory", "buffered", "sync")
+CHAINS: Final = ("xxh3", "sha256")
+
+MIB: Final = 1024 * 1024
+
+# Limits that are not settings: changing one changes what other programs may rely on.
+MAX_TTL_S: Final = 100 * 366 * 86_400  # a century: beyond it a ttl is a mistake in units
+MAX_MESSAGE_BYTES: Final = 64 * MIB  # one request or answer; checked before decoding
+MAX_TRANSACTION_BYTES: Final = 48 * MIB  # of a commit's encoded body; leaves room for the envelope
+MAX_TRANSACTION_OPS: Final = 100_000  # writes and procedure calls in one commit: bounds a batch
+MAX_READ_SET: Final = 200_000  # keys and ranges validated for one commit
+MAX_RANGE_WALK: Final = 20_000  # records the writer walks to validate one range; then it is a conflict
+MAX_BATCH: Final = 512  # requests in one group commit: bounds latency under a flood
+MAX_BATCH_BYTES: Final = 64 * MIB  # bytes in one group commit: bounds memory and one WAL record
+MAX_IN_FLIGHT: Final = 1024  # unanswered commits of one session: bounds its outcomes in the image
+MAX_SESSIONS: Final = 65_536  # registered sessions; the longest idle leave first
+MIN_SESSION_IDLE_S: Final = 600  # a session idle for less is never dropped to make room
+MAX_RECENT_BUCKETS: Final = 65_536  # runs x types whose last write is remembered
+MAX_CONTROL_PATH: Final = 255  # bytes of a path in the control file
+MAX_SOCKET_PATH: Final = 107  # sun_path of Linux, less its NUL
+MAP_BYTES: Final = 1 << 38  # address space of the image: large, so that it is never remapped
+SWEEP_LIMIT: Final = 2_000  # expired records removed in one go
+
+assert MAX_TRANSACTION_BYTES < MAX_MESSAGE_BYTES, "a legal commit must fit a message"
+
+
+def _setting(
+    default: Any,
+    section: str,
+    reason: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    metadata = {
+        "section": section, "reason": reason, "choices": choices, "low": low, "high": high
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings with their defaults. Units are in the names."""
+
+    durability: str = _setting(
+        "buffered", "store", "what an acknowledged commit survives", choices=DURABILITIES
+    )
+    chain: str = _setting(
+        "xxh3", "store", "hash of new event logs; sha256 is tamper-evident", choices=CHAINS
+    )
+    quota_bytes: int = _setting(
+        1024 * MIB, "store", "live bytes of the image; beyond it writes get StoreFullError",
+        low=4 * MIB, high=MAP_BYTES // 4,
+    )
+    segment_bytes: int = _setting(
+        64 * MIB, "store", "a WAL segment is closed at this size", low=64 * 1024, high=1 << 32
+    )
+    fsync_interval_ms: int = _setting(
+        100, "store", "the most a power cut may lose in buffered mode", low=1, high=60_000
+    )
+    linger_s: float = _setting(
+        2.0, "store", "the writer leaves this long after its last client", low=0.0, high=1e9
+    )
+    max_readers: int = _setting(
+        1024, "store", "reader slots of the image: one per open snapshot", low=8, high=32_768
+    )
+    session_ttl_s: float = _setting(
+        86_400.0, "store", "an idle session can resolve its last commits for this long",
+        low=MIN_SESSION_IDLE_S, high=1e9,
+    )
+    image_dir: str = _setting(
+        "", "store", "where the image lives; empty: /dev/shm, or the data directory if it is small"
+    )
+    batch_limit: int = _setting(
+        MAX_BATCH, "store", "requests in one group commit", low=1, high=MAX_BATCH
+    )
+    max_in_flight: int = _setting(
+        MAX_IN_FLIGHT, "store", "unanswered commits of one session", low=1, high=MAX_IN_FLIGHT
+    )
+
+    timeout_s: float = _setting(
+        10.0, "client", "bounds opening, and is the default deadline of a commit", low=0.001, high=1e9
+    )
+    snapshot_max_age_s: float = _setting(
+        30.0, "client", "an older snapshot pins memory: it is closed", low=0.01, high=3600.0
+    )
+    pipeline_window: int = _setting(
+        32, "client", "commits a pipeline sends ahead of their answers", low=1, high=MAX_IN_FLIGHT
+    )
+    pipeline_group: int = _setting(
+        100, "client", "writes to one run that a pipeline puts into one commit", low=1, high=10_000
+    )
+
+
+_FIELDS: Final = {f.name: f for f in fields(Settings)}
+STORED: Final = tuple(n for n, f in _FIELDS.items() if f.metadata["section"] == "store")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Settings, and for each where it came from: `default`, a file, a variable or `argument`."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+    def with_stored(self, stored: Mapping[str, Any]) -> Configuration:
+        """This configuration for a directory that has stored settings.
+
+        Raises:
+            ConfigMismatchError: a setting was asked for that differs from the
+                stored one.
+        """
+        for name, value in stored.items():
+            asked = getattr(self.settings, name)
+            if self.origins[name] != "default" and asked != value:
+                raise ConfigMismatchError(
+                    f"{name}={asked!r} ({self.origins[name]}) was asked for, "
+                    f"but this database was created with {value!r}",
+                    setting=name,
+                    stored=value,
+                    requested=asked,
+                )
+        merged = {name: getattr(self.settings, name) for name in _FIELDS} | dict(stored)
+        origins = dict(self.origins) | dict.fromkeys(stored, "stored")
+        return Configuration(Settings(**merged), origins)
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Configuration:
+    """The configuration from arguments, environment, file and defaults, in that order.
+
+    Raises:
+        InvalidInputError: an unknown name, a wrong type or a value out of
+            range; the message names the source and the limit.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(_FIELDS, "default")
+    for name, value in _from_toml(path).items():
+        values[name], origins[name] = _checked(name, value, str(path)), f"file {path}"
+    for name in _FIELDS:
+        variable = f"INMEM_{name.upper()}"
+        if variable in environ:
+            values[name] = _checked(name, _parse(name, environ[variable], variable), variable)
+            origins[name] = f"variable {variable}"
+    for name, value in (arguments or {}).items():
+        if value is not None:
+            values[name], origins[name] = _checked(name, value, name), "argument"
+    return Configuration(Settings(**values), origins)
+
+
+def check_stored(values: Any, source: str) -> dict[str, Any]:
+    """Stored settings read back from a data directory, checked name by name."""
+    if not isinstance(values, dict) or set(values) != set(STORED):
+        raise InvalidInputError(f"{source} does not hold exactly the stored settings")
+    return {name: _checked(name, value, source) for name, value in values.items()}
+
+
+def _from_toml(path: str | os.PathLike[str] | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        tables = tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidInputError(f"config {path}: {error}", argument="config") from None
+    values: dict[str, Any] = {}
+    for section, table in tables.items():
+        for name, value in table.items() if isinstance(table, dict) else [(section, None)]:
+            if name not in _FIELDS or _FIELDS[name].metadata["section"] != section:
+                raise InvalidInputError(
+                    f"config {path}: no setting {section}.{name}", argument="config"
+                )
+            values[name] = value
+    return values
+
+
+def _parse(name: str, text: str, source: str) -> Any:
+    kind: Any = type(_FIELDS[name].default)
+    try:
+        return kind(text)
+    except ValueError:
+        raise InvalidInputError(
+            f"{source}={text!r} is not of type {kind.__name__}", argument=source
+        ) from None
+
+
+def _checked(name: str, value: Any, source: str) -> Any:
+    kind = type(_FIELDS[name].default)
+    meta = _FIELDS[name].metadata
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise InvalidInputError(
+            f"{name} must be of type {kind.__name__}, not {type(value).__name__} ({source})",
+            argument=name,
+        )
+    if meta["choices"] and value not in meta["choices"]:
+        raise InvalidInputError(
+            f"{name} must be one of {', '.join(meta['choices'])}, not {value!r} ({source})",
+            argument=name,
+        )
+    if meta["low"] is not None and not meta["low"] <= value <= meta["high"]:
+        raise InvalidInputError(
+            f"{name}={value!r} is outside {meta['low']} to {meta['high']} ({source})", argument=name
+        )
+    return value
