@@ -13,6 +13,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,6 +118,7 @@ class Settings:
 
 
 _FIELDS: Final = {f.name: f for f in fields(Settings)}
+_SECTIONS: Final = frozenset(f.metadata["section"] for f in _FIELDS.values())
 STORED: Final = tuple(n for n, f in _FIELDS.items() if f.metadata["section"] == "store")
 
 
@@ -171,6 +173,8 @@ def load(
             values[name] = _checked(name, _parse(name, environ[variable], variable), variable)
             origins[name] = f"variable {variable}"
     for name, value in (arguments or {}).items():
+        if name not in _FIELDS:
+            raise InvalidInputError(f"there is no setting {name}", argument=name)
         if value is not None:
             values[name], origins[name] = _checked(name, value, name), "argument"
     return Configuration(Settings(**values), origins)
@@ -187,11 +191,13 @@ def _from_toml(path: str | os.PathLike[str] | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        tables = tomllib.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:  # unreadable, not UTF-8, not TOML, not a path
         raise InvalidInputError(f"config {path}: {error}", argument="config") from None
     values: dict[str, Any] = {}
     for section, table in tables.items():
+        if section not in _SECTIONS:
+            raise InvalidInputError(f"config {path}: no section {section}", argument="config")
         for name, value in table.items() if isinstance(table, dict) else [(section, None)]:
             if name not in _FIELDS or _FIELDS[name].metadata["section"] != section:
                 raise InvalidInputError(
@@ -214,8 +220,12 @@ def _parse(name: str, text: str, source: str) -> Any:
 def _checked(name: str, value: Any, source: str) -> Any:
     kind = type(_FIELDS[name].default)
     meta = _FIELDS[name].metadata
+    if kind is float and isinstance(value, timedelta):
+        value = value.total_seconds()
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 1 << 63 else float("inf")
+    elif kind is int and type(value) is int and abs(value) >= 1 << 63:
+        value = (1 << 63) if value > 0 else -(1 << 63)  # out of every range, and short to print
     if type(value) is not kind:
         raise InvalidInputError(
             f"{name} must be of type {kind.__name__}, not {type(value).__name__} ({source})",

@@ -172,7 +172,10 @@ def encode_id(value: object, argument: str) -> bytes:
 
 
 def _shorten(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # an int of thousands of digits, or an object of the user's
+        return f"of type {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -215,7 +218,7 @@ class Namespace:
             "agent": (self.tenant, self.app, self.agent),
             "app": (self.tenant, self.app),
             "tenant": (self.tenant,),
-        }.get(level)
+        }.get(level if isinstance(level, str) else "")
         if parts is None:
             raise InvalidInputError(
                 f"level {_shorten(level)} is not one of 'agent', 'app', 'tenant'", argument="level"

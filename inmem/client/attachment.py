@@ -1,0 +1,222 @@
+"""The attachment: what one process holds of one database, shared by all its handles.
+
+Invariant: one image, one control mapping, one client lock and one ZeroMQ
+context per process and directory; one session per thread. A forked child
+starts with none of its parent's sessions, sockets or LMDB objects.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import zmq
+
+from inmem.client.launcher import ensure_writer, expired, launch_lock, launching
+from inmem.client.session import Session
+from inmem.config import Configuration, Settings, load
+from inmem.control import ControlState
+from inmem.directory import DataDirectory, runtime_directory
+from inmem.errors import ClosedError, InvalidInputError, WriterUnavailableError
+from inmem.files import FileLock
+from inmem.storage.snapshot import Image
+
+_POLL_S: Final = 0.003
+
+
+class Attachment:
+    """Made by `attach`, released by `detach`."""
+
+    def __init__(self, directory: DataDirectory, autostart: bool, deadline: float) -> None:
+        self.directory = directory
+        self.identity = directory.identity()
+        self.settings: Settings = self.identity.settings
+        self.autostart = autostart
+        self.holders = 0
+        self.control = directory.control()
+        self.closed = False
+        self._context: zmq.Context[Any] | None = None
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        try:
+            self.control.check_machine()
+            self._client_lock = self._join(deadline)
+            self.image = Image(self.control, self.identity.database_id)
+        except BaseException:
+            self.control.close()
+            raise
+
+    def _join(self, deadline: float) -> FileLock:
+        """Take the client lock, by which the writer sees that it is needed."""
+        lock = FileLock(self.directory.clients_lock)
+        while not lock.try_shared():  # held alone by a writer that counts its clients, or leaves
+            if expired(deadline):
+                lock.close()
+                raise WriterUnavailableError(
+                    "the writer holds the client lock for too long", path=str(self.directory.path)
+                )
+            time.sleep(_POLL_S)
+        return lock
+
+    def ensure_writer(self, deadline: float) -> ControlState:
+        """The writer that serves now, started if need be."""
+        return ensure_writer(self.directory, self.control, deadline, autostart=self.autostart)
+
+    def session(self) -> Session:
+        """This thread's session."""
+        try:
+            session: Session = self._local.session
+        except AttributeError:
+            if self.closed:
+                raise ClosedError("the database is closed") from None
+            session = self._local.session = Session(self)
+        return session
+
+    def context(self) -> zmq.Context[Any]:
+        """This process's ZeroMQ context."""
+        if self._context is None:
+            with self._lock:
+                if self._context is None:
+                    self._context = zmq.Context()
+        return self._context
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.closed = True
+        session = self._local.__dict__.pop("session", None)
+        if session is not None:
+            session.close()
+        self.image.close()
+        if self._context is not None:
+            # Sessions of other threads may still be open: their sockets close with the context.
+            self._context.destroy(linger=100)
+        self._client_lock.close()
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's sessions and sockets alone and start without any.
+
+        The client lock is inherited on purpose: it is shared by both and
+        falls when the last of them has closed it.
+        """
+        _INHERITED.append((self._context, self._local))
+        self._context = None
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self.image.after_fork_in_child()
+
+
+_INHERITED: list[Any] = []  # a parent's sockets: kept, never closed
+_registry: dict[str, Attachment] = {}
+_registry_lock = threading.RLock()
+
+
+def attach(
+    path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool,
+) -> tuple[Attachment, Settings]:
+    """The attachment for a path and the settings of this handle; creates the database if need be.
+
+    Raises:
+        ConfigMismatchError, PermissionDeniedError, WriterUnavailableError,
+        FormatVersionError, CorruptionError: see SPEC of `open`.
+    """
+    configuration = load(config, arguments)
+    deadline = time.monotonic() + configuration.settings.timeout_s
+    ephemeral = path is None
+    if path is None:
+        path = tempfile.mkdtemp(prefix="inmem-")
+        if configuration.origins["durability"] == "default":
+            configuration = load(config, dict(arguments) | {"durability": "memory"})
+    elif not isinstance(path, str | os.PathLike):
+        raise InvalidInputError(f"path must be a str or a path, not {type(path).__name__}", argument="path")
+    directory = DataDirectory(Path(path))
+    with _registry_lock:
+        attachment = _registry.get(str(directory.path))
+        if attachment is not None and not directory.exists():
+            attachment = None  # removed under us: what is there now, or will be, is another database
+        if attachment is None:
+            _create(directory, configuration, ephemeral, autostart, deadline)
+            attachment = Attachment(directory, autostart, deadline)
+        settings = _settings(configuration, attachment)
+        if attachment.holders == 0:
+            try:
+                if autostart:
+                    attachment.ensure_writer(deadline)
+            except BaseException:
+                attachment.close()
+                raise
+            _registry[str(directory.path)] = attachment
+        attachment.holders += 1
+        return attachment, settings
+
+
+def _settings(configuration: Configuration, attachment: Attachment) -> Settings:
+    try:
+        return configuration.with_stored(attachment.identity.stored).settings
+    except BaseException:
+        if attachment.holders == 0:
+            attachment.close()
+        raise
+
+
+def _create(
+    directory: DataDirectory, configuration: Configuration, ephemeral: bool, autostart: bool, deadline: float
+) -> None:
+    if directory.exists():
+        return
+    if not autostart:
+        raise WriterUnavailableError(
+            f"{directory.path} holds no database and autostart is off", path=str(directory.path)
+        )
+    runtime_directory()  # refused early if somebody else has taken the name
+    directory.prepare()
+    with launch_lock(directory, deadline):
+        if not directory.exists():
+            directory.create(configuration.settings, ephemeral=ephemeral)
+
+
+def detach(attachment: Attachment) -> None:
+    """Give an attachment back; the last holder closes it."""
+    with _registry_lock:
+        attachment.holders -= 1
+        if attachment.holders == 0:
+            key = str(attachment.directory.path)
+            if _registry.get(key) is attachment:
+                del _registry[key]
+            attachment.close()
+
+
+# Before a fork all locks that a child could inherit held are taken, in the
+# order registry, launching, images; so each is free, and consistent, after it.
+
+
+def _before_fork() -> None:
+    _registry_lock.acquire()
+    launching.acquire()
+    for attachment in _registry.values():
+        attachment.image.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for attachment in _registry.values():
+        attachment.image.after_fork_in_parent()
+    launching.release()
+    _registry_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _registry_lock
+    for attachment in _registry.values():
+        attachment.after_fork_in_child()
+    launching.release()
+    _registry_lock = threading.RLock()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)
+

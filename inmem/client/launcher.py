@@ -1,0 +1,201 @@
+"""The launcher: creates a directory and starts its writer, once, whoever asks.
+
+Invariant: a writer is started only under the launch lock and only when the
+writer's lock is free, so sixteen clients that find none start one interpreter.
+It knows how to start a writer, not what one does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import inmem
+from inmem.clock import boot_us
+from inmem.control import Control, ControlState, boot_id
+from inmem.directory import DataDirectory
+from inmem.errors import WriterUnavailableError, from_wire
+from inmem.files import FileLock, open_private
+
+_POLL_S: Final = 0.003
+_CRASH_LOOP_S: Final = 1.0  # a writer that lived shorter than this counts as dying
+_CRASH_FREE: Final = 5  # so many quick deaths are met without delay
+_CRASH_DELAY_S: Final = 0.05
+_CRASH_DELAY_MAX_S: Final = 2.0
+
+# A fork while a launch lock is held would let the child hold it on: see attachment.
+launching = threading.Lock()
+
+
+def expired(deadline: float) -> bool:
+    """Whether a deadline (of `time.monotonic`) has passed."""
+    return time.monotonic() >= deadline
+
+
+@contextmanager
+def launch_lock(directory: DataDirectory, deadline: float) -> Iterator[None]:
+    """Hold the launch lock of a directory.
+
+    Raises:
+        WriterUnavailableError: somebody else holds it beyond the deadline.
+    """
+    with launching:
+        lock = FileLock(directory.launch_lock)
+        try:
+            while not lock.try_exclusive():
+                if expired(deadline):
+                    raise WriterUnavailableError(
+                        f"another process has been starting the writer of {directory.path} for too long",
+                        path=str(directory.path),
+                    )
+                time.sleep(_POLL_S)
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            lock.close()
+
+
+def running_writer(directory: DataDirectory, control: Control) -> ControlState | None:
+    """The writer that serves now, or None."""
+    state = control.read()
+    if state is None or not state.pid or state.boot != boot_id():
+        return None
+    return state if _lock_is_held(directory) else None
+
+
+def _lock_is_held(directory: DataDirectory) -> bool:
+    lock = FileLock(directory.writer_lock)
+    try:
+        if lock.try_shared():
+            lock.release()
+            return False
+        return True
+    finally:
+        lock.close()
+
+
+def ensure_writer(
+    directory: DataDirectory, control: Control, deadline: float, *, autostart: bool
+) -> ControlState:
+    """The writer that serves now; started first if there is none.
+
+    Raises:
+        WriterUnavailableError: none could be had before the deadline.
+        InmemError: whatever kept a started writer from serving.
+    """
+    while True:
+        state = running_writer(directory, control)
+        if state is not None:
+            return state
+        if not directory.exists():
+            raise WriterUnavailableError(
+                f"{directory.path} was removed", path=str(directory.path), hint="Open it again to create it."
+            )
+        if not autostart and not _lock_is_held(directory):
+            raise WriterUnavailableError(
+                f"no writer serves {directory.path} and autostart is off", path=str(directory.path)
+            )
+        if autostart:
+            with launch_lock(directory, deadline):
+                if running_writer(directory, control) is None and not _lock_is_held(directory):
+                    _hold_back(directory, deadline)
+                    _launch(directory, deadline)
+                    continue
+        # A writer has the lock and is recovering: it will say when it is ready.
+        if expired(deadline):
+            raise WriterUnavailableError(
+                f"the writer of {directory.path} was not ready in time", path=str(directory.path)
+            )
+        time.sleep(_POLL_S)
+
+
+def _hold_back(directory: DataDirectory, deadline: float) -> None:
+    """Wait before yet another start if writers keep dying."""
+    record = directory.path / "launches"
+    now = boot_us()
+    try:
+        count, last = (int(word) for word in record.read_text().split())
+    except (FileNotFoundError, ValueError):
+        count, last = 0, 0
+    count = count + 1 if 0 <= now - last < _CRASH_LOOP_S * 1e6 else 0
+    if count > _CRASH_FREE:
+        delay = min(_CRASH_DELAY_S * 2 ** min(count - _CRASH_FREE, 10), _CRASH_DELAY_MAX_S)
+        time.sleep(max(0.0, min(delay, deadline - time.monotonic())))
+    fd = open_private(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        os.write(fd, f"{count} {boot_us()}".encode())
+    finally:
+        os.close(fd)
+
+
+def _launch(directory: DataDirectory, deadline: float) -> None:
+    """Start a detached writer and wait until it serves or says why not."""
+    environment = dict(os.environ)
+    package_root = str(Path(inmem.__file__).parent.parent)
+    paths = [package_root, *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    read_fd, write_fd = os.pipe()
+    log = open_private(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "inmem.writer", str(directory.path), "--ready-fd", str(write_fd)],
+            pass_fds=[write_fd], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
+            env=environment, start_new_session=True,
+        )
+    except OSError as error:
+        os.close(read_fd)
+        raise WriterUnavailableError(
+            f"the writer could not be started: {error}", path=str(directory.path)
+        ) from error
+    finally:
+        os.close(write_fd)
+        os.close(log)
+    try:
+        line = _read_line(read_fd, deadline)
+    finally:
+        os.close(read_fd)
+        process.wait()  # it has detached: what we started ends at once
+    if line is None:
+        raise WriterUnavailableError(
+            f"the writer of {directory.path} was not ready in time", path=str(directory.path)
+        )
+    try:
+        message = json.loads(line)
+    except ValueError:
+        raise WriterUnavailableError(
+            f"the writer of {directory.path} died while it started; see {directory.log_file}",
+            path=str(directory.path),
+        ) from None
+    if "error" in message:
+        refusal = from_wire(message["error"])
+        if refusal.code != "busy":  # busy: another writer was faster, which is as good
+            raise refusal
+
+
+def _read_line(fd: int, deadline: float) -> bytes | None:
+    """Everything up to a newline or the end; None when the deadline passes first."""
+    data = b""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while not data.endswith(b"\n"):
+        left_ms = (deadline - time.monotonic()) * 1000
+        if left_ms <= 0 or not poll.poll(left_ms):
+            return None
+        chunk = os.read(fd, 65536)
+        if not chunk:
+            break
+        data += chunk
+    return data
+
+

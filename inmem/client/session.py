@@ -1,0 +1,415 @@
+"""A session: one thread's line to the writer, over which commits are exactly once.
+
+Invariant: commits leave in sequence order, each under one identity for ever;
+what is unanswered is sent again, in order, to whatever writer comes next, and
+is dropped only with its answer. So no failure of the writer reaches a caller
+who has time to wait.
+
+A new writer means a new socket: libzmq redelivers on its own, out of order
+and without our knowledge, so old sockets are closed, never reused.
+
+The answer path is `Line`: it sends frames and waits for one. Everything else
+here works on frames and would not notice another transport.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgpack
+import zmq
+
+from inmem.config import FORMAT_VERSION, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
+from inmem.control import EPOCH, ControlState
+from inmem.errors import (
+    BusyError,
+    ClosedError,
+    CommitUnknownError,
+    ForkError,
+    InmemError,
+    WriterUnavailableError,
+    from_wire,
+)
+from inmem.wire import (
+    ANSWER,
+    ANSWER_HEADER,
+    APPLIED,
+    COMMIT,
+    COMMIT_HEADER,
+    FAILED,
+    FLAG_SYNC,
+    GOODBYE,
+    GOODBYE_HEADER,
+    REFUSED,
+    REQUEST_HEADER,
+    RESEND,
+    WELCOME,
+    hello,
+    parse_map,
+)
+
+if TYPE_CHECKING:
+    from inmem.client.attachment import Attachment
+
+_SLICE_MS: Final = 20  # how long to block before looking whether the writer lives
+_SPIN_MAX: Final = 40  # tries before blocking: a wake-up costs more than a short wait
+_BUSY_DELAY_S: Final = 0.01
+_LINGER_MS: Final = 100  # for the goodbye, which may also be lost
+
+
+class Line:
+    """A socket to one incarnation of the writer, and a way to see its death."""
+
+    def __init__(self, context: zmq.Context[Any], state: ControlState) -> None:
+        self.epoch = state.epoch
+        self._spin = _SPIN_MAX
+        self._pidfd = -1
+        self._died = False
+        try:
+            self._pidfd = os.pidfd_open(state.pid)
+        except ProcessLookupError:
+            self._died = True
+        socket = self._socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.SNDHWM, 0)  # the session bounds what is in flight
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.RCVTIMEO, _SLICE_MS)
+        socket.connect(state.endpoint)
+        self.send = socket.send
+        self._receive = socket.recv
+
+    def receive(self, wait: bool = True) -> bytes | None:
+        """The next frame; None after a slice without one.
+
+        Spins a little first, and less the less it helps: with more runnable
+        processes than cores a spin only keeps the writer from its work.
+        """
+        receive = self._receive
+        spin = self._spin
+        for _ in range(spin if wait else 1):
+            try:
+                frame: bytes = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                os.sched_yield()
+            else:
+                if spin < _SPIN_MAX:
+                    self._spin = spin + 1
+                return frame
+        if not wait:
+            return None
+        self._spin = max(1, spin // 2)
+        try:
+            frame = receive()
+        except zmq.Again:
+            return None
+        return frame
+
+    def is_dead(self) -> bool:
+        """Whether the writer's process has ended."""
+        if not self._died and self._pidfd >= 0:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            self._died = bool(poll.poll(0))
+        return self._died
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close the socket; what was sent may still leave for a while."""
+        self._socket.close(linger_ms)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+class Applied(NamedTuple):
+    """A commit that took effect: its version, and the results of its procedure calls."""
+
+    version: int
+    results: list[Any]
+
+
+class _Pending:
+    __slots__ = ("body", "epoch", "flags")
+
+    def __init__(self, body: bytes, flags: int) -> None:
+        self.body = body
+        self.flags = flags
+        self.epoch = 0  # of the writer that it was first sent to
+
+
+class Session:
+    """One thread's session. Its lock lets another thread resolve an unknown commit."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._lock = threading.RLock()
+        self._id = os.urandom(16)
+        self._pid = os.getpid()
+        self._registered = False
+        self._next = 1
+        self._pending: dict[int, _Pending] = {}  # unanswered, in sequence order
+        self._answers: dict[int, tuple[int, int, bytes]] = {}  # answered, not yet fetched
+        self._lost: set[int] = set()  # unanswered, of a session that no writer knows any more
+        self._replies: dict[int, tuple[int, int, bytes]] = {}
+        self._requests = 0
+        self._line: Line | None = None
+        self._closed = False
+        self._welcome: dict[str, Any] | None = None
+
+    # --- commits --------------------------------------------------------------------
+
+    def commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied:
+        """Send a commit and wait for its outcome. Cost: one round trip.
+
+        Raises:
+            WriterUnavailableError: no writer before the deadline; nothing was sent.
+            CommitUnknownError: sent, and not answered before the deadline.
+            InmemError: what the writer decided.
+        """
+        with self._lock:
+            deadline = time.monotonic() + timeout_s
+            sequence = self._submit(body, sync, deadline)
+            return self._outcome(sequence, deadline, timeout_s)
+
+    def submit(self, body: bytes, *, sync: bool, timeout_s: float) -> int:
+        """Send a commit and do not wait; `outcome` fetches what became of it."""
+        with self._lock:
+            return self._submit(body, sync, time.monotonic() + timeout_s)
+
+    def outcome(self, sequence: int, timeout_s: float) -> Applied:
+        """Wait for a submitted commit; raises like `commit`."""
+        with self._lock:
+            return self._outcome(sequence, time.monotonic() + timeout_s, timeout_s)
+
+    def _submit(self, body: bytes, sync: bool, deadline: float) -> int:
+        if self._pid != os.getpid():
+            raise ForkError("this pipeline or transaction belongs to the parent process")
+        if len(self._pending) >= self._attachment.settings.max_in_flight:
+            raise BusyError(
+                f"{len(self._pending)} commits of this thread are unanswered",
+                what="commits in flight", limit=self._attachment.settings.max_in_flight,
+            )
+        line = self._line
+        if line is None or self._attachment.control.words[EPOCH] != line.epoch:
+            line = self._connect(deadline)
+        sequence = self._next
+        pending = _Pending(body, FLAG_SYNC if sync else 0)
+        self._pending[sequence] = pending
+        self._next = sequence + 1
+        self._send(line, sequence, pending)
+        return sequence
+
+    def _send(self, line: Line, sequence: int, pending: _Pending) -> None:
+        pending.epoch = pending.epoch or line.epoch
+        answered_below = next(iter(self._pending))
+        header = COMMIT_HEADER.pack(COMMIT, pending.flags, self._id, sequence, answered_below)
+        line.send(header + pending.body)
+
+    def _outcome(self, sequence: int, deadline: float, timeout_s: float) -> Applied:
+        answers = self._answers
+        try:
+            while sequence not in answers:
+                if sequence in self._lost:
+                    raise self._unknown(sequence, "its session was lost with the store's memory", False)
+                self._step(deadline)
+        except (TimeoutError, WriterUnavailableError) as error:
+            why = f"no answer within {timeout_s} s" if isinstance(error, TimeoutError) else str(error)
+            raise self._unknown(sequence, why, True) from None
+        status, version, result = answers.pop(sequence)
+        if status == APPLIED:
+            return Applied(version, msgpack.unpackb(result))
+        raise from_wire(msgpack.unpackb(result))
+
+    def _unknown(self, sequence: int, why: str, can_resend: bool) -> CommitUnknownError:
+        error = CommitUnknownError(
+            f"the outcome of this commit is not known: {why}", commit_id=f"{self._id.hex()}:{sequence}"
+        )
+        if can_resend:
+            default = self._attachment.settings.timeout_s
+            error._resend = lambda timeout_s: self._resolve(sequence, timeout_s or default)
+        return error
+
+    def _resolve(self, sequence: int, timeout_s: float) -> Applied:
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the database was closed")
+            if sequence in self._pending and self._line is not None:
+                self._send(self._line, sequence, self._pending[sequence])
+            return self._outcome(sequence, time.monotonic() + timeout_s, timeout_s)
+
+    # --- requests that change nothing -------------------------------------------------
+
+    def request(self, kind: int, timeout_s: float) -> tuple[int, Any]:
+        """Ask for a status or a sync: (version, result). Safe to repeat, so it simply is.
+
+        Raises:
+            WriterUnavailableError: no answer before the deadline.
+        """
+        with self._lock:
+            deadline = time.monotonic() + timeout_s
+            self._requests += 1
+            number = self._requests
+            line: Line | None = None
+            try:
+                while number not in self._replies:
+                    if self._line is None or line is not self._line:
+                        line = self._line or self._connect(deadline)
+                        line.send(REQUEST_HEADER.pack(kind, number))
+                    self._step(deadline)
+            except TimeoutError:
+                raise WriterUnavailableError(
+                    f"the writer did not answer within {timeout_s} s",
+                    path=str(self._attachment.directory.path),
+                ) from None
+            status, version, result = self._replies.pop(number)
+            self._replies.clear()
+            if status == APPLIED:
+                return version, msgpack.unpackb(result)
+            raise from_wire(msgpack.unpackb(result))
+
+    # --- the line -----------------------------------------------------------------------
+
+    def _step(self, deadline: float) -> None:
+        """Take in one frame, or find out that the writer is gone and go to the next.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+        """
+        line = self._line
+        if line is None:
+            line = self._connect(deadline)
+        frame = line.receive()
+        if frame is not None:
+            self._take(line, frame, deadline)
+        elif line.is_dead() or self._attachment.control.words[EPOCH] != line.epoch:
+            self._connect(deadline)
+        elif time.monotonic() >= deadline:
+            raise TimeoutError
+
+    def _take(self, line: Line, frame: bytes, deadline: float) -> None:
+        kind = frame[0]
+        if kind == WELCOME:
+            self._welcome = parse_map(frame)
+            return
+        _, status, number, version = ANSWER_HEADER.unpack_from(frame)
+        result = frame[ANSWER_HEADER.size :]
+        if kind != ANSWER:
+            self._replies[number] = status, version, result
+        elif number in self._pending:
+            if status in (APPLIED, FAILED):
+                del self._pending[number]
+                self._answers[number] = status, version, result
+            elif status == RESEND:
+                self._send_again(line, version)
+            elif status == REFUSED:
+                self._refused(line, number, result, deadline)
+
+    def _refused(self, line: Line, number: int, result: bytes, deadline: float) -> None:
+        code, message, _ = msgpack.unpackb(result)
+        if code == "busy":
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+            time.sleep(_BUSY_DELAY_S)
+            self._send_again(line, number)
+        elif code == "session_unknown":
+            self._renew(line.epoch)
+            self._connect(deadline)
+        else:
+            raise InmemError(
+                f"the writer refused a commit: {message}", hint="Report this: it should not happen."
+            )
+
+    def _renew(self, epoch: int) -> None:
+        """Begin a new session. What only this writer has seen, and refused, moves to it."""
+        waiting, self._pending = self._pending, {}
+        self._id = os.urandom(16)
+        self._registered = False
+        for sequence, pending in waiting.items():
+            if pending.epoch == epoch:
+                self._pending[sequence] = pending
+            else:
+                self._lost.add(sequence)
+        self._drop_line()
+
+    def _send_again(self, line: Line, first: int) -> None:
+        for sequence, pending in self._pending.items():
+            if sequence >= first:
+                self._send(line, sequence, pending)
+
+    def _connect(self, deadline: float) -> Line:
+        """A line to the writer of now, with the session known there and all pending sent.
+
+        Raises:
+            WriterUnavailableError: not before the deadline.
+            InmemError: the writer refuses this client.
+        """
+        if self._closed:
+            raise ClosedError("the database is closed")
+        while True:
+            self._drop_line()
+            state = self._attachment.ensure_writer(deadline)
+            line = Line(self._attachment.context(), state)
+            try:
+                known = self._greet(line, deadline)
+            except BaseException:
+                line.close()
+                raise
+            if known is None:  # that writer died too
+                line.close()
+                continue
+            self._line = line
+            if not known:
+                self._renew(epoch=-1)
+                continue
+            self._registered = True
+            if self._pending:
+                self._send_again(line, 0)
+            return line
+
+    def _greet(self, line: Line, deadline: float) -> bool | None:
+        """Whether the session is known to the writer; None if that died."""
+        attachment = self._attachment
+        self._welcome = None
+        line.send(hello(
+            protocol=PROTOCOL_VERSION, format=FORMAT_VERSION, database=attachment.identity.database_id,
+            session=self._id, pid=os.getpid(), resume=self._registered,
+        ))
+        while self._welcome is None:
+            frame = line.receive()
+            if frame is not None:
+                self._take(line, frame, deadline)
+            elif line.is_dead() or attachment.control.words[EPOCH] != line.epoch:
+                return None
+            elif time.monotonic() >= deadline:
+                raise WriterUnavailableError(
+                    "the writer did not welcome this process in time", path=str(attachment.directory.path)
+                )
+        if "error" in self._welcome:
+            raise from_wire(self._welcome["error"])
+        return bool(self._welcome["known"])
+
+    def _drop_line(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+    def close(self) -> None:
+        """Say goodbye, if nothing is unanswered, and close the line."""
+        with self._lock:
+            if self._line is not None and not self._pending and not self._line.is_dead():
+                self._line.send(GOODBYE_HEADER.pack(GOODBYE, self._id))
+                self._line.close(linger_ms=_LINGER_MS)
+            self._closed = True
+            self._drop_line()
+
+    def __del__(self) -> None:
+        # A thread that ends takes its session with it; the writer forgets it when it is idle.
+        line = self.__dict__.get("_line")
+        if line is not None:
+            line.close()
+
+

@@ -1,0 +1,357 @@
+"""The committer: decides requests in order and publishes them as one group.
+
+Invariant: a request is decided once, against the state that all earlier ones
+left; what it changes is logged, made durable as far as asked, published, and
+only then is anything of the group answered. It has no socket, clock or
+randomness: time is passed in.
+
+When publishing fails after logging (the memory behind the image is full), the
+group is cut from the log, the cut is made durable, and the requests are tried
+one by one, so that a giant does not fail its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import msgpack
+import xxhash
+
+from inmem.commit.outcomes import GAP, Outcome, Sessions, describe_refusal
+from inmem.commit.procedures import PROCEDURES
+from inmem.commit.validation import RecentWrites, validate
+from inmem.commit.workspace import DATA, Workspace
+from inmem.errors import InmemError, InvalidInputError, InvariantError, StoreFullError, to_wire
+from inmem.keys import Key, TypeTag
+from inmem.record import is_live, pack
+from inmem.storage.environment import Table
+from inmem.storage.store import Position, PublishError, Store, StoreTransaction, entry_bytes
+from inmem.storage.wal import WalBrokenError
+from inmem.storage.wal_format import DELETE, PUT, Op
+from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
+from inmem.writeset import OP_CALL, OP_PUT, MalformedError, WriteSet, decode
+
+_SESSIONS = int(Table.SESSIONS)
+_NO_RESULTS = msgpack.packb([])
+# Only procedures write these: they keep the rules that plain puts could break.
+_GUARDED = frozenset({
+    TypeTag.EVENT, TypeTag.EVENT_BY_TYPE, TypeTag.STATE, TypeTag.STATE_MARK, TypeTag.RUN_COUNTERS,
+})
+
+
+class Log(Protocol):
+    """The write-ahead log, as the committer uses it."""
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def durable_version(self) -> int: ...
+
+    def mark(self) -> Any: ...
+
+    def append(self, ops: Sequence[Op], *, version: int, epoch: int, clock_us: int) -> int: ...
+
+    def cut(self, mark: Any) -> None: ...
+
+    def sync(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class NoLog:
+    """The log of a `memory` database: nothing is kept."""
+
+    @property
+    def bytes(self) -> int:
+        """Nothing."""
+        return 0
+
+    @property
+    def durable_version(self) -> int:
+        """Nothing survives a power cut."""
+        return 0
+
+    def mark(self) -> None:
+        """Nothing to come back to."""
+
+    def append(self, ops: Sequence[Op], *, version: int, epoch: int, clock_us: int) -> int:
+        """Keep nothing."""
+        return 0
+
+    def cut(self, mark: Any) -> None:
+        """Nothing to cut."""
+
+    def sync(self) -> int:
+        """Nothing to make durable."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Request(NamedTuple):
+    """One commit as it arrived; `body` is a `writeset` body."""
+
+    session: bytes
+    sequence: int
+    answered_below: int
+    body: bytes
+    sync: bool = False
+
+
+class Answer(NamedTuple):
+    """What to tell the client: see `wire` for the statuses."""
+
+    status: int
+    sequence: int
+    version: int
+    result: bytes
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since this writer began."""
+
+    commits: int = 0
+    conflicts: int = 0
+    failures: int = 0
+    batches: int = 0
+    repeated: int = 0
+    expired: int = 0
+
+
+class Committer:
+    """Owns validation, procedures, outcomes and the order of a group."""
+
+    def __init__(
+        self, store: Store, log: Log, sessions: Sessions, *, version: int, epoch: int,
+        owner: Sequence[Any], chain: int, always_sync: bool,
+        reached: Callable[[str], None] = lambda step: None,
+    ) -> None:
+        self.version = version
+        self._published = version
+        self.counters = Counters()
+        self.sessions = sessions
+        self._store = store
+        self._log = log
+        self._epoch = epoch
+        self._owner = tuple(owner)
+        self._chain = chain
+        self._always_sync = always_sync
+        self._reached = reached  # told of each step, so that tests can stop the world there
+        self._recent = RecentWrites(version)
+        self._fences = {bytes(digest) for digest, _ in store.items(Table.FENCES)}
+
+    def commit(self, requests: Sequence[Request], now_us: int) -> list[Answer]:
+        """Decide and publish a group; one answer for each request, in order.
+
+        Raises:
+            WalBrokenError: the log could not be made durable: the writer must
+                stop and answer nothing.
+        """
+        try:
+            return self._group(requests, now_us)
+        except WalBrokenError:
+            raise
+        except OSError as error:  # the log is as it was before the call
+            problem = StoreFullError(
+                f"the log cannot be written: {error}",
+                used_bytes=self._log.bytes, hint="Free space on the disk that holds the data directory.",
+            )
+            return self._fail_all(requests, problem, now_us)
+        except PublishError as error:
+            if len(requests) > 1:
+                return [answer for request in requests for answer in self.commit([request], now_us)]
+            if not error.is_full:
+                raise
+            self._store.measure()
+            problem = StoreFullError(
+                f"the memory behind the image is full: {error}",
+                used_bytes=self._store.file_bytes, quota_bytes=self._store.quota_bytes,
+            )
+            return self._fail_all(requests, problem, now_us)
+
+    def _fail_all(self, requests: Sequence[Request], problem: InmemError, now_us: int) -> list[Answer]:
+        result = msgpack.packb(to_wire(problem))
+        answers = []
+        for request in requests:
+            digest = xxhash.xxh3_64_intdigest(request.body)
+            known = self.sessions.find(request.session, request.sequence, request.answered_below, digest)
+            if known is None:
+                outcome = Outcome(digest, FAILED, 0, result)
+                self.sessions.record(
+                    request.session, request.sequence, request.answered_below, now_us, outcome
+                )
+                self.counters.failures += 1
+                answers.append(Answer(FAILED, request.sequence, 0, result))
+            else:
+                answers.append(self._known(request, known))
+        self.sessions.settle()
+        return answers
+
+    def _group(self, requests: Sequence[Request], now_us: int) -> list[Answer]:
+        txn = self._store.begin()
+        before = self.version
+        counters = replace(self.counters)
+        fences: list[bytes] = []
+        ops: list[Op] = []
+        answers: list[Answer] = []
+        sync = self._always_sync
+        try:
+            for request in requests:
+                answers.append(self._decide(request, txn, now_us, ops, fences))
+                sync |= request.sync
+            if ops or self.sessions.must_write:
+                self._publish(txn, ops, now_us, sync)
+                return answers
+        except BaseException:
+            # Nothing of the group is visible: be as before it.
+            txn.abort()
+            self.version = before
+            self.counters = counters
+            self._fences.difference_update(fences)
+            self.sessions.undo()
+            raise
+        txn.abort()
+        self.sessions.settle()
+        if sync and requests:
+            self._log.sync()  # a repeated answer of a sync commit: its record is logged already
+        return answers
+
+    def _decide(
+        self, request: Request, txn: StoreTransaction, now_us: int, ops: list[Op], fences: list[bytes]
+    ) -> Answer:
+        session, sequence, answered_below, body, _ = request
+        digest = xxhash.xxh3_64_intdigest(body)
+        known = self.sessions.find(session, sequence, answered_below, digest)
+        if known is not None:
+            return self._known(request, known)
+        try:
+            resolved, results, new_fences = self._resolve(decode(body), txn, self.version + 1, now_us)
+        except (InmemError, MalformedError) as error:
+            problem = error if isinstance(error, InmemError) else InvalidInputError(str(error))
+            outcome = Outcome(digest, FAILED, 0, msgpack.packb(to_wire(problem)))
+            self.counters.failures += 1
+            self.counters.conflicts += problem.code == "conflict"
+        else:
+            self.version += 1
+            self.counters.commits += 1
+            txn.apply(resolved)
+            ops += resolved
+            if new_fences:
+                fences += new_fences
+                self._fences.update(new_fences)
+            outcome = Outcome(digest, APPLIED, self.version, results)
+        self.sessions.record(session, sequence, answered_below, now_us, outcome)
+        return Answer(outcome.status, sequence, outcome.version, outcome.result)
+
+    def _known(self, request: Request, known: Outcome | str) -> Answer:
+        if isinstance(known, Outcome):
+            self.counters.repeated += 1
+            return Answer(known.status, request.sequence, known.version, known.result)
+        if known == GAP:
+            next_wanted = self.sessions.last_sequence(request.session) + 1
+            return Answer(RESEND, request.sequence, next_wanted, _NO_RESULTS)
+        return Answer(REFUSED, request.sequence, 0, msgpack.packb(describe_refusal(known)))
+
+    def _resolve(
+        self, request: WriteSet, txn: StoreTransaction, version: int, now_us: int
+    ) -> tuple[Sequence[Op], bytes, list[bytes]]:
+        """The operations of a valid request as log and image take them, and its results."""
+        if request.reads or request.ranges or request.expiry_us:
+            validate(request, txn, self._recent, now_us)
+        if len(request.ops) == 1 and request.ops[0][0] == OP_PUT and not self._fences:
+            # The commonest commit, without a workspace: this is the hot path.
+            _, key, payload, expires = request.ops[0]
+            self._check_plain(key)
+            self._store.admit(entry_bytes(key, payload) + 16)
+            self._recent.wrote(key[: key.index(0) + 2], version)
+            return [(PUT, DATA, key, pack(version, now_us, expires, payload))], _NO_RESULTS, []
+        workspace = Workspace(txn, self._fences, version=version, now_us=now_us, chain=self._chain)
+        results = []
+        for op in request.ops:
+            if op[0] == OP_CALL:
+                results.append(_call(workspace, op[1], op[2]))
+            else:
+                self._check_plain(op[1])
+                if op[0] == OP_PUT:
+                    workspace.put(op[1], op[2], op[3])
+                else:
+                    workspace.delete(op[1])
+        added = sum(entry_bytes(op[2], op[3]) for op in workspace.ops if op[0] == PUT)
+        if added and any(op[0] == PUT and op[1] == DATA for op in workspace.ops):
+            self._store.admit(added)
+        for bucket in workspace.buckets:
+            self._recent.wrote(bucket, version)
+        packed = msgpack.packb(results) if results else _NO_RESULTS
+        return workspace.ops, packed, workspace.new_fences
+
+    @staticmethod
+    def _check_plain(key: bytes) -> None:
+        if key[key.index(0) + 1] in _GUARDED:
+            raise InvariantError(f"{Key(key)!r} is written by procedures only")
+
+    def _publish(self, txn: StoreTransaction, ops: list[Op], now_us: int, sync: bool) -> None:
+        session_ops: list[Op] = [
+            (DELETE, _SESSIONS, session_id) if record is None else (PUT, _SESSIONS, session_id, record)
+            for session_id, record in self.sessions.changes()
+        ]
+        txn.apply(session_ops)
+        ops += session_ops
+        if self.version == self._published:
+            self.version += 1  # a group without commits moves the position too
+        mark = self._log.mark()
+        checksum = self._log.append(ops, version=self.version, epoch=self._epoch, clock_us=now_us)
+        self._reached("logged")
+        if sync:
+            self._log.sync()
+        self._reached("synced")
+        try:
+            txn.publish(Position(self.version, checksum, now_us, self._epoch, self._owner))
+        except PublishError:
+            self._log.cut(mark)
+            raise
+        self._reached("published")
+        self._published = self.version
+        self.sessions.written()
+        self.counters.batches += 1
+
+    def sweep(self, now_us: int, limit: int) -> int:
+        """Remove up to `limit` expired records; returns how many entries were looked at.
+
+        A sweep is no write: what it removes nobody sees any more, so it
+        neither marks buckets nor leaves versions.
+        """
+        txn = self._store.begin()
+        before = self.version
+        try:
+            due = txn.expired(now_us, limit)
+            ops: list[Op] = []
+            for entry, key in due:
+                record = txn.get(key)
+                txn.drop_expiry(entry)
+                if record is not None and not is_live(record, now_us):
+                    ops.append((DELETE, DATA, key))
+            if due:
+                txn.apply(ops)
+                self._publish(txn, ops, now_us, self._always_sync)
+                self.counters.expired += len(ops)
+                return len(due)
+        except BaseException:
+            txn.abort()
+            self.version = before
+            raise
+        txn.abort()
+        return 0
+
+
+def _call(workspace: Workspace, name: str, arguments: list[Any]) -> Any:
+    procedure = PROCEDURES.get(name)
+    if procedure is None:
+        raise InvalidInputError(f"no commit procedure {name!r}", argument="procedure")
+    if len(arguments) != procedure.__code__.co_argcount - 1:
+        raise InvalidInputError(f"{name} got {len(arguments)} arguments", argument="procedure")
+    return procedure(workspace, *arguments)

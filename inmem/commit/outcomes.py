@@ -1,0 +1,214 @@
+"""Sessions and outcomes: why a commit takes effect exactly once.
+
+Invariant: a session's commits are considered in sequence order, each once;
+its outcome is kept, in the same store transaction as its writes, until the
+client says that it has it. So a request that arrives again, at this writer or
+at the next, gets the answer of the first time.
+
+What the client may rely on:
+
+1. A request of an unknown session is refused, never applied.
+2. A sequence that was decided is answered from its outcome. The same sequence
+   with other content is an error.
+3. A sequence beyond the next one is answered with the one to send again from.
+   Sequences that the client has answers for (`answered_below`) are not missed:
+   a failure that changed nothing need not have been written down.
+
+Record of a session in the table SESSIONS, under its 16-byte id, MessagePack:
+`[last sequence, answered below, last active (s), [[sequence, digest, status,
+version, result], ...]]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from inmem.config import MAX_SESSIONS, MIN_SESSION_IDLE_S
+from inmem.errors import BusyError, CorruptionError
+
+
+class Outcome(NamedTuple):
+    """What became of one sequence. `result` is MessagePack."""
+
+    digest: int
+    status: int
+    version: int
+    result: bytes
+
+
+@dataclass(slots=True)
+class _Session:
+    last: int = 0
+    answered_below: int = 0
+    active_s: int = 0
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+    def copy(self) -> _Session:
+        return _Session(self.last, self.answered_below, self.active_s, dict(self.outcomes))
+
+
+UNKNOWN: Final = "unknown"
+GAP: Final = "gap"
+FORGOTTEN: Final = "forgotten"
+MISMATCH: Final = "mismatch"
+CROWDED: Final = "crowded"
+
+
+class Sessions:
+    """All registered sessions, with what must be written of them."""
+
+    def __init__(self, records: Iterable[tuple[bytes, bytes]], *, ttl_s: float, max_in_flight: int) -> None:
+        self._ttl_s = ttl_s
+        self._max_in_flight = max_in_flight
+        self._sessions: dict[bytes, _Session] = {}
+        for session_id, record in records:
+            self._sessions[bytes(session_id)] = _decode(record)
+        self._dirty: set[bytes] = set()
+        self._undo: dict[bytes, _Session | None] = {}
+        self.must_write = False  # a registration waits: publish even without commits
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __contains__(self, session_id: bytes) -> bool:
+        return session_id in self._sessions
+
+    def last_sequence(self, session_id: bytes) -> int:
+        """The last decided sequence of a known session."""
+        return self._sessions[session_id].last
+
+    def register(self, session_id: bytes, now_us: int) -> None:
+        """Begin a session; durable with the next group.
+
+        Raises:
+            BusyError: too many sessions, none of them idle for long enough.
+        """
+        if len(self._sessions) >= MAX_SESSIONS:
+            self._make_room(now_us)
+        self._touch(session_id)
+        self._sessions[session_id] = _Session(active_s=now_us // 1_000_000)
+        self._dirty.add(session_id)
+        self.must_write = True
+
+    def drop(self, session_id: bytes) -> None:
+        """End a session that its client closed."""
+        if session_id in self._sessions:
+            self._touch(session_id)
+            del self._sessions[session_id]
+            self._dirty.add(session_id)
+
+    def expire(self, now_us: int) -> None:
+        """End sessions that were idle for longer than the limit."""
+        oldest = now_us / 1e6 - self._ttl_s
+        for session_id in [i for i, s in self._sessions.items() if s.active_s < oldest]:
+            self.drop(session_id)
+
+    def _make_room(self, now_us: int) -> None:
+        session_id, session = min(self._sessions.items(), key=lambda item: item[1].active_s)
+        if now_us // 1_000_000 - session.active_s < MIN_SESSION_IDLE_S:
+            raise BusyError(
+                f"{MAX_SESSIONS} sessions are in use", what="sessions", limit=MAX_SESSIONS,
+                hint="Close databases and threads that are not needed.",
+            )
+        self.drop(session_id)
+
+    def find(
+        self, session_id: bytes, sequence: int, answered_below: int, digest: int
+    ) -> Outcome | str | None:
+        """What to do with a request: None to consider it, an outcome to repeat, or why not."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            return UNKNOWN
+        if sequence <= session.last:
+            outcome = session.outcomes.get(sequence)
+            if outcome is None:
+                return FORGOTTEN
+            return outcome if outcome.digest == digest else MISMATCH
+        if sequence != session.last + 1 and sequence != answered_below:
+            return GAP
+        limit = self._max_in_flight
+        if len(session.outcomes) >= limit and sum(s >= answered_below for s in session.outcomes) >= limit:
+            return CROWDED
+        return None
+
+    def record(
+        self, session_id: bytes, sequence: int, answered_below: int, now_us: int, outcome: Outcome
+    ) -> None:
+        """Keep the outcome of a request that `find` let through."""
+        self._touch(session_id)
+        session = self._sessions[session_id]
+        outcomes = session.outcomes
+        if answered_below > session.answered_below:
+            session.answered_below = answered_below
+            if outcomes:
+                for answered in [s for s in outcomes if s < answered_below]:
+                    del outcomes[answered]
+        session.last = sequence
+        session.active_s = now_us // 1_000_000
+        outcomes[sequence] = outcome
+        self._dirty.add(session_id)
+
+    def _touch(self, session_id: bytes) -> None:
+        if session_id not in self._undo:
+            session = self._sessions.get(session_id)
+            self._undo[session_id] = session.copy() if session else None
+
+    def changes(self) -> list[tuple[bytes, bytes | None]]:
+        """The records to write (None: remove) for all that changed since `written`."""
+        return [
+            (session_id, _encode(session) if (session := self._sessions.get(session_id)) else None)
+            for session_id in self._dirty
+        ]
+
+    def written(self) -> None:
+        """The changes are in the image."""
+        self._dirty.clear()
+        self._undo.clear()
+        self.must_write = False
+
+    def settle(self) -> None:
+        """Nothing had to be written: what happened since `written` can not be undone any more."""
+        self._undo.clear()
+
+    def undo(self) -> None:
+        """The group was not published: be as before it."""
+        for session_id, session in self._undo.items():
+            if session is None:
+                self._sessions.pop(session_id, None)
+            else:
+                self._sessions[session_id] = session
+        self._undo.clear()
+        self.must_write = False
+
+
+def _encode(session: _Session) -> bytes:
+    data: bytes = msgpack.packb((
+        session.last, session.answered_below, session.active_s,
+        [(sequence, *outcome) for sequence, outcome in session.outcomes.items()],
+    ))
+    return data
+
+
+def _decode(record: bytes) -> _Session:
+    try:
+        last, answered_below, active_s, outcomes = msgpack.unpackb(record)
+        return _Session(
+            last, answered_below, active_s, {item[0]: Outcome(*item[1:]) for item in outcomes}
+        )
+    except (ValueError, TypeError) as error:
+        raise CorruptionError(f"a session record does not parse: {error}", file="image", offset=0) from None
+
+
+def describe_refusal(verdict: str) -> tuple[str, str, dict[str, Any]]:
+    """Code, message and fields of the error behind a verdict that refuses for good."""
+    messages = {
+        UNKNOWN: ("session_unknown", "the session is unknown or has expired"),
+        FORGOTTEN: ("outcome_forgotten", "the client has said that it has this answer"),
+        MISMATCH: ("digest_mismatch", "the same sequence was sent before with other content"),
+        CROWDED: ("busy", "too many unanswered commits in this session"),
+    }
+    return (*messages[verdict], {})

@@ -1,0 +1,88 @@
+"""Commit procedures: the operations that run in the writer, on current state.
+
+Invariant: a procedure is a pure function of a workspace and its arguments,
+checks its arguments before it changes anything, and is registered by name;
+code is never shipped. Because they see the state at commit time, hot logs,
+counters and cells never conflict.
+
+To add one: write `(workspace, *arguments) -> result` with MessagePack-able
+arguments and result, and enter it in PROCEDURES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from inmem.commit.workspace import Workspace
+from inmem.errors import InvalidInputError
+from inmem.keys import MAX_LABEL_BYTES, TypeTag, encode_sequence, range_of
+from inmem.model import event_log, kv
+from inmem.record import expires_at, payload_of
+
+
+def event_append(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[Any]:
+    """Append `[type, payload, timestamp (0: now)]` items to a log: `[first sequence, [hash, ...]]`."""
+    _check("prefix", prefix, bytes)
+    _check("items", items, list)
+    head = last_event(workspace, prefix)
+    first = 0 if head is None else head.sequence + 1
+    hashes = []
+    for item in items:
+        event_type, payload, timestamp = item
+        _check("event_type", event_type, bytes)
+        _check("payload", payload, bytes)
+        _check("timestamp", timestamp, int)
+        if not 0 < len(event_type) <= MAX_LABEL_BYTES or b"\0" in event_type:
+            raise InvalidInputError("event_type is empty, too long or has NUL", argument="event_type")
+        head = event_log.follow(
+            head, workspace.chain, timestamp or workspace.now_us, event_type, payload
+        )
+        sequence = encode_sequence(head.sequence)
+        workspace.put(b"%b\0%c%b" % (prefix, TypeTag.EVENT, sequence), event_log.pack(head))
+        workspace.put(b"%b\0%c%b\0%b" % (prefix, TypeTag.EVENT_BY_TYPE, event_type, sequence), b"")
+        hashes.append(head.hash)
+    return [first, hashes]
+
+
+def last_event(workspace: Workspace, prefix: bytes) -> event_log.StoredEvent | None:
+    """The head of a log."""
+    found = workspace.last(*range_of(prefix, TypeTag.EVENT))
+    if found is None:
+        return None
+    key, payload = found
+    return event_log.unpack(int.from_bytes(key[-8:], "big"), payload)
+
+
+def kv_add(workspace: Workspace, key: bytes, delta: Any, initial: Any) -> kv.Number:
+    """Add to a number; keeps an expiry that is set. The result is the new number."""
+    _check("key", key, bytes)
+    kv.check_number(delta, "delta")
+    kv.check_number(initial, "initial")
+    record = workspace.record(key)
+    payload, total = kv.add(None if record is None else payload_of(record), delta, initial)
+    workspace.put(key, payload, 0 if record is None else expires_at(record))
+    return total
+
+
+def kv_delete(workspace: Workspace, key: bytes) -> bool:
+    """Remove an entry; whether there was one."""
+    _check("key", key, bytes)
+    if workspace.record(key) is None:
+        return False
+    workspace.delete(key)
+    return True
+
+
+def _check(name: str, value: object, kind: type) -> None:
+    if type(value) is not kind:
+        raise InvalidInputError(
+            f"{name} must be {kind.__name__}, not {type(value).__name__}", argument=name
+        )
+
+
+PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
+    "event.append": event_append,
+    "kv.add": kv_add,
+    "kv.delete": kv_delete,
+}

@@ -1,0 +1,102 @@
+"""Validation: has anything that a transaction read been changed since?
+
+Invariant: a request passes only if running it now, on the current state,
+would read exactly what it read from its snapshot. That refuses lost updates,
+write skew and phantoms. The check is exact and needs no history: a record
+carries the version that wrote it, and an absent key is version 0.
+
+A range is unchanged if nothing was written in its bucket since the snapshot;
+or else if a walk finds no record newer than the snapshot and as many live
+ones as were found then: whatever was added is newer, whatever was removed is
+missing from the count. Expiry is the one change that leaves no trace in
+versions, so a request names the earliest expiry it met, and is refused from
+that time on; before it, sweeping removes only what nobody saw alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from inmem.config import MAX_RANGE_WALK, MAX_RECENT_BUCKETS
+from inmem.errors import ConflictError
+from inmem.keys import Key, bucket_of
+from inmem.record import ABSENT, is_live, version_of
+from inmem.writeset import WriteSet
+
+
+class State(Protocol):
+    """The current state, including earlier commits of the same group."""
+
+    def get(self, key: bytes, /) -> bytes | None: ...
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]: ...
+
+
+class RecentWrites:
+    """The last version written in each bucket (run and type), as far as remembered.
+
+    `floor` is what is assumed for a bucket that is not remembered.
+    """
+
+    def __init__(self, floor: int, limit: int = MAX_RECENT_BUCKETS) -> None:
+        self.floor = floor
+        self._limit = limit
+        self._versions: dict[bytes, int] = {}
+
+    def wrote(self, bucket: bytes, version: int) -> None:
+        """Remember a write; when memory is full, forget all and raise the floor."""
+        versions = self._versions
+        if len(versions) >= self._limit and bucket not in versions:
+            self.floor = max(self.floor, version - 1)
+            versions.clear()
+        versions[bucket] = version
+
+    def last(self, bucket: bytes) -> int:
+        """A version at or above the last write of the bucket."""
+        return self._versions.get(bucket, self.floor)
+
+
+def validate(request: WriteSet, state: State, recent: RecentWrites, now_us: int) -> None:
+    """Refuse a request whose reads are no longer true.
+
+    Raises:
+        ConflictError: names the key (or the start of the range), the version
+            that was read and the one that is there now.
+    """
+    if request.expiry_us and now_us >= request.expiry_us:
+        raise ConflictError("a key that was read has expired since")
+    for key, version in request.reads.items():
+        record = state.get(key)
+        current = ABSENT if record is None or not is_live(record, now_us) else version_of(record)
+        if current != version:
+            raise _conflict(key, version, current)
+    for start, end, count in request.ranges:
+        bucket = bucket_of(start)
+        inside = start.startswith(bucket) and end <= bucket + b"\xff" * 512
+        if inside and recent.last(bucket) <= request.snapshot_version:
+            continue
+        _walk(request.snapshot_version, start, end, count, state, now_us)
+
+
+def _walk(snapshot: int, start: bytes, end: bytes, count: int, state: State, now_us: int) -> None:
+    if count > MAX_RANGE_WALK:
+        raise _conflict(start, snapshot, snapshot + 1)
+    found = 0
+    for walked, (key, record) in enumerate(state.scan(start, end)):
+        version = version_of(record)
+        live = is_live(record, now_us)
+        if live and version > snapshot:
+            raise _conflict(key, snapshot, version)
+        found += live
+        if found > count or walked > 2 * MAX_RANGE_WALK:
+            raise _conflict(key, snapshot, version)
+    if found != count:
+        raise _conflict(start, snapshot, snapshot + 1)
+
+
+def _conflict(key: bytes, read: int, current: int) -> ConflictError:
+    return ConflictError(
+        f"{Key(key)!r} was read at version {read} and is now at {current}",
+        key=key, read_version=read, committed_version=current,
+    )

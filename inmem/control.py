@@ -1,0 +1,196 @@
+"""The control file: which writer, which image, what time; one page, never replaced.
+
+Invariant: every process that has the directory open maps the same page, and
+a reader never acts on half of an update. Single words (version, durable,
+clock offset) are aligned and change atomically; the rest changes between two
+increments of the sequence word, odd while an update is under way.
+
+Layout, native byte order (the file never leaves its machine), 4,096 bytes:
+
+    word  meaning
+    0     magic "INMEMCTL"
+    1     format version
+    2     sequence, odd during an update
+    3     generation: which image directory, 0 before the first
+    4     epoch: which incarnation of the writer, 0 before the first
+    5     clock offset: store time less boot time, microseconds
+    6     version: the last published commit
+    7     durable: the last commit known to survive a power cut
+    8     process id of the writer, 0 when none serves
+    9     inode of the writer's process id namespace
+    10-11 boot id
+    12-13 database id
+    14-45 image directory: length, then bytes
+    46-61 endpoint: length, then bytes
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from inmem.config import FORMAT_VERSION, MAX_CONTROL_PATH
+from inmem.errors import CorruptionError, FormatVersionError, LimitError, PermissionDeniedError
+from inmem.files import open_private
+
+SIZE: Final = 4096
+MAGIC: Final = int.from_bytes(b"INMEMCTL", "little")
+
+SEQUENCE: Final = 2
+GENERATION: Final = 3
+EPOCH: Final = 4
+CLOCK: Final = 5
+VERSION: Final = 6
+DURABLE: Final = 7
+PID: Final = 8
+NAMESPACE: Final = 9
+_BOOT: Final = 10 * 8
+_DATABASE: Final = 12 * 8
+_IMAGE: Final = 14 * 8
+_ENDPOINT: Final = 46 * 8
+_PATHS = ((_IMAGE, 32 * 8), (_ENDPOINT, 16 * 8))
+assert _IMAGE + 32 * 8 == _ENDPOINT and MAX_CONTROL_PATH <= 32 * 8 - 1 and _ENDPOINT + 128 <= SIZE
+
+
+def boot_id() -> bytes:
+    """The identity of this boot of the machine, 16 bytes."""
+    return uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip()).bytes
+
+
+def pid_namespace() -> int:
+    """The inode of this process's process id namespace."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+@dataclass(frozen=True, slots=True)
+class ControlState:
+    """One consistent reading of the control file."""
+
+    generation: int
+    epoch: int
+    pid: int
+    namespace: int
+    boot: bytes
+    database_id: bytes
+    image: str
+    endpoint: str
+
+
+class Control:
+    """The mapped control file. `words[GENERATION]` and the like are one memory read."""
+
+    def __init__(self, path: Path, *, writable: bool = False) -> None:
+        self.path = path
+        fd = open_private(path, os.O_RDWR if writable else os.O_RDONLY)
+        try:
+            if os.fstat(fd).st_size != SIZE:
+                raise CorruptionError(f"{path} is not {SIZE} bytes", file=str(path), offset=0)
+            self._map = mmap.mmap(fd, SIZE, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+        finally:
+            os.close(fd)
+        self._view = memoryview(self._map)
+        self.words = self._view.cast("Q")
+        if self.words[0] != MAGIC:
+            raise CorruptionError(f"{path} is no control file", file=str(path), offset=0)
+        if self.words[1] != FORMAT_VERSION:
+            raise FormatVersionError(
+                f"{path} has format {self.words[1]}, this release reads {FORMAT_VERSION}",
+                found=self.words[1], supported=FORMAT_VERSION,
+            )
+
+    @staticmethod
+    def initial(database_id: bytes) -> bytes:
+        """The bytes of a control file that no writer has touched yet."""
+        page = bytearray(SIZE)
+        words = memoryview(page).cast("Q")
+        words[0], words[1] = MAGIC, FORMAT_VERSION
+        page[_DATABASE : _DATABASE + 16] = database_id
+        return bytes(page)
+
+    @property
+    def clock_offset(self) -> int:
+        """Store time less boot time, microseconds."""
+        return self.words[CLOCK]
+
+    def read(self) -> ControlState | None:
+        """All fields as of one moment; None while an update is under way."""
+        before = self.words[SEQUENCE]
+        if before & 1:
+            return None
+        state = ControlState(
+            generation=self.words[GENERATION],
+            epoch=self.words[EPOCH],
+            pid=self.words[PID],
+            namespace=self.words[NAMESPACE],
+            boot=bytes(self._view[_BOOT : _BOOT + 16]),
+            database_id=bytes(self._view[_DATABASE : _DATABASE + 16]),
+            image=self._path(_IMAGE),
+            endpoint=self._path(_ENDPOINT),
+        )
+        return state if self.words[SEQUENCE] == before else None
+
+    def _path(self, offset: int) -> str:
+        length = self._view[offset]
+        return bytes(self._view[offset + 1 : offset + 1 + length]).decode()
+
+    def update(
+        self, *, image: str | None = None, endpoint: str | None = None,
+        boot: bytes | None = None, **words: int,
+    ) -> None:
+        """Change several fields as one; the writer only. Readers see all or none.
+
+        A writer that died inside an update left the sequence odd: the next
+        update repairs that, whatever it changes.
+        """
+        names = {"generation": GENERATION, "epoch": EPOCH, "clock": CLOCK, "version": VERSION,
+                 "durable": DURABLE, "pid": PID, "namespace": NAMESPACE}
+        encoded = [
+            (offset, room, text.encode())
+            for (offset, room), text in zip(_PATHS, (image, endpoint), strict=True)
+            if text is not None
+        ]
+        for _, room, data in encoded:
+            if len(data) > room - 1:
+                raise LimitError(
+                    f"a path of {len(data)} bytes does not fit the control file",
+                    what="path", size=len(data), limit=room - 1,
+                )
+        self.words[SEQUENCE] |= 1
+        for name, value in words.items():
+            self.words[names[name]] = value
+        if boot is not None:
+            self._view[_BOOT : _BOOT + 16] = boot
+        for offset, _, data in encoded:
+            self._view[offset] = len(data)
+            self._view[offset + 1 : offset + 1 + len(data)] = data
+        self.words[SEQUENCE] += 1
+
+    def flush(self) -> None:
+        """Write the page to the disk: a later boot sees whether the writer left cleanly."""
+        self._map.flush()
+
+    def check_machine(self) -> None:
+        """Refuse a directory whose writer lives where we cannot see it.
+
+        Raises:
+            PermissionDeniedError: a writer of this boot serves from another
+                process id namespace, so neither its pid nor its shared memory
+                is ours to see.
+        """
+        state = self.read()
+        if state and state.pid and state.boot == boot_id() and state.namespace != pid_namespace():
+            raise PermissionDeniedError(
+                f"{self.path.parent} is served from another container",
+                path=str(self.path.parent),
+                hint="Share /dev/shm and the process id namespace, or use one store per container.",
+            )
+
+    def close(self) -> None:
+        """Unmap."""
+        self.words.release()
+        self._view.release()
+        self._map.close()

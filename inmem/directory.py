@@ -1,0 +1,182 @@
+"""The data directory: its file names, its identity and its stored settings.
+
+Invariant: a directory is either whole (settings and control file durable) or
+not yet a database; whoever creates one holds the launch lock. It knows what
+lies where, not what is in it.
+
+    settings.json   identity, format version and stored settings
+    control         see `inmem.control`
+    wal/            log segments
+    writer.lock     held alone by the writer for as long as it lives
+    launch.lock     held by whoever creates the directory or starts a writer
+    clients.lock    held shared by every client
+    writer.log      what the writer has to say
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inmem.config import FORMAT_VERSION, STORED, Settings, check_stored
+from inmem.control import Control
+from inmem.errors import (
+    CorruptionError,
+    FormatVersionError,
+    InvalidInputError,
+    PermissionDeniedError,
+)
+from inmem.files import check_private_dir, make_private_dir, open_private, write_durably
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What `settings.json` says: who this database is and how it works."""
+
+    database_id: bytes
+    ephemeral: bool
+    stored: Mapping[str, Any]
+
+    @property
+    def settings(self) -> Settings:
+        """The stored settings, with client settings at their defaults."""
+        return Settings(**self.stored)
+
+    @property
+    def short_id(self) -> str:
+        """Enough of the identity to tell names in shared memory apart."""
+        return self.database_id.hex()[:16]
+
+
+class DataDirectory:
+    """Paths and identity of one database."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.settings_file = self.path / "settings.json"
+        self.control_file = self.path / "control"
+        self.wal = self.path / "wal"
+        self.writer_lock = self.path / "writer.lock"
+        self.launch_lock = self.path / "launch.lock"
+        self.clients_lock = self.path / "clients.lock"
+        self.log_file = self.path / "writer.log"
+
+    def __repr__(self) -> str:
+        return f"DataDirectory({str(self.path)!r})"
+
+    def exists(self) -> bool:
+        """Whether a whole database is here."""
+        return self.settings_file.exists()
+
+    def prepare(self) -> None:
+        """Make the directory, private and writable, so that its locks can be taken.
+
+        An existing directory must be a database or empty: one that holds
+        other things is somebody's, not ours.
+
+        Raises:
+            PermissionDeniedError: owner, mode, symlink, or not writable.
+            InvalidInputError: not empty and no database.
+        """
+        if not self.path.exists() and not self.path.is_symlink():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        elif not self.path.is_symlink() and self.path.is_dir() and self.path.stat().st_uid == os.geteuid():
+            entries = set(os.listdir(self.path))
+            if not entries:
+                os.chmod(self.path, 0o700)
+            elif not entries & {"settings.json", "launch.lock"}:
+                raise InvalidInputError(
+                    f"{self.path} is not empty and holds no inmem database", argument="path"
+                )
+        make_private_dir(self.path)
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise PermissionDeniedError(
+                f"{self.path} is read-only", path=str(self.path),
+                hint="A store needs a directory it can write to.",
+            )
+
+    def create(self, settings: Settings, *, ephemeral: bool = False) -> None:
+        """Write the control file, then the settings, which make it a database.
+
+        The caller holds the launch lock.
+        """
+        database_id = uuid.uuid4().bytes
+        make_private_dir(self.wal)
+        write_durably(self.control_file, Control.initial(database_id))
+        document = {
+            "format": FORMAT_VERSION,
+            "database_id": database_id.hex(),
+            "ephemeral": ephemeral,
+            "settings": {name: getattr(settings, name) for name in STORED},
+        }
+        write_durably(self.settings_file, json.dumps(document, indent=2).encode() + b"\n")
+
+    def identity(self) -> Identity:
+        """What is stored in `settings.json`.
+
+        Raises:
+            FormatVersionError: another release wrote it.
+            CorruptionError: it is not what `create` writes.
+            PermissionDeniedError: directory or file are not ours alone.
+        """
+        check_private_dir(self.path)
+        with os.fdopen(open_private(self.settings_file, os.O_RDONLY), "rb") as file:
+            data = file.read()
+        try:
+            document = json.loads(data)
+            if document["format"] != FORMAT_VERSION:
+                raise FormatVersionError(
+                    f"{self.path} has format {document['format']}, this release reads {FORMAT_VERSION}",
+                    found=document["format"], supported=FORMAT_VERSION,
+                )
+            database_id = bytes.fromhex(document["database_id"])
+            if len(database_id) != 16:
+                raise ValueError("database_id is not 16 bytes")
+            stored = check_stored(document["settings"], str(self.settings_file))
+            return Identity(database_id, bool(document["ephemeral"]), stored)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptionError(
+                f"{self.settings_file}: {error}", file=str(self.settings_file), offset=0
+            ) from None
+
+    def control(self, *, writable: bool = False) -> Control:
+        """The mapped control file."""
+        return Control(self.control_file, writable=writable)
+
+    def inode(self) -> tuple[int, int]:
+        """Device and inode: which directory this is, whatever its path."""
+        info = os.stat(self.path)
+        return info.st_dev, info.st_ino
+
+    def remove(self) -> None:
+        """Remove the directory with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=False)
+
+
+def runtime_directory() -> Path:
+    """A private directory in memory for images and sockets, with a short path.
+
+    Raises:
+        PermissionDeniedError: somebody else has made one under our name.
+    """
+    base = Path("/dev/shm")
+    if not (base.is_dir() and os.access(base, os.W_OK | os.X_OK)):
+        base = Path("/tmp")
+    path = base / f"inmem-{os.geteuid()}"
+    make_private_dir(path)
+    return path
+
+
+def leave_runtime_directory() -> None:
+    """Remove the runtime directory if nothing is left in it."""
+    for base in ("/dev/shm", "/tmp"):
+        try:
+            os.rmdir(f"{base}/inmem-{os.geteuid()}")
+        except OSError:
+            continue  # not there, or in use by another database

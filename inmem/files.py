@@ -1,0 +1,163 @@
+"""Files as the store needs them: private, durable, locked.
+
+Invariant: whatever this module hands out belongs to the effective user, is
+closed to all others and was not reached through a symlink. It knows no
+formats.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from inmem.errors import PermissionDeniedError
+
+PRIVATE_DIR = 0o700
+PRIVATE_FILE = 0o600
+
+
+def check_private_dir(path: Path) -> os.stat_result:
+    """The directory's status if it is ours, 0700 and no symlink.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        PermissionDeniedError: anything else is wrong; the message says what.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        kind = "a symlink" if path.is_symlink() else error.strerror
+        raise PermissionDeniedError(f"{path}: {kind}", path=str(path)) from None
+    try:
+        info = os.fstat(fd)
+    finally:
+        os.close(fd)
+    if info.st_uid != os.geteuid():
+        raise PermissionDeniedError(
+            f"{path} belongs to uid {info.st_uid}, not to this process's {os.geteuid()}", path=str(path)
+        )
+    if stat.S_IMODE(info.st_mode) & 0o077:
+        raise PermissionDeniedError(
+            f"{path} has mode {stat.S_IMODE(info.st_mode):04o}: others can enter it",
+            path=str(path),
+            hint=f"Run: chmod 700 {path}",
+        )
+    return info
+
+
+def make_private_dir(path: Path) -> os.stat_result:
+    """Create the directory (not its parents) if it is missing, then check it."""
+    while True:
+        try:
+            os.mkdir(path, PRIVATE_DIR)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise PermissionDeniedError(f"{path}: {error.strerror}", path=str(path)) from None
+        try:
+            return check_private_dir(path)
+        except FileNotFoundError:
+            continue  # another process removed it, empty, in between
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open a file of ours, 0600 when created, never through a symlink."""
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE)
+    except PermissionError as error:
+        raise PermissionDeniedError(f"{path}: {error.strerror}", path=str(path)) from None
+    info = os.fstat(fd)
+    if info.st_uid != os.geteuid() or not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise PermissionDeniedError(f"{path} is not a regular file of this user", path=str(path))
+    return fd
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Create or replace a file so that a power cut leaves the old or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fd = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make created, renamed and removed names in the directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def private_umask() -> Iterator[None]:
+    """Whatever is created inside (a socket, a database file) is closed to others.
+
+    The umask belongs to the process: use it only where no other thread creates files.
+    """
+    old = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
+class FileLock:
+    """An advisory lock on a file of its own (`flock(2)`).
+
+    The kernel drops it when the last copy of the descriptor closes, so it
+    tells the living from the dead even after SIGKILL. Descriptors are
+    close-on-exec; a forked child must call `close` (never `release`, which
+    would unlock the parent's too).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = open_private(path, os.O_RDWR | os.O_CREAT)
+
+    def try_exclusive(self) -> bool:
+        """Take it alone; False if anyone holds it."""
+        return self._try(fcntl.LOCK_EX)
+
+    def try_shared(self) -> bool:
+        """Take it with others; False if someone holds it alone."""
+        return self._try(fcntl.LOCK_SH)
+
+    def _try(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give it up and keep the file open."""
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def is_current(self) -> bool:
+        """False when the file was removed or replaced under us."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        """Close the descriptor; the lock goes with its last copy."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,49 @@
+"""KV rules: what a stored entry is and what `add` does to it.
+
+Invariant: an entry's payload is the encoded value and nothing else, so a
+value costs no more than its bytes; version, time and expiry stand in the
+record header.
+"""
+
+from __future__ import annotations
+
+import math
+
+from inmem import values
+from inmem.errors import InvalidValueError
+
+Number = int | float
+
+_MIN, _MAX = -(1 << 63), (1 << 63) - 1
+
+
+def check_number(value: object, argument: str) -> Number:
+    """The value if `add` can work with it.
+
+    Raises:
+        InvalidValueError: not an `int` of 64 bits or a `float` (`bool` is neither).
+    """
+    if type(value) is int:
+        if _MIN <= value <= _MAX:
+            return value
+        raise InvalidValueError(f"{argument} is outside the 64-bit signed range", argument=argument, path="")
+    if type(value) is float:
+        return value
+    raise InvalidValueError(
+        f"{argument} must be an int or a float, not {type(value).__name__}", argument=argument, path=""
+    )
+
+
+def add(payload: bytes | None, delta: Number, initial: Number) -> tuple[bytes, Number]:
+    """The payload after adding `delta`, and the number it holds; absent counts as `initial`.
+
+    Raises:
+        InvalidValueError: the entry holds no number, or the sum leaves 64 bits.
+    """
+    current = initial if payload is None else check_number(values.decode(payload), "the stored value")
+    total = current + delta
+    if type(total) is int:
+        check_number(total, "the sum")
+    elif math.isinf(total) and not math.isinf(current) and not math.isinf(delta):
+        raise InvalidValueError("the sum is beyond the range of a float", argument="delta", path="")
+    return values.encode(total), total

@@ -1,0 +1,72 @@
+"""What the facades share: checking arguments, and committing outside a transaction.
+
+Invariant: a bad argument is refused here, with its name and limit, before
+anything is sent.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import Any
+
+from inmem.client.attachment import Attachment
+from inmem.client.transaction import commit_call, commit_put
+from inmem.config import MAX_TTL_S
+from inmem.errors import InvalidInputError
+
+
+class Autocommit:
+    """Commits of their own, for facades outside transactions."""
+
+    __slots__ = ("_attachment", "_timeout_s", "now_us")
+
+    def __init__(self, attachment: Attachment, timeout_s: float) -> None:
+        self._attachment = attachment
+        self._timeout_s = timeout_s
+        self.now_us = attachment.image.now_us
+
+    def put(self, key: bytes, payload: bytes, expires: int = 0) -> int:
+        """Write one record; its version."""
+        return commit_put(self._attachment, key, payload, expires, self._timeout_s)
+
+    def call(self, procedure: str, *arguments: Any) -> Any:
+        """Run one procedure; its result."""
+        return commit_call(self._attachment, procedure, list(arguments), self._timeout_s)[0]
+
+    def send(self, body: bytes) -> int:
+        """Commit a ready write set; its version."""
+        return self._attachment.session().commit(body, sync=False, timeout_s=self._timeout_s).version
+
+
+def check_limit(limit: object) -> int | None:
+    """The value if it can be a limit.
+
+    Raises:
+        InvalidInputError: neither None nor a non-negative int.
+    """
+    if limit is None or (type(limit) is int and limit >= 0):
+        return limit
+    raise InvalidInputError(f"limit must be None or an int of at least 0, not {limit!r}", argument="limit")
+
+
+def expiry_us(ttl: object, now_us: int) -> int:
+    """The time at which a ttl from now ends, microseconds; 0 for None.
+
+    Raises:
+        InvalidInputError: not a positive number of seconds (or `timedelta`) up to a century.
+    """
+    if ttl is None:
+        return 0
+    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or math.isnan(seconds)
+        or not 0 < seconds <= MAX_TTL_S
+    ):
+        raise InvalidInputError(
+            f"ttl must be above 0 and at most {MAX_TTL_S} seconds (int, float or timedelta), not {ttl!r}",
+            argument="ttl",
+        )
+    return now_us + max(1, round(seconds * 1e6))

@@ -1,0 +1,118 @@
+"""The LMDB environment: its tables, its flags and its place in memory.
+
+Invariant: every process opens the image with the same tables and with flags
+under which a full memory is an error and not a signal (`writemap=False`).
+Nothing here knows what the tables hold.
+
+An image is one directory named `<database>-<generation>` in a private runtime
+directory on shared memory, or in the data directory where that is too small.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Final
+
+import lmdb
+
+from inmem.config import MAP_BYTES
+from inmem.directory import DataDirectory, runtime_directory
+from inmem.errors import StoreFullError
+from inmem.files import check_private_dir, make_private_dir, private_umask
+
+
+class Table(IntEnum):
+    """The tables of the image. Numbers are written to the WAL and never used again."""
+
+    DATA = 0
+    SESSIONS = 1
+    FENCES = 2
+    EXPIRY = 3  # derived from DATA; not in the WAL
+    META = 4  # position of the image; not in the WAL
+
+
+TABLE_NAMES: Final = {table: table.name.lower().encode() for table in Table}
+LOGGED: Final = (Table.DATA, Table.SESSIONS, Table.FENCES)
+PAGE_BYTES: Final = 4096
+
+
+def open_for_writing(path: Path, max_readers: int) -> tuple[Any, dict[Table, Any]]:
+    """The environment and its tables, created as needed; the writer only."""
+    with private_umask():
+        env = lmdb.open(
+            str(path), map_size=MAP_BYTES, max_dbs=len(Table), max_readers=max_readers,
+            mode=0o600, writemap=False, sync=False, metasync=False, lock=True, max_spare_txns=0,
+        )
+    return env, {table: env.open_db(name) for table, name in TABLE_NAMES.items()}
+
+
+def open_for_reading(path: Path) -> tuple[Any, dict[Table, Any]]:
+    """The environment and its tables, read-only."""
+    check_private_dir(path)
+    # One spare transaction halves the cost of a read; the image is closed before a fork.
+    env = lmdb.open(
+        str(path), map_size=MAP_BYTES, max_dbs=len(Table), readonly=True, create=False, lock=True,
+        max_spare_txns=1,
+    )
+    try:
+        return env, {table: env.open_db(name, create=False) for table, name in TABLE_NAMES.items()}
+    except BaseException:
+        env.close()
+        raise
+
+
+def image_parent(directory: DataDirectory, wanted: str, quota_bytes: int) -> Path:
+    """Where a new image goes: on shared memory if two generations of it fit.
+
+    Raises:
+        StoreFullError: `image_dir` was set and has less room than the quota.
+    """
+    if wanted:
+        parent = Path(wanted)
+        make_private_dir(parent)
+        if _free(parent) < quota_bytes:
+            raise StoreFullError(
+                f"{parent} has {_free(parent)} bytes free, the quota is {quota_bytes}",
+                used_bytes=_free(parent), quota_bytes=quota_bytes,
+                hint="Enlarge the memory behind image_dir, or create the store with a smaller quota.",
+            )
+        return parent
+    runtime = runtime_directory()
+    if str(runtime).startswith("/dev/shm") and _free(runtime) >= 2 * quota_bytes:
+        return runtime
+    return directory.path
+
+
+def image_stem(directory: DataDirectory, short_id: str) -> str:
+    """What the names of all images (and sockets) of a directory start with.
+
+    It has the directory's inode in it: a copy of a data directory has the
+    same database id, and must not touch the original's memory.
+    """
+    return f"{short_id}-{directory.inode()[1]:x}-"
+
+
+def create_image(parent: Path, stem: str, generation: int) -> Path:
+    """A new, empty image directory; older ones of the same stem are removed."""
+    for old in parent.glob(f"{stem}*.image"):
+        remove_image(old)
+    path = parent / f"{stem}{generation}.image"
+    while True:
+        try:
+            os.mkdir(path, 0o700)
+            return path
+        except FileNotFoundError:  # another database's writer just removed the empty parent
+            make_private_dir(parent)
+
+
+def remove_image(path: Path) -> None:
+    """Remove an image; processes that have it mapped keep reading it."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _free(path: Path) -> int:
+    info = os.statvfs(path)
+    return info.f_bavail * info.f_frsize

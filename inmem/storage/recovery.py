@@ -1,0 +1,203 @@
+"""Recovery: the store as it was, after whatever ended the last writer.
+
+Invariant: what recovery hands out holds every acknowledged commit that its
+mode promises, is made durable before anything of it is published or answered,
+and never shows data of another database, another boot or another directory.
+It replays writes and outcomes; it knows no procedures.
+
+The image in memory is adopted only if
+
+1. it says the same database, boot and data directory as ours, and
+2. the record that led to its last version is found in the log by version and
+   checksum (there is no log in `memory` mode).
+
+Otherwise it is set aside and the log is replayed from its beginning. Versions
+go on above everything that can have been published: readers and callers may
+hold versions that a power cut took from the log.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from inmem.config import MAX_BATCH
+from inmem.control import PID, VERSION, Control, boot_id
+from inmem.directory import DataDirectory, Identity
+from inmem.errors import InmemError, StoreFullError
+from inmem.storage.environment import create_image, image_parent, image_stem, remove_image
+from inmem.storage.store import Position, PublishError, Store
+from inmem.storage.wal import Position as WalPosition
+from inmem.storage.wal import ScanResult, Wal, rewrite_tail, scan
+
+_REPLAY_BYTES: Final = 8 * 1024 * 1024  # of the log in one store transaction: bounds dirty pages
+_POWER_CUT_GAP: Final = 1 << 32  # versions skipped when it is unknown what was published
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What recovery found and did; logged by the writer and shown by checks."""
+
+    adopted: bool
+    reason: str
+    replayed: int
+    torn: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A store and a log that agree, and the numbers to go on from."""
+
+    store: Store
+    log: Wal | None
+    generation: int
+    epoch: int
+    version: int
+    clock_us: int
+    owner: tuple[Any, ...]
+    report: Report
+
+
+def owner_of(directory: DataDirectory, identity: Identity) -> tuple[Any, ...]:
+    """What an image must say of itself to be ours: database, boot, directory."""
+    return (identity.database_id, boot_id(), *directory.inode())
+
+
+def recover(
+    directory: DataDirectory, identity: Identity, control: Control,
+    reached: Callable[[str], None] = lambda step: None,
+) -> Recovered:
+    """Bring image and log together; the caller holds the writer's lock.
+
+    Cost: milliseconds with an image in memory; from the log about 5 µs a
+    write. Nothing durable is removed.
+
+    Raises:
+        CorruptionError: the log is damaged before its durable end.
+        StoreFullError: the data does not fit the memory that there is.
+    """
+    began = time.monotonic()
+    settings = identity.settings
+    owner = owner_of(directory, identity)
+    before = control.read()
+    if before is None:  # a writer died while it changed the control file
+        control.update()
+        before = control.read()
+        assert before is not None
+    logged = scan(directory.wal, identity.database_id) if settings.durability != "memory" else None
+
+    store, start, reason = _adopt(Path(before.image) if before.image else None, owner, logged, identity)
+    adopted = store is not None
+    generation = before.generation
+    if store is None:
+        generation += 1
+        parent = image_parent(directory, settings.image_dir, settings.quota_bytes)
+        path = create_image(parent, image_stem(directory, identity.short_id), generation)
+        store = Store(path, max_readers=settings.max_readers, quota_bytes=settings.quota_bytes)
+    try:
+        replayed = 0
+        log = None
+        if logged is not None:
+            # What will be served must be durable first: pages may look clean after a failed fsync.
+            rewrite_tail(logged)
+            reached("tail")
+            replayed = _replay(store, logged, start, owner)
+            reached("replayed")
+        position = store.position
+        version = epoch = clock_us = 0
+        if position is not None:
+            version, epoch, clock_us = position.version, position.epoch, position.clock_us
+        epoch = max(epoch, before.epoch, logged.end.epoch if logged and logged.end else 0) + 1
+        version = _next_base(version, control, adopted, before.boot == boot_id())
+        if logged is not None:
+            clock_us = max(clock_us, logged.clock_us)
+            if logged.end is None:
+                log = Wal.create(
+                    directory.wal, identity.database_id, segment_bytes=settings.segment_bytes,
+                    version=version, epoch=epoch,
+                )
+            else:
+                log = Wal.open_at(
+                    logged, segment_bytes=settings.segment_bytes, version=version, epoch=epoch
+                )
+    except BaseException:
+        store.close()
+        if not adopted:
+            remove_image(store.path)
+        raise
+    torn = None
+    if logged is not None and logged.torn is not None:
+        cut = logged.torn
+        torn = f"{cut.file} at {cut.offset}: {cut.reason}, {cut.dropped_bytes} bytes dropped"
+    report = Report(adopted, reason, replayed, torn, time.monotonic() - began)
+    return Recovered(store, log, generation, epoch, version, clock_us, owner, report)
+
+
+def _next_base(recovered: int, control: Control, adopted: bool, same_boot: bool) -> int:
+    """The version to go on from: above all that can have been published."""
+    clean = control.words[PID] == 0
+    published = control.words[VERSION]
+    if adopted:
+        return recovered
+    if clean:
+        return max(recovered, published)
+    if same_boot:  # the control file is memory that outlived the writer: at most a group behind
+        return max(recovered, published + MAX_BATCH + 1)
+    return max(recovered, published) + _POWER_CUT_GAP
+
+
+def _adopt(
+    image: Path | None, owner: tuple[Any, ...], logged: ScanResult | None, identity: Identity
+) -> tuple[Store | None, WalPosition | None, str]:
+    """The image of the last writer if it can be trusted: (store, where the log goes on, why)."""
+    if image is None or not image.is_dir():
+        return None, None, "no image in memory"
+    settings = identity.settings
+    try:
+        store = Store(image, max_readers=settings.max_readers, quota_bytes=settings.quota_bytes)
+    except (InmemError, OSError) as error:
+        return None, None, f"the image {image} cannot be opened: {error}"
+    position = store.position
+    if position is None:
+        reason = "is empty"
+    elif position.owner != owner:
+        reason = "belongs to another database, boot or directory"
+    elif logged is None:
+        return store, None, "adopted"
+    else:
+        start = logged.find(position.version, position.checksum)
+        if start is not None:
+            return store, start, "adopted"
+        reason = f"stands at version {position.version}, which the log does not hold"
+    store.close()
+    return None, None, f"the image {image} {reason}"
+
+
+def _replay(store: Store, logged: ScanResult, start: WalPosition | None, owner: tuple[Any, ...]) -> int:
+    """Apply all records after `start` (None: all); returns how many."""
+    count = held = 0
+    txn = None
+    last = None
+    try:
+        for record in logged.iter_records(start):
+            txn = txn or store.begin()
+            txn.apply(record.ops)
+            last = Position(record.version, record.checksum, record.clock_us, record.epoch, owner)
+            count += 1
+            held += record.end - record.offset
+            if held >= _REPLAY_BYTES:
+                txn.publish(last)
+                txn, held = None, 0
+        if txn is not None and last is not None:
+            txn.publish(last)
+    except PublishError as error:
+        raise StoreFullError(
+            f"the data does not fit the memory for the image: {error}",
+            used_bytes=store.file_bytes, quota_bytes=store.quota_bytes,
+            hint="Free shared memory, or set image_dir to a larger place.",
+        ) from error
+    return count

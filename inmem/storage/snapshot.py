@@ -1,0 +1,261 @@
+"""Shared snapshots: how every process but the writer reads.
+
+Invariant: a read sees one committed version, whole, without a message or a
+lock, whether the writer lives or not; and a process never touches an LMDB
+object that it inherited through a fork. This module never writes.
+
+LMDB (http://www.lmdb.tech/doc/) refuses to open one environment twice in a
+process, and its objects do not survive a fork: closing them in the child
+would free the parent's reader slots, after which the parent reads pages that
+the writer has reused. So the image is closed in the parent right before a
+fork, and both sides open it again at their next read. Where a snapshot is
+open at that moment it cannot be closed: then the child refuses.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import lmdb
+
+from inmem.clock import boot_us
+from inmem.control import GENERATION, Control
+from inmem.errors import (
+    BusyError,
+    ClosedError,
+    CorruptionError,
+    ForkError,
+    InmemError,
+    SnapshotTooOldError,
+    WriterUnavailableError,
+)
+from inmem.storage.environment import Table, open_for_reading
+
+VERSION_KEY: Final = b"version"
+_ATTACH_PATIENCE_S: Final = 5.0  # a switch of image takes milliseconds
+
+
+class Image:
+    """The image that the control file names, opened read-only, once per process."""
+
+    def __init__(self, control: Control, database_id: bytes) -> None:
+        self._control = control
+        self._database_id = database_id
+        self._lock = threading.Lock()
+        self._env: Any = None
+        self._tables: dict[Table, Any] = {}
+        self._data: Any = None
+        self._generation = -1
+        self._live: dict[int, Any] = {}  # the transactions of open snapshots, by id of the snapshot
+        self._stranded = False  # in a child whose parent had snapshots open
+        self._closed = False
+
+    def get(self, key: bytes) -> bytes | None:
+        """The record under a key in the newest committed version. Cost: about 1 µs."""
+        while True:
+            env = self._env
+            if env is None or self._control.words[GENERATION] != self._generation:
+                env = self._attach()
+            try:
+                record: bytes | None = env.begin(self._data).get(key)
+                return record
+            except lmdb.ReadersFullError:
+                self._free_reader_slots(env)
+            except lmdb.Error as error:
+                if self._env is env:
+                    raise _as_corruption(error, env) from error
+                # Another thread closed it for a fork or a switch: read again.
+
+    def snapshot(self, max_age_s: float) -> Snapshot:
+        """One committed version, held open until closed or too old. Cost: about 3 µs."""
+        while True:
+            env = self._env
+            if env is None or self._control.words[GENERATION] != self._generation:
+                env = self._attach()
+            try:
+                return Snapshot(self, env.begin(self._data), max_age_s)
+            except lmdb.ReadersFullError:
+                self._free_reader_slots(env)
+            except lmdb.Error as error:
+                if self._env is env:
+                    raise _as_corruption(error, env) from error
+
+    def now_us(self) -> int:
+        """Store time, microseconds."""
+        return boot_us() + self._control.words[5]
+
+    def _free_reader_slots(self, env: Any) -> None:
+        # Dead processes' slots are freed here too: a full table must not wait for the writer's timer.
+        if env.reader_check() == 0:
+            raise BusyError(
+                f"all {env.max_readers()} reader slots of the image are in use",
+                what="reader slots", limit=env.max_readers(),
+                hint="Close snapshots, use fewer threads, or create the store with a larger max_readers.",
+            )
+
+    def _attach(self) -> Any:
+        """Open the image that the control file names now."""
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the database is closed")
+            if self._stranded:
+                raise ForkError("the process forked while a snapshot or transaction was open")
+            deadline = time.monotonic() + _ATTACH_PATIENCE_S
+            while True:
+                state = self._control.read()
+                if state is not None and self._env is not None and state.generation == self._generation:
+                    return self._env
+                problem: Exception | None = None
+                if state is not None and state.generation and state.image:
+                    self._detach()
+                    try:
+                        env, tables = open_for_reading(Path(state.image))
+                    except (lmdb.Error, FileNotFoundError) as error:
+                        problem = error  # replaced or removed just now; the control file will say
+                    else:
+                        self._env, self._tables, self._data = env, tables, tables[Table.DATA]
+                        self._generation = state.generation
+                        return env
+                if time.monotonic() > deadline:
+                    raise WriterUnavailableError(
+                        f"{self._control.path.parent} has no image in memory ({problem})",
+                        path=str(self._control.path.parent),
+                    ) from problem
+                time.sleep(0.001)
+
+    def _detach(self) -> None:
+        env, self._env, self._generation = self._env, None, -1
+        self._live.clear()
+        if env is not None:
+            env.close()
+
+    def close(self) -> None:
+        """Close the image; open snapshots of it end."""
+        with self._lock:
+            self._closed = True
+            self._detach()
+
+    # Around a fork. Between before_fork and after_fork_* the lock is held, so
+    # that no other thread opens the image again inside the window.
+
+    def before_fork(self) -> None:
+        """Close the image unless a snapshot is open on it."""
+        self._lock.acquire()
+        if not self._live:
+            self._detach()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on; the next read opens the image again."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Start afresh, or refuse if the parent had snapshots open."""
+        self._lock = threading.Lock()
+        if self._env is not None:
+            _INHERITED.append((self._env, self._tables, self._live))
+            self._stranded = True
+            self._env, self._generation = None, -1
+            self._live = {}
+
+
+# Objects of a parent's LMDB environment are kept alive in the child, never closed.
+_INHERITED: list[Any] = []
+
+
+class Snapshot:
+    """One committed version of the image. Not to be shared between threads."""
+
+    __slots__ = ("_born", "_image", "_max_age_s", "_txn", "now_us")
+
+    def __init__(self, image: Image, txn: Any, max_age_s: float) -> None:
+        self._image = image
+        self._txn = txn
+        self._born = time.monotonic()
+        self._max_age_s = max_age_s
+        image._live[id(self)] = txn
+        self.now_us = image.now_us()
+
+    def _open(self) -> Any:
+        txn = self._txn
+        if txn is None:
+            raise ClosedError("the snapshot is closed")
+        if id(self) not in self._image._live:
+            self._txn = None
+            raise SnapshotTooOldError("the image of this snapshot was replaced")
+        age = time.monotonic() - self._born
+        if age > self._max_age_s:
+            self.close()
+            raise SnapshotTooOldError(
+                f"the snapshot is {age:.1f} s old, the limit is {self._max_age_s} s",
+                age_s=age, max_age_s=self._max_age_s,
+            )
+        return txn
+
+    @property
+    def version(self) -> int:
+        """The commit version that this snapshot shows."""
+        data = self._open().get(VERSION_KEY, db=self._image._tables[Table.META])
+        return int.from_bytes(data, "big") if data else 0
+
+    def get(self, key: bytes) -> bytes | None:
+        """The record under a key. Cost: about 1 µs."""
+        txn = self._open()
+        try:
+            record: bytes | None = txn.get(key)
+        except lmdb.Error as error:
+            raise self._ended(error) from error
+        return record
+
+    def _ended(self, error: lmdb.Error) -> InmemError:
+        if id(self) in self._image._live:
+            return _as_corruption(error, self._image._env)
+        return SnapshotTooOldError("the image of this snapshot was replaced")
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and records of `[start, end)` in order. Cost: about 1 µs a record."""
+        txn = self._open()
+        try:
+            yield from scan(txn.cursor(), start, end, reverse)
+        except lmdb.Error as error:
+            raise self._ended(error) from error
+
+    def table(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """All of one table; for checks and copies."""
+        return iter(self._open().cursor(self._image._tables[table]))
+
+    def close(self) -> None:
+        """End it; the memory that it pinned can be used again."""
+        txn, self._txn = self._txn, None
+        if txn is not None and id(self) in self._image._live:
+            del self._image._live[id(self)]
+            txn.abort()
+
+    def __del__(self) -> None:
+        # A forgotten snapshot must not pin memory, nor its id stand for another object.
+        self.close()
+
+
+def scan(cursor: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+    """Walk `[start, end)` of a cursor, forwards or backwards."""
+    if reverse:
+        positioned = cursor.set_range(end)
+        positioned = cursor.prev() if positioned else cursor.last()
+        if positioned:
+            for item in cursor.iterprev():
+                if item[0] < start:
+                    return
+                yield item
+        return
+    if cursor.set_range(start):
+        for item in cursor:
+            if item[0] >= end:
+                return
+            yield item
+
+
+def _as_corruption(error: lmdb.Error, env: Any) -> InmemError:
+    return CorruptionError(f"the image cannot be read: {error}", file=str(env.path()), offset=0)

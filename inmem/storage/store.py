@@ -1,0 +1,230 @@
+"""The store image, as its one writer sees it.
+
+Invariant: a store transaction changes the image whole or not at all, and what
+it publishes is a position in the log: commit version, checksum of the record
+that led there, and store time. It knows bytes, tables and sizes, no types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import lmdb
+import msgpack
+
+from inmem.errors import CorruptionError, StoreFullError
+from inmem.record import expires_at
+from inmem.storage.environment import PAGE_BYTES, Table, open_for_writing
+from inmem.storage.snapshot import VERSION_KEY, scan
+from inmem.storage.wal_format import DELETE, DELETE_RANGE, PUT
+
+_POSITION_KEY: Final = b"position"
+_ENTRY_OVERHEAD: Final = 16  # node header and pointer of LMDB, rounded up
+_DELETE_HEADROOM: Final = 16  # a sixteenth of the quota is kept for commits that only delete
+_FILE_FACTOR: Final = 3  # the file may grow to this many quotas while old snapshots pin pages
+
+
+class PublishError(Exception):
+    """The image could not take a transaction; it stays as it was."""
+
+    def __init__(self, error: lmdb.Error) -> None:
+        super().__init__(str(error))
+        self.is_full = isinstance(error, lmdb.MapFullError) or "space" in str(error).lower()
+
+
+def entry_bytes(key: bytes, value: bytes) -> int:
+    """What an entry takes in the image, before half-filled pages."""
+    size = len(key) + len(value) + _ENTRY_OVERHEAD
+    if len(value) > PAGE_BYTES // 2 - 64:  # LMDB puts it on pages of its own
+        return len(key) + 64 + -(-len(value) // PAGE_BYTES) * PAGE_BYTES
+    return size
+
+
+class Store:
+    """The image opened for writing."""
+
+    def __init__(self, path: Path, *, max_readers: int, quota_bytes: int) -> None:
+        self.path = path
+        self.quota_bytes = quota_bytes
+        self._env, self._tables = open_for_writing(path, max_readers)
+        self._budget = 0  # bytes that may be added before the tables are measured again
+        self.live_bytes = 0
+        with self._env.begin(self._tables[Table.META]) as txn:
+            self.position = _unpack_position(txn.get(_POSITION_KEY), path)
+        self.measure()
+
+    def begin(self) -> StoreTransaction:
+        """The one write transaction; to be published or aborted."""
+        return StoreTransaction(self, self._env.begin(self._tables[Table.DATA], write=True))
+
+    def items(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """All entries of a table."""
+        with self._env.begin(self._tables[table]) as txn:
+            yield from txn.cursor()
+
+    def admit(self, added: int) -> None:
+        """Count bytes that a commit is about to add against the quota.
+
+        Called before anything is logged: a full image found out later costs
+        a cut of the log.
+
+        Raises:
+            StoreFullError: the quota has no room, or old snapshots keep so
+                much pinned that the file must not grow.
+        """
+        self._budget -= added * 2  # a split page is half full
+        if self._budget < 0:
+            self.measure()
+            self._budget -= added * 2
+            if self._budget < 0:
+                self._budget += added * 2
+                raise StoreFullError(
+                    f"{added} bytes do not fit: {self.live_bytes} of {self.quota_bytes} bytes are in use",
+                    used_bytes=self.live_bytes, quota_bytes=self.quota_bytes,
+                )
+
+    def measure(self) -> None:
+        """Take the sizes of the tables and of the file anew. Cost: about 5 µs."""
+        with self._env.begin() as txn:
+            pages = 0
+            for database in self._tables.values():
+                stat = txn.stat(database)
+                pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        self.live_bytes = pages * PAGE_BYTES
+        headroom = self.quota_bytes // _DELETE_HEADROOM
+        file_left = _FILE_FACTOR * self.quota_bytes - self.file_bytes
+        self._budget = min(self.quota_bytes - headroom - self.live_bytes, file_left)
+
+    @property
+    def file_bytes(self) -> int:
+        """How far the image's file has grown; includes what old snapshots pin."""
+        size: int = (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
+        return size
+
+    def readers(self) -> int:
+        """Open snapshots of all processes, as LMDB counts slots ever used."""
+        count: int = self._env.info()["num_readers"]
+        return count
+
+    def oldest_pinned(self) -> int | None:
+        """How many transactions behind the oldest open snapshot is; None without any."""
+        last = self._env.info()["last_txnid"]
+        ids = [
+            int(parts[2])
+            for parts in (line.split() for line in self._env.readers().splitlines()[1:])
+            if len(parts) == 3 and parts[2].isdigit()
+        ]
+        return last - min(ids) if ids else None
+
+    def free_dead_readers(self) -> int:
+        """Give back the slots of dead processes; returns how many."""
+        count: int = self._env.reader_check()
+        return count
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+
+class Position(NamedTuple):
+    """Where in the history an image stands, and whose image it is."""
+
+    version: int
+    checksum: int  # of the log record that led here
+    clock_us: int
+    epoch: int
+    owner: tuple[Any, ...]  # database id, boot id, device and inode of the data directory
+
+
+def _unpack_position(data: bytes | None, path: Path) -> Position | None:
+    if data is None:
+        return None
+    try:
+        version, checksum, clock_us, epoch, owner = msgpack.unpackb(data)
+        return Position(version, checksum, clock_us, epoch, tuple(owner))
+    except ValueError as error:
+        raise CorruptionError(f"{path}: position {error}", file=str(path), offset=0) from None
+
+
+class StoreTransaction:
+    """Changes that become visible together with `publish`, or never."""
+
+    __slots__ = ("_cursor", "_store", "_tables", "_txn", "get")
+
+    def __init__(self, store: Store, txn: Any) -> None:
+        self._store = store
+        self._txn = txn
+        self._tables = store._tables
+        self._cursor: Any = None
+        self.get = txn.get  # (key) -> record | None, of table DATA
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and records of `[start, end)` of table DATA; not while applying."""
+        return scan(self._txn.cursor(), start, end, reverse)
+
+    def expired(self, now_us: int, limit: int) -> list[tuple[bytes, bytes]]:
+        """Up to `limit` entries of the expiry order that are due: (entry, key)."""
+        due: list[tuple[bytes, bytes]] = []
+        for entry, _ in self._txn.cursor(self._tables[Table.EXPIRY]):
+            if int.from_bytes(entry[:8], "big") > now_us or len(due) >= limit:
+                break
+            due.append((entry, entry[8:]))
+        return due
+
+    def drop_expiry(self, entry: bytes) -> None:
+        """Forget one entry of the expiry order."""
+        self._txn.delete(entry, db=self._tables[Table.EXPIRY])
+
+    def apply(self, ops: Iterable[Any]) -> None:
+        """Carry out resolved operations, in order.
+
+        Raises:
+            PublishError: the image is full; the transaction can only be aborted.
+        """
+        put, delete, tables = self._txn.put, self._txn.delete, self._tables
+        try:
+            for op in ops:
+                kind, table = op[0], op[1]
+                if kind == PUT:
+                    value = op[3]
+                    put(op[2], value, db=tables[table])
+                    if table == 0 and value[0] & 0x80:
+                        # An entry left by an earlier value of the key is
+                        # recognised as stale when its time comes.
+                        put(expires_at(value).to_bytes(8, "big") + op[2], b"", db=tables[Table.EXPIRY])
+                elif kind == DELETE:
+                    delete(op[2], db=tables[table])
+                else:
+                    assert kind == DELETE_RANGE
+                    self._delete_range(tables[table], op[2], op[3])
+        except lmdb.Error as error:
+            raise PublishError(error) from error
+
+    def _delete_range(self, database: Any, start: bytes, end: bytes) -> None:
+        cursor = self._txn.cursor(database)
+        if not cursor.set_range(start):
+            return
+        while cursor.key() and cursor.key() < end:
+            cursor.delete()  # moves on to the next entry
+
+    def publish(self, position: Position) -> None:
+        """Commit, as the given position: from here on every reader sees it.
+
+        Raises:
+            PublishError: the image could not be written and is as it was.
+        """
+        meta = self._tables[Table.META]
+        data = msgpack.packb(position)
+        try:
+            self._txn.put(VERSION_KEY, position.version.to_bytes(8, "big"), db=meta)
+            self._txn.put(_POSITION_KEY, data, db=meta)
+            self._txn.commit()
+        except lmdb.Error as error:
+            raise PublishError(error) from error
+        self._store.position = position
+
+    def abort(self) -> None:
+        """Drop everything."""
+        self._txn.abort()

@@ -1,0 +1,120 @@
+"""`python -m inmem.writer DIRECTORY`: the writer as a process.
+
+Started by clients with `--ready-fd`: it detaches, and reports on that
+descriptor, as one line of JSON, that it serves or why it cannot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from inmem.directory import DataDirectory
+from inmem.errors import BusyError, InmemError, to_wire
+from inmem.files import FileLock
+from inmem.writer.actor import Writer
+
+_LOG_BYTES = 4 * 1024 * 1024
+_LOG_FILES = 3
+_PROBE_S = 0.002
+
+
+def serve(directory: DataDirectory, *, foreground: bool, ready_fd: int | None = None) -> None:
+    """Be the writer of a directory until asked to stop.
+
+    Raises:
+        BusyError: another writer has the directory.
+    """
+    os.umask(0o077)
+    lock = FileLock(directory.writer_lock)
+    try:
+        while not lock.try_exclusive():
+            if not lock.try_shared():
+                raise BusyError(f"{directory.path} has a writer already", what="writer")
+            lock.release()
+            time.sleep(_PROBE_S)  # only a client that looks whether there is a writer
+        _set_up_logging(directory, foreground)
+        writer = Writer(directory, lock, foreground=foreground)
+        signal.signal(signal.SIGTERM, lambda *_: writer.request_stop())
+        signal.signal(signal.SIGINT, lambda *_: writer.request_stop())
+        try:
+            writer.start()
+        except BaseException:
+            logging.getLogger("inmem.writer").exception("could not start")
+            raise
+        _report(ready_fd, {"ready": True})
+        try:
+            writer.run()
+        except BaseException:
+            logging.getLogger("inmem.writer").exception("failed")
+            raise
+        writer.stop()
+    finally:
+        lock.close()
+
+
+def _set_up_logging(directory: DataDirectory, foreground: bool) -> None:
+    handlers: list[logging.Handler] = [
+        logging.handlers.RotatingFileHandler(
+            directory.log_file, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES - 1
+        )
+    ]
+    if foreground:
+        handlers.append(logging.StreamHandler())
+    logging.basicConfig(
+        level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s pid=%(process)d %(message)s"
+    )
+
+
+def _report(ready_fd: int | None, message: dict[str, object]) -> None:
+    if ready_fd is None:
+        return
+    try:
+        os.write(ready_fd, json.dumps(message).encode() + b"\n")
+    except BrokenPipeError:
+        pass  # whoever started us gave up waiting; others will come
+    os.close(ready_fd)
+
+
+def _detach() -> None:
+    """Leave the starter's process group, terminal and wait list."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    os.chdir("/")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; 0 after a clean stop."""
+    parser = argparse.ArgumentParser(prog="python -m inmem.writer", description=__doc__)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--ready-fd", type=int, help="detach, and report readiness on this descriptor")
+    options = parser.parse_args(arguments)
+    directory = DataDirectory(options.directory)
+    detached = options.ready_fd is not None
+    if detached:
+        _detach()
+    try:
+        serve(directory, foreground=not detached, ready_fd=options.ready_fd)
+    except InmemError as error:
+        code, message, fields = to_wire(error)
+        plain = {k: v for k, v in fields.items() if isinstance(v, str | int | float | None)}
+        _report(options.ready_fd, {"error": [code, message, plain]})
+        if not detached:
+            print(f"inmem: {error} ({error.hint})", file=sys.stderr)
+        return 1
+    except Exception as error:
+        _report(options.ready_fd, {"error": ["error", f"{type(error).__name__}: {error}", {}]})
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,427 @@
+"""The writer: one process that owns the store and the log, and its mailbox.
+
+Invariant: only the holder of the writer's lock touches store, log and control
+file; messages are handled one group at a time; a message that does not parse
+changes nothing. It knows procedures by name and no facades.
+
+The loop: take what has arrived, bounded; decide and publish it as one group;
+answer all. Under load groups form by themselves, so the cost of the log and
+of publishing is shared (group commit).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+import zmq
+
+from inmem import failpoints
+from inmem.clock import StoreClock
+from inmem.commit.committer import Answer, Committer, Log, NoLog, Request
+from inmem.commit.outcomes import Sessions
+from inmem.config import (
+    FORMAT_VERSION,
+    MAX_BATCH_BYTES,
+    MAX_MESSAGE_BYTES,
+    MAX_SOCKET_PATH,
+    PROTOCOL_VERSION,
+    SWEEP_LIMIT,
+)
+from inmem.control import CLOCK, DURABLE, VERSION, boot_id, pid_namespace
+from inmem.directory import DataDirectory, leave_runtime_directory, runtime_directory
+from inmem.errors import BusyError, FormatVersionError, InmemError, LimitError, to_wire
+from inmem.files import FileLock, make_private_dir, private_umask
+from inmem.model.event_log import CHAIN_IDS
+from inmem.storage.environment import Table, image_stem, remove_image
+from inmem.storage.recovery import Recovered, recover
+from inmem.storage.store import PublishError
+from inmem.storage.wal import WalBrokenError
+from inmem.wire import (
+    APPLIED,
+    COMMIT,
+    COMMIT_HEADER,
+    FLAG_SYNC,
+    GOODBYE,
+    GOODBYE_HEADER,
+    HELLO,
+    REFUSED,
+    REPLY,
+    REQUEST_HEADER,
+    STATUS,
+    SYNC,
+    answer,
+    parse_hello,
+    welcome,
+)
+
+_TICK_S: Final = 0.2  # how late timers may be; expired keys go within a second
+_SLOW_TICK_S: Final = 5.0  # dead readers, idle sessions, stale files
+_SPIN: Final = 8  # yields before blocking: a client that was just answered often asks again at once
+_QUEUE: Final = 4096  # messages that the socket holds for one peer, each way
+
+log = logging.getLogger("inmem.writer")
+
+
+class Mailbox:
+    """The ROUTER socket: who may connect, how much it holds, where answers go.
+
+    Answers leave through here and nowhere else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if len(str(path)) > MAX_SOCKET_PATH:
+            raise LimitError(
+                f"socket path {path} is too long", what="socket path",
+                size=len(str(path)), limit=MAX_SOCKET_PATH,
+            )
+        self.path = path
+        self.endpoint = f"ipc://{path}"
+        self._context = zmq.Context()
+        socket = self._socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.RCVHWM, _QUEUE)
+        socket.setsockopt(zmq.SNDHWM, _QUEUE)
+        socket.setsockopt(zmq.IPC_FILTER_UID, os.geteuid())
+        socket.setsockopt(zmq.RCVTIMEO, int(_TICK_S * 1000))
+        self._receive = socket.recv_multipart
+        self._send = socket.send_multipart
+        path.unlink(missing_ok=True)
+        while True:
+            try:
+                with private_umask():
+                    socket.bind(self.endpoint)
+                return
+            except FileNotFoundError:  # another database's writer removed the empty directory
+                make_private_dir(path.parent)
+
+    def take(self, limit: int) -> list[list[bytes]]:
+        """What has arrived, at most `limit` messages; waits a tick if nothing has."""
+        messages: list[list[bytes]] = []
+        receive = self._receive
+        size = 0
+        spin = _SPIN
+        while True:
+            try:
+                message = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                if messages:
+                    return messages
+                if spin:
+                    spin -= 1
+                    os.sched_yield()
+                    continue
+                try:
+                    message = receive()
+                except zmq.Again:
+                    return messages
+            messages.append(message)
+            size += len(message[-1])
+            if len(messages) >= limit or size >= MAX_BATCH_BYTES:
+                return messages
+
+    def answer(self, peer: bytes, frame: bytes) -> None:
+        """Send a frame; never blocks. A peer that does not read loses it, and may ask again."""
+        try:
+            self._send((peer, frame), zmq.NOBLOCK)
+        except zmq.Again:
+            log.warning("answer dropped peer=%s", peer.hex())
+
+    def exists(self) -> bool:
+        """Whether clients can still find the socket."""
+        return self.path.exists()
+
+    def close(self) -> None:
+        """Close the socket and remove its file."""
+        self._socket.close(0)
+        self._context.term()
+        self.path.unlink(missing_ok=True)
+
+
+class Writer:
+    """One incarnation of the writer. `start`, then `run`, then `stop`."""
+
+    def __init__(self, directory: DataDirectory, lock: FileLock, *, foreground: bool) -> None:
+        self.directory = directory
+        self._lock = lock
+        self._foreground = foreground
+        self._stopping = threading.Event()
+        self._peers: dict[bytes, int] = {}  # peer -> pid, for the status
+        self._clients = FileLock(directory.clients_lock)
+        self._idle_since: float | None = None
+        self._next_slow = 0.0
+        self._next_timer = 0.0
+
+    def start(self) -> None:
+        """Recover, bind, and tell everybody through the control file."""
+        directory = self.directory
+        self._identity = identity = directory.identity()
+        self._settings = settings = identity.settings
+        self._control = control = directory.control(writable=True)
+        old_offset = control.words[CLOCK] if (s := control.read()) and s.boot == boot_id() else None
+        recovered = recover(directory, identity, control, failpoints.reached)
+        self._recovered: Recovered = recovered
+        report = recovered.report
+        log.info(
+            "recovered adopted=%s reason=%r replayed=%d seconds=%.3f version=%d epoch=%d generation=%d",
+            report.adopted, report.reason, report.replayed, report.seconds, recovered.version,
+            recovered.epoch, recovered.generation,
+        )
+        if report.torn:
+            log.warning("torn tail cut: %s", report.torn)
+        self._store = recovered.store
+        self._log: Log = recovered.log or NoLog()
+        self._clock = StoreClock(recovered.clock_us, offset=old_offset)
+        sessions = Sessions(
+            self._store.items(Table.SESSIONS), ttl_s=settings.session_ttl_s,
+            max_in_flight=settings.max_in_flight,
+        )
+        self._committer = Committer(
+            self._store, self._log, sessions, version=recovered.version, epoch=recovered.epoch,
+            owner=recovered.owner, chain=CHAIN_IDS[settings.chain],
+            always_sync=settings.durability == "sync", reached=failpoints.reached,
+        )
+        # A first, empty group: the image says the new epoch, and has a position to be adopted by.
+        sessions.must_write = True
+        self._committer.commit([], self._clock.now_us())
+        stem = image_stem(directory, identity.short_id)
+        runtime = runtime_directory()
+        for stale in runtime.glob(f"{stem}*.sock"):
+            stale.unlink(missing_ok=True)
+        self._mailbox = Mailbox(runtime / f"{stem}{recovered.epoch}.sock")
+        control.update(
+            image=str(self._store.path), endpoint=self._mailbox.endpoint, boot=boot_id(),
+            generation=recovered.generation, epoch=recovered.epoch, clock=self._clock.offset,
+            version=self._committer.version, durable=self._log.durable_version,
+            pid=os.getpid(), namespace=pid_namespace(),
+        )
+        control.flush()
+        if settings.durability == "buffered":
+            threading.Thread(target=self._sync_forever, name="fsync", daemon=True).start()
+        log.info("serving pid=%d endpoint=%s", os.getpid(), self._mailbox.endpoint)
+
+    def request_stop(self) -> None:
+        """End `run` within a tick; safe in a signal handler."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Serve until asked to stop, or until the last client has left for `linger_s`."""
+        limit = self._settings.batch_limit
+        while not self._stopping.is_set():
+            messages = self._mailbox.take(limit)
+            if messages:
+                self._handle(messages)
+            now = time.monotonic()
+            if now >= self._next_timer:
+                self._next_timer = now + _TICK_S
+                self._on_timer(now)
+
+    def stop(self) -> None:
+        """Leave cleanly: everything durable, nothing in memory, no socket, no pid."""
+        self._stopping.set()
+        self._log.sync()
+        self._mailbox.close()
+        self._control.update(
+            pid=0, image="", endpoint="", version=self._committer.version,
+            durable=self._log.durable_version,
+        )
+        self._control.flush()
+        self._log.close()
+        self._store.close()
+        remove_image(self._store.path)
+        log.info("stopped version=%d", self._committer.version)
+        if self._identity.ephemeral:
+            self.directory.remove()
+        leave_runtime_directory()
+
+    # --- messages -------------------------------------------------------------------
+
+    def _handle(self, messages: list[list[bytes]]) -> None:
+        requests: list[Request] = []
+        peers: list[bytes] = []
+        later: list[tuple[bytes, bytes]] = []  # frames that wait for the group
+        for message in messages:
+            if len(message) != 2 or not message[1]:
+                continue  # no client of ours sends this: there is nobody to tell
+            peer, frame = message
+            kind = frame[0]
+            if kind == COMMIT and len(frame) > COMMIT_HEADER.size:
+                _, flags, session, sequence, answered_below = COMMIT_HEADER.unpack_from(frame)
+                requests.append(Request(
+                    session, sequence, answered_below, frame[COMMIT_HEADER.size :],
+                    bool(flags & FLAG_SYNC),
+                ))
+                peers.append(peer)
+            else:
+                later.append((peer, frame))
+        greeted = [(peer, self._greet(peer, frame)) for peer, frame in later if frame[0] == HELLO]
+        if requests or self._committer.sessions.must_write:
+            answers = self._commit(requests)
+            send = self._mailbox.answer
+            for peer, (status, sequence, version, result) in zip(peers, answers, strict=True):
+                send(peer, answer(status, sequence, version, result))
+        for peer, session in greeted:
+            self._welcome(peer, session)
+        for peer, frame in later:
+            self._reply(peer, frame)
+
+    def _commit(self, requests: list[Request]) -> list[Answer]:
+        try:
+            answers = self._committer.commit(requests, self._clock.now_us())
+        except WalBrokenError:
+            log.critical("the log cannot be made durable: stopping without an answer", exc_info=True)
+            os._exit(os.EX_IOERR)
+        words = self._control.words
+        words[VERSION] = self._committer.version
+        words[DURABLE] = self._log.durable_version
+        failpoints.reached("answering")
+        return answers
+
+    def _greet(self, peer: bytes, frame: bytes) -> bytes | InmemError | None:
+        """Register the session of a HELLO; the WELCOME goes out when that is published."""
+        try:
+            fields = parse_hello(frame)
+        except ValueError:
+            return None
+        session: bytes = fields["session"]
+        try:
+            self._check_hello(fields)
+            if session not in self._committer.sessions and not fields["resume"]:
+                self._committer.sessions.register(session, self._clock.now_us())
+        except InmemError as error:
+            return error
+        self._peers[peer] = fields["pid"]
+        return session
+
+    def _welcome(self, peer: bytes, session: bytes | InmemError | None) -> None:
+        sessions = self._committer.sessions
+        if session is None:
+            return
+        if isinstance(session, InmemError):
+            frame = welcome(error=to_wire(session))
+        else:
+            known = session in sessions
+            frame = welcome(
+                epoch=self._recovered.epoch, known=known,
+                last=sessions.last_sequence(session) if known else 0,
+            )
+        self._mailbox.answer(peer, frame)
+
+    def _check_hello(self, fields: dict[str, Any]) -> None:
+        for name, ours in (("protocol", PROTOCOL_VERSION), ("format", FORMAT_VERSION)):
+            if fields[name] != ours:
+                raise FormatVersionError(
+                    f"the client speaks {name} version {fields[name]}, the writer {ours}",
+                    found=fields[name], supported=ours,
+                    hint="Use one release of inmem in all programs that share a store.",
+                )
+        if fields["database"] != self._identity.database_id:
+            raise BusyError("this socket serves another database", what="database")
+
+    def _reply(self, peer: bytes, frame: bytes) -> None:
+        kind = frame[0]
+        if kind == GOODBYE and len(frame) == GOODBYE_HEADER.size:
+            self._committer.sessions.drop(GOODBYE_HEADER.unpack(frame)[1])
+            self._peers.pop(peer, None)
+        if kind not in (SYNC, STATUS) or len(frame) != REQUEST_HEADER.size:
+            return
+        number = REQUEST_HEADER.unpack(frame)[1]
+        try:
+            if kind == SYNC:
+                self._log.sync()
+                self._control.words[DURABLE] = self._log.durable_version
+                result: Any = None
+            else:
+                result = self._status()
+        except WalBrokenError:
+            log.critical("the log cannot be made durable: stopping without an answer", exc_info=True)
+            os._exit(os.EX_IOERR)
+        except InmemError as error:
+            self._mailbox.answer(peer, answer(REFUSED, number, 0, msgpack.packb(to_wire(error)), REPLY))
+        else:
+            version = self._committer.version
+            self._mailbox.answer(peer, answer(APPLIED, number, version, msgpack.packb(result), REPLY))
+
+    def _status(self) -> dict[str, Any]:
+        counters = self._committer.counters
+        alive = {pid for pid in self._peers.values() if Path(f"/proc/{pid}").exists()}
+        self._store.measure()
+        return {
+            "writer_pid": os.getpid(),
+            "epoch": self._recovered.epoch,
+            "generation": self._recovered.generation,
+            "version": self._committer.version,
+            "durable_version": self._log.durable_version,
+            "durability": self._settings.durability,
+            "image_bytes": self._store.live_bytes,
+            "image_file_bytes": self._store.file_bytes,
+            "quota_bytes": self._store.quota_bytes,
+            "wal_bytes": self._log.bytes,
+            "clients": len(alive),
+            "sessions": len(self._committer.sessions),
+            "oldest_snapshot_commits": self._store.oldest_pinned(),
+            "commits": counters.commits,
+            "conflicts": counters.conflicts,
+            "failures": counters.failures,
+            "batches": counters.batches,
+            "repeated": counters.repeated,
+            "expired": counters.expired,
+        }
+
+    # --- timers ---------------------------------------------------------------------
+
+    def _on_timer(self, now: float) -> None:
+        self._control.words[CLOCK] = self._clock.follow_wall()
+        self._control.words[DURABLE] = self._log.durable_version
+        self._sweep()
+        if now >= self._next_slow:
+            self._next_slow = now + _SLOW_TICK_S
+            self._committer.sessions.expire(self._clock.now_us())
+        self._store.free_dead_readers()
+        if not self._foreground:
+            self._leave_if_idle(now)
+
+    def _sweep(self) -> None:
+        try:
+            swept = self._committer.sweep(self._clock.now_us(), SWEEP_LIMIT)
+        except PublishError as error:
+            log.warning("sweeping expired keys failed: %s", error)
+        except WalBrokenError:
+            log.critical("the log cannot be made durable: stopping", exc_info=True)
+            os._exit(os.EX_IOERR)
+        except OSError as error:
+            log.warning("sweeping expired keys failed: %s", error)
+        else:
+            if swept:
+                self._control.words[VERSION] = self._committer.version
+
+    def _leave_if_idle(self, now: float) -> None:
+        if not self._clients.try_exclusive():
+            self._idle_since = None
+            return
+        # Nobody else has it. While it is ours no client gets in.
+        if self._idle_since is None:
+            self._idle_since = now
+        if now - self._idle_since >= self._settings.linger_s:
+            log.info("last client left")
+            self._stopping.set()
+            return  # keep the lock: a client that comes now waits, and starts the next writer
+        self._clients.release()
+
+    def _sync_forever(self) -> None:
+        """Buffered mode: an fsync at each interval, beside the loop."""
+        interval_s = self._settings.fsync_interval_ms / 1000
+        while not self._stopping.wait(interval_s):
+            try:
+                self._log.sync()
+            except (WalBrokenError, ValueError):
+                if self._stopping.is_set():
+                    return
+                log.critical("the log cannot be made durable: stopping", exc_info=True)
+                os._exit(os.EX_IOERR)

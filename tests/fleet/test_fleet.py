@@ -1,0 +1,255 @@
+"""The main job as a user runs it: exact, the same for the same seed, and gone when it is over."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Site, wait_for
+
+import inmem
+from workers.fleet import FleetOptions, run_fleet
+from workers.plan import FleetSpec
+from workers.pool import Interrupt
+from workers.verify import verify
+
+SMALL = ("--workers", 3, "--steps", 40)
+ENDLESS = ("--workers", 3, "--steps", 1_000_000, "--timeout", 100)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path / "tmp")
+
+
+def started(site: Site, *arguments: object) -> tuple[subprocess.Popen[str], str]:
+    """A fleet that is at work, and the id of its database."""
+    process = site.start("workers.fleet", *arguments)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if " commits (" in line:
+            return process, site.database_id()
+    process.wait(20)
+    assert process.stderr is not None
+    raise AssertionError(f"it ended with {process.returncode}: {process.stderr.read()}")
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out + err
+
+
+class TestResult:
+    def test_a_small_fleet_is_exact_and_leaves_nothing(self, site: Site) -> None:
+        data = site.run_json("workers.fleet", *SMALL, "--seed", 3)
+        assert data["ok"] is True
+        assert data["problems"] == []
+        assert all(check["ok"] and check["compared"] > 0 for check in data["checks"])
+        assert {check["name"] for check in data["checks"]} == {
+            "agents' reports", "shared totals", "tickets", "working memory",
+            "agents' logs", "acknowledged heads", "shared log", "chains",
+        }  # fmt: skip
+        assert data["total"]["steps"] == 120
+        assert sum(agent["commits"] for agent in data["agents"]) == data["total"]["commits"] > 120
+        assert re.fullmatch("[0-9a-f]{64}", data["digest"])
+        site.assert_nothing_left()
+
+    def test_the_digest_is_the_seeds(self, site: Site) -> None:
+        first, again, other = (
+            site.run_json("workers.fleet", *SMALL, "--seed", seed)["digest"] for seed in (3, 3, 4)
+        )
+        assert first == again != other
+
+    @pytest.mark.parametrize("method", ["fork", "forkserver"])
+    def test_the_start_method_makes_no_difference(self, site: Site, method: str) -> None:
+        spawned = site.run_json("workers.fleet", *SMALL)
+        data = site.run_json("workers.fleet", *SMALL, "--start-method", method)
+        assert data["ok"]
+        assert data["digest"] == spawned["digest"]
+        site.assert_nothing_left()
+
+    @pytest.mark.parametrize("durability", ["memory", "buffered", "sync"])
+    def test_each_durability(self, site: Site, durability: str) -> None:
+        data = site.run_json("workers.fleet", "--workers", 2, "--steps", 10, "--durability", durability)
+        assert data["ok"]
+        assert data["durability"] == durability
+
+    def test_one_agent_alone(self, site: Site) -> None:
+        data = site.run_json("workers.fleet", "--workers", 1, "--steps", 20)
+        assert data["ok"]
+        assert data["total"]["reruns"] == 0
+
+    def test_a_store_with_a_path_stays_and_takes_more_than_one_fleet(
+        self, site: Site, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "store"
+        first = site.run_json("workers.fleet", *SMALL, "--path", path)
+        second = site.run_json("workers.fleet", *SMALL, "--path", path)
+        assert first["ok"] and second["ok"]
+        assert first["digest"] == second["digest"]
+        assert first["fleet_id"] != second["fleet_id"]
+        with inmem.open(path) as db:
+            for data in (first, second):
+                assert db.kv.get(f"{data['fleet_id']}:shared", "ticks") == 120
+        site.assert_nothing_left()
+
+
+class TestOutput:
+    def test_without_a_terminal_there_are_plain_lines(self, site: Site) -> None:
+        done = site.run("workers.fleet", *SMALL)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "\x1b" not in done.stdout
+        assert re.search(r"^Store .+, writer process \d+$", done.stdout, re.MULTILINE)
+        assert "OK: seed 1, 3 agents x 40 steps, digest " in done.stdout
+        assert done.stderr == ""
+
+    def test_quiet_is_one_line(self, site: Site) -> None:
+        done = site.run("workers.fleet", *SMALL, "--quiet")
+        assert done.returncode == 0
+        assert re.fullmatch(r"OK: seed 1, 3 agents x 40 steps, digest [0-9a-f]{16}\n", done.stdout)
+
+    def test_on_a_terminal_there_are_bars(self, site: Site) -> None:
+        ours, theirs = pty.openpty()
+        heard: list[bytes] = []
+
+        def listen() -> None:
+            while True:
+                try:
+                    data = os.read(ours, 65536)
+                except OSError:  # the other end is closed
+                    return
+                heard.append(data)
+
+        process = subprocess.Popen(
+            site.command("workers.fleet", *SMALL),
+            cwd=Path(__file__).parents[2], env=site.environment | {"TERM": "xterm"},
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        listener = threading.Thread(target=listen)
+        listener.start()
+        code = process.wait(100)
+        listener.join(20)
+        os.close(ours)
+        text = b"".join(heard).decode()
+        assert code == 0, text
+        assert "together" in text
+        assert "\x1b" in text
+        assert "OK: seed" in text
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [("--workers", 0), ("--steps", 0), ("--durability", "maybe"), ("--start-method", "magic")],
+    )
+    def test_wrong_usage(self, site: Site, arguments: tuple[Any, ...]) -> None:
+        done = site.run("workers.fleet", *arguments)
+        assert done.returncode == 2
+        assert arguments[0] in done.stderr
+
+    def test_a_store_that_cannot_be_opened(self, site: Site, tmp_path: Path) -> None:
+        path = tmp_path / "taken"
+        path.write_text("not a directory")
+        done = site.run("workers.fleet", *SMALL, "--path", path)
+        assert done.returncode == 1
+        assert "Error" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+class TestInterrupted:
+    @pytest.mark.parametrize("to_group", [False, True], ids=["parent", "group"])
+    def test_ctrl_c_leaves_no_process_and_no_file(self, site: Site, to_group: bool) -> None:
+        process, database_id = started(site, *ENDLESS)
+        assert site.images(database_id)
+        assert len(site.agents(process.pid)) == 3
+        (os.killpg if to_group else os.kill)(process.pid, signal.SIGINT)
+        code, text = finish(process)
+        assert code == 130, text
+        assert "Traceback" not in text
+        site.assert_nothing_left(database_id)
+
+    def test_ctrl_c_while_processes_start(self, site: Site) -> None:
+        process = site.start("workers.fleet", *ENDLESS)
+        wait_for(lambda: len(site.processes()) > 2, "the first processes")
+        os.killpg(process.pid, signal.SIGINT)
+        code, text = finish(process)
+        assert code == 130, text
+        assert "Traceback" not in text
+        site.assert_nothing_left()
+
+    def test_more_than_one_ctrl_c(self, site: Site) -> None:
+        process, database_id = started(site, *ENDLESS)
+        for _ in range(5):
+            os.killpg(process.pid, signal.SIGINT)
+        code, text = finish(process)
+        assert code == 130, text
+        site.assert_nothing_left(database_id)
+
+    def test_sigterm(self, site: Site) -> None:
+        process, database_id = started(site, *ENDLESS)
+        process.terminate()
+        code, text = finish(process)
+        assert code == 128 + signal.SIGTERM, text
+        site.assert_nothing_left(database_id)
+
+    def test_killed_without_warning_the_rest_goes_by_itself(self, site: Site) -> None:
+        process, database_id = started(site, *ENDLESS)
+        process.kill()
+        finish(process)
+        wait_for(lambda: not site.processes(), "agents and writer gone", 40)
+        site.assert_nothing_left(database_id)
+
+    def test_the_time_allowed_is_over(self, site: Site) -> None:
+        done = site.run("workers.fleet", *ENDLESS[:4], "--timeout", 2)
+        assert done.returncode == 1
+        assert "time allowed" in done.stderr
+        site.assert_nothing_left()
+
+
+class TestFailures:
+    def test_a_killed_agent_fails_the_fleet(self, site: Site) -> None:
+        process, database_id = started(site, *ENDLESS)
+        os.kill(site.agents(process.pid)[0], signal.SIGKILL)
+        code, text = finish(process)
+        assert code == 1, text
+        assert "ended by SIGKILL" in text
+        assert "FAILED" in text
+        site.assert_nothing_left(database_id)
+
+    def test_a_killed_writer_does_not(self, site: Site) -> None:
+        process, database_id = started(site, "--workers", 3, "--steps", 4_000, "--timeout", 100)
+        (writer,) = (pid for pid, words in site.processes().items() if "inmem.writer" in words)
+        os.kill(writer, signal.SIGKILL)
+        code, text = finish(process)
+        assert code == 0, text
+        assert "OK: seed" in text
+        site.assert_nothing_left(database_id)
+
+    @pytest.mark.parametrize("damage", ["value", "event", "counter", "delete"])
+    def test_a_change_behind_the_fleets_back_is_noticed(self, tmp_path: Path, damage: str) -> None:
+        path = str(tmp_path / "store")
+        spec = FleetSpec(seed=2, workers=2, steps=12)
+        with Interrupt() as interrupt, inmem.open(path) as db:
+            result = run_fleet(spec, FleetOptions(path=path), interrupt)
+            assert result.ok, result.problems()
+            again = verify(db, spec, result.runs, result.reports)
+            assert again.ok
+            run = result.runs.of(1)
+            if damage == "value":
+                db.kv.put(run, "spent", float(db.kv.get(run, "spent")))
+            elif damage == "event":
+                db.events.append(run, "step.done", {"step": 11, "cost": 1})
+            elif damage == "counter":
+                db.kv.add(result.runs.shared, "total:calls")
+            else:
+                db.kv.delete(run, "phase")
+            verdict = verify(db, spec, result.runs, result.reports)
+        assert not verdict.ok
+        assert verdict.problems()
+        assert verdict.digest != again.digest

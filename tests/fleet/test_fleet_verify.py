@@ -1,0 +1,347 @@
+"""The fleet's plan, and its verification: exact on what is right, and able to fail on what is not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from plain_store import PlainStore
+
+from workers.agent import Agent, AgentReport, AgentTask, StoreFault
+from workers.canonical import canonical, same
+from workers.expect import agent_log, expect
+from workers.fleet import prepare
+from workers.plan import MAX_TRIES, FleetRuns, FleetSpec, perform, plan
+from workers.verify import Check, Verdict, check_tickets, verify
+
+SPEC = FleetSpec(seed=5, workers=3, steps=40)
+RUNS = FleetRuns("fleet:test")
+
+
+class NoLink:
+    def progress(self, payload: Any) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+
+def run_agents(store: Any, spec: FleetSpec = SPEC, order: Callable[[int], Any] = int) -> list[AgentReport]:
+    """All agents of a fleet, one after the other, in this process."""
+    prepare(store, spec, RUNS)
+    reports = {}
+    for worker in sorted(range(spec.workers), key=order):
+        task = AgentTask(store, spec, RUNS, worker, 30.0)
+        reports[worker] = Agent(store, task, NoLink()).run()  # type: ignore[arg-type]
+    return [reports[worker] for worker in range(spec.workers)]
+
+
+@dataclass
+class Done:
+    store: PlainStore
+    reports: list[AgentReport]
+
+    def verdict(self) -> Verdict:
+        return verify(self.store, SPEC, RUNS, self.reports)
+
+
+@pytest.fixture(scope="module")
+def finished() -> Done:
+    store = PlainStore()
+    return Done(store, run_agents(store))
+
+
+@pytest.fixture
+def done(finished: Done) -> Done:
+    return copy.deepcopy(finished)
+
+
+class TestPlan:
+    def test_a_plan_is_a_function_of_the_seed(self) -> None:
+        assert list(plan(SPEC, 1)) == list(plan(SPEC, 1))
+        assert list(plan(SPEC, 1)) != list(plan(SPEC, 2))
+        assert list(plan(SPEC, 1)) != list(plan(replace(SPEC, seed=6), 1))
+
+    def test_a_longer_plan_starts_with_the_shorter(self) -> None:
+        longer = list(plan(replace(SPEC, steps=50), 1))
+        assert longer[:40] == list(plan(SPEC, 1))
+
+    def test_every_kind_of_step_occurs(self) -> None:
+        steps = [step for worker in range(SPEC.workers) for step in plan(SPEC, worker)]
+        assert any(step.abandoned for step in steps)
+        assert any(step.hand_over for step in steps)
+        assert any(step.forget for step in steps)
+        kinds = {type(value) for step in steps for _, value in step.remember}
+        assert kinds == {type(None), bool, int, float, str, bytes, list, dict}
+
+    def test_no_agent_hands_over_to_itself(self) -> None:
+        for worker in range(SPEC.workers):
+            peers = {step.hand_over[0] for step in plan(SPEC, worker) if step.hand_over}
+            assert worker not in peers
+            assert peers <= set(range(SPEC.workers))
+
+    def test_one_agent_alone_hands_nothing_over(self) -> None:
+        assert all(step.hand_over is None for step in plan(replace(SPEC, workers=1), 0))
+
+    def test_tools_fail_sometimes_and_are_tried_again(self) -> None:
+        kinds = [kind for worker in range(SPEC.workers) for kind, _ in agent_log(SPEC, worker)]
+        assert 0 < kinds.count("tool.error") < kinds.count("tool.result")
+        assert kinds.count("tool.call") == kinds.count("tool.error") + kinds.count("tool.result")
+        for step in plan(SPEC, 0):
+            assert perform(SPEC, 0, step).counts["calls"] <= MAX_TRIES * len(step.calls)
+
+    def test_the_expected_totals_are_the_sums_of_their_parts(self) -> None:
+        shared = expect(SPEC).shared
+        parts = sum(value for key, value in shared.items() if key.startswith("total:calls:"))
+        assert shared["total:calls"] == parts > 0
+        assert sum(kv["credits"] for kv in expect(SPEC).agents) == 1_000 * SPEC.workers
+
+
+class TestAgents:
+    def test_what_agents_leave_behind_is_what_was_expected(self, done: Done) -> None:
+        verdict = done.verdict()
+        assert verdict.ok, verdict.problems()
+        assert all(check.compared for check in verdict.checks)
+
+    def test_the_digest_does_not_depend_on_the_order_of_the_agents(self, done: Done) -> None:
+        backwards = PlainStore()
+        reports = run_agents(backwards, order=lambda worker: -worker)
+        verdict = verify(backwards, SPEC, RUNS, reports)
+        assert verdict.ok
+        assert verdict.digest == done.verdict().digest
+
+    def test_the_digest_depends_on_the_seed(self, done: Done) -> None:
+        spec = replace(SPEC, seed=6)
+        other = PlainStore()
+        assert verify(other, spec, RUNS, run_agents(other, spec)).digest != done.verdict().digest
+
+    def test_an_abandoned_attempt_leaves_nothing(self, done: Done) -> None:
+        assert sum(report.abandoned for report in done.reports) > 0
+        for run, entries in done.store.entries.items():
+            assert "abandoned" not in entries, run
+            assert "abandoned" not in {event.event_type for event in done.store.logs[run]}
+
+    def test_a_store_that_commits_in_spite_of_an_error_is_noticed(self) -> None:
+        class Careless(PlainStore):
+            def transact(self, run: str, fn: Callable[[Any], Any], **_: Any) -> Any:
+                try:
+                    return super().transact(run, fn)
+                except Exception:
+                    return None
+
+        with pytest.raises(StoreFault, match="committed"):
+            run_agents(Careless())
+
+    def test_a_torn_snapshot_is_noticed(self) -> None:
+        class Torn(PlainStore):
+            def snapshot(self, run: str) -> Any:
+                view = super().snapshot(run)
+                self.entries[run]["total:calls"] += 1
+                return view
+
+        with pytest.raises(StoreFault, match="snapshot"):
+            run_agents(Torn())
+
+    def test_reruns_are_counted(self) -> None:
+        class Conflicting(PlainStore):
+            def transact(self, run: str, fn: Callable[[Any], Any], **_: Any) -> Any:
+                class Again(Exception):
+                    pass
+
+                def lost(txn: Any) -> Any:
+                    fn(txn)
+                    raise Again
+
+                try:
+                    super().transact(run, lost)
+                except Again:
+                    pass
+                return super().transact(run, fn)
+
+        store = Conflicting()
+        reports = run_agents(store)
+        assert all(report.reruns == report.transactions for report in reports)
+        assert all(report.most_reruns == 1 for report in reports)
+        verdict = verify(store, SPEC, RUNS, reports)
+        assert verdict.ok, verdict.problems()
+
+
+def lose_a_key(done: Done) -> None:
+    del done.store.entries[RUNS.of(1)]["spent"]
+
+
+def bring_back_a_key(done: Done) -> None:
+    done.store.entries[RUNS.of(1)]["lease"] = {"agent": 1}
+
+
+def lose_an_update(done: Done) -> None:
+    done.store.entries[RUNS.shared]["total:cost"] -= 1
+
+
+def change_a_type(done: Done) -> None:
+    entries = done.store.entries[RUNS.of(0)]
+    entries["spent"] = float(entries["spent"])
+
+
+def create_credits(done: Done) -> None:
+    done.store.entries[RUNS.of(2)]["credits"] += 1
+
+
+def lose_an_event(done: Done) -> None:
+    del done.store.logs[RUNS.of(1)][7]
+    done.store.rechain(RUNS.of(1))
+
+
+def lose_the_last_event(done: Done) -> None:
+    done.store.logs[RUNS.of(1)].pop()
+
+
+def double_an_event(done: Done) -> None:
+    log = done.store.logs[RUNS.of(1)]
+    log.insert(7, log[7])
+    done.store.rechain(RUNS.of(1))
+
+
+def swap_two_events(done: Done) -> None:
+    log = done.store.logs[RUNS.of(1)]
+    log[3], log[9] = log[9], log[3]
+    done.store.rechain(RUNS.of(1))
+
+
+def change_an_event(done: Done) -> None:
+    log = done.store.logs[RUNS.of(1)]
+    log[0] = replace(log[0], payload=log[0].payload | {"step": False})  # equal to 0, of another type
+    done.store.rechain(RUNS.of(1))
+
+
+def break_a_chain(done: Done) -> None:
+    log = done.store.logs[RUNS.of(1)]
+    log[4] = replace(log[4], hash=bytes(32))
+
+
+def lose_a_shared_event(done: Done) -> None:
+    del done.store.logs[RUNS.shared][20]
+    done.store.rechain(RUNS.shared)
+
+
+def double_a_shared_event(done: Done) -> None:
+    log = done.store.logs[RUNS.shared]
+    log.append(log[20])
+    done.store.rechain(RUNS.shared)
+
+
+def leave_an_abandoned_event(done: Done) -> None:
+    done.store.events.append(RUNS.shared, "abandoned", {"agent": 1})
+
+
+def lose_the_first_event(done: Done) -> None:
+    del done.store.logs[RUNS.shared][0]
+    done.store.rechain(RUNS.shared)
+
+
+def acknowledge_another_sequence(done: Done) -> None:
+    done.reports[1].sequences[3] += 1
+
+
+def acknowledge_one_more(done: Done) -> None:
+    done.reports[1].sequences.append(10_000)
+
+
+def double_a_ticket(done: Done) -> None:
+    done.reports[0].tickets[5] = done.reports[0].tickets[4]
+
+
+def lose_a_ticket(done: Done) -> None:
+    done.reports[0].tickets.pop()
+
+
+def move_an_anchor(done: Done) -> None:
+    anchor = done.reports[2].anchor
+    assert anchor is not None
+    done.reports[2].anchor = (anchor[0], bytes(32))
+
+
+def tell_of_another_total(done: Done) -> None:
+    done.reports[2].contributed["cost"] += 1
+
+
+def tell_of_fewer_steps(done: Done) -> None:
+    done.reports[2].steps -= 1
+
+
+def lose_a_report(done: Done) -> None:
+    done.reports.pop()
+
+
+def lose_everything(done: Done) -> None:
+    done.store.entries.clear()
+    done.store.logs.clear()
+
+
+@pytest.mark.parametrize(
+    ("damage", "noticed_by"),
+    [
+        (lose_a_key, "working memory"),
+        (bring_back_a_key, "working memory"),
+        (lose_an_update, "shared totals"),
+        (change_a_type, "working memory"),
+        (create_credits, "shared totals"),
+        (lose_an_event, "agents' logs"),
+        (lose_the_last_event, "acknowledged heads"),
+        (double_an_event, "agents' logs"),
+        (swap_two_events, "agents' logs"),
+        (change_an_event, "agents' logs"),
+        (break_a_chain, "chains"),
+        (lose_a_shared_event, "shared log"),
+        (double_a_shared_event, "shared log"),
+        (leave_an_abandoned_event, "shared log"),
+        (lose_the_first_event, "shared log"),
+        (acknowledge_another_sequence, "shared log"),
+        (acknowledge_one_more, "shared log"),
+        (double_a_ticket, "tickets"),
+        (lose_a_ticket, "tickets"),
+        (move_an_anchor, "acknowledged heads"),
+        (tell_of_another_total, "agents' reports"),
+        (tell_of_fewer_steps, "agents' reports"),
+        (lose_a_report, "agents' reports"),
+        (lose_everything, "working memory"),
+    ],
+)
+def test_damage_is_noticed(done: Done, damage: Callable[[Done], None], noticed_by: str) -> None:
+    damage(done)
+    verdict = done.verdict()
+    assert not verdict.ok
+    assert noticed_by in {check.name for check in verdict.checks if not check.ok}
+    assert verdict.problems()
+
+
+class TestChecks:
+    def test_a_check_that_compared_nothing_fails(self) -> None:
+        check = Check("empty")
+        assert not check.ok
+        assert check.summary() == "nothing was compared"
+
+    def test_many_problems_are_counted_and_few_are_told(self) -> None:
+        check = Check("tickets")
+        check_tickets(check, [1] * 50, 50)
+        assert check.problem_count == 50
+        assert len(check.problems) == 5
+        assert check.summary().endswith("and 45 more")
+
+    @pytest.mark.parametrize(
+        ("left", "right"),
+        [(True, 1), (1.0, 1), ("x", b"x"), (None, False), ([], {}), (0.0, -0.0), ([1], [1, 1])],
+    )
+    def test_values_of_different_types_are_not_the_same(self, left: Any, right: Any) -> None:
+        assert not same(left, right)
+        assert not same([{"a": left}], [{"a": right}])
+
+    def test_the_order_of_keys_does_not_matter(self) -> None:
+        assert same({"a": 1, "b": [float("nan")]}, {"b": [float("nan")], "a": 1})
+
+    def test_only_values_of_the_store_have_a_text(self) -> None:
+        with pytest.raises(TypeError, match="set"):
+            canonical({1, 2})

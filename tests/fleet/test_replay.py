@@ -1,0 +1,350 @@
+"""Recorded runs, loaded by real processes: equal to their source, and never doubled."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import REAL_DATA, Site, wait_for
+from plain_store import PlainStore
+from test_trajectories import swe_run, swe_step, tau_run
+
+import inmem
+from workers.loading import CHECKS, ForeignRun, compare, expected_kv, load_step
+from workers.pool import Interrupt
+from workers.replay import ReplayObserver, merge, share_out, take_inventory
+from workers.trajectories import Trajectory, parse_file
+from workers.verify import Check
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path / "tmp")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A directory with 3 + 12 runs, and nothing wrong in it."""
+    root = tmp_path / "data"
+    (root / "deep").mkdir(parents=True)
+    for number in range(3):
+        (root / "deep" / f"run-{number}.traj").write_text(json.dumps(swe_run(3 + number)))
+    (root / "runs.json").write_text(json.dumps([tau_run(trial=number) for number in range(12)]))
+    (root / "LICENSE").write_text("not a run")
+    return root
+
+
+def parsed(path: Path) -> list[Trajectory]:
+    return [one for _, one in parse_file(path, path.name) if isinstance(one, Trajectory)]
+
+
+def spoil(root: Path) -> int:
+    """Add malformed files; how many records are to be rejected."""
+    (root / "empty.traj").write_bytes(b"")
+    (root / "cut.traj").write_text(json.dumps(swe_run())[:-40])
+    (root / "binary.json").write_bytes(bytes(range(256)))
+    (root / "deep.json").write_text("[" * 100_000)
+    (root / "wrong.json").write_text('{"a": 1}')
+    (root / "types.traj").write_text('{"history": 5}')
+    (root / "partly.json").write_text(json.dumps([5, tau_run(trial=99), {"traj": 1}]))
+    return 8
+
+
+class TestCommand:
+    def test_everything_is_loaded_and_compared(self, site: Site, source: Path) -> None:
+        data = site.run_json("workers.replay", source, "--workers", 3)
+        assert data["ok"] is True
+        assert (data["files"], data["runs"], data["new"]) == (4, 15, 15)
+        assert (data["rejected"], data["duplicates"], data["problems"]) == ([], [], [])
+        assert [check["name"] for check in data["checks"]] == list(CHECKS)
+        assert all(check["ok"] and check["compared"] > 0 for check in data["checks"])
+        assert data["steps"] == (4 + 5 + 6) + 12 * 4
+        site.assert_nothing_left()
+
+    def test_a_person_is_told(self, site: Site, source: Path) -> None:
+        spoil(source)
+        done = site.run("workers.replay", source, "--workers", 2)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "OK: 16 runs equal their source, 8 rejected" in done.stdout
+        assert "rejected cut.traj: invalid JSON, or cut short" in done.stderr
+        assert "rejected binary.json: not a text file: byte 128" in done.stderr
+        assert "rejected partly.json[2]: no 'task_id'" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_malformed_files_are_counted_and_the_rest_goes_on(self, site: Site, source: Path) -> None:
+        rejected = spoil(source)
+        data = site.run_json("workers.replay", source)
+        assert data["ok"]
+        assert len(data["rejected"]) == rejected
+        assert data["runs"] == data["new"] == 16
+
+    def test_nothing_to_load_is_a_failure(self, site: Site, tmp_path: Path) -> None:
+        root = tmp_path / "data"
+        root.mkdir()
+        data = site.run_json("workers.replay", root, code=1)
+        assert data["problems"] == ["no trajectory could be loaded"]
+        spoil(root)
+        (root / "partly.json").unlink()
+        data = site.run_json("workers.replay", root, code=1)
+        assert len(data["rejected"]) == 6
+        site.assert_nothing_left()
+
+    def test_one_file_can_be_given(self, site: Site, source: Path) -> None:
+        data = site.run_json("workers.replay", source / "runs.json", "--workers", 2)
+        assert data["ok"]
+        assert data["runs"] == 12
+
+    def test_duplicates_are_told_and_loaded_once(self, site: Site, source: Path) -> None:
+        (source / "deep" / "more").mkdir()
+        (source / "deep" / "more" / "run-0.traj").write_bytes((source / "deep/run-0.traj").read_bytes())
+        data = site.run_json("workers.replay", source)
+        assert data["ok"]
+        assert data["runs"] == 15
+        assert len(data["duplicates"]) == 1
+
+    def test_odd_values_are_kept_and_told(self, site: Site, source: Path) -> None:
+        record = swe_run(1) | {"trajectory": [swe_step(0, tokens=1 << 70, raw="\ud83d", cost=float("nan"))]}
+        (source / "odd.traj").write_text(json.dumps(record))
+        data = site.run_json("workers.replay", source)
+        assert data["ok"], data["problems"]
+        assert len(data["notes"]) == 2
+        assert all(note.startswith("odd.traj: step 1, context") for note in data["notes"])
+
+    def test_a_missing_directory_is_wrong_usage(self, site: Site, tmp_path: Path) -> None:
+        done = site.run("workers.replay", tmp_path / "nowhere")
+        assert done.returncode == 2
+
+    def test_the_exit_codes_are_in_the_help(self, site: Site) -> None:
+        done = site.run("workers.replay", "--help")
+        assert done.returncode == 0
+        assert "no trajectory could be loaded" in " ".join(done.stdout.replace("│", " ").split())
+
+    def test_ctrl_c_leaves_nothing(self, site: Site, tmp_path: Path) -> None:
+        root = tmp_path / "data"
+        root.mkdir()
+        for number in range(4):
+            (root / f"run-{number}.traj").write_text(json.dumps(swe_run(4_000 + number)))
+        process = site.start("workers.replay", root, "--durability", "sync")
+        wait_for(lambda: len(site.agents(process.pid)) == 4, "the loaders")
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130, out + err
+        assert "Traceback" not in out + err
+        site.assert_nothing_left()
+
+
+class TestAgain:
+    def test_loading_again_verifies_and_doubles_nothing(
+        self, site: Site, source: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "store"
+        first = site.run_json("workers.replay", source, "--path", path)
+        again = site.run_json("workers.replay", source, "--path", path, "--workers", 2)
+        assert (first["new"], first["complete"]) == (15, 0)
+        assert (again["new"], again["complete"], again["steps"]) == (0, 15, 0)
+        assert again["ok"]
+        (source / "deep" / "late.traj").write_text(json.dumps(swe_run(9)))
+        more = site.run_json("workers.replay", source, "--path", path)
+        assert (more["new"], more["complete"], more["ok"]) == (1, 15, True)
+
+    def test_a_half_done_run_goes_on_after_its_last_step(
+        self, site: Site, source: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "store"
+        (trajectory,) = parsed(source / "deep" / "run-2.traj")
+        with inmem.open(path) as db:
+            for step in trajectory.steps[:2]:
+                load_step(db, trajectory, step, 30.0)
+        data = site.run_json("workers.replay", source, "--path", path)
+        assert data["ok"]
+        assert (data["new"], data["continued"], data["complete"]) == (14, 1, 0)
+
+    def test_killed_and_started_again_it_ends_whole(
+        self, site: Site, tmp_path: Path
+    ) -> None:
+        root, path = tmp_path / "data", tmp_path / "store"
+        root.mkdir()
+        for number in range(4):
+            (root / f"run-{number}.traj").write_text(json.dumps(swe_run(1_500 + number)))
+        process = site.start("workers.replay", root, "--path", path, "--durability", "sync")
+        loaders = wait_for(lambda: site.agents(process.pid), "the loaders")
+        wait_for(lambda: (path / "settings.json").exists(), "the store")
+        run_ids = [parsed(root / f"run-{number}.traj")[0].run_id for number in range(4)]
+        with inmem.open(path) as db:
+            wait_for(lambda: any(db.kv.exists(run, "progress") for run in run_ids), "a first step")
+        for pid in (*loaders, process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        data = site.run_json("workers.replay", root, "--path", path)
+        assert data["ok"], data["problems"]
+        assert data["continued"] > 0
+        wait_for(lambda: not site.processes(), "everything gone", 30)
+
+    def test_two_at_once_double_nothing(self, site: Site, source: Path, tmp_path: Path) -> None:
+        path = tmp_path / "store"
+        both = [site.start("workers.replay", source, "--path", path, "--json") for _ in range(2)]
+        results = []
+        for process in both:
+            out, err = process.communicate(timeout=100)
+            assert process.returncode == 0, out + err
+            results.append(json.loads(out))
+        assert sum(data["steps"] for data in results) == (4 + 5 + 6) + 12 * 4
+        assert site.run_json("workers.replay", source, "--path", path)["complete"] == 15
+
+    @pytest.mark.parametrize("damage", ["event", "state", "lost", "progress"])
+    def test_damage_is_noticed_when_loading_again(
+        self, site: Site, source: Path, tmp_path: Path, damage: str
+    ) -> None:
+        path = tmp_path / "store"
+        site.run_json("workers.replay", source, "--path", path)
+        (trajectory,) = parsed(source / "deep" / "run-1.traj")
+        run = trajectory.run_id
+        with inmem.open(path) as db:
+            if damage == "event":
+                db.events.append(run, "user", {"step": 9, "message": {"role": "user"}})
+            elif damage == "state":
+                db.kv.put(run, "state", db.kv.get(run, "state") | {"step": 3.0})
+            elif damage == "lost":
+                assert db.kv.delete(run, "submission")
+            else:
+                db.kv.put(run, "progress", db.kv.get(run, "progress") | {"digest": "0" * 64})
+        data = site.run_json("workers.replay", source, "--path", path, code=1)
+        assert not data["ok"]
+        assert any(run in problem for problem in data["problems"])
+
+
+class TestRealRuns:
+    def test_the_recorded_runs_are_loaded_and_compared(self, site: Site, tmp_path: Path) -> None:
+        if not REAL_DATA.is_dir():
+            pytest.skip(f"no recorded runs at {REAL_DATA}: nothing real to load")
+        path = tmp_path / "store"
+        data = site.run_json("workers.replay", REAL_DATA, "--workers", 4, "--path", path)
+        assert data["ok"], data["problems"]
+        assert (data["runs"], data["rejected"], data["notes"]) == (213, [], [])
+        assert data["events"] > data["steps"] > 2_000
+        again = site.run_json("workers.replay", REAL_DATA, "--workers", 2, "--path", path)
+        assert (again["ok"], again["complete"], again["events"]) == (True, 213, 0)
+
+
+def loaded(trajectory: Trajectory) -> PlainStore:
+    store = PlainStore()
+    for step in trajectory.steps:
+        load_step(store, trajectory, step, 30.0)
+    return store
+
+
+def checks_of(store: Any, trajectory: Trajectory, anchor: Any = None) -> dict[str, Check]:
+    checks = [Check(name) for name in CHECKS]
+    compare(store, trajectory, anchor, checks)
+    return {check.name: check for check in checks}
+
+
+class TestLoading:
+    """The loader and the comparison, on a store in plain dicts."""
+
+    @pytest.fixture
+    def trajectory(self, source: Path) -> Trajectory:
+        return parsed(source / "deep" / "run-1.traj")[0]
+
+    def test_a_run_that_was_loaded_equals_its_source(self, trajectory: Trajectory) -> None:
+        checks = checks_of(loaded(trajectory), trajectory)
+        assert all(check.ok for check in checks.values()), checks
+
+    def test_a_step_is_stored_once(self, trajectory: Trajectory) -> None:
+        store = loaded(trajectory)
+        before = copy.deepcopy(store.entries), copy.deepcopy(store.logs)
+        for step in trajectory.steps:
+            done, last, _ = load_step(store, trajectory, step, 30.0)
+            assert (done, last) == (len(trajectory.steps), None)
+        assert (store.entries, store.logs) == before
+
+    def test_the_state_is_there_after_every_step(self, trajectory: Trajectory) -> None:
+        store = PlainStore()
+        for step in trajectory.steps:
+            load_step(store, trajectory, step, 30.0)
+            assert store.kv.get(trajectory.run_id, "state") == step.kv["state"]
+            assert store.kv.get(trajectory.run_id, "progress")["done"] == step.index + 1
+
+    def test_another_record_under_the_id_is_left_alone(self, trajectory: Trajectory) -> None:
+        store = PlainStore()
+        store.kv.put(trajectory.run_id, "progress", {"digest": "other", "steps": 1, "done": 1})
+        with pytest.raises(ForeignRun):
+            load_step(store, trajectory, trajectory.steps[0], 30.0)
+        assert store.logs == {}
+
+    @pytest.mark.parametrize("number", range(8))
+    def test_any_damaged_event_is_noticed(self, trajectory: Trajectory, number: int) -> None:
+        run = trajectory.run_id
+        for damage in ("drop", "double", "swap", "change"):
+            store = loaded(trajectory)
+            log = store.logs[run]
+            if damage == "drop":
+                del log[number]
+            elif damage == "double":
+                log.insert(number, log[number])
+            elif damage == "swap":
+                log[number], log[number + 3] = log[number + 3], log[number]
+            else:
+                log[number].payload["extra"] = None
+            store.rechain(run)
+            assert not checks_of(store, trajectory)["events"].ok, damage
+
+    def test_a_lost_message_keeps_the_record_from_being_rebuilt(self, trajectory: Trajectory) -> None:
+        store = loaded(trajectory)
+        del store.logs[trajectory.run_id][2]
+        assert not checks_of(store, trajectory)["source records"].ok
+
+    def test_any_damaged_entry_is_noticed(self, trajectory: Trajectory) -> None:
+        for key in expected_kv(trajectory):
+            store = loaded(trajectory)
+            del store.entries[trajectory.run_id][key]
+            assert not checks_of(store, trajectory)["final state"].ok, key
+        store = loaded(trajectory)
+        store.kv.put(trajectory.run_id, "extra", None)
+        assert not checks_of(store, trajectory)["final state"].ok
+
+    def test_a_broken_chain_and_a_foreign_head_are_noticed(self, trajectory: Trajectory) -> None:
+        store = loaded(trajectory)
+        log = store.logs[trajectory.run_id]
+        head = (log[-1].sequence, log[-1].hash)
+        assert checks_of(store, trajectory, head)["acknowledged heads"].ok
+        assert not checks_of(store, trajectory, (head[0], bytes(32)))["acknowledged heads"].ok
+        log.pop()
+        assert not checks_of(store, trajectory, head)["acknowledged heads"].ok
+        assert not checks_of(store, trajectory)["chains"].ok
+
+    def test_an_empty_store_equals_nothing(self, trajectory: Trajectory) -> None:
+        checks = checks_of(PlainStore(), trajectory)
+        assert not any(check.ok for check in checks.values())
+
+
+class TestSharing:
+    def test_every_run_goes_to_one_worker(self, source: Path) -> None:
+        with Interrupt() as interrupt:
+            items = take_inventory(source, interrupt, ReplayObserver()).items
+        for workers in (1, 2, 7, 100):
+            shares = share_out(items, workers)
+            assert len(shares) == min(workers, 15)
+            assert sorted(item.run_id for share in shares for item in share) == sorted(
+                item.run_id for item in items
+            )
+            loads = [sum(item.steps for item in share) for share in shares]
+            assert max(loads) - min(loads) <= max(item.steps for item in items)
+
+    def test_merged_checks_keep_every_count(self) -> None:
+        parts = []
+        for _ in range(3):
+            part = [Check(name) for name in CHECKS]
+            for number in range(8):
+                part[0].require(False, f"problem {number}")
+                part[1].require(True, "")
+            parts.append(part)
+        merged = merge(parts)
+        assert (merged[0].compared, merged[0].problem_count, len(merged[0].problems)) == (24, 24, 5)
+        assert merged[1].ok
+        assert not merged[2].ok

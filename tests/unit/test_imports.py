@@ -1,0 +1,286 @@
+"""The direction of imports, as a test.
+
+The package is layered: a module imports from earlier layers, and from its own.
+A few rules are narrower than the order; each is what keeps one promise more
+than a habit, that there is one writer above all. Every import statement
+counts, wherever it stands: in a function and under TYPE_CHECKING too.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "inmem"
+
+# From the ground up. A name is a module, or a package with all that is in it.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors", "config", "clock", "files", "control", "directory", "failpoints"),
+    ("record", "keys", "values", "writeset", "wire"),
+    ("model",),
+    ("storage",),
+    ("commit",),
+    ("writer",),
+    ("client",),
+    ("primitives",),
+    ("maintenance",),
+    ("database",),
+    ("cli",),
+    ("__init__",),
+)
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+# From a part of the package: the parts that it must not import, although the order would allow it.
+NEVER: dict[str, frozenset[str]] = {
+    "storage": frozenset({"model", "wire"}),  # knows bytes: no type tags, no messages
+    "client": frozenset({"commit", "writer"}),
+    "primitives": frozenset({"commit", "writer"}),
+    "database": frozenset({"commit", "writer"}),
+    "writer": frozenset({"client", "primitives", "database"}),  # knows procedures, not facades
+}
+# These read, and reach nothing of storage that could write.
+SNAPSHOT_ONLY = frozenset({"client", "primitives", "database"})
+SNAPSHOT = "inmem.storage.snapshot"
+
+# Packages from elsewhere, and the only parts that may import them. None: all parts.
+FOREIGN: dict[str, frozenset[str] | None] = {
+    "lmdb": frozenset({"storage"}),
+    "zmq": frozenset({"writer", "client"}),
+    "msgpack": None,
+    "sortedcontainers": None,
+    "xxhash": None,
+    "typer": frozenset({"cli"}),  # of the extra `cli`: the core must not need them
+    "rich": frozenset({"cli"}),
+}
+# Loading any of these runs what a file or a peer says.
+CODE_IN_DATA = frozenset({"pickle", "_pickle", "cPickle", "shelve", "marshal", "dill", "cloudpickle"})
+# Calls that import what cannot be read off the source.
+COMPUTED = frozenset({"__import__", "import_module", "importlib.import_module"})
+# What commit is given from outside, so that it can be tested exhaustively: messages, time and chance.
+PASSED_IN = frozenset({"zmq", "socket", "time", "random", "os", "datetime", "secrets", "uuid"})
+
+
+def part_of(module: str) -> str:
+    """`inmem.storage.wal` is of the part `storage`, `inmem.__init__` of `__init__`."""
+    return module.split(".")[1]
+
+
+def imports_of(module: str, source: str, known: frozenset[str]) -> Iterator[tuple[int, str]]:
+    """Line and absolute name of each import; of names from a package, the modules that they are."""
+    package = module.rpartition(".")[0]  # of `inmem.storage.__init__` as of `inmem.storage.wal`
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, named(alias.name, known)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = named(f"{base}.{alias.name}", known)
+                yield node.lineno, inner if inner in known else named(base, known)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in COMPUTED:
+            yield node.lineno, ast.unparse(node.func)
+
+
+def named(name: str, known: frozenset[str]) -> str:
+    """A package is the module that its `__init__` is."""
+    return f"{name}.__init__" if f"{name}.__init__" in known or name == "inmem" else name
+
+
+def violations(modules: Mapping[str, str]) -> list[str]:
+    """What is wrong with modules, given as name (packages as `x.__init__`) and source."""
+    known = frozenset(modules)
+    return [
+        f"{module}:{line} imports {target}: {problem}"
+        for module, source in sorted(modules.items())
+        for line, target in (
+            [(0, "")] if part_of(module) not in RANK else imports_of(module, source, known)
+        )
+        for problem in problems(module, target)
+    ]
+
+
+def problems(module: str, target: str) -> Iterator[str]:
+    part = part_of(module)
+    if part not in RANK:
+        yield f"{part} is in no layer"
+        return
+    if target in COMPUTED:
+        yield "a name that is computed cannot be checked"
+        return
+    if not target.startswith("inmem."):
+        yield from foreign_problems(part, target.split(".")[0])
+        return
+    other = part_of(target)
+    if other not in RANK:
+        yield f"{other} is in no layer"
+        return
+    if RANK[other] > RANK[part]:
+        yield f"{other} is a later layer than {part}"
+    if other in NEVER.get(part, ()):
+        yield f"{part} must not know {other}"
+    if part in SNAPSHOT_ONLY and other == "storage" and target != SNAPSHOT:
+        yield f"{part} may reach {SNAPSHOT} only"
+    if part == other == "primitives" and module != "inmem.primitives.__init__":
+        name = target.split(".")[2]
+        if name == "__init__" or not name.startswith("_"):
+            yield "primitives do not know each other"
+
+
+def foreign_problems(part: str, top: str) -> Iterator[str]:
+    if top in CODE_IN_DATA:
+        yield "data must never be able to run"
+    if part == "commit" and top in PASSED_IN:
+        yield "commit is given sockets, time and chance from outside"
+    if top in FOREIGN:
+        allowed = FOREIGN[top]
+        if allowed is not None and part not in allowed:
+            yield f"{top} belongs to {' and '.join(sorted(allowed))}"
+    elif top not in sys.stdlib_module_names:
+        yield f"{top} is no dependency of the core"
+
+
+def real_modules() -> dict[str, str]:
+    return {
+        ".".join(("inmem", *path.relative_to(PACKAGE).with_suffix("").parts)): path.read_text("utf-8")
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def test_the_package_keeps_the_order() -> None:
+    modules = real_modules()
+    assert {"inmem.errors", "inmem.storage.__init__"} <= set(modules)
+    assert not violations(modules), "\n" + "\n".join(violations(modules))
+
+
+# The checker itself. The bystanders make `from package import module` resolvable.
+BYSTANDERS = dict.fromkeys(
+    [
+        "inmem.__init__",
+        "inmem.clock",
+        "inmem.errors",
+        "inmem.keys",
+        "inmem.wire",
+        "inmem.model.__init__",
+        "inmem.model.kv",
+        "inmem.storage.__init__",
+        "inmem.storage.snapshot",
+        "inmem.storage.store",
+        "inmem.storage.wal",
+        "inmem.commit.__init__",
+        "inmem.commit.committer",
+        "inmem.writer.__init__",
+        "inmem.writer.actor",
+        "inmem.client.__init__",
+        "inmem.client.session",
+        "inmem.primitives.__init__",
+        "inmem.primitives._base",
+        "inmem.primitives.kv",
+        "inmem.database",
+    ],
+    "",
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "problem"),
+    [
+        # against the order
+        ("inmem.errors", "from inmem.keys import Key", "later layer"),
+        ("inmem.errors", "import inmem.keys", "later layer"),
+        ("inmem.errors", "from inmem import keys", "later layer"),
+        ("inmem.errors", "from . import keys", "later layer"),
+        ("inmem.errors", "from .keys import Key", "later layer"),
+        ("inmem.errors", "from .storage.snapshot import Snapshot", "later layer"),
+        ("inmem.errors", "def f():\n    import inmem.keys as k", "later layer"),
+        ("inmem.errors", "if TYPE_CHECKING:\n    from inmem.keys import Key", "later layer"),
+        ("inmem.errors", "try:\n    pass\nexcept E:\n    from inmem.keys import Key", "later layer"),
+        ("inmem.model.kv", "from ..storage import snapshot", "later layer"),
+        ("inmem.model.__init__", "from ..storage import snapshot", "later layer"),
+        ("inmem.storage.wal", "from inmem.commit import committer", "later layer"),
+        ("inmem.commit.committer", "from inmem.writer.actor import Writer", "later layer"),
+        ("inmem.keys", "import inmem", "later layer"),
+        ("inmem.database", "from inmem import open", "later layer"),
+        ("inmem.cli.main", "from inmem import *", "later layer"),
+        # one writer
+        ("inmem.client.session", "from inmem.storage.store import Store", "snapshot only"),
+        ("inmem.client.session", "from inmem.storage import store", "snapshot only"),
+        ("inmem.client.session", "from inmem.storage import snapshot, wal", "snapshot only"),
+        ("inmem.client.session", "import inmem.storage", "snapshot only"),
+        ("inmem.primitives.kv", "from ..storage.wal import Wal", "snapshot only"),
+        ("inmem.database", "from inmem.storage import Table", "snapshot only"),
+        ("inmem.client.session", "from inmem.commit import committer", "must not know commit"),
+        ("inmem.primitives.kv", "import inmem.writer.actor", "must not know writer"),
+        ("inmem.database", "from .writer import actor", "must not know writer"),
+        ("inmem.writer.actor", "from inmem.client import session", "must not know client"),
+        ("inmem.writer.actor", "from inmem.primitives import kv", "must not know primitives"),
+        ("inmem.writer.actor", "from inmem.database import Database", "must not know database"),
+        # who knows what
+        ("inmem.storage.store", "from inmem.model import kv", "must not know model"),
+        ("inmem.storage.store", "from inmem.wire import HELLO", "must not know wire"),
+        ("inmem.primitives.event_log", "from inmem.primitives.kv import KVStore", "know each other"),
+        ("inmem.primitives.event_log", "from . import kv", "know each other"),
+        ("inmem.primitives.event_log", "from inmem.primitives import KVStore", "know each other"),
+        ("inmem.primitives._base", "from .kv import KVStore", "know each other"),
+        # packages from elsewhere
+        ("inmem.client.session", "import lmdb", "belongs to storage"),
+        ("inmem.commit.committer", "from lmdb import Error", "belongs to storage"),
+        ("inmem.database", "import zmq", "belongs to client and writer"),
+        ("inmem.storage.wal", "import zmq.asyncio", "belongs to client and writer"),
+        ("inmem.commit.committer", "import zmq", "from outside"),
+        ("inmem.commit.committer", "import socket", "from outside"),
+        ("inmem.commit.committer", "from time import monotonic", "from outside"),
+        ("inmem.commit.committer", "import random", "from outside"),
+        ("inmem.commit.committer", "import os.path", "from outside"),
+        ("inmem.database", "import rich", "belongs to cli"),
+        ("inmem.database", "import requests", "no dependency"),
+        ("inmem.keys", "import pickle", "able to run"),
+        ("inmem.cli.main", "from marshal import loads", "able to run"),
+        ("inmem.storage.wal", "def f():\n    import shelve", "able to run"),
+        ("inmem.maintenance.check", "import dill", "able to run"),
+        # ways around the checker
+        ("inmem.keys", "import importlib\nimportlib.import_module(name)", "computed"),
+        ("inmem.keys", "__import__('pickle')", "computed"),
+        ("inmem.helpers", "", "in no layer"),
+        ("inmem.keys", "import inmem.helpers", "in no layer"),
+    ],
+)
+def test_the_checker_sees(module: str, source: str, problem: str) -> None:
+    found = violations({**BYSTANDERS, module: source})
+    assert found and all(text.startswith(module) for text in found)
+    assert any(problem in text for text in found), found
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("inmem.keys", "from inmem.errors import InmemError"),
+        ("inmem.keys", "from inmem import errors"),
+        ("inmem.keys", "from . import errors\nfrom .errors import InmemError"),
+        ("inmem.keys", "import inmem.errors"),
+        ("inmem.writeset", "from inmem.keys import Key\nimport msgpack, xxhash"),
+        ("inmem.model.kv", "from ..keys import Key\nfrom sortedcontainers import SortedDict"),
+        ("inmem.storage.store", "import lmdb\nfrom .snapshot import Snapshot\nfrom inmem.storage import wal"),
+        ("inmem.commit.committer", "from inmem.storage import store\nfrom inmem.model.kv import Entry"),
+        ("inmem.commit.committer", "from inmem.clock import StoreClock"),
+        ("inmem.writer.actor", "import zmq, os, time\nfrom inmem.commit.committer import Committer"),
+        ("inmem.client.session", "import zmq\nfrom inmem.storage.snapshot import Snapshot"),
+        ("inmem.client.session", "from inmem.storage import snapshot"),
+        ("inmem.primitives.kv", "from inmem.primitives._base import Facade\nfrom ..client import session"),
+        ("inmem.primitives.kv", "from ._base import Facade"),
+        ("inmem.primitives.__init__", "from inmem.primitives.kv import KVStore"),
+        ("inmem.maintenance.check", "from inmem.storage.wal import scan"),
+        ("inmem.database", "from inmem.primitives import KVStore\nfrom inmem.storage.snapshot import Image"),
+        ("inmem.cli.main", "import typer\nfrom rich.table import Table\nfrom inmem.database import Database"),
+        ("inmem.__init__", "from inmem.database import Database\nfrom inmem.keys import Key"),
+        ("inmem.__init__", "from . import keys"),
+    ],
+)
+def test_the_checker_allows(module: str, source: str) -> None:
+    assert violations({**BYSTANDERS, module: source}) == []

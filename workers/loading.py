@@ -1,0 +1,234 @@
+"""One recorded run into the store, and back.
+
+Invariant: each step is one transaction that also advances the run's
+`progress` entry, and reads it first. So a step is stored once however often
+and by however many processes a run is loaded: a run that is complete is left
+alone, a half-done one goes on after its last committed step.
+
+KV of a run: `run` (what it is), `state` (the agent's state after the last
+step), `progress`, and what the trajectory itself keeps (`submission`,
+`lookup:...`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import inmem
+from workers.canonical import same
+from workers.pool import Link
+from workers.trajectories import Event, Trajectory, TrajectoryStep, parse_file, rebuild
+from workers.verify import Check, check_chain, check_kv, check_log
+
+PROGRESS_INTERVAL_S: Final = 0.1
+
+
+class SourceChanged(Exception):
+    """A file no longer holds what it held when the work was shared out."""
+
+
+class ForeignRun(Exception):
+    """The store holds another record under this run id."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayItem:
+    """One trajectory: where it is, and what it is stored as."""
+
+    path: Path
+    source: str
+    number: int  # within its file
+    run_id: str
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayTask:
+    """What one worker process has to do."""
+
+    store: str  # the path; every process opens it by itself
+    items: tuple[ReplayItem, ...]
+    anchors: dict[str, tuple[int, bytes]]  # for reading back: the last event acknowledged
+    timeout_s: float
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """What one worker committed, as far as the store acknowledged it."""
+
+    new: int = 0  # runs stored from their first step
+    continued: int = 0  # runs that were half-done
+    complete: int = 0  # runs that were there already
+    steps: int = 0
+    events: int = 0
+    reruns: int = 0
+    seconds: float = 0.0
+    anchors: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+
+
+def expected_kv(trajectory: Trajectory) -> dict[str, Any]:
+    """The KV entries of a run that is complete."""
+    kv: dict[str, Any] = {}
+    for step in trajectory.steps:
+        kv |= step.kv
+    return kv | {"run": _about(trajectory), "progress": _progress(trajectory, len(trajectory.steps))}
+
+
+def expected_events(trajectory: Trajectory) -> Iterator[Event]:
+    """The log of a run that is complete."""
+    for step in trajectory.steps:
+        yield from step.events
+
+
+def _about(trajectory: Trajectory) -> dict[str, Any]:
+    return {
+        "name": trajectory.name.encode("utf-8", "backslashreplace").decode(),
+        "format": trajectory.source_format,
+        "outcome": trajectory.outcome,
+        "tags": list(trajectory.tags),
+    }
+
+
+def _progress(trajectory: Trajectory, done: int) -> dict[str, Any]:
+    return {"digest": trajectory.digest, "steps": len(trajectory.steps), "done": done}
+
+
+def _done(trajectory: Trajectory, progress: Any) -> int:
+    if progress is None:
+        return 0
+    if progress["digest"] != trajectory.digest:
+        raise ForeignRun(f"{trajectory.run_id} holds another record; nothing was changed")
+    return int(progress["done"])
+
+
+def load_step(
+    db: Any, trajectory: Trajectory, step: TrajectoryStep, timeout_s: float
+) -> tuple[int, Any, int]:
+    """Commit one step: how many are done now, its last event, and how often it was run again.
+
+    If another process was faster, nothing is written and the event is None.
+
+    Raises:
+        ForeignRun: the run id is taken by another record.
+    """
+    calls = 0
+
+    def commit(txn: Any) -> tuple[int, Any]:
+        nonlocal calls
+        calls += 1
+        done = _done(trajectory, txn.kv.get("progress"))
+        if done != step.index:
+            return done, None
+        if step.index == 0:
+            txn.kv.put("run", _about(trajectory))
+        for key, value in step.kv.items():
+            txn.kv.put(key, value)
+        last = None
+        for event_type, payload in step.events:
+            last = txn.events.append(event_type, payload)
+        txn.kv.put("progress", _progress(trajectory, done + 1))
+        return done + 1, last
+
+    done, last = db.transact(trajectory.run_id, commit, timeout_s=timeout_s)
+    return done, last, calls - 1
+
+
+def load(link: Link, task: ReplayTask) -> LoadReport:
+    """The body of a loading process."""
+    report = LoadReport()
+    started = told = time.perf_counter()
+    passed = 0
+    with inmem.open(task.store, timeout_s=task.timeout_s) as db:
+        for trajectory in _trajectories(task.items):
+            done = _done(trajectory, db.kv.get(trajectory.run_id, "progress"))
+            count = len(trajectory.steps)
+            report.new += done == 0
+            report.continued += 0 < done < count
+            report.complete += done == count
+            while done < count:
+                link.check()
+                step = trajectory.steps[done]
+                done, last, reruns = load_step(db, trajectory, step, task.timeout_s)
+                report.reruns += reruns
+                if last is not None:
+                    report.steps += 1
+                    report.events += len(step.events)
+                    report.anchors[trajectory.run_id] = (last.sequence, last.hash)
+                now = time.perf_counter()
+                if now - told >= PROGRESS_INTERVAL_S:
+                    told = now
+                    link.progress((passed + done, report.steps, report.reruns))
+            passed += count
+    report.seconds = time.perf_counter() - started
+    link.progress((passed, report.steps, report.reruns))
+    return report
+
+
+CHECKS: Final = ("events", "source records", "final state", "chains", "acknowledged heads")
+
+
+def read_back(link: Link, task: ReplayTask) -> list[Check]:
+    """The body of a verifying process: it reads the source itself, and the store."""
+    checks = [Check(name) for name in CHECKS]
+    passed = 0
+    with inmem.open(task.store, timeout_s=task.timeout_s) as db:
+        for trajectory in _trajectories(task.items):
+            link.check()
+            compare(db, trajectory, task.anchors.get(trajectory.run_id), checks)
+            passed += len(trajectory.steps)
+            link.progress((passed, 0, 0))
+    return checks
+
+
+def compare(
+    db: Any, trajectory: Trajectory, anchor: tuple[int, bytes] | None, checks: list[Check]
+) -> None:
+    """Everything that the store has of one run, against its source."""
+    events, records, state, chains, heads = checks
+    run = trajectory.run_id
+    found = list(db.events.iter(run))
+    expected = list(expected_events(trajectory))
+    check_log(events, run, expected, found)
+    check_record(records, trajectory, [(event.event_type, event.payload) for event in found])
+    check_kv(state, run, expected_kv(trajectory), dict(db.kv.list_with_values(run)))
+    check_chain(chains, run, db.events.verify_chain(run), db.events.len(run), len(expected))
+    if anchor is None:  # another program loaded this run; its head is the one the log must have
+        heads.require(len(found) == len(expected), f"{run}: the log has another length")
+        return
+    anchored = db.events.verify_chain(run, anchor=anchor).is_valid
+    heads.require(
+        anchored and anchor[0] == len(expected) - 1,
+        f"{run}: the log does not end in the event that was acknowledged last",
+    )
+
+
+def check_record(check: Check, trajectory: Trajectory, events: list[Event]) -> None:
+    """The source record can be rebuilt from the events alone."""
+    try:
+        rebuilt = rebuild(events)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        check.require(False, f"{trajectory.run_id}: cannot be rebuilt: {type(error).__name__}: {error}")
+        return
+    check.require(
+        same(rebuilt, trajectory.record), f"{trajectory.run_id}: rebuilt, it differs from its source"
+    )
+
+
+def _trajectories(items: tuple[ReplayItem, ...]) -> Iterator[Trajectory]:
+    # A file may hold many runs; it is parsed once, and mapped only as far as asked for.
+    by_path: dict[Path, dict[int, ReplayItem]] = {}
+    for item in items:
+        by_path.setdefault(item.path, {})[item.number] = item
+    for path, wanted in by_path.items():
+        left = dict(wanted)
+        for number, parsed in parse_file(path, next(iter(wanted.values())).source, wanted):
+            item = left.pop(number)
+            if not isinstance(parsed, Trajectory) or parsed.run_id != item.run_id:
+                raise SourceChanged(f"{path} changed while it was being read")
+            yield parsed
+        if left:
+            raise SourceChanged(f"{path} changed while it was being read")

@@ -1,0 +1,398 @@
+"""Recorded agent runs as steps: from the files of two projects to events and state.
+
+Invariant: a mapping, not a selection. `rebuild` gives back, from the events
+of a run alone, the record that was read, equal in every value: so nothing of
+the source is left out, and a reader of the store needs no source. Knows no
+store and no process.
+
+Two formats are known:
+
+    *.traj   SWE-agent: one object; `trajectory` holds steps (action,
+             observation, response, state, thought and more), `history` the
+             messages; either may be missing. `state` is JSON text in older
+             files and an object in newer ones.
+    *.json   tau-bench: a list of runs (task_id, trial, reward, info, traj),
+             `traj` being chat messages; a tool call's arguments are JSON text.
+
+A run is cut into steps at each message of the assistant: step 0 is what came
+before the first. Events of a step, in order: its messages (`system`, `user`,
+`assistant`, `tool`, or `message` for another role), each assistant message
+followed by its `tool_call`s with the arguments decoded; then, for SWE-agent,
+`thought`, `action`, `observation` and `context`, which share out the fields
+of one element of `trajectory`. The first event of all is `source`: everything
+that is neither a message nor a step. Call ids repeat within a run in real
+data, so a call is named by its step and position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from workers.canonical import canonical
+from workers.storable import Unstorable, convert, expect, kind_of, read_json, restore
+
+SUFFIXES: Final = (".json", ".traj")
+MAX_NAME_CHARS: Final = 40  # of a file's name within a run id, which has at most 64 characters
+MAX_LOOKUP_BYTES: Final = 200  # of what is looked up, within a key, which has at most 320 bytes
+
+_ROLES: Final = frozenset({"system", "user", "assistant", "tool"})
+_STEP_PARTS: Final = (
+    ("thought", ("thought", "response")),
+    ("action", ("action",)),
+    ("observation", ("observation", "execution_time", "state")),
+)
+_TEXT_FIELDS: Final = ("action", "observation", "response", "thought")
+
+Event = tuple[str, Any]  # type, payload
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryStep:
+    """What one transaction stores: events, and the KV entries that change with them."""
+
+    index: int
+    events: tuple[Event, ...]
+    kv: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One recorded run, ready to be stored."""
+
+    run_id: str  # from format, name and content: the same record has the same id anywhere
+    name: str
+    source_format: str
+    digest: str  # of the source record
+    outcome: str  # "completed", "failed" or "unknown"
+    tags: tuple[str, ...]
+    steps: tuple[TrajectoryStep, ...]
+    record: Any  # the source record as it was read
+    notes: tuple[str, ...]  # what could not be kept in its plain form
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A file, or a record in one, that is no trajectory, and why."""
+
+    source: str
+    reason: str
+
+
+def find_files(root: Path) -> list[Path]:
+    """The candidate files under a directory (or the file itself), in order of their paths."""
+    if root.is_file():
+        return [root]
+    return sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+
+
+def parse_file(
+    path: Path, source: str, wanted: Container[int] | None = None
+) -> Iterator[tuple[int, Trajectory | Rejected]]:
+    """Everything in one file, numbered: trajectories, and what had to be rejected.
+
+    `source` names the file in messages; `wanted` limits the work to some of
+    the numbers. Bad data never raises.
+    """
+    try:
+        data = read_json(path)
+    except Unstorable as error:
+        yield 0, Rejected(source, str(error))
+        return
+    if path.suffix == ".traj":
+        yield 0, _attempt(source, path.stem, data, swe_agent)
+    elif not isinstance(data, list):
+        yield 0, Rejected(source, f"is {kind_of(data)}, expected a list of runs")
+    elif not data:
+        yield 0, Rejected(source, "an empty list: no runs")
+    else:
+        for number, record in enumerate(data):
+            if wanted is None or number in wanted:
+                yield number, _attempt(f"{source}[{number}]", path.stem, record, tau_bench)
+
+
+def _attempt(
+    source: str, name: str, record: Any, mapping: Callable[[Any, str], Trajectory]
+) -> Trajectory | Rejected:
+    try:
+        return mapping(record, name)
+    except Unstorable as error:
+        return Rejected(source, str(error))
+    except RecursionError:
+        return Rejected(source, "nested too deeply to be read")
+
+
+def swe_agent(record: Any, name: str) -> Trajectory:
+    """The mapping of a SWE-agent file.
+
+    Raises:
+        Unstorable: it is not such a file, or holds what cannot be stored.
+    """
+    expect(record, dict, "the file")
+    history = _messages(record.get("history", []), "history")
+    elements = expect(record.get("trajectory", []), list, "trajectory")
+    for number, element in enumerate(elements):
+        _check_element(element, f"trajectory[{number}]")
+    if not history and not elements:
+        raise Unstorable("neither history nor trajectory has anything in it")
+    info = expect(record.get("info", {}), dict, "info")
+    build = _Builder(record, "swe-agent", name)
+    build.start("history", "trajectory")
+    segments = _segments(history)
+    for number in range(max(len(segments), 1 + len(elements))):
+        build.messages(segments[number] if number < len(segments) else [])
+        if 0 < number <= len(elements):
+            build.element(elements[number - 1])
+        status = info.get("exit_status")
+        build.finish_step(_last(number, segments, elements), status if isinstance(status, str) else None)
+        if _last(number, segments, elements) and info.get("submission") is not None:
+            build.put("submission", info["submission"], "info['submission']")
+        build.close_step()
+    status = info.get("exit_status")
+    outcome = "unknown" if status is None else "completed" if status == "submitted" else "failed"
+    tags = ["swe-agent"] + ([f"exit:{status}"] if isinstance(status, str) else [])
+    return build.trajectory(outcome, tags)
+
+
+def tau_bench(record: Any, name: str) -> Trajectory:
+    """The mapping of one run of a tau-bench file.
+
+    Raises:
+        Unstorable: it is not such a run, or holds what cannot be stored.
+    """
+    expect(record, dict, "a run")
+    for key in ("task_id", "trial", "reward", "traj"):
+        if key not in record:
+            raise Unstorable(f"no {key!r}: not a run of tau-bench")
+    for key in ("task_id", "trial"):
+        if type(record[key]) not in (int, str):
+            raise Unstorable(f"{key} is {kind_of(record[key])}, expected a number or text")
+    if type(record["reward"]) not in (int, float):
+        raise Unstorable(f"reward is {kind_of(record['reward'])}, expected a number")
+    messages = _messages(record["traj"], "traj")
+    if not messages:
+        raise Unstorable("traj is empty")
+    build = _Builder(record, "tau-bench", f"{name}-{record['task_id']}-{record['trial']}")
+    build.start("traj")
+    segments = _segments(messages)
+    outcome = "completed" if record["reward"] == 1 else "failed"
+    for number, segment in enumerate(segments):
+        build.messages(segment)
+        build.finish_step(number + 1 == len(segments), outcome)
+        build.close_step()
+    tags = [f"task:{record['task_id']}", f"trial:{record['trial']}", f"reward:{record['reward']}"]
+    return build.trajectory(outcome, ["tau-bench", *(_label(tag) for tag in tags)])
+
+
+def rebuild(events: Iterable[Event]) -> Any:
+    """The source record, from the events of a run."""
+    record: dict[str, Any] = {}
+    messages: list[Any] = []
+    elements: dict[int, dict[str, Any]] = {}
+    lists: list[str] = []
+    for event_type, payload in events:
+        if event_type == "source":
+            record, lists = restore(payload["record"]), payload["lists"]
+        elif event_type in ("thought", "action", "observation", "context"):
+            elements.setdefault(payload["step"], {}).update(restore(payload["fields"]))
+        elif event_type != "tool_call":
+            messages.append(restore(payload["message"]))
+    for key in lists:
+        record[key] = messages if key != "trajectory" else [elements[step] for step in sorted(elements)]
+    return record
+
+
+@dataclass(slots=True)
+class _Builder:
+    """Collects the steps of one run."""
+
+    record: Any
+    source_format: str
+    name: str
+    _index: int = 0
+    _events: list[Event] = field(default_factory=list)
+    _kv: dict[str, Any] = field(default_factory=dict)
+    _state: dict[str, Any] = field(default_factory=dict)
+    _calls: int = 0
+    _open_calls: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    _steps: list[TrajectoryStep] = field(default_factory=list)
+    _notes: list[str] = field(default_factory=list)
+
+    def start(self, *listed: str) -> None:
+        rest = {key: part for key, part in self.record.items() if key not in listed}
+        has = [key for key in listed if key in self.record]
+        self._event("source", {"record": self._convert(rest, "the record"), "lists": has})
+
+    def messages(self, messages: list[Any]) -> None:
+        for message in messages:
+            role = message["role"]
+            kept = self._convert(message, f"step {self._index}, message of {role!r}")
+            event_type = role if role in _ROLES else "message"
+            self._event(event_type, {"step": self._index, "message": kept})
+            self._state["last_role"] = self._convert(role, "role")
+            for number, call in enumerate(_calls(message)):
+                self._call(number, call)
+            for call_id in _answered(message):
+                self._answer(call_id, message)
+
+    def _call(self, number: int, call: dict[str, Any]) -> None:
+        function = call["function"]
+        call_id, text = call.get("id"), function.get("arguments")
+        place = f"step {self._index}, tool call {number}"
+        payload: dict[str, Any] = {"step": self._index, "call": number, "call_id": call_id}
+        payload["name"] = function.get("name")
+        arguments: Any = None
+        try:
+            arguments = json.loads(text) if isinstance(text, str) else text
+            payload["arguments"] = arguments
+        except (ValueError, RecursionError):
+            self._notes.append(f"{place}: its arguments are no JSON; kept as text")
+            payload["arguments_text"] = text
+        self._event("tool_call", self._convert(payload, place))
+        self._calls += 1
+        self._state["calls"] = self._calls
+        if isinstance(call_id, str):
+            # The id may have been used before in this run: the latest call is the one answered.
+            self._open_calls[call_id] = (str(function.get("name")), arguments)
+
+    def _answer(self, call_id: str, message: Any) -> None:
+        name, arguments = self._open_calls.pop(call_id, ("", None))
+        wanted = arguments.get(next(iter(arguments))) if _single(arguments) else None
+        if not name.startswith("get_") or not isinstance(wanted, str):
+            return
+        try:
+            found = json.loads(message.get("content"))
+        except (TypeError, ValueError, RecursionError):
+            return  # an error message, not a record
+        key = f"lookup:{name}:{wanted}"
+        if isinstance(found, dict) and _fits_key(key):
+            self.put(key, found, key)
+
+    def element(self, element: dict[str, Any]) -> None:
+        taken: set[str] = set()
+        for event_type, names in _STEP_PARTS:
+            fields = {name: element[name] for name in names if name in element}
+            taken.update(fields)
+            if fields:
+                self._fields(event_type, fields)
+        rest = {name: part for name, part in element.items() if name not in taken}
+        if rest or not taken:
+            self._fields("context", rest)
+        self._state["environment"] = self._convert(_decoded_state(element.get("state")), "state")
+
+    def _fields(self, event_type: str, fields: dict[str, Any]) -> None:
+        kept = self._convert(fields, f"step {self._index}, {event_type}")
+        self._event(event_type, {"step": self._index, "fields": kept})
+
+    def put(self, key: str, value: Any, where: str) -> None:
+        self._kv[key] = self._convert(value, where)
+
+    def finish_step(self, last: bool, status: str | None) -> None:
+        self._state["step"] = self._index
+        self._state["status"] = self._convert(status or "unknown", "status") if last else "running"
+        self._kv["state"] = dict(self._state)
+
+    def close_step(self) -> None:
+        self._steps.append(TrajectoryStep(self._index, tuple(self._events), dict(self._kv)))
+        self._events.clear()
+        self._kv.clear()
+        self._index += 1
+
+    def trajectory(self, outcome: str, tags: Iterable[str]) -> Trajectory:
+        digest = hashlib.sha256(canonical(self.record).encode()).hexdigest()
+        return Trajectory(
+            run_id=f"{self.source_format}:{_safe(self.name)}:{digest[:12]}",
+            name=self.name,
+            source_format=self.source_format,
+            digest=digest,
+            outcome=outcome,
+            tags=tuple(tags),
+            steps=tuple(self._steps),
+            record=self.record,
+            notes=tuple(self._notes),
+        )
+
+    def _event(self, event_type: str, payload: Any) -> None:
+        self._events.append((event_type, payload))
+
+    def _convert(self, value: Any, where: str) -> Any:
+        return convert(value, where, self._notes.append)
+
+
+def _segments(messages: list[Any]) -> list[list[Any]]:
+    """Messages cut before each one of the assistant; the first part has none of those."""
+    segments: list[list[Any]] = [[]]
+    for message in messages:
+        if message["role"] == "assistant":
+            segments.append([])
+        segments[-1].append(message)
+    return segments
+
+
+def _last(number: int, segments: list[list[Any]], elements: list[Any]) -> bool:
+    return number + 1 == max(len(segments), 1 + len(elements))
+
+
+def _messages(value: Any, where: str) -> list[Any]:
+    for number, message in enumerate(expect(value, list, where)):
+        place = f"{where}[{number}]"
+        expect(message, dict, place)
+        if not isinstance(message.get("role"), str):
+            raise Unstorable(f"{place} has no role")
+        for index, call in enumerate(_calls(message)):
+            spot = f"{place}['tool_calls'][{index}]"
+            expect(call, dict, spot)
+            expect(call.get("function"), dict, f"{spot}['function']")
+    return list(value)
+
+
+def _check_element(element: Any, where: str) -> None:
+    expect(element, dict, where)
+    for name in _TEXT_FIELDS:
+        if not isinstance(element.get(name), (str, type(None))):
+            raise Unstorable(f"{where}[{name!r}] is {kind_of(element[name])}, expected text")
+    if not isinstance(element.get("state"), (str, dict, type(None))):
+        raise Unstorable(f"{where}['state'] is {kind_of(element['state'])}, expected text or an object")
+
+
+def _calls(message: dict[str, Any]) -> list[Any]:
+    return list(expect(message.get("tool_calls") or [], list, "tool_calls"))
+
+
+def _answered(message: dict[str, Any]) -> list[str]:
+    ids = message.get("tool_call_ids") or [message.get("tool_call_id")]
+    return [one for one in ids if isinstance(one, str)] if isinstance(ids, list) else []
+
+
+def _decoded_state(state: Any) -> Any:
+    """The environment's state, whichever way the file holds it; text that is no JSON stays text."""
+    if not isinstance(state, str):
+        return state
+    try:
+        return json.loads(state)
+    except (ValueError, RecursionError):
+        return state
+
+
+def _single(arguments: Any) -> bool:
+    return isinstance(arguments, dict) and len(arguments) == 1
+
+
+def _fits_key(key: str) -> bool:
+    try:
+        return len(key.encode()) <= MAX_LOOKUP_BYTES and "\0" not in key
+    except UnicodeEncodeError:
+        return False
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:MAX_NAME_CHARS]
+
+
+def _label(tag: str) -> str:
+    return tag.encode("utf-8", "replace")[:128].decode("utf-8", "ignore")
