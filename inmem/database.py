@@ -20,7 +20,15 @@ from inmem.keys import Namespace
 from inmem.maintenance.check import CheckReport, check_in_process
 from inmem.primitives.event_log import EventLog
 from inmem.primitives.kv import KVStore
-from inmem.scopes import MAX_ATTEMPTS, TRANSACT_TIMEOUT_S, Pipeline, RunScope, Snapshot, Transaction, wants_sync
+from inmem.scopes import (
+    MAX_ATTEMPTS,
+    TRANSACT_TIMEOUT_S,
+    Pipeline,
+    RunScope,
+    Snapshot,
+    Transaction,
+    wants_sync,
+)
 from inmem.wire import STATUS, SYNC
 
 T = TypeVar("T")

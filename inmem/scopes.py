@@ -86,8 +86,7 @@ class RunScope:
 
         def attempt(left_s: float) -> T:
             with Transaction.begin(self._database, self, sync, left_s) as txn:
-                result = fn(txn)
-            return result
+                return fn(txn)
 
         return retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s)
 
@@ -421,7 +420,7 @@ class _Transactional(Generic[P, T]):
         )
 
 
-def transactional(fn: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+def transactional(fn: Callable[Concatenate[Any, P], T]) -> _Transactional[P, T]:
     """Make `f(scope_or_txn, ...)`: retries when given a scope, composes when given a transaction.
 
     >>> import inmem

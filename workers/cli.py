@@ -62,7 +62,10 @@ Store = Annotated[
 ]
 Durability = Annotated[
     str | None,
-    typer.Option(callback=_one_of(DURABILITIES), help="memory, buffered or sync. Default: buffered, or what the store has."),
+    typer.Option(
+        callback=_one_of(DURABILITIES),
+        help="memory, buffered or sync. Default: buffered, or what the store has.",
+    ),
 ]
 StartMethod = Annotated[
     str, typer.Option(callback=_one_of(START_METHODS), help="How processes start: spawn, forkserver or fork.")

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -73,24 +74,25 @@ def _figures(reports: Sequence[AgentReport], seconds: float) -> dict[str, Any]:
     }
 
 
+# Ten columns that fit 80 characters.
 _COLUMNS = (
     ("steps", "steps"),
     ("commits", "commits"),
-    ("commits_per_s", "commits/s"),
-    ("transactions", "transactions"),
+    ("commits_per_s", "per s"),
+    ("transactions", "txns"),
     ("reruns", "reruns"),
-    ("abandoned", "abandoned"),
     ("events", "events"),
-    ("tool_calls", "tool calls"),
+    ("tool_calls", "tools"),
     ("tool_failures", "failed"),
-    ("seconds", "seconds"),
+    ("seconds", "s"),
 )
 
 
 def print_fleet(console: Console, result: FleetResult) -> None:
     """The short report: rates, conflicts, checks, verdict."""
     data = fleet_as_data(result)
-    table = Table(title=f"{result.spec.workers} agents, {result.durability} store", title_justify="left")
+    title = f"{result.spec.workers} agents, {result.durability} store"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("agent", justify="right")
     for _, heading in _COLUMNS:
         table.add_column(heading, justify="right")
@@ -103,9 +105,9 @@ def print_fleet(console: Console, result: FleetResult) -> None:
     runs = total["transactions"] + total["reruns"]
     share = 100 * rate(total["reruns"], runs)
     console.print(
-        f"Conflicts: {total['reruns']:,} of {runs:,} runs of a transaction met one and were run again "
-        f"({share:.1f} %), at most {total['most_reruns']} times for one transaction. "
-        f"Snapshots audited: {total['audits']:,}.",
+        f"Conflicts: {total['reruns']:,} of {runs:,} attempts at a transaction ({share:.1f} %), each run "
+        f"again, at most {total['most_reruns']} times in a row. Abandoned on purpose: "
+        f"{total['abandoned']:,}. Snapshots audited: {total['audits']:,}.",
         highlight=False,
     )
     if result.verdict:
@@ -127,7 +129,8 @@ def fleet_verdict(result: FleetResult) -> str:
 
 def print_checks(console: Console, checks: Sequence[Check], seconds: float) -> None:
     """One line for each check."""
-    table = Table(title=f"Read back and compared in {seconds:.1f} s", title_justify="left")
+    title = f"Read back and compared in {seconds:.1f} s"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("check")
     table.add_column("verdict")
     table.add_column("detail")

@@ -7,6 +7,7 @@ starts with none of its parent's sessions, sockets or LMDB objects.
 
 from __future__ import annotations
 
+import atexit
 import os
 import tempfile
 import threading
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 import zmq
 
+from inmem.board import Board
 from inmem.client.launcher import ensure_writer, expired, launch_lock, launching
 from inmem.client.session import Session
 from inmem.config import Configuration, Settings, load
@@ -41,6 +43,7 @@ class Attachment:
         self.control = directory.control()
         self.closed = False
         self._context: zmq.Context[Any] | None = None
+        self._board: Board | None = None
         self._lock = threading.Lock()
         self._local = threading.local()
         try:
@@ -85,6 +88,14 @@ class Attachment:
                     self._context = zmq.Context()
         return self._context
 
+    def board(self, path: str) -> Board:
+        """The answer board of a writer, mapped once per process."""
+        with self._lock:
+            if self._board is None or str(self._board.path) != path:
+                # An older one stays mapped while other threads' lines still look at it.
+                self._board = Board(Path(path))
+            return self._board
+
     def close(self) -> None:
         """Give everything back."""
         self.closed = True
@@ -105,6 +116,7 @@ class Attachment:
         """
         _INHERITED.append((self._context, self._local))
         self._context = None
+        self._board = None
         self._lock = threading.Lock()
         self._local = threading.local()
         self.image.after_fork_in_child()
@@ -188,6 +200,15 @@ def detach(attachment: Attachment) -> None:
             if _registry.get(key) is attachment:
                 del _registry[key]
             attachment.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Say goodbye while there is an interpreter to do it with."""
+    with _registry_lock:
+        for attachment in list(_registry.values()):
+            attachment.close()
+        _registry.clear()
 
 
 # Before a fork all locks that a child could inherit held are taken, in the

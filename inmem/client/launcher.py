@@ -16,15 +16,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
-import inmem
 from inmem.clock import boot_us
 from inmem.control import Control, ControlState, boot_id
 from inmem.directory import DataDirectory
 from inmem.errors import WriterUnavailableError, from_wire
-from inmem.files import FileLock, open_private
+from inmem.files import FileLock, open_private, python_environment
 
 _POLL_S: Final = 0.003
 _CRASH_LOOP_S: Final = 1.0  # a writer that lived shorter than this counts as dying
@@ -141,17 +139,13 @@ def _hold_back(directory: DataDirectory, deadline: float) -> None:
 
 def _launch(directory: DataDirectory, deadline: float) -> None:
     """Start a detached writer and wait until it serves or says why not."""
-    environment = dict(os.environ)
-    package_root = str(Path(inmem.__file__).parent.parent)
-    paths = [package_root, *filter(None, [environment.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
     read_fd, write_fd = os.pipe()
     log = open_private(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "inmem.writer", str(directory.path), "--ready-fd", str(write_fd)],
             pass_fds=[write_fd], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-            env=environment, start_new_session=True,
+            env=python_environment(), start_new_session=True,
         )
     except OSError as error:
         os.close(read_fd)

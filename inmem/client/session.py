@@ -8,8 +8,8 @@ who has time to wait.
 A new writer means a new socket: libzmq redelivers on its own, out of order
 and without our knowledge, so old sockets are closed, never reused.
 
-The answer path is `Line`: it sends frames and waits for one. Everything else
-here works on frames and would not notice another transport.
+The answer path is `Line`: it sends frames and waits for answers, which come
+through the board in shared memory (see `inmem.board`) or through the socket.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgpack
 import zmq
 
+from inmem.board import SUPPORTED, Board
 from inmem.config import FORMAT_VERSION, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
-from inmem.control import EPOCH, ControlState
+from inmem.control import EPOCH, GROUP, Control, ControlState
 from inmem.errors import (
     BusyError,
     ClosedError,
@@ -56,7 +57,10 @@ if TYPE_CHECKING:
     from inmem.client.attachment import Attachment
 
 _SLICE_MS: Final = 20  # how long to block before looking whether the writer lives
-_SPIN_MAX: Final = 40  # tries before blocking: a wake-up costs more than a short wait
+_SPIN: Final = 40  # looks before sleeping: a wake-up costs more than a short wait
+_CROWD: Final = 2  # groups of more commits mean that others wait too: then a spin is stolen from them
+_SLEEP_US: Final = 1000  # first sleep; doubles, so that a missed wake is cheap and a long wait too
+_SLEEP_MAX_US: Final = _SLICE_MS * 1000
 _BUSY_DELAY_S: Final = 0.01
 _LINGER_MS: Final = 100  # for the goodbye, which may also be lost
 
@@ -64,9 +68,12 @@ _LINGER_MS: Final = 100  # for the goodbye, which may also be lost
 class Line:
     """A socket to one incarnation of the writer, and a way to see its death."""
 
-    def __init__(self, context: zmq.Context[Any], state: ControlState) -> None:
+    def __init__(self, context: zmq.Context[Any], state: ControlState, control: Control) -> None:
         self.epoch = state.epoch
-        self._spin = _SPIN_MAX
+        self._control = control
+        self._board: Board | None = None
+        self._slot = -1
+        self._mail = 0
         self._pidfd = -1
         self._died = False
         try:
@@ -83,28 +90,43 @@ class Line:
         self.send = socket.send
         self._receive = socket.recv
 
-    def receive(self, wait: bool = True) -> bytes | None:
-        """The next frame; None after a slice without one.
+    def use_board(self, board: Board, slot: int) -> None:
+        """From now on answers come through a slot of a board."""
+        self._board = board
+        self._slot = slot
+        self._mail = board.mail(slot)
 
-        Spins a little first, and less the less it helps: with more runnable
-        processes than cores a spin only keeps the writer from its work.
+    def answer(self, sequence: int) -> tuple[int, int, bytes] | bytes | None:
+        """The answer to a commit, or a frame that came instead; None after a slice without either.
+
+        Looks a few times before it sleeps, unless the writer is busy with
+        others: with more runnable processes than cores that only keeps it
+        from its work.
         """
-        receive = self._receive
-        spin = self._spin
-        for _ in range(spin if wait else 1):
-            try:
-                frame: bytes = receive(zmq.NOBLOCK)
-            except zmq.Again:
-                os.sched_yield()
-            else:
-                if spin < _SPIN_MAX:
-                    self._spin = spin + 1
+        board = self._board
+        if board is None:
+            return self.receive()
+        slot = self._slot
+        spin = _SPIN if self._control.words[GROUP] <= _CROWD else 1
+        if board.look(slot, sequence, spin):
+            return board.fetch(slot, sequence)
+        pause_us = _SLEEP_US
+        while pause_us <= _SLEEP_MAX_US:
+            board.sleep(slot, sequence, self._mail, pause_us)
+            if board.look(slot, sequence, 0):
+                return board.fetch(slot, sequence)
+            if board.mail(slot) != self._mail:
+                frame = self.receive()
+                if frame is not None:
+                    self._mail += 1
                 return frame
-        if not wait:
-            return None
-        self._spin = max(1, spin // 2)
+            pause_us *= 2
+        return None
+
+    def receive(self) -> bytes | None:
+        """The next frame of the socket; None after a slice without one."""
         try:
-            frame = receive()
+            frame: bytes = self._receive()
         except zmq.Again:
             return None
         return frame
@@ -215,7 +237,7 @@ class Session:
             while sequence not in answers:
                 if sequence in self._lost:
                     raise self._unknown(sequence, "its session was lost with the store's memory", False)
-                self._step(deadline)
+                self._step(deadline, sequence)
         except (TimeoutError, WriterUnavailableError) as error:
             why = f"no answer within {timeout_s} s" if isinstance(error, TimeoutError) else str(error)
             raise self._unknown(sequence, why, True) from None
@@ -273,8 +295,8 @@ class Session:
 
     # --- the line -----------------------------------------------------------------------
 
-    def _step(self, deadline: float) -> None:
-        """Take in one frame, or find out that the writer is gone and go to the next.
+    def _step(self, deadline: float, sequence: int | None = None) -> None:
+        """Take in one answer or frame, or find out that the writer is gone and go to the next.
 
         Raises:
             TimeoutError: the deadline has passed.
@@ -282,9 +304,13 @@ class Session:
         line = self._line
         if line is None:
             line = self._connect(deadline)
-        frame = line.receive()
-        if frame is not None:
-            self._take(line, frame, deadline)
+        came = line.receive() if sequence is None else line.answer(sequence)
+        if isinstance(came, tuple):
+            assert sequence is not None
+            self._pending.pop(sequence, None)
+            self._answers[sequence] = came
+        elif came is not None:
+            self._take(line, came, deadline)
         elif line.is_dead() or self._attachment.control.words[EPOCH] != line.epoch:
             self._connect(deadline)
         elif time.monotonic() >= deadline:
@@ -352,7 +378,7 @@ class Session:
         while True:
             self._drop_line()
             state = self._attachment.ensure_writer(deadline)
-            line = Line(self._attachment.context(), state)
+            line = Line(self._attachment.context(), state, self._attachment.control)
             try:
                 known = self._greet(line, deadline)
             except BaseException:
@@ -366,6 +392,7 @@ class Session:
                 self._renew(epoch=-1)
                 continue
             self._registered = True
+            self._take_slot(line)
             if self._pending:
                 self._send_again(line, 0)
             return line
@@ -392,6 +419,16 @@ class Session:
             raise from_wire(self._welcome["error"])
         return bool(self._welcome["known"])
 
+    def _take_slot(self, line: Line) -> None:
+        assert self._welcome is not None
+        slot, path = self._welcome["slot"], self._welcome["board"]
+        if slot < 0 or not SUPPORTED:
+            return
+        try:
+            line.use_board(self._attachment.board(path), slot)
+        except FileNotFoundError:
+            pass  # that writer has gone: this line will notice
+
     def _drop_line(self) -> None:
         line, self._line = self._line, None
         if line is not None:
@@ -407,9 +444,8 @@ class Session:
             self._drop_line()
 
     def __del__(self) -> None:
-        # A thread that ends takes its session with it; the writer forgets it when it is idle.
-        line = self.__dict__.get("_line")
-        if line is not None:
-            line.close()
+        # A thread that ends takes its session with it. In a forked child it is the parent's.
+        if self.__dict__.get("_line") is not None and self._pid == os.getpid():
+            self.close()
 
 

@@ -170,7 +170,7 @@ def verify(events: Iterable[tuple[int, bytes]], anchor: tuple[int, bytes] | None
             event = unpack(sequence, data)
         except ValueError as error:
             return ChainVerification(False, length, sequence, str(error))
-        problem = _problem(previous, event)
+        problem = problem_with(previous, event)
         if problem is None and anchor is not None and sequence == anchor[0]:
             anchored = True
             if event.hash != anchor[1]:
@@ -184,7 +184,8 @@ def verify(events: Iterable[tuple[int, bytes]], anchor: tuple[int, bytes] | None
     return ChainVerification(True, length)
 
 
-def _problem(previous: StoredEvent | None, event: StoredEvent) -> str | None:
+def problem_with(previous: StoredEvent | None, event: StoredEvent) -> str | None:
+    """Why `event` cannot be what follows `previous`; None if it can."""
     if event.prev_hash != (NO_HASH if previous is None else previous.hash):
         return "previous hash does not match"
     if previous is not None and event.chain != previous.chain:

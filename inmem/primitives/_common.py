@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from inmem.client.attachment import Attachment
 from inmem.client.transaction import commit_call, commit_put
 from inmem.config import MAX_TTL_S
 from inmem.errors import InvalidInputError
+
+
+class Host(Protocol):
+    """What a facade holds: the database, as far as it needs it."""
+
+    def run(self, run_id: str) -> Any: ...
 
 
 class Autocommit:

@@ -9,7 +9,7 @@ them out itself, and conflicts if somebody else appended meanwhile.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from inmem import values
 from inmem.client.transaction import Item, Pending, Reader, Transaction
@@ -27,12 +27,9 @@ from inmem.model.event_log import (
     unpack,
     verify,
 )
-from inmem.primitives._common import Autocommit, check_limit
+from inmem.primitives._common import Autocommit, Host, check_limit
 from inmem.record import pack as pack_record
 from inmem.record import payload_of
-
-if TYPE_CHECKING:
-    from inmem.database import Database
 
 _CHUNK: Final = 512  # events of one snapshot while streaming: bounds memory and the snapshot's age
 
@@ -270,11 +267,15 @@ class EventLog:
 
     __slots__ = ("_database",)
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Host) -> None:
         self._database = database
 
     def __repr__(self) -> str:
         return f"EventLog({self._database!r})"
+
+    def _scope(self, run_id: str) -> ScopedEvents:
+        scope: ScopedEvents = self._database.run(run_id).events
+        return scope
 
     def append(self, run_id: str, event_type: str, payload: Any = None) -> Appended:
         """Append an event; its sequence and hash. Never conflicts. Cost: one round trip.
@@ -285,30 +286,30 @@ class EventLog:
             RunDeletedError: the run was deleted.
             CommitUnknownError: no answer before the deadline.
         """
-        return self._database.run(run_id).events.append(event_type, payload)
+        return self._scope(run_id).append(event_type, payload)
 
     def append_many(self, run_id: str, events: Iterable[tuple[str, Any]]) -> list[Appended]:
         """Append `(type, payload)` pairs as one atomic commit, in order. Cost: one round trip."""
-        return self._database.run(run_id).events.append_many(events)
+        return self._scope(run_id).append_many(events)
 
     def read(self, run_id: str, sequence: int) -> Event | None:
         """One event, None beyond the end. Cost: about 4 µs."""
-        return self._database.run(run_id).events.read(sequence)
+        return self._scope(run_id).read(sequence)
 
     def read_range(
         self, run_id: str, start: int, end: int | None = None, *, limit: int | None = None,
         reverse: bool = False,
     ) -> list[Event]:
         """The events of `[start, end)`, all of one version. Cost: about 3 µs an event."""
-        return self._database.run(run_id).events.read_range(start, end, limit=limit, reverse=reverse)
+        return self._scope(run_id).read_range(start, end, limit=limit, reverse=reverse)
 
     def head(self, run_id: str) -> Event | None:
         """The last event, None for an empty log."""
-        return self._database.run(run_id).events.head()
+        return self._scope(run_id).head()
 
     def len(self, run_id: str) -> int:
         """How many events there are. Cost: that of one read, however long the log."""
-        return self._database.run(run_id).events.len()
+        return self._scope(run_id).len()
 
     def iter(self, run_id: str, start: int = 0) -> Iterator[Event]:
         """Stream events from `start` on, in bounded memory.
@@ -316,13 +317,13 @@ class EventLog:
         Takes a new snapshot for each 512 events, so events appended
         meanwhile are seen too, and nothing is pinned for long.
         """
-        return self._database.run(run_id).events.iter(start)
+        return self._scope(run_id).iter(start)
 
     def read_by_type(
         self, run_id: str, event_type: str, *, limit: int | None = None, reverse: bool = False
     ) -> list[Event]:
         """Events of one type in sequence order. Cost: linear in the result, not in the log."""
-        return self._database.run(run_id).events.read_by_type(event_type, limit=limit, reverse=reverse)
+        return self._scope(run_id).read_by_type(event_type, limit=limit, reverse=reverse)
 
     def verify_chain(self, run_id: str, anchor: tuple[int, bytes] | None = None) -> ChainVerification:
         """Check sequences, times and hashes of the whole log. Cost: about 4 µs an event.
@@ -330,7 +331,7 @@ class EventLog:
         `anchor` is a `(sequence, hash)` that you kept elsewhere; with it a
         log that was cut or replaced is noticed too, which a bare chain cannot.
         """
-        return self._database.run(run_id).events.verify_chain(anchor)
+        return self._scope(run_id).verify_chain(anchor)
 
     def update(self, *_: object, **__: object) -> NoReturn:
         """There is no update.

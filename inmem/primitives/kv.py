@@ -11,20 +11,17 @@ import builtins
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from inmem import values
 from inmem.client.transaction import Deferred, Item, Pending, Reader, Transaction
 from inmem.errors import InvalidInputError
 from inmem.keys import TypeTag, encode_name, encode_prefix, range_of
 from inmem.model import kv as rules
-from inmem.primitives._common import Autocommit, check_limit, expiry_us
+from inmem.primitives._common import Autocommit, Host, check_limit, expiry_us
 from inmem.record import expires_at, pack, payload_of, timestamp_of, version_of
 from inmem.values import decode
 from inmem.writeset import OP_PUT, WriteSet
-
-if TYPE_CHECKING:
-    from inmem.database import Database
 
 T = TypeVar("T")
 Ttl = float | timedelta | None
@@ -249,11 +246,15 @@ class KVStore:
 
     __slots__ = ("_database",)
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Host) -> None:
         self._database = database
 
     def __repr__(self) -> str:
         return f"KVStore({self._database!r})"
+
+    def _scope(self, run_id: str) -> ScopedKV:
+        scope: ScopedKV = self._database.run(run_id).kv
+        return scope
 
     def get(self, run_id: str, key: str, default: Any = None) -> Any:
         """The value under a key, or `default` if there is none. Cost: about 2 µs.
@@ -262,15 +263,15 @@ class KVStore:
             InvalidRunIdError, InvalidKeyError: the name cannot be one.
             ClosedError: the database is closed.
         """
-        return self._database.run(run_id).kv.get(key, default)
+        return self._scope(run_id).get(key, default)
 
     def get_versioned(self, run_id: str, key: str) -> Versioned | None:
         """The value with the version and time (microseconds) of its commit; None if absent."""
-        return self._database.run(run_id).kv.get_versioned(key)
+        return self._scope(run_id).get_versioned(key)
 
     def exists(self, run_id: str, key: str) -> bool:
         """Whether there is an entry under a key."""
-        return self._database.run(run_id).kv.exists(key)
+        return self._scope(run_id).exists(key)
 
     def put(self, run_id: str, key: str, value: Any, *, ttl: Ttl = None) -> int:
         """Write an entry and return the commit version. Cost: one round trip.
@@ -285,11 +286,11 @@ class KVStore:
             RunDeletedError: the run was deleted.
             CommitUnknownError: no answer before the deadline.
         """
-        return self._database.run(run_id).kv.put(key, value, ttl=ttl)
+        return self._scope(run_id).put(key, value, ttl=ttl)
 
     def put_with_ttl(self, run_id: str, key: str, value: Any, ttl: float | timedelta) -> int:
         """Like `put` with `ttl`, which here must be given."""
-        return self._database.run(run_id).kv.put_with_ttl(key, value, ttl)
+        return self._scope(run_id).put_with_ttl(key, value, ttl)
 
     def add(
         self, run_id: str, key: str, delta: rules.Number = 1, *, initial: rules.Number = 0
@@ -304,15 +305,15 @@ class KVStore:
             InvalidValueError: the entry or an argument is no number, or the
                 sum leaves the 64-bit range; nothing is changed.
         """
-        return self._database.run(run_id).kv.add(key, delta, initial=initial)
+        return self._scope(run_id).add(key, delta, initial=initial)
 
     def ttl(self, run_id: str, key: str) -> float | None:
         """Seconds until the entry expires; None if it does not, or is absent."""
-        return self._database.run(run_id).kv.ttl(key)
+        return self._scope(run_id).ttl(key)
 
     def delete(self, run_id: str, key: str) -> bool:
         """Remove an entry; whether there was one. Never conflicts. Cost: one round trip."""
-        return self._database.run(run_id).kv.delete(key)
+        return self._scope(run_id).delete(key)
 
     def list(
         self, run_id: str, prefix: str | None = None, *, limit: int | None = None,
@@ -322,7 +323,7 @@ class KVStore:
 
         `start_after` continues after a key (before it, if `reverse`).
         """
-        return self._database.run(run_id).kv.list(
+        return self._scope(run_id).list(
             prefix, limit=limit, start_after=start_after, reverse=reverse
         )
 
@@ -331,25 +332,25 @@ class KVStore:
         start_after: str | None = None, reverse: bool = False,
     ) -> builtins.list[tuple[str, Any]]:
         """Like `list`, with the values, all of one version."""
-        return self._database.run(run_id).kv.list_with_values(
+        return self._scope(run_id).list_with_values(
             prefix, limit=limit, start_after=start_after, reverse=reverse
         )
 
     def count(self, run_id: str, prefix: str | None = None) -> int:
         """How many entries start with `prefix`. Cost: about 0.3 µs an entry."""
-        return self._database.run(run_id).kv.count(prefix)
+        return self._scope(run_id).count(prefix)
 
     def get_many(self, run_id: str, keys: Iterable[str]) -> dict[str, Any]:
         """The entries that exist among `keys`, all of one version."""
-        return self._database.run(run_id).kv.get_many(keys)
+        return self._scope(run_id).get_many(keys)
 
     def put_many(self, run_id: str, mapping: Mapping[str, Any], *, ttl: Ttl = None) -> int:
         """Write many entries as one atomic commit; its version. Cost: one round trip."""
-        return self._database.run(run_id).kv.put_many(mapping, ttl=ttl)
+        return self._scope(run_id).put_many(mapping, ttl=ttl)
 
     def transaction(self, run_id: str, fn: Callable[[Any], T]) -> T:
         """Run `fn(txn)` as `Database.transact` does, and return its result."""
-        return self._database.run(run_id).kv.transaction(fn)
+        return self._scope(run_id).transaction(fn)
 
 
 def _entries(head: bytes, mapping: Mapping[str, Any], expires: int) -> list[list[Any]]:

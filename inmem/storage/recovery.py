@@ -19,7 +19,8 @@ hold versions that a power cut took from the log.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -175,6 +176,19 @@ def _adopt(
         reason = f"stands at version {position.version}, which the log does not hold"
     store.close()
     return None, None, f"the image {image} {reason}"
+
+
+@contextmanager
+def replay_privately(directory: DataDirectory, identity: Identity, scratch: Path) -> Iterator[Store]:
+    """A store rebuilt from the log in a directory of the caller's; nothing else is touched."""
+    settings = identity.settings
+    store = Store(scratch, max_readers=settings.max_readers, quota_bytes=settings.quota_bytes)
+    try:
+        logged = scan(directory.wal, identity.database_id)
+        _replay(store, logged, None, owner_of(directory, identity))
+        yield store
+    finally:
+        store.close()
 
 
 def _replay(store: Store, logged: ScanResult, start: WalPosition | None, owner: tuple[Any, ...]) -> int:

@@ -20,7 +20,7 @@ from inmem.storage.environment import PAGE_BYTES, Table, open_for_writing
 from inmem.storage.snapshot import VERSION_KEY, scan
 from inmem.storage.wal_format import DELETE, DELETE_RANGE, PUT
 
-_POSITION_KEY: Final = b"position"
+POSITION_KEY: Final = b"position"
 _ENTRY_OVERHEAD: Final = 16  # node header and pointer of LMDB, rounded up
 _DELETE_HEADROOM: Final = 16  # a sixteenth of the quota is kept for commits that only delete
 _FILE_FACTOR: Final = 3  # the file may grow to this many quotas while old snapshots pin pages
@@ -52,7 +52,7 @@ class Store:
         self._budget = 0  # bytes that may be added before the tables are measured again
         self.live_bytes = 0
         with self._env.begin(self._tables[Table.META]) as txn:
-            self.position = _unpack_position(txn.get(_POSITION_KEY), path)
+            self.position = unpack_position(txn.get(POSITION_KEY), path)
         self.measure()
 
     def begin(self) -> StoreTransaction:
@@ -138,7 +138,8 @@ class Position(NamedTuple):
     owner: tuple[Any, ...]  # database id, boot id, device and inode of the data directory
 
 
-def _unpack_position(data: bytes | None, path: Path) -> Position | None:
+def unpack_position(data: bytes | None, path: Path) -> Position | None:
+    """The position that an image stores; None for an image that nothing was published in."""
     if data is None:
         return None
     try:
@@ -219,7 +220,7 @@ class StoreTransaction:
         data = msgpack.packb(position)
         try:
             self._txn.put(VERSION_KEY, position.version.to_bytes(8, "big"), db=meta)
-            self._txn.put(_POSITION_KEY, data, db=meta)
+            self._txn.put(POSITION_KEY, data, db=meta)
             self._txn.commit()
         except lmdb.Error as error:
             raise PublishError(error) from error

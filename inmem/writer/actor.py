@@ -21,7 +21,9 @@ from typing import Any, Final
 import msgpack
 import zmq
 
+from inmem import board as board_module
 from inmem import failpoints
+from inmem.board import RESULT_BYTES, RING, Board, Slots
 from inmem.clock import StoreClock
 from inmem.commit.committer import Answer, Committer, Log, NoLog, Request
 from inmem.commit.outcomes import Sessions
@@ -33,7 +35,7 @@ from inmem.config import (
     PROTOCOL_VERSION,
     SWEEP_LIMIT,
 )
-from inmem.control import CLOCK, DURABLE, VERSION, boot_id, pid_namespace
+from inmem.control import CLOCK, DURABLE, GROUP, VERSION, boot_id, pid_namespace
 from inmem.directory import DataDirectory, leave_runtime_directory, runtime_directory
 from inmem.errors import BusyError, FormatVersionError, InmemError, LimitError, to_wire
 from inmem.files import FileLock, make_private_dir, private_umask
@@ -46,6 +48,7 @@ from inmem.wire import (
     APPLIED,
     COMMIT,
     COMMIT_HEADER,
+    FAILED,
     FLAG_SYNC,
     GOODBYE,
     GOODBYE_HEADER,
@@ -62,7 +65,7 @@ from inmem.wire import (
 
 _TICK_S: Final = 0.2  # how late timers may be; expired keys go within a second
 _SLOW_TICK_S: Final = 5.0  # dead readers, idle sessions, stale files
-_SPIN: Final = 8  # yields before blocking: a client that was just answered often asks again at once
+_SPIN: Final = 60  # yields before blocking: a client that was just answered often asks again at once
 _QUEUE: Final = 4096  # messages that the socket holds for one peer, each way
 
 log = logging.getLogger("inmem.writer")
@@ -192,9 +195,15 @@ class Writer:
         self._committer.commit([], self._clock.now_us())
         stem = image_stem(directory, identity.short_id)
         runtime = runtime_directory()
-        for stale in runtime.glob(f"{stem}*.sock"):
-            stale.unlink(missing_ok=True)
+        for ending in ("sock", "answers"):
+            for stale in runtime.glob(f"{stem}*.{ending}"):
+                stale.unlink(missing_ok=True)
         self._mailbox = Mailbox(runtime / f"{stem}{recovered.epoch}.sock")
+        self._board = (
+            Board(runtime / f"{stem}{recovered.epoch}.answers", create=True)
+            if board_module.SUPPORTED else None
+        )
+        self._slots = Slots(self._board)
         control.update(
             image=str(self._store.path), endpoint=self._mailbox.endpoint, boot=boot_id(),
             generation=recovered.generation, epoch=recovered.epoch, clock=self._clock.offset,
@@ -227,6 +236,9 @@ class Writer:
         self._stopping.set()
         self._log.sync()
         self._mailbox.close()
+        if self._board is not None:
+            self._board.path.unlink(missing_ok=True)
+            self._board.close()
         self._control.update(
             pid=0, image="", endpoint="", version=self._committer.version,
             durable=self._log.durable_version,
@@ -262,14 +274,33 @@ class Writer:
                 later.append((peer, frame))
         greeted = [(peer, self._greet(peer, frame)) for peer, frame in later if frame[0] == HELLO]
         if requests or self._committer.sessions.must_write:
-            answers = self._commit(requests)
-            send = self._mailbox.answer
-            for peer, (status, sequence, version, result) in zip(peers, answers, strict=True):
-                send(peer, answer(status, sequence, version, result))
+            self._answer(requests, peers, self._commit(requests))
         for peer, session in greeted:
             self._welcome(peer, session)
         for peer, frame in later:
             self._reply(peer, frame)
+
+    def _answer(self, requests: list[Request], peers: list[bytes], answers: list[Answer]) -> None:
+        """Small answers go onto the board, others through the socket; then everybody is woken."""
+        slots = self._slots
+        board = self._board
+        posted = []
+        for request, peer, (status, sequence, version, result) in zip(requests, peers, answers, strict=True):
+            slot = slots.get(request.session)
+            if slot < 0 or board is None:
+                self._mailbox.answer(peer, answer(status, sequence, version, result))
+                continue
+            posted.append(slot)
+            if (
+                status <= FAILED and len(result) <= RESULT_BYTES
+                and sequence - request.answered_below < RING
+            ):
+                board.post(slot, sequence, status, version, result)
+            else:
+                self._mailbox.answer(peer, answer(status, sequence, version, result))
+                board.announce(slot)
+        if board is not None:
+            board.wake(posted)
 
     def _commit(self, requests: list[Request]) -> list[Answer]:
         try:
@@ -280,6 +311,7 @@ class Writer:
         words = self._control.words
         words[VERSION] = self._committer.version
         words[DURABLE] = self._log.durable_version
+        words[GROUP] = len(requests)
         failpoints.reached("answering")
         return answers
 
@@ -307,9 +339,11 @@ class Writer:
             frame = welcome(error=to_wire(session))
         else:
             known = session in sessions
+            slot = self._slots.give(session, self._peers[peer]) if known else -1
             frame = welcome(
                 epoch=self._recovered.epoch, known=known,
                 last=sessions.last_sequence(session) if known else 0,
+                slot=slot, board=str(self._board.path) if self._board is not None else "",
             )
         self._mailbox.answer(peer, frame)
 
@@ -327,7 +361,9 @@ class Writer:
     def _reply(self, peer: bytes, frame: bytes) -> None:
         kind = frame[0]
         if kind == GOODBYE and len(frame) == GOODBYE_HEADER.size:
-            self._committer.sessions.drop(GOODBYE_HEADER.unpack(frame)[1])
+            session = GOODBYE_HEADER.unpack(frame)[1]
+            self._committer.sessions.drop(session)
+            self._slots.take(session)
             self._peers.pop(peer, None)
         if kind not in (SYNC, STATUS) or len(frame) != REQUEST_HEADER.size:
             return
@@ -383,9 +419,18 @@ class Writer:
         if now >= self._next_slow:
             self._next_slow = now + _SLOW_TICK_S
             self._committer.sessions.expire(self._clock.now_us())
+            self._forget_the_dead()
         self._store.free_dead_readers()
         if not self._foreground:
             self._leave_if_idle(now)
+
+    def _forget_the_dead(self) -> None:
+        """A session ends with its process: nobody can ask for its outcomes any more."""
+        dead = {pid for pid in set(self._peers.values()) if not Path(f"/proc/{pid}").exists()}
+        if dead:
+            self._peers = {peer: pid for peer, pid in self._peers.items() if pid not in dead}
+            for session in self._slots.take_all(dead):
+                self._committer.sessions.drop(session)
 
     def _sweep(self) -> None:
         try:

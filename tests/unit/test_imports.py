@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[2] / "inmem"
 
 # From the ground up. A name is a module, or a package with all that is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config", "clock", "files", "control", "directory", "failpoints"),
+    ("errors", "config", "clock", "files", "control", "directory", "failpoints", "board"),
     ("record", "keys", "values", "writeset", "wire"),
     ("model",),
     ("storage",),
@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("client",),
     ("primitives",),
     ("maintenance",),
-    ("database",),
+    ("scopes", "database"),
     ("cli",),
     ("__init__",),
 )
@@ -39,11 +39,12 @@ NEVER: dict[str, frozenset[str]] = {
     "storage": frozenset({"model", "wire"}),  # knows bytes: no type tags, no messages
     "client": frozenset({"commit", "writer"}),
     "primitives": frozenset({"commit", "writer"}),
+    "scopes": frozenset({"commit", "writer"}),
     "database": frozenset({"commit", "writer"}),
-    "writer": frozenset({"client", "primitives", "database"}),  # knows procedures, not facades
+    "writer": frozenset({"client", "primitives", "scopes", "database"}),  # knows procedures, not facades
 }
 # These read, and reach nothing of storage that could write.
-SNAPSHOT_ONLY = frozenset({"client", "primitives", "database"})
+SNAPSHOT_ONLY = frozenset({"client", "primitives", "scopes", "database"})
 SNAPSHOT = "inmem.storage.snapshot"
 
 # Packages from elsewhere, and the only parts that may import them. None: all parts.
