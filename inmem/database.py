@@ -40,8 +40,8 @@ _MAX_SCOPES = 8192  # bound scopes kept for reuse
 class Status:
     """What a writer says of itself. Sizes in bytes, counters since it started.
 
-    `oldest_snapshot_commits` is how many groups of commits the oldest open
-    snapshot is behind, None without one. `repeated` counts requests that were
+    `oldest_snapshot_age_s` is for how long the oldest open snapshot has not
+    been of the newest version (seconds), None without one. `repeated` counts requests that were
     answered from memory because they arrived again.
     """
 
@@ -57,7 +57,7 @@ class Status:
     wal_bytes: int
     clients: int
     sessions: int
-    oldest_snapshot_commits: int | None
+    oldest_snapshot_age_s: float | None
     commits: int
     conflicts: int
     failures: int

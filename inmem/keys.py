@@ -63,6 +63,9 @@ class TypeTag(IntEnum):
     RUN_COUNTERS = 0x45
 
 
+_RUN_TAG: Final = bytes([TypeTag.RUN])
+
+
 class RunId(str):
     """A run's identifier: 1-64 characters of `[A-Za-z0-9._:-]`.
 
@@ -307,7 +310,7 @@ def owner_of(key: bytes) -> bytes:
     A run's own record lives under its namespace, but belongs to the run.
     """
     cut = key.index(0)
-    if key[cut + 1] == TypeTag.RUN:
+    if key[cut + 1 : cut + 2] == _RUN_TAG:
         return key[:cut] + b"/" + key[cut + 2 :]
     return key[:cut]
 

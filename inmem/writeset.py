@@ -110,7 +110,9 @@ def _check_op(op: Any) -> None:
     if kind == OP_PUT and len(op) == 4:
         _, key, payload, expires = op
         _check_key(key)
-        if type(payload) is bytes and type(expires) is int and 0 <= expires < 1 << 63:
+        # The key of the expiry order is 8 bytes longer and must fit the same limit.
+        fits = not expires or len(key) <= MAX_KEY_BYTES - 8
+        if type(payload) is bytes and type(expires) is int and 0 <= expires < 1 << 63 and fits:
             return
     elif kind == OP_DELETE and len(op) == 2:
         _check_key(op[1])

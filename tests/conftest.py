@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from support import Workers, leftovers, runtime_entries
+from support import Workers, leftovers
 
 import inmem
 
@@ -62,9 +62,3 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
     seed = sum(request.node.name.encode()) + 20260701
     print(f"seed {seed}")
     return random.Random(seed)
-
-
-@pytest.fixture
-def in_memory(store_path: Path):  # type: ignore[no-untyped-def]
-    """What the store has in shared memory now."""
-    return lambda: runtime_entries(store_path)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -304,12 +304,6 @@ def in_parallel(workers: Workers, target: Callable[..., Any], count: int, *argum
     for index in range(count):
         workers.start(target, index, *arguments)
     return workers.results()
-
-
-def chunks(data: bytes, size: int) -> Iterator[bytes]:
-    """A byte string in pieces."""
-    for at in range(0, len(data), size):
-        yield data[at : at + size]
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import inmem
 from workers.agent import AgentReport, AgentTask, work
 from workers.expect import started_event
-from workers.lifetime import opened_store
+from workers.lifetime import LeftBehind, opened_store
 from workers.plan import START_CREDITS, TOOLS, FleetRuns, FleetSpec
 from workers.pool import Interrupt, WorkerPool
 from workers.verify import Verdict, verify
@@ -44,14 +44,16 @@ class FleetResult:
     verdict: Verdict | None = None
     work_s: float = 0.0  # from the first process to the last result
     verify_s: float = 0.0
+    left_behind: str = ""  # what is left of a throw-away store, if anything
 
     @property
     def ok(self) -> bool:
-        return not self.failures and self.verdict is not None and self.verdict.ok
+        return not self.failures and not self.left_behind and self.verdict is not None and self.verdict.ok
 
     def problems(self) -> list[str]:
         found = [f"agent {worker}: {text}" for worker, text in sorted(self.failures.items())]
-        return found + (self.verdict.problems() if self.verdict else [])
+        found += self.verdict.problems() if self.verdict else []
+        return found + ([self.left_behind] if self.left_behind else [])
 
 
 class Observer:
@@ -75,32 +77,45 @@ def run_fleet(
     Raises:
         Interrupted, TimedOut: workers are stopped and a throw-away store is
             removed before this leaves the function.
-        LeftBehind: a throw-away store did not go away.
+        LeftBehind: there is no result, and a throw-away store did not go away.
         InmemError: the store could not be opened or prepared.
     """
     observer = observer or Observer()
-    with opened_store(options.path, options.durability, options.timeout_s) as db:
-        runs = FleetRuns(f"fleet:{inmem.RunId.new()}")
-        status = db.status()
-        result = FleetResult(spec, runs, status.durability)
-        observer.started(spec, status.writer_pid, str(db.path))
-        prepare(db, spec, runs)
-        interrupt.check()
-        started = time.perf_counter()
-        store = str(db.path)
-        tasks = [
-            (AgentTask(store, spec, runs, worker, options.timeout_s),) for worker in range(spec.workers)
-        ]
-        with WorkerPool(work, tasks, name="agent", start_method=options.start_method) as pool:
-            outcome = pool.run(observer.progress, interrupt)
-        result.work_s = time.perf_counter() - started
-        result.reports = [outcome.results[worker] for worker in sorted(outcome.results)]
-        result.failures = outcome.failures
-        if not outcome.failures:
-            observer.verifying()
-            result.verdict, result.verify_s = _timed(
-                lambda: verify(db, spec, runs, result.reports, interrupt.check)
-            )
+    result: FleetResult | None = None
+    try:
+        with opened_store(options.path, options.durability, options.timeout_s) as db:
+            result = _run_on(db, spec, options, interrupt, observer)
+    except LeftBehind as error:
+        if result is None:
+            raise
+        result.left_behind = str(error)
+    return result
+
+
+def _run_on(
+    db: Any, spec: FleetSpec, options: FleetOptions, interrupt: Interrupt, observer: Observer
+) -> FleetResult:
+    runs = FleetRuns(f"fleet:{inmem.RunId.new()}")
+    status = db.status()
+    result = FleetResult(spec, runs, status.durability)
+    observer.started(spec, status.writer_pid, str(db.path))
+    prepare(db, spec, runs)
+    interrupt.check()
+    started = time.perf_counter()
+    store = str(db.path)
+    tasks = [
+        (AgentTask(store, spec, runs, worker, options.timeout_s),) for worker in range(spec.workers)
+    ]
+    with WorkerPool(work, tasks, name="agent", start_method=options.start_method) as pool:
+        outcome = pool.run(observer.progress, interrupt)
+    result.work_s = time.perf_counter() - started
+    result.reports = [outcome.results[worker] for worker in sorted(outcome.results)]
+    result.failures = outcome.failures
+    if not outcome.failures:
+        observer.verifying()
+        result.verdict, result.verify_s = _timed(
+            lambda: verify(db, spec, runs, result.reports, interrupt.check)
+        )
     return result
 
 

@@ -59,7 +59,8 @@ def opened_store(path: str | None, durability: str | None, timeout_s: float) -> 
     left.
 
     Raises:
-        LeftBehind: the throw-away store did not go away.
+        LeftBehind: the throw-away store did not go away; with the exception
+            of the block, if there was one, as its context.
         InmemError: the store could not be opened.
     """
     if path is None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workers.lifetime import opened_store
+from workers.lifetime import LeftBehind, opened_store
 from workers.loading import CHECKS, LoadReport, ReplayItem, ReplayTask, load, read_back
 from workers.pool import Interrupt, Outcome, WorkerPool
 from workers.trajectories import Rejected, Trajectory, find_files, parse_file
@@ -128,34 +128,45 @@ def run_replay(
     Raises:
         Interrupted, TimedOut: workers are stopped and a throw-away store is
             removed before this leaves the function.
-        LeftBehind: a throw-away store did not go away.
+        LeftBehind: there is no result, and a throw-away store did not go away.
         InmemError: the store could not be opened.
     """
     observer = observer or ReplayObserver()
     result = ReplayResult(take_inventory(root, interrupt, observer))
-    items = result.inventory.items
-    if not items:
+    if not result.inventory.items:
         return result
-    with opened_store(options.path, options.durability, options.timeout_s) as db:
-        result.durability = db.status().durability
-        shares = share_out(items, options.workers)
-        store = str(db.path)
-        tasks = [ReplayTask(store, tuple(share), {}, options.timeout_s) for share in shares]
-        observer.phase("Loading", [_steps(share) for share in shares])
-        outcome, result.load_s = _run(load, tasks, "loader", options, interrupt, observer)
-        result.reports = [outcome.results[worker] for worker in sorted(outcome.results)]
-        result.failures += _told("loader", outcome)
-        if result.failures:
-            return result
-        anchors: dict[str, tuple[int, bytes]] = {}
-        for report in result.reports:
-            anchors |= report.anchors
-        tasks = [ReplayTask(store, task.items, anchors, task.timeout_s) for task in tasks]
-        observer.phase("Reading back", [_steps(share) for share in shares])
-        outcome, result.verify_s = _run(read_back, tasks, "reader", options, interrupt, observer)
-        result.failures += _told("reader", outcome)
-        result.checks = merge(list(outcome.results.values()))
+    try:
+        with opened_store(options.path, options.durability, options.timeout_s) as db:
+            _run_on(db, result, options, interrupt, observer)
+    except LeftBehind as error:
+        if not result.reports:
+            raise
+        result.failures.append(str(error))
     return result
+
+
+def _run_on(
+    db: Any, result: ReplayResult, options: ReplayOptions, interrupt: Interrupt, observer: ReplayObserver
+) -> None:
+    items = result.inventory.items
+    result.durability = db.status().durability
+    shares = share_out(items, options.workers)
+    store = str(db.path)
+    tasks = [ReplayTask(store, tuple(share), {}, options.timeout_s) for share in shares]
+    observer.phase("Loading", [_steps(share) for share in shares])
+    outcome, result.load_s = _run(load, tasks, "loader", options, interrupt, observer)
+    result.reports = [outcome.results[worker] for worker in sorted(outcome.results)]
+    result.failures += _told("loader", outcome)
+    if result.failures:
+        return
+    anchors: dict[str, tuple[int, bytes]] = {}
+    for report in result.reports:
+        anchors |= report.anchors
+    tasks = [ReplayTask(store, task.items, anchors, task.timeout_s) for task in tasks]
+    observer.phase("Reading back", [_steps(share) for share in shares])
+    outcome, result.verify_s = _run(read_back, tasks, "reader", options, interrupt, observer)
+    result.failures += _told("reader", outcome)
+    result.checks = merge(list(outcome.results.values()))
 
 
 def _run(

@@ -355,7 +355,7 @@ class Session:
         self._id = os.urandom(16)
         self._registered = False
         for sequence, pending in waiting.items():
-            if pending.epoch == epoch:
+            if pending.epoch in (0, epoch):
                 self._pending[sequence] = pending
             else:
                 self._lost.add(sequence)

@@ -337,8 +337,9 @@ class Committer:
                     ops.append((DELETE, DATA, key))
             if due:
                 txn.apply(ops)
-                self._publish(txn, ops, now_us, self._always_sync)
-                self.counters.expired += len(ops)
+                expired = len(ops)
+                self._publish(txn, ops, now_us, self._always_sync)  # adds what sessions have to write
+                self.counters.expired += expired
                 return len(due)
         except BaseException:
             txn.abort()

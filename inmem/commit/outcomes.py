@@ -123,6 +123,7 @@ class Sessions:
         session = self._sessions.get(session_id)
         if session is None:
             return UNKNOWN
+        answered_below = min(answered_below, sequence)
         if sequence <= session.last:
             outcome = session.outcomes.get(sequence)
             if outcome is None:
@@ -142,6 +143,8 @@ class Sessions:
         self._touch(session_id)
         session = self._sessions[session_id]
         outcomes = session.outcomes
+        # Nobody has the answer of what is decided only now: a claim to it would end the bound on outcomes.
+        answered_below = min(answered_below, sequence)
         if answered_below > session.answered_below:
             session.answered_below = answered_below
             if outcomes:

@@ -15,26 +15,44 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from inmem.commit.workspace import Workspace
-from inmem.errors import InvalidInputError
-from inmem.keys import MAX_LABEL_BYTES, TypeTag, encode_sequence, range_of
+from inmem.config import MAX_TRANSACTION_OPS
+from inmem.errors import InvalidInputError, LimitError
+from inmem.keys import MAX_KEY_BYTES, MAX_LABEL_BYTES, TypeTag, encode_sequence, range_of
 from inmem.model import event_log, kv
 from inmem.record import expires_at, payload_of
+
+_KV: Final = bytes([TypeTag.KV])
+_MAX_KV_KEY_BYTES: Final = MAX_KEY_BYTES - 8  # it may have an expiry, whose entry is 8 bytes longer
+_MAX_PREFIX_BYTES: Final = MAX_KEY_BYTES - MAX_LABEL_BYTES - 11  # NUL, tag, NUL and sequence of the index
 
 
 def event_append(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[Any]:
     """Append `[type, payload, timestamp (0: now)]` items to a log: `[first sequence, [hash, ...]]`."""
     _check("prefix", prefix, bytes)
+    if not prefix or b"\0" in prefix or len(prefix) > _MAX_PREFIX_BYTES:
+        raise InvalidInputError("prefix is empty, too long or has NUL", argument="prefix")
     _check("items", items, list)
+    if len(items) > MAX_TRANSACTION_OPS:  # each is two writes: one call must not outgrow a transaction
+        raise LimitError(
+            f"{len(items)} events of one append, the limit is {MAX_TRANSACTION_OPS}",
+            what="events of one append", size=len(items), limit=MAX_TRANSACTION_OPS,
+        )
+    workspace.check_open(b"%b\0%c" % (prefix, TypeTag.EVENT))
     head = last_event(workspace, prefix)
     first = 0 if head is None else head.sequence + 1
     hashes = []
     for item in items:
+        _check("items", item, list)
+        if len(item) != 3:
+            raise InvalidInputError("items must be [type, payload, timestamp]", argument="items")
         event_type, payload, timestamp = item
         _check("event_type", event_type, bytes)
         _check("payload", payload, bytes)
         _check("timestamp", timestamp, int)
-        if not 0 < len(event_type) <= MAX_LABEL_BYTES or b"\0" in event_type:
-            raise InvalidInputError("event_type is empty, too long or has NUL", argument="event_type")
+        if not 0 < len(event_type) <= MAX_LABEL_BYTES or b"\0" in event_type or not _is_text(event_type):
+            raise InvalidInputError("event_type is empty, too long, has NUL or is no UTF-8", argument="event_type")
+        if not 0 <= timestamp <= workspace.now_us:
+            raise InvalidInputError("timestamp is not of the past", argument="timestamp")
         head = event_log.follow(
             head, workspace.chain, timestamp or workspace.now_us, event_type, payload
         )
@@ -56,7 +74,8 @@ def last_event(workspace: Workspace, prefix: bytes) -> event_log.StoredEvent | N
 
 def kv_add(workspace: Workspace, key: bytes, delta: Any, initial: Any) -> kv.Number:
     """Add to a number; keeps an expiry that is set. The result is the new number."""
-    _check("key", key, bytes)
+    _check_kv_key(key)
+    workspace.check_open(key)
     kv.check_number(delta, "delta")
     kv.check_number(initial, "initial")
     record = workspace.record(key)
@@ -67,7 +86,8 @@ def kv_add(workspace: Workspace, key: bytes, delta: Any, initial: Any) -> kv.Num
 
 def kv_delete(workspace: Workspace, key: bytes) -> bool:
     """Remove an entry; whether there was one."""
-    _check("key", key, bytes)
+    _check_kv_key(key)
+    workspace.check_open(key)  # a deleted run has no entry, which must not pass for an answer
     if workspace.record(key) is None:
         return False
     workspace.delete(key)
@@ -79,6 +99,22 @@ def _check(name: str, value: object, kind: type) -> None:
         raise InvalidInputError(
             f"{name} must be {kind.__name__}, not {type(value).__name__}", argument=name
         )
+
+
+def _check_kv_key(key: object) -> None:
+    _check("key", key, bytes)
+    assert isinstance(key, bytes)
+    cut = key.find(b"\0")
+    if cut < 1 or key[cut + 1 : cut + 2] != _KV or not cut + 2 < len(key) <= _MAX_KV_KEY_BYTES:
+        raise InvalidInputError("key is no key of a KV entry", argument="key")
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {

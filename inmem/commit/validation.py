@@ -20,7 +20,7 @@ from typing import Protocol
 
 from inmem.config import MAX_RANGE_WALK, MAX_RECENT_BUCKETS
 from inmem.errors import ConflictError
-from inmem.keys import Key, bucket_of
+from inmem.keys import Key, bucket_of, successor
 from inmem.record import ABSENT, is_live, version_of
 from inmem.writeset import WriteSet
 
@@ -48,7 +48,8 @@ class RecentWrites:
         """Remember a write; when memory is full, forget all and raise the floor."""
         versions = self._versions
         if len(versions) >= self._limit and bucket not in versions:
-            self.floor = max(self.floor, version - 1)
+            # Not one less: other buckets of this very commit may be among those forgotten.
+            self.floor = max(self.floor, version)
             versions.clear()
         versions[bucket] = version
 
@@ -73,8 +74,7 @@ def validate(request: WriteSet, state: State, recent: RecentWrites, now_us: int)
             raise _conflict(key, version, current)
     for start, end, count in request.ranges:
         bucket = bucket_of(start)
-        inside = start.startswith(bucket) and end <= bucket + b"\xff" * 512
-        if inside and recent.last(bucket) <= request.snapshot_version:
+        if end <= successor(bucket) and recent.last(bucket) <= request.snapshot_version:
             continue
         _walk(request.snapshot_version, start, end, count, state, now_us)
 

@@ -93,7 +93,7 @@ class Workspace:
 
     def put(self, key: bytes, payload: bytes, expires_at: int = 0) -> None:
         """Write a record at this commit's version."""
-        self._check_open(key)
+        self.check_open(key)
         record = pack(self.version, self.now_us, expires_at, payload)
         self._changed[key] = record
         self.ops.append((PUT, DATA, key, record))
@@ -101,14 +101,14 @@ class Workspace:
 
     def delete(self, key: bytes) -> None:
         """Remove a record."""
-        self._check_open(key)
+        self.check_open(key)
         self._changed[key] = None
         self.ops.append((DELETE, DATA, key))
         self.buckets.add(bucket_of(key))
 
     def delete_range(self, start: bytes, end: bytes) -> None:
         """Remove all records of a range in one operation."""
-        self._check_open(start)
+        self.check_open(start)
         self._changed = {k: r for k, r in self._changed.items() if not start <= k < end}
         self._cleared.append((start, end))
         self.ops.append((DELETE_RANGE, DATA, start, end))
@@ -126,7 +126,12 @@ class Workspace:
         """Whether a run was deleted."""
         return fence_of(owner) in self._fences
 
-    def _check_open(self, key: bytes) -> None:
+    def check_open(self, key: bytes) -> None:
+        """Refuse work on a key of a deleted run.
+
+        Raises:
+            RunDeletedError: names the run.
+        """
         if self._fences and fence_of(owner := owner_of(key)) in self._fences:
             run_id = owner.decode().rpartition("/")[2]
             raise RunDeletedError(f"run {run_id} was deleted: {Key(key)!r} is not written", run_id=run_id)

@@ -2,7 +2,17 @@
 
 Invariant: a check changes nothing and runs in a process of its own, so a
 damaged store cannot take the caller with it. It reads the live image if there
-is one, else it replays the log into a private one.
+is one that recovery would adopt, else it replays the log into a private one.
+
+What is looked at, and how it stays right while commits go on:
+
+- The log, from end to end: checksums, chain, order, operations. It grows
+  while it is read, and a write under way looks like a torn tail; so a live
+  log in which something is wrong is read again before that is believed.
+- The records, run by run: keys, versions, values, hash chains, indices. Each
+  run is read from one snapshot. Between runs the snapshot is renewed, because
+  an open one pins the memory that commits have replaced.
+- The order of expiry, the sessions and the position of the image.
 
     python -m inmem.maintenance.check DIRECTORY    one JSON document
 """
@@ -10,33 +20,46 @@ is one, else it replays the log into a private one.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol
 
 import xxhash
 
 from inmem import values
-from inmem.control import DURABLE, Control
+from inmem.commit.outcomes import Sessions
+from inmem.control import DURABLE, PID, Control, ControlState, boot_id
 from inmem.directory import DataDirectory, Identity
-from inmem.errors import InmemError, from_wire, to_wire
+from inmem.errors import CorruptionError, InmemError, InvalidInputError, SnapshotTooOldError, from_wire, to_wire
 from inmem.files import FileLock, python_environment
-from inmem.keys import Key, TypeTag
+from inmem.keys import MAX_NAME_BYTES, Key, TypeTag
 from inmem.model import event_log
 from inmem.record import expires_at, payload_of, version_of
-from inmem.storage.environment import Table
-from inmem.storage.recovery import replay_privately
-from inmem.storage.snapshot import Image, Snapshot
-from inmem.storage.store import POSITION_KEY, unpack_position
-from inmem.storage.wal import scan
+from inmem.storage.environment import LOGGED, Table
+from inmem.storage.recovery import owner_of, replay_privately
+from inmem.storage.snapshot import VERSION_KEY, Image, Snapshot
+from inmem.storage.store import POSITION_KEY, Position, Store, unpack_position
+from inmem.storage.wal import ScanResult, scan
 
-_MAX_PROBLEMS = 1000  # a damaged store has more than anybody reads
-_CHECK_AGE_S = 3600.0  # how long a check may hold its snapshot
+_MAX_PROBLEMS: Final = 1000  # a damaged store has more than anybody reads
+_MAX_AGE_S: Final = 3600.0  # of one snapshot: bounds the check of one run
+_RENEW_S: Final = 0.5  # a snapshot is given back at the first new run after this
+_CHUNK: Final = 50_000  # expiring keys in memory at a time, when one is missing in their order
+_LOG_READINGS: Final = 3  # of a live log before its problem is believed
+_CONTROL_PATIENCE_S: Final = 1.0  # an update of the control file takes microseconds
+_END_PATIENCE_S: Final = 5.0  # for a check that was asked to end
+_ALL_KEYS: Final = (b"", b"\xff" * 512)
+# A damaged image can make reading it fatal; every other signal came from somebody.
+_FATAL: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +67,8 @@ class CheckReport:
     """What a check found; an empty `problems` is a pass.
 
     `records` of the image, `events` in `logs`, `wal_records` in the log and
-    the commit `version` that was looked at.
+    the last commit `version` that was looked at. `notes` are no problems: what
+    could not be looked at, and what the next writer will put right.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -68,30 +92,144 @@ def check_in_process(path: Path) -> CheckReport:
     Raises:
         InmemError: the check could not be done.
     """
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", "inmem.maintenance.check", str(path)],
-        stdin=subprocess.DEVNULL, capture_output=True, env=python_environment(), check=False,
-    )
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=python_environment(),
+    ) as process:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(_END_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    if -process.returncode in _FATAL:
+        name = signal.Signals(-process.returncode).name
+        return CheckReport(problems=[f"the check died of {name}: the image cannot be read"])
     try:
-        document = json.loads(done.stdout)
+        document = json.loads(out)
     except ValueError:
-        raise InmemError(
-            f"the check ended with status {done.returncode}: {done.stderr.decode(errors='replace')[-500:]}"
-        ) from None
+        last = err.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+        raise InmemError(f"the check ended with status {process.returncode}: {last[0][-500:]}") from None
     if "error" in document:
         raise from_wire(document["error"])
     return CheckReport(**document)
 
 
 def check(path: Path) -> CheckReport:
-    """Check a database here. Cost: about 5 µs a record; memory is bounded."""
+    """Check a database here. Cost: about 5 µs a record; memory is bounded.
+
+    Raises:
+        InvalidInputError: there is no database.
+        InmemError: identity or control file cannot be used.
+    """
     directory = DataDirectory(path)
+    if not directory.exists():
+        raise InvalidInputError(f"{directory.path} holds no inmem database", argument="path")
     identity = directory.identity()
     control = directory.control()
     try:
+        control.check_machine()
         return _Check(directory, identity, control).run()
     finally:
         control.close()
+
+
+class _Source(Protocol):
+    """Where the records are: the shared image, or a private one."""
+
+    def records(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """(version that may not be exceeded, key, record), in key order, each run of one moment."""
+
+    def moment(self) -> Any:
+        """As a context manager, one moment of all tables: a `_Moment`."""
+
+
+class _Moment(Protocol):
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def rows(self, table: Table) -> Iterator[tuple[bytes, bytes]]: ...
+
+
+class _SharedMoment:
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.get = snapshot.get
+        self._snapshot = snapshot
+
+    def rows(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            yield from self._snapshot.table(table)
+        except InmemError:
+            raise
+        except Exception as error:  # whatever the engine says of a page that is none
+            raise _unreadable(error) from error
+
+
+class _Shared:
+    """The live image. It moves on, and may be replaced by the one of a new writer."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    @contextmanager
+    def moment(self) -> Iterator[_SharedMoment]:
+        snapshot = self._image.snapshot(_MAX_AGE_S)
+        try:
+            yield _SharedMoment(snapshot)
+        finally:
+            snapshot.close()
+
+    def records(self) -> Iterator[tuple[int, bytes, bytes]]:
+        start: bytes | None = _ALL_KEYS[0]
+        while start is not None:
+            snapshot = self._image.snapshot(_MAX_AGE_S)
+            try:
+                start = yield from self._stretch(snapshot, start)
+            finally:
+                snapshot.close()
+
+    @staticmethod
+    def _stretch(snapshot: Snapshot, start: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+        """The records of some whole runs; returns where the next run starts, None at the end."""
+        renew_at = time.monotonic() + _RENEW_S
+        version = snapshot.version
+        run: bytes | None = None
+        for key, record in snapshot.scan(start, _ALL_KEYS[1]):
+            head = key.partition(b"\0")[0]
+            if head != run:
+                if run is not None and time.monotonic() >= renew_at:
+                    return key
+                run = head
+            yield version, key, record
+        return None
+
+
+class _Private:
+    """A store that nobody else has."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @contextmanager
+    def moment(self) -> Iterator[_PrivateMoment]:
+        txn = self._store.begin()
+        try:
+            yield _PrivateMoment(self._store, txn.get)
+        finally:
+            txn.abort()
+
+    def records(self) -> Iterator[tuple[int, bytes, bytes]]:
+        version = self._store.position.version if self._store.position else 0
+        for key, record in self._store.items(Table.DATA):
+            yield version, key, record
+
+
+class _PrivateMoment:
+    def __init__(self, store: Store, get: Callable[[bytes], bytes | None]) -> None:
+        self.get = get
+        self.rows = store.items
 
 
 class _Check:
@@ -99,87 +237,175 @@ class _Check:
         self.directory = directory
         self.identity = identity
         self.control = control
+        self.owner = owner_of(directory, identity)
         self.counts = dict.fromkeys(("version", "records", "logs", "events", "wal_records", "wal_bytes"), 0)
         self.problems: list[str] = []
+        self.more = 0
         self.notes: list[str] = []
-        self.expiring = 0
 
     def run(self) -> CheckReport:
-        state = self.control.read()
-        has_image = state is not None and state.image and Path(state.image).is_dir()
-        if has_image:
-            image = Image(self.control, self.identity.database_id)
+        image = self._image()
+        if image is not None:
             try:
-                self._image(image.snapshot(_CHECK_AGE_S))
+                self._guarded("image", lambda: self._check_image(image))
             finally:
                 image.close()
-        elif self.identity.stored["durability"] == "memory":
-            self.notes.append("no image in memory, and a memory database keeps no log: nothing to check")
+        elif self._keeps_log:
+            self._check_log(None)
+            self._guarded("log", self._replay)
         else:
-            self.notes.append("no image in memory: the log was replayed into a private one")
-            self._log(None)
-            scratch = Path(tempfile.mkdtemp(prefix="inmem-check-", dir=self.directory.path))
-            try:
-                with replay_privately(self.directory, self.identity, scratch) as store:
-                    self._tables(
-                        store.items(Table.DATA), {bytes(k) for k, _ in store.items(Table.EXPIRY)},
-                        store.position.version if store.position else 0,
-                    )
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-        return CheckReport(problems=self.problems[:_MAX_PROBLEMS], notes=self.notes, **self.counts)
+            self.notes.append("no image in memory, and a memory database keeps no log: nothing to check")
+        if self.more:
+            self.problems.append(f"{self.more} more problems")
+        return CheckReport(problems=self.problems, notes=self.notes, **self.counts)
+
+    @property
+    def _keeps_log(self) -> bool:
+        return bool(self.identity.stored["durability"] != "memory")
 
     def _problem(self, text: str) -> None:
-        self.problems.append(text)
+        if len(self.problems) >= _MAX_PROBLEMS:
+            self.more += 1
+        elif text not in self.problems[-2:]:  # the log is read twice where it is replayed
+            self.problems.append(text)
 
-    def _image(self, snapshot: Snapshot) -> None:
-        position = unpack_position(
-            dict(snapshot.table(Table.META)).get(POSITION_KEY), self.directory.path
-        )
-        if position is None:
-            self._problem("the image has no position")
-            return
-        if position.owner[0] != self.identity.database_id:
-            self._problem("the image belongs to another database")
-        self._tables(
-            snapshot.table(Table.DATA), {key for key, _ in snapshot.table(Table.EXPIRY)}, position.version
-        )
-        if self.identity.stored["durability"] != "memory":
-            self._log((position.version, position.checksum))
-        snapshot.close()
-
-    def _log(self, position: tuple[int, int] | None) -> None:
+    def _guarded(self, what: str, step: Callable[[], None]) -> None:
+        """A damaged file is what a check is for: a problem, not an error of the check."""
         try:
-            found = scan(self.directory.wal, self.identity.database_id)
-            self.counts["wal_records"] = sum(1 for _ in found.iter_records())
-        except InmemError as error:
-            self._problem(f"log: {error}")
-            return
-        self.counts["wal_bytes"] = sum(segment.end for segment in found.segments)
-        if found.torn is not None:
-            text = f"log: torn tail, {found.torn.file} at {found.torn.offset}: {found.torn.reason}"
-            (self.notes if self._is_served() else self.problems).append(text)
-        if position is not None and found.find(*position) is None:
-            self._problem(f"the log does not hold version {position[0]}, at which the image stands")
-        if position is None and found.end and found.end.version < self.control.words[DURABLE]:
-            self._problem(
-                f"the log ends at version {found.end.version}, "
-                f"but version {self.control.words[DURABLE]} was durable"
-            )
+            step()
+        except CorruptionError as error:
+            self._problem(f"{what}: {error}")
 
     def _is_served(self) -> bool:
+        if not self.directory.writer_lock.exists():  # a lock would create it
+            return False
         lock = FileLock(self.directory.writer_lock)
         try:
             return not lock.try_shared()
         finally:
             lock.close()
 
-    def _tables(
-        self, data: Iterator[tuple[bytes, bytes]], expiry: set[bytes], version: int
-    ) -> None:
-        self.counts["version"] = version
-        log = _LogCheck()
-        for key, record in data:
+    # --- the image ----------------------------------------------------------------------
+
+    def _image(self) -> Image | None:
+        """The image that recovery would adopt, or None."""
+        state = self._control_state()
+        if state is None:
+            self.notes.append("a writer died while it changed the control file; the next one repairs that")
+            return None
+        if not state.image or state.boot != boot_id() or not Path(state.image).is_dir():
+            self._say_replay("no image in memory")
+            return None
+        image = Image(self.control, self.identity.database_id)
+        try:
+            with _Shared(image).moment() as moment:
+                position = _position(moment, self.directory.path)
+        except CorruptionError:
+            return image  # met again, and reported, when it is checked
+        except InmemError as error:  # its writer has left just now
+            self._say_replay(str(error))
+            position = None
+        else:
+            if position is None or position.owner == self.owner or self._is_served():
+                return image
+            self._say_replay("the image in memory belongs to another database, boot or directory")
+        image.close()
+        return None
+
+    def _control_state(self) -> ControlState | None:
+        deadline = time.monotonic() + _CONTROL_PATIENCE_S
+        while (state := self.control.read()) is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return state
+
+    def _say_replay(self, reason: str) -> None:
+        if self._keeps_log:
+            self.notes.append(f"{reason}: the log was replayed into a private one")
+
+    def _check_image(self, image: Image) -> None:
+        source = _Shared(image)
+        with source.moment() as moment:
+            position = _position(moment, self.directory.path)
+            stated = dict(moment.rows(Table.META)).get(VERSION_KEY, b"")
+        if position is None:
+            self._problem("the image has no position")
+            return
+        if position.owner != self.owner:
+            self._problem("the image belongs to another database, boot or directory")
+        if int.from_bytes(stated, "big") != position.version:
+            self._problem(
+                f"the image shows version {int.from_bytes(stated, 'big')}, "
+                f"but stands at version {position.version}"
+            )
+        if self._keeps_log:
+            self._check_log(position)
+        for attempt in range(_LOG_READINGS):
+            try:
+                self._check_tables(source)
+                return
+            except SnapshotTooOldError:  # a new writer has replaced the image: begin again with its own
+                if attempt == _LOG_READINGS - 1:
+                    raise
+
+    # --- the log ------------------------------------------------------------------------
+
+    def _check_log(self, position: Position | None) -> None:
+        for left in reversed(range(_LOG_READINGS)):
+            problems, notes = self._read_log(position)
+            if not problems or not left or not self._is_served():
+                break
+        for problem in problems:
+            self._problem(f"log: {problem}")
+        self.notes += notes
+
+    def _read_log(self, position: Position | None) -> tuple[list[str], list[str]]:
+        # Before the log: what is durable now must be in what is read from here on.
+        durable, clean = self.control.words[DURABLE], self.control.words[PID] == 0
+        problems: list[str] = []
+        notes: list[str] = []
+        found: ScanResult | None = None
+        records = 0
+        try:
+            found = scan(self.directory.wal, self.identity.database_id)
+            for record in found.iter_records():
+                records += 1
+                for op in record.ops:
+                    if op[1] not in LOGGED:
+                        problems.append(f"{record.file} at {record.offset}: writes to table {op[1]}")
+        except (InmemError, OSError) as error:
+            problems.append(str(error))
+        self.counts["wal_records"] = records
+        if found is None:
+            return problems, notes
+        self.counts["wal_bytes"] = sum(segment.end for segment in found.segments)
+        if found.torn is not None:
+            torn = found.torn
+            text = f"torn tail of {torn.dropped_bytes} bytes, {torn.file} at {torn.offset}: {torn.reason}"
+            if clean:
+                problems.append(f"{text}; but its writer left cleanly")
+            else:
+                notes.append(f"log: {text}; the next writer cuts it off")
+        end = found.end.version if found.end else 0
+        if end < durable:
+            problems.append(f"ends at version {end}, but version {durable} was durable")
+        if position is not None and found.find(position.version, position.checksum) is None:
+            problems.append(f"does not hold version {position.version}, at which the image stands")
+        return problems, notes
+
+    def _replay(self) -> None:
+        with _scratch(self.directory) as scratch, replay_privately(
+            self.directory, self.identity, scratch
+        ) as store:
+            self._check_tables(_Private(store))
+
+    # --- the tables ---------------------------------------------------------------------
+
+    def _check_tables(self, source: _Source) -> None:
+        for name in ("records", "logs", "events"):
+            self.counts[name] = 0
+        run = _RunCheck()
+        for version, key, record in source.records():
+            self.counts["version"] = version
             self.counts["records"] += 1
             try:
                 prefix, tag, rest = Key(key).split_key()
@@ -187,36 +413,83 @@ class _Check:
             except (ValueError, IndexError):
                 self._problem(f"{key!r} is no key")
                 continue
-            if prefix != log.prefix:
-                self._close(log)
-                log = _LogCheck(prefix)
-            problem = self._record(key, record, version, expiry) or log.take(tag, rest, record)
+            if prefix != run.prefix:
+                self._close(run)
+                run = _RunCheck(prefix)
+            problem = _header_problem(record, version) or run.take(tag, rest, record)
             if problem:
                 self._problem(f"{Key(key)!r}: {problem}")
-        self._close(log)
+        self._close(run)
+        with source.moment() as moment:
+            self._check_expiry(moment)
+            try:
+                Sessions(moment.rows(Table.SESSIONS), ttl_s=1.0, max_in_flight=1)
+            except CorruptionError as error:
+                self._problem(str(error))
 
-    def _record(self, key: bytes, record: bytes, version: int, expiry: set[bytes]) -> str | None:
-        if len(record) < 16 or not 0 < version_of(record) <= version:
-            return "has no plausible commit version"
-        when = expires_at(record)
-        if when and when.to_bytes(8, "big") + key not in expiry:
-            return "expires, but is not in the order of expiry"
-        return None
-
-    def _close(self, log: _LogCheck) -> None:
-        if log.length:
+    def _close(self, run: _RunCheck) -> None:
+        if run.length:
             self.counts["logs"] += 1
-            self.counts["events"] += log.length
-        for problem in log.finish():
-            self._problem(f"run {log.prefix.decode(errors='replace')}: {problem}")
+            self.counts["events"] += run.length
+        for problem in run.finish():
+            self._problem(f"run {run.prefix.decode(errors='replace')}: {problem}")
+
+    def _check_expiry(self, moment: _Moment) -> None:
+        """Every record that expires has its entry in the order of expiry.
+
+        An entry of an earlier value of a key may be left over. But each record
+        matches at most one entry, so counting the matches is enough to know
+        that none is missing, without keeping any.
+        """
+        expiring = sum(1 for _ in _expiring(moment))
+        for entry, _ in moment.rows(Table.EXPIRY):
+            record = moment.get(bytes(entry[8:])) if len(entry) > 8 else None
+            if record is not None and expires_at(record) == int.from_bytes(entry[:8], "big"):
+                expiring -= 1
+        if expiring:
+            self._name_missing(moment)
+
+    def _name_missing(self, moment: _Moment) -> None:
+        entries = _expiring(moment)
+        while chunk := dict.fromkeys(islice(entries, _CHUNK)):
+            for entry, _ in moment.rows(Table.EXPIRY):
+                chunk.pop(bytes(entry), None)
+            for entry in chunk:
+                self._problem(f"{Key(entry[8:])!r}: expires, but is not in the order of expiry")
+            if self.more:
+                return
 
 
-class _LogCheck:
+def _position(moment: _Moment, path: Path) -> Position | None:
+    return unpack_position(dict(moment.rows(Table.META)).get(POSITION_KEY), path)
+
+
+def _expiring(moment: _Moment) -> Iterator[bytes]:
+    """For each record that expires the entry that it must have in the order of expiry."""
+    for key, record in moment.rows(Table.DATA):
+        if len(record) >= 24 and record[0] & 0x80:
+            yield record[16:24] + key
+
+
+def _header_problem(record: bytes, version: int) -> str | None:
+    if len(record) < 16 or (record[0] & 0x80 and len(record) < 24):
+        return "is too short for a record"
+    if not 0 < version_of(record) <= version:
+        return f"has commit version {version_of(record)}, the store is at {version}"
+    return None
+
+
+def _unreadable(error: Exception) -> CorruptionError:
+    return CorruptionError(f"the image cannot be read: {type(error).__name__}: {error}")
+
+
+class _RunCheck:
     """One run's records, as they pass: values decode, the chain holds, the type index matches."""
 
     def __init__(self, prefix: bytes = b"") -> None:
         self.prefix = prefix
         self.length = 0
+        self._next = 0
         self._previous: event_log.StoredEvent | None = None
         self._events = 0  # sums of digests: equal sets have equal sums
         self._index = 0
@@ -226,42 +499,77 @@ class _LogCheck:
         payload = payload_of(record)
         try:
             if tag == TypeTag.KV:
-                values.decode(payload)
-            elif tag == TypeTag.EVENT:
-                return self._event(int.from_bytes(rest, "big"), payload)
-            elif tag == TypeTag.EVENT_BY_TYPE:
-                self._indexed += 1
-                self._index += xxhash.xxh3_64_intdigest(rest)
-        except ValueError as error:
-            return str(error)
+                return self._entry(rest, payload)
+            if tag == TypeTag.EVENT:
+                return self._event(rest, payload)
+        except Exception as error:  # whatever a decoder says of bytes that are not its own
+            return f"does not decode: {type(error).__name__}: {error}"
+        if tag == TypeTag.EVENT_BY_TYPE:
+            self._indexed += 1
+            self._index += xxhash.xxh3_64_intdigest(rest)
         return None
 
-    def _event(self, sequence: int, payload: bytes) -> str | None:
-        expected, self.length = self.length, self.length + 1
+    @staticmethod
+    def _entry(name: bytes, payload: bytes) -> str | None:
+        values.decode(payload)
+        name.decode()
+        return None if 0 < len(name) <= MAX_NAME_BYTES and b"\0" not in name else "is no name"
+
+    def _event(self, rest: bytes, payload: bytes) -> str | None:
+        if len(rest) != 8:
+            return "is no sequence"
+        sequence = int.from_bytes(rest, "big")
+        expected, self._next = self._next, sequence + 1
+        self.length += 1
         event = event_log.unpack(sequence, payload)
         problem = event_log.problem_with(self._previous, event)
         if sequence != expected:
-            problem = f"event {expected} is missing"
+            problem = f"the events from {expected} on are missing"
         self._previous = event
-        values.decode(event.payload)
-        self._events += xxhash.xxh3_64_intdigest(event.event_type + b"\0" + sequence.to_bytes(8, "big"))
+        self._events += xxhash.xxh3_64_intdigest(event.event_type + b"\0" + rest)
+        if problem is None:
+            event.to_event()  # type and payload decode
         return problem
 
     def finish(self) -> list[str]:
-        if (self._indexed, self._index) != (self.length, self._events):
-            return [f"the index by type has {self._indexed} entries for {self.length} events, or wrong ones"]
-        return []
+        if (self._indexed, self._index) == (self.length, self._events):
+            return []
+        return [f"the index by type has {self._indexed} entries for {self.length} events, or wrong ones"]
+
+
+@contextmanager
+def _scratch(directory: DataDirectory) -> Iterator[Path]:
+    """A private place for an image, removed afterwards; what killed checks have left goes too."""
+    for old in directory.path.glob("check-*.scratch"):
+        if not Path(f"/proc/{old.name[6:-8]}").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    path = directory.path / f"check-{os.getpid()}.scratch"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(mode=0o700)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def main(arguments: list[str]) -> int:
     """Print the report, or the error, as JSON."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         document: dict[str, Any] = asdict(check(Path(arguments[0])))
     except InmemError as error:
-        code, message, fields = to_wire(error)
-        document = {"error": [code, message, {k: str(v) for k, v in fields.items() if v is not None}]}
+        document = _described(error)
+    except OSError as error:
+        document = _described(InmemError(f"the check could not be done: {error}"))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     print(json.dumps(document))
     return 0
+
+
+def _described(error: InmemError) -> dict[str, Any]:
+    code, message, fields = to_wire(error)
+    return {"error": [code, message, {k: v for k, v in fields.items() if isinstance(v, str | int | float)}]}
 
 
 if __name__ == "__main__":

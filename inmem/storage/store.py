@@ -103,20 +103,19 @@ class Store:
         size: int = (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
         return size
 
-    def readers(self) -> int:
-        """Open snapshots of all processes, as LMDB counts slots ever used."""
-        count: int = self._env.info()["num_readers"]
-        return count
+    def last_transaction(self) -> int:
+        """LMDB's number of the last published transaction."""
+        number: int = self._env.info()["last_txnid"]
+        return number
 
     def oldest_pinned(self) -> int | None:
-        """How many transactions behind the oldest open snapshot is; None without any."""
-        last = self._env.info()["last_txnid"]
+        """The transaction that the oldest open snapshot sees; None without any."""
         ids = [
             int(parts[2])
             for parts in (line.split() for line in self._env.readers().splitlines()[1:])
             if len(parts) == 3 and parts[2].isdigit()
         ]
-        return last - min(ids) if ids else None
+        return min(ids, default=None)
 
     def free_dead_readers(self) -> int:
         """Give back the slots of dead processes; returns how many."""
@@ -175,8 +174,15 @@ class StoreTransaction:
         return due
 
     def drop_expiry(self, entry: bytes) -> None:
-        """Forget one entry of the expiry order."""
-        self._txn.delete(entry, db=self._tables[Table.EXPIRY])
+        """Forget one entry of the expiry order.
+
+        Raises:
+            PublishError: as `apply` does.
+        """
+        try:
+            self._txn.delete(entry, db=self._tables[Table.EXPIRY])
+        except lmdb.Error as error:  # removing copies a page, for which there may be no room
+            raise PublishError(error) from error
 
     def apply(self, ops: Iterable[Any]) -> None:
         """Carry out resolved operations, in order.

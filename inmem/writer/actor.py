@@ -15,6 +15,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ from inmem.config import (
 )
 from inmem.control import CLOCK, DURABLE, GROUP, VERSION, boot_id, pid_namespace
 from inmem.directory import DataDirectory, leave_runtime_directory, runtime_directory
-from inmem.errors import BusyError, FormatVersionError, InmemError, LimitError, to_wire
+from inmem.errors import BusyError, FormatVersionError, InmemError, LimitError, StoreFullError, to_wire
 from inmem.files import FileLock, make_private_dir, private_umask
 from inmem.model.event_log import CHAIN_IDS
 from inmem.storage.environment import Table, image_stem, remove_image
@@ -65,6 +66,7 @@ from inmem.wire import (
 
 _TICK_S: Final = 0.2  # how late timers may be; expired keys go within a second
 _SLOW_TICK_S: Final = 5.0  # dead readers, idle sessions, stale files
+_TICKS: Final = 18_000  # an hour of ticks: the longest that a snapshot may be open
 _SPIN: Final = 60  # yields before blocking: a client that was just answered often asks again at once
 _QUEUE: Final = 4096  # messages that the socket holds for one peer, each way
 
@@ -160,6 +162,7 @@ class Writer:
         self._idle_since: float | None = None
         self._next_slow = 0.0
         self._next_timer = 0.0
+        self._ticks: deque[tuple[int, float]] = deque(maxlen=_TICKS)  # last transaction at each tick
 
     def start(self) -> None:
         """Recover, bind, and tell everybody through the control file."""
@@ -275,8 +278,8 @@ class Writer:
         greeted = [(peer, self._greet(peer, frame)) for peer, frame in later if frame[0] == HELLO]
         if requests or self._committer.sessions.must_write:
             self._answer(requests, peers, self._commit(requests))
-        for peer, session in greeted:
-            self._welcome(peer, session)
+        for peer, greeting in greeted:
+            self._welcome(peer, greeting)
         for peer, frame in later:
             self._reply(peer, frame)
 
@@ -315,8 +318,8 @@ class Writer:
         failpoints.reached("answering")
         return answers
 
-    def _greet(self, peer: bytes, frame: bytes) -> bytes | InmemError | None:
-        """Register the session of a HELLO; the WELCOME goes out when that is published."""
+    def _greet(self, peer: bytes, frame: bytes) -> tuple[bytes, bool] | InmemError | None:
+        """Register the session of a HELLO: (session, resumed). Its WELCOME waits for the group."""
         try:
             fields = parse_hello(frame)
         except ValueError:
@@ -329,15 +332,19 @@ class Writer:
         except InmemError as error:
             return error
         self._peers[peer] = fields["pid"]
-        return session
+        return session, fields["resume"]
 
-    def _welcome(self, peer: bytes, session: bytes | InmemError | None) -> None:
+    def _welcome(self, peer: bytes, greeting: tuple[bytes, bool] | InmemError | None) -> None:
         sessions = self._committer.sessions
-        if session is None:
+        if greeting is None:
             return
-        if isinstance(session, InmemError):
-            frame = welcome(error=to_wire(session))
+        if isinstance(greeting, InmemError):
+            frame = welcome(error=to_wire(greeting))
+        elif greeting[0] not in sessions and not greeting[1]:
+            problem = StoreFullError("the session could not be registered: image or log are full")
+            frame = welcome(error=to_wire(problem))
         else:
+            session = greeting[0]
             known = session in sessions
             slot = self._slots.give(session, self._peers[peer]) if known else -1
             frame = welcome(
@@ -401,7 +408,7 @@ class Writer:
             "wal_bytes": self._log.bytes,
             "clients": len(alive),
             "sessions": len(self._committer.sessions),
-            "oldest_snapshot_commits": self._store.oldest_pinned(),
+            "oldest_snapshot_age_s": self._oldest_snapshot_age_s(),
             "commits": counters.commits,
             "conflicts": counters.conflicts,
             "failures": counters.failures,
@@ -416,6 +423,7 @@ class Writer:
         self._control.words[CLOCK] = self._clock.follow_wall()
         self._control.words[DURABLE] = self._log.durable_version
         self._sweep()
+        self._ticks.append((self._store.last_transaction(), now))
         if now >= self._next_slow:
             self._next_slow = now + _SLOW_TICK_S
             self._committer.sessions.expire(self._clock.now_us())
@@ -423,6 +431,14 @@ class Writer:
         self._store.free_dead_readers()
         if not self._foreground:
             self._leave_if_idle(now)
+
+    def _oldest_snapshot_age_s(self) -> float | None:
+        """Since when the oldest open snapshot is not of the newest version; None without any."""
+        pinned = self._store.oldest_pinned()
+        if pinned is None:
+            return None
+        later = next((when for last, when in self._ticks if last > pinned), None)
+        return 0.0 if later is None else time.monotonic() - later
 
     def _forget_the_dead(self) -> None:
         """A session ends with its process: nobody can ask for its outcomes any more."""
