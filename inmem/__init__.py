@@ -41,9 +41,15 @@ from inmem.errors import (
 )
 from inmem.keys import Key, Namespace, RunId, TypeTag
 from inmem.maintenance.check import CheckReport
+from inmem.model.cell import State
 from inmem.model.event_log import Appended, ChainVerification, Event
+from inmem.model.run import DeletedRun, RunMetadata, RunStats, RunStatus, is_valid_transition
+from inmem.model.trace import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace, TraceTree
 from inmem.primitives.event_log import EventLog, PendingAppend
 from inmem.primitives.kv import KVStore, PendingNumber, Versioned
+from inmem.primitives.run_index import CreateRunOptions, RunIndex, RunQuery
+from inmem.primitives.state_cell import PendingVersion, StateCell
+from inmem.primitives.trace_store import NewTrace, TraceStore
 from inmem.scopes import Pipeline, RunScope, Snapshot, Transaction, transactional
 from inmem.values import Value
 
@@ -63,7 +69,12 @@ __all__ = [
     "ConfigMismatchError",
     "ConflictError",
     "CorruptionError",
+    "CreateRunOptions",
+    "Custom",
     "Database",
+    "Decision",
+    "DeletedRun",
+    "ErrorTrace",
     "Event",
     "EventLog",
     "ForkError",
@@ -79,23 +90,38 @@ __all__ = [
     "Key",
     "LimitError",
     "Namespace",
+    "NewTrace",
     "NotFoundError",
     "PendingAppend",
     "PendingNumber",
+    "PendingVersion",
     "PermissionDeniedError",
     "Pipeline",
+    "Query",
     "RetryableError",
     "RunDeletedError",
     "RunExistsError",
     "RunId",
+    "RunIndex",
+    "RunMetadata",
     "RunNotFoundError",
+    "RunQuery",
     "RunScope",
+    "RunStats",
+    "RunStatus",
     "Snapshot",
     "SnapshotTooOldError",
+    "State",
+    "StateCell",
     "Status",
     "StoreFullError",
+    "Thought",
+    "ToolCall",
+    "Trace",
     "TraceExistsError",
     "TraceNotFoundError",
+    "TraceStore",
+    "TraceTree",
     "Transaction",
     "TypeTag",
     "Value",
@@ -103,6 +129,7 @@ __all__ = [
     "Versioned",
     "WriterUnavailableError",
     "__version__",
+    "is_valid_transition",
     "open",
     "transactional",
 ]

@@ -29,6 +29,7 @@ MIB: Final = 1024 * 1024
 
 # Limits that are not settings: changing one changes what other programs may rely on.
 MAX_TTL_S: Final = 100 * 366 * 86_400  # a century: beyond it a ttl is a mistake in units
+MAX_TIMEOUT_S: Final = 1e9  # thirty years: what has no deadline, in a number that clocks can hold
 MAX_MESSAGE_BYTES: Final = 64 * MIB  # one request or answer; checked before decoding
 MAX_TRANSACTION_BYTES: Final = 48 * MIB  # of a commit's encoded body; leaves room for the envelope
 MAX_TRANSACTION_OPS: Final = 100_000  # writes and procedure calls in one commit: bounds a batch
@@ -104,7 +105,8 @@ class Settings:
     )
 
     timeout_s: float = _setting(
-        10.0, "client", "bounds opening, and is the default deadline of a commit", low=0.001, high=1e9
+        10.0, "client", "bounds opening, and is the default deadline of a commit",
+        low=0.001, high=MAX_TIMEOUT_S,
     )
     snapshot_max_age_s: float = _setting(
         30.0, "client", "an older snapshot pins memory: it is closed", low=0.01, high=3600.0
@@ -190,6 +192,10 @@ def check_stored(values: Any, source: str) -> dict[str, Any]:
 def _from_toml(path: str | os.PathLike[str] | None) -> dict[str, Any]:
     if path is None:
         return {}
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInputError(
+            f"config must be a str or a path, not {type(path).__name__}", argument="config"
+        )
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:  # unreadable, not UTF-8, not TOML, not a path

@@ -6,7 +6,6 @@ shares; it holds no data and may be used by all threads.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable
@@ -14,12 +13,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from inmem.client.attachment import Attachment, attach, detach
+from inmem.client.transaction import check_timeout
 from inmem.config import Settings
 from inmem.errors import ClosedError, InvalidInputError
 from inmem.keys import Namespace
 from inmem.maintenance.check import CheckReport, check_in_process
 from inmem.primitives.event_log import EventLog
 from inmem.primitives.kv import KVStore
+from inmem.primitives.run_index import RunIndex
+from inmem.primitives.state_cell import StateCell
+from inmem.primitives.trace_store import TraceStore
 from inmem.scopes import (
     MAX_ATTEMPTS,
     TRANSACT_TIMEOUT_S,
@@ -79,11 +82,15 @@ class Database:
         self._reopen = reopen
         self._lock = threading.Lock()
         self._scopes: dict[str, RunScope] = {}
+        self._levels: dict[str, RunScope] = {}
         self.settings = settings
         self.namespace = namespace
         self.path = attachment.directory.path
         self.kv = KVStore(self)
         self.events = EventLog(self)
+        self.cells = StateCell(self)
+        self.traces = TraceStore(self)
+        self.runs = RunIndex(self)
 
     def __repr__(self) -> str:
         state = "" if self._shared is not None else ", closed"
@@ -114,12 +121,17 @@ class Database:
     def shared(self, level: str) -> RunScope:
         """The scope that all runs of this `"agent"`, `"app"` or `"tenant"` share."""
         prefix = self.namespace.shared_prefix(level)
-        name = "@" + level  # no run id has this character
-        return self._scopes.get(name) or self._new_scope(name, prefix)
+        # `run` looks names up before it checks them, so no name that it can be given may lead here.
+        name = "@" + level
+        return self._levels.get(name) or self._levels.setdefault(name, RunScope(self, prefix, name))
 
     def scope(self, run: str | RunScope) -> RunScope:
         """A run's scope, or the scope itself."""
-        return run if isinstance(run, RunScope) else self.run(run)
+        if isinstance(run, RunScope):
+            if run._database._attachment is not self._attachment:
+                raise InvalidInputError("run_id is a scope of another database", argument="run_id")
+            return run
+        return self.run(run)
 
     def _new_scope(self, name: str, prefix: bytes) -> RunScope:
         if len(self._scopes) >= _MAX_SCOPES:
@@ -191,6 +203,7 @@ class Database:
         with self._lock:
             attachment, self._shared = self._shared, None
             self._scopes = {}
+            self._levels = {}
         if attachment is not None:
             detach(attachment)
 
@@ -230,10 +243,8 @@ def open(
         InvalidInputError: an argument is wrong.
     """
     namespace = Namespace(tenant, app, agent)
-    if timeout_s is not None and (
-        isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not math.isfinite(timeout_s)
-    ):
-        raise InvalidInputError(f"timeout_s must be a number, not {timeout_s!r}", argument="timeout_s")
+    if timeout_s is not None:
+        timeout_s = check_timeout(timeout_s)
     arguments = {"durability": durability, "timeout_s": timeout_s}
     attachment, settings = attach(path, config=config, arguments=arguments, autostart=bool(autostart))
     reopen = {

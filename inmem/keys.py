@@ -60,7 +60,6 @@ class TypeTag(IntEnum):
     TRACE_BY_PARENT = 0x34
     RUN_BY_PARENT = 0x35
     TRACE_BY_TIME = 0x44
-    RUN_COUNTERS = 0x45
 
 
 _RUN_TAG: Final = bytes([TypeTag.RUN])
@@ -114,7 +113,7 @@ def check_run_id(value: object, argument: str = "run_id") -> str:
         )
     if not _RUN.match(value):
         raise InvalidRunIdError(
-            f"{argument} {_shorten(value)} is not 1-{MAX_RUN_CHARS} characters of [A-Za-z0-9._:-]",
+            f"{argument} {shorten(value)} is not 1-{MAX_RUN_CHARS} characters of [A-Za-z0-9._:-]",
             argument=argument,
         )
     return value
@@ -168,13 +167,14 @@ def encode_id(value: object, argument: str) -> bytes:
     """
     if not isinstance(value, str) or not _RUN.match(value):
         raise InvalidKeyError(
-            f"{argument} {_shorten(value)} is not 1-{MAX_RUN_CHARS} characters of [A-Za-z0-9._:-]",
+            f"{argument} {shorten(value)} is not 1-{MAX_RUN_CHARS} characters of [A-Za-z0-9._:-]",
             argument=argument,
         )
     return value.encode()
 
 
-def _shorten(value: object) -> str:
+def shorten(value: object) -> str:
+    """What a message says of a value that may be anything, however large."""
     try:
         text = repr(value)
     except Exception:  # an int of thousands of digits, or an object of the user's
@@ -199,7 +199,7 @@ class Namespace:
             value = getattr(self, name)
             if not isinstance(value, str) or not _COMPONENT.match(value):
                 raise InvalidInputError(
-                    f"{name} {_shorten(value)} is not 1-{MAX_COMPONENT_CHARS} characters "
+                    f"{name} {shorten(value)} is not 1-{MAX_COMPONENT_CHARS} characters "
                     "of [A-Za-z0-9._:-]",
                     argument=name,
                 )
@@ -224,7 +224,7 @@ class Namespace:
         }.get(level if isinstance(level, str) else "")
         if parts is None:
             raise InvalidInputError(
-                f"level {_shorten(level)} is not one of 'agent', 'app', 'tenant'", argument="level"
+                f"level {shorten(level)} is not one of 'agent', 'app', 'tenant'", argument="level"
             )
         return "/".join((*parts, _SHARED)).encode()
 
@@ -286,7 +286,7 @@ def encode_sequence(sequence: int, argument: str = "sequence") -> bytes:
     """An event sequence as 8 bytes big-endian, so that byte order is sequence order."""
     if type(sequence) is not int or not 0 <= sequence < 1 << 63:
         raise InvalidInputError(
-            f"{argument} must be an int from 0 to 2**63-1, not {_shorten(sequence)}",
+            f"{argument} must be an int from 0 to 2**63-1, not {shorten(sequence)}",
             argument=argument,
         )
     return sequence.to_bytes(8, "big")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from inmem.client import transaction as engine
 from inmem.client.session import Applied
-from inmem.client.transaction import AutoReader, SnapshotReader, retrying
+from inmem.client.transaction import AutoReader, SnapshotReader, check_timeout, retrying
 from inmem.config import DURABILITIES
 from inmem.errors import (
     ClosedError,
@@ -23,9 +23,13 @@ from inmem.errors import (
     InmemError,
     InvalidInputError,
 )
+from inmem.keys import shorten
 from inmem.primitives._common import Autocommit
 from inmem.primitives.event_log import EventReads, ScopedEvents, TransactionEvents
 from inmem.primitives.kv import KVReads, ScopedKV, TransactionKV
+from inmem.primitives.run_index import RunReads, ScopedRuns, TransactionRuns
+from inmem.primitives.state_cell import CellReads, ScopedCells, TransactionCells
+from inmem.primitives.trace_store import ScopedTraces, TraceReads, TransactionTraces
 from inmem.storage.snapshot import Snapshot as StoredSnapshot
 
 if TYPE_CHECKING:
@@ -50,7 +54,7 @@ class RunScope:
     'green'
     """
 
-    __slots__ = ("_database", "events", "kv", "name", "prefix")
+    __slots__ = ("_database", "cells", "events", "kv", "name", "prefix", "runs", "traces")
 
     def __init__(self, database: Database, prefix: bytes, name: str) -> None:
         self._database = database
@@ -61,6 +65,9 @@ class RunScope:
         commit = Autocommit(attachment, settings.timeout_s)
         self.kv = ScopedKV(reader, commit, prefix, self.transact)
         self.events = ScopedEvents(reader, commit, prefix)
+        self.cells = ScopedCells(reader, commit, prefix)
+        self.traces = ScopedTraces(reader, commit, prefix)
+        self.runs = ScopedRuns(reader, commit, database.namespace.prefix(), name)
 
     def __repr__(self) -> str:
         return f"RunScope({self.prefix.decode()!r})"
@@ -73,6 +80,8 @@ class RunScope:
     def transaction(self, *, durability: str | None = None, timeout_s: float | None = None) -> Transaction:
         """One attempt at a transaction in this run. See `Database.transaction`."""
         sync = wants_sync(durability, self._database)
+        if timeout_s is not None:
+            timeout_s = check_timeout(timeout_s)
         return Transaction.begin(self._database, self, sync, timeout_s)
 
     def transact(
@@ -111,7 +120,7 @@ class Snapshot:
     'green'
     """
 
-    __slots__ = ("_database", "_reader", "events", "kv", "run_id")
+    __slots__ = ("_database", "_reader", "cells", "events", "kv", "run_id", "runs", "traces")
 
     def __init__(self, database: Database, reader: SnapshotReader, scope: RunScope) -> None:
         self._database = database
@@ -119,6 +128,9 @@ class Snapshot:
         self.run_id = scope.run_id
         self.kv = KVReads(reader, scope.prefix)
         self.events = EventReads(reader, scope.prefix)
+        self.cells = CellReads(reader, scope.prefix)
+        self.traces = TraceReads(reader, scope.prefix)
+        self.runs = RunReads(reader, database.namespace.prefix(), scope.name)
 
     @classmethod
     def begin(cls, database: Database, scope: RunScope) -> Snapshot:
@@ -165,7 +177,7 @@ class Transaction:
     (0, 1)
     """
 
-    __slots__ = ("_core", "_database", "events", "kv", "run_id")
+    __slots__ = ("_core", "_database", "cells", "events", "kv", "run_id", "runs", "traces")
 
     def __init__(self, database: Database, core: engine.Transaction, scope: RunScope) -> None:
         self._database = database
@@ -173,6 +185,9 @@ class Transaction:
         self.run_id = scope.run_id
         self.kv = TransactionKV(core, scope.prefix)
         self.events = TransactionEvents(core, scope.prefix, database._attachment.identity.settings.chain)
+        self.cells = TransactionCells(core, scope.prefix)
+        self.traces = TransactionTraces(core, scope.prefix)
+        self.runs = TransactionRuns(core, database.namespace.prefix(), scope.name)
 
     @classmethod
     def begin(
@@ -393,7 +408,8 @@ def wants_sync(durability: str | None, database: Database) -> bool:
         return False
     if durability not in DURABILITIES:
         raise InvalidInputError(
-            f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}", argument="durability"
+            f"durability must be one of {', '.join(DURABILITIES)}, not {shorten(durability)}",
+            argument="durability",
         )
     if _RANK[durability] < _RANK[stored] or (stored == "memory" != durability):
         raise ConfigMismatchError(

@@ -40,6 +40,7 @@ class Attachment:
         self.settings: Settings = self.identity.settings
         self.autostart = autostart
         self.holders = 0
+        self.incarnation = 0  # changes in a forked child: what belongs to the parent shows by it
         self.control = directory.control()
         self.closed = False
         self._context: zmq.Context[Any] | None = None
@@ -115,6 +116,7 @@ class Attachment:
         falls when the last of them has closed it.
         """
         _INHERITED.append((self._context, self._local))
+        self.incarnation += 1
         self._context = None
         self._board = None
         self._lock = threading.Lock()
@@ -136,6 +138,8 @@ def attach(
         ConfigMismatchError, PermissionDeniedError, WriterUnavailableError,
         FormatVersionError, CorruptionError: see SPEC of `open`.
     """
+    if path is not None:
+        path = _checked(path)
     configuration = load(config, arguments)
     deadline = time.monotonic() + configuration.settings.timeout_s
     ephemeral = path is None
@@ -143,8 +147,6 @@ def attach(
         path = tempfile.mkdtemp(prefix="inmem-")
         if configuration.origins["durability"] == "default":
             configuration = load(config, dict(arguments) | {"durability": "memory"})
-    elif not isinstance(path, str | os.PathLike):
-        raise InvalidInputError(f"path must be a str or a path, not {type(path).__name__}", argument="path")
     directory = DataDirectory(Path(path))
     with _registry_lock:
         attachment = _registry.get(str(directory.path))
@@ -164,6 +166,19 @@ def attach(
             _registry[str(directory.path)] = attachment
         attachment.holders += 1
         return attachment, settings
+
+
+def _checked(path: object) -> str:
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(name, str):
+        raise InvalidInputError(f"path must be a str or a path, not {type(path).__name__}", argument="path")
+    if not name or "\0" in name:
+        raise InvalidInputError("path must not be empty, nor have NUL in it", argument="path")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise InvalidInputError("path has a character that no file name can have", argument="path") from None
+    return name
 
 
 def _settings(configuration: Configuration, attachment: Attachment) -> Settings:

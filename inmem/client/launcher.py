@@ -29,6 +29,7 @@ _CRASH_LOOP_S: Final = 1.0  # a writer that lived shorter than this counts as dy
 _CRASH_FREE: Final = 5  # so many quick deaths are met without delay
 _CRASH_DELAY_S: Final = 0.05
 _CRASH_DELAY_MAX_S: Final = 2.0
+_START_TRIES: Final = 3  # one that died without a word may have been killed; three mean that it cannot run
 
 # A fork while a launch lock is held would let the child hold it on: see attachment.
 launching = threading.Lock()
@@ -92,6 +93,7 @@ def ensure_writer(
         WriterUnavailableError: none could be had before the deadline.
         InmemError: whatever kept a started writer from serving.
     """
+    deaths = 0
     while True:
         state = running_writer(directory, control)
         if state is not None:
@@ -108,7 +110,14 @@ def ensure_writer(
             with launch_lock(directory, deadline):
                 if running_writer(directory, control) is None and not _lock_is_held(directory):
                     _hold_back(directory, deadline)
-                    _launch(directory, deadline)
+                    if not _launch(directory, deadline):
+                        deaths += 1
+                        if deaths >= _START_TRIES or expired(deadline):
+                            raise WriterUnavailableError(
+                                f"the writer of {directory.path} died while it started; "
+                                f"see {directory.log_file}",
+                                path=str(directory.path),
+                            )
                     continue
         # A writer has the lock and is recovering: it will say when it is ready.
         if expired(deadline):
@@ -137,8 +146,8 @@ def _hold_back(directory: DataDirectory, deadline: float) -> None:
         os.close(fd)
 
 
-def _launch(directory: DataDirectory, deadline: float) -> None:
-    """Start a detached writer and wait until it serves or says why not."""
+def _launch(directory: DataDirectory, deadline: float) -> bool:
+    """Start a detached writer and wait until it serves or says why not; False if it died silently."""
     read_fd, write_fd = os.pipe()
     log = open_private(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
@@ -167,14 +176,12 @@ def _launch(directory: DataDirectory, deadline: float) -> None:
     try:
         message = json.loads(line)
     except ValueError:
-        raise WriterUnavailableError(
-            f"the writer of {directory.path} died while it started; see {directory.log_file}",
-            path=str(directory.path),
-        ) from None
+        return False
     if "error" in message:
         refusal = from_wire(message["error"])
         if refusal.code != "busy":  # busy: another writer was faster, which is as good
             raise refusal
+    return True
 
 
 def _read_line(fd: int, deadline: float) -> bytes | None:

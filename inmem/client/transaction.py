@@ -15,13 +15,16 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Final, Protocol, TypeVar
 
 from sortedcontainers import SortedKeyList
 
 from inmem.client.attachment import Attachment
 from inmem.client.session import Applied
-from inmem.errors import ClosedError, InvalidInputError, InvariantError, RetryableError
+from inmem.config import MAX_TIMEOUT_S
+from inmem.errors import ClosedError, ForkError, InvalidInputError, InvariantError, RetryableError
+from inmem.keys import shorten
 from inmem.record import ABSENT, expires_at, is_live, pack, version_of
 from inmem.storage.snapshot import Snapshot
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet, encode_single
@@ -187,14 +190,26 @@ class Transaction:
         self._own_keys: SortedKeyList | None = None  # of _own, from the first scan on
         self._waiting: list[Callable[[Any], None]] = []  # who gets the result of each call
         self._done = False
+        self._incarnation = attachment.incarnation
         self.version: int | None = None
         self.logs: dict[bytes, Any] = {}  # state of the event log facade, per log
 
     # --- reads ------------------------------------------------------------------------
 
-    def _base(self) -> Snapshot:
+    def check_open(self) -> None:
+        """Refuse to go on after the end, or in a child.
+
+        Raises:
+            ClosedError: the transaction was committed or aborted.
+            ForkError: it belongs to the parent process, which may commit it.
+        """
         if self._done:
             raise ClosedError("the transaction is over")
+        if self._incarnation != self._attachment.incarnation:
+            raise ForkError("this transaction belongs to the parent process")
+
+    def _base(self) -> Snapshot:
+        self.check_open()
         if self._snapshot is None:
             self._snapshot = self._attachment.image.snapshot(self._max_age_s)
         return self._snapshot
@@ -206,6 +221,7 @@ class Transaction:
     def read(self, key: bytes) -> bytes | None:
         """The live record under a key, own writes first; what was stored becomes a read."""
         if key in self._own:
+            self.check_open()
             own = self._own[key]
             if isinstance(own, Deferred):
                 own = self._own[key] = own.apply(self._read_stored(key))
@@ -247,13 +263,11 @@ class Transaction:
         def precedes(a: bytes, b: bytes) -> bool:
             return a > b if reverse else a < b
 
-        ended = True
         for key, record in stored:
             while at < len(own) and precedes(own[at], key) and len(found) != limit:
                 self._add_own(own[at], found)
                 at += 1
             if len(found) == limit:
-                ended = False
                 break
             if is_live(record, snapshot.now_us):
                 met += 1
@@ -264,12 +278,11 @@ class Transaction:
                 self._add_own(key, found)
                 at += 1
             if len(found) == limit:
-                ended = False
                 break
-        while ended and at < len(own) and len(found) != limit:
+        while at < len(own) and len(found) != limit:
             self._add_own(own[at], found)
             at += 1
-        if not ended:
+        if len(found) == limit:
             last = found[-1][0]
             start, end = (last, end) if reverse else (start, last + b"\0")
         self._writes.ranges.append((start, end, met))
@@ -333,8 +346,7 @@ class Transaction:
         self._own[key] = record
 
     def _change(self, op: list[Any]) -> None:
-        if self._done:
-            raise ClosedError("the transaction is over")
+        self.check_open()
         self._writes.ops.append(op)
 
     # --- the end ----------------------------------------------------------------------
@@ -347,8 +359,7 @@ class Transaction:
             CommitUnknownError: no answer before the deadline.
             InmemError: whatever a procedure refused.
         """
-        if self._done:
-            raise ClosedError("the transaction is over")
+        self.check_open()
         body = self.encode()
         if body is not None:
             session = self._attachment.session()
@@ -403,6 +414,21 @@ def commit_call(
     return applied.results[0], applied.version
 
 
+def check_timeout(timeout_s: object) -> float:
+    """The seconds if they can be a deadline; a `timedelta` is taken too.
+
+    Raises:
+        InvalidInputError: not a number above 0 and at most MAX_TIMEOUT_S.
+    """
+    seconds = timeout_s.total_seconds() if isinstance(timeout_s, timedelta) else timeout_s
+    if type(seconds) in (int, float) and 0 < seconds <= MAX_TIMEOUT_S:  # type: ignore[operator]
+        return float(seconds)  # type: ignore[arg-type]
+    raise InvalidInputError(
+        f"timeout_s must be above 0 and at most {MAX_TIMEOUT_S:.0f} seconds, not {shorten(timeout_s)}",
+        argument="timeout_s",
+    )
+
+
 def retrying(attempt: Callable[[float], T], *, max_attempts: int, timeout_s: float) -> T:
     """Run an attempt until it is not refused, within bounds; pauses are jittered.
 
@@ -413,12 +439,9 @@ def retrying(attempt: Callable[[float], T], *, max_attempts: int, timeout_s: flo
     """
     if type(max_attempts) is not int or max_attempts < 1:
         raise InvalidInputError(
-            f"max_attempts must be an int of at least 1, not {max_attempts!r}", argument="max_attempts"
+            f"max_attempts must be an int of at least 1, not {shorten(max_attempts)}", argument="max_attempts"
         )
-    if not isinstance(timeout_s, int | float) or not timeout_s > 0:
-        raise InvalidInputError(
-            f"timeout_s must be a number above 0, not {timeout_s!r}", argument="timeout_s"
-        )
+    timeout_s = check_timeout(timeout_s)
     deadline = time.monotonic() + timeout_s
     ceiling = _BACKOFF_S
     for left in range(max_attempts - 1, -1, -1):

@@ -35,10 +35,6 @@ from inmem.writeset import OP_CALL, OP_PUT, MalformedError, WriteSet, decode
 
 _SESSIONS = int(Table.SESSIONS)
 _NO_RESULTS = msgpack.packb([])
-# Only procedures write these: they keep the rules that plain puts could break.
-_GUARDED = frozenset({
-    TypeTag.EVENT, TypeTag.EVENT_BY_TYPE, TypeTag.STATE, TypeTag.STATE_MARK, TypeTag.RUN_COUNTERS,
-})
 
 
 class Log(Protocol):
@@ -291,7 +287,8 @@ class Committer:
 
     @staticmethod
     def _check_plain(key: bytes) -> None:
-        if key[key.index(0) + 1] in _GUARDED:
+        if key[key.index(0) + 1] != TypeTag.KV:
+            # Procedures keep the rules that plain writes could break.
             raise InvariantError(f"{Key(key)!r} is written by procedures only")
 
     def _publish(self, txn: StoreTransaction, ops: list[Op], now_us: int, sync: bool) -> None:

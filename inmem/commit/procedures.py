@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from inmem.commit import cell_procedures, run_procedures, trace_procedures
 from inmem.commit.workspace import Workspace
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import InvalidInputError, LimitError
@@ -50,9 +51,11 @@ def event_append(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[
         _check("payload", payload, bytes)
         _check("timestamp", timestamp, int)
         if not 0 < len(event_type) <= MAX_LABEL_BYTES or b"\0" in event_type or not _is_text(event_type):
-            raise InvalidInputError("event_type is empty, too long, has NUL or is no UTF-8", argument="event_type")
-        if not 0 <= timestamp <= workspace.now_us:
-            raise InvalidInputError("timestamp is not of the past", argument="timestamp")
+            raise InvalidInputError(
+                "event_type is empty, too long, has NUL or is no UTF-8", argument="event_type"
+            )
+        if not 0 <= timestamp < 1 << 63:
+            raise InvalidInputError("timestamp is outside 0 to 2**63-1", argument="timestamp")
         head = event_log.follow(
             head, workspace.chain, timestamp or workspace.now_us, event_type, payload
         )
@@ -118,7 +121,16 @@ def _is_text(data: bytes) -> bool:
 
 
 PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
+    "cell.cas": cell_procedures.cas,
+    "cell.delete": cell_procedures.delete,
+    "cell.init": cell_procedures.init,
+    "cell.set": cell_procedures.assign,
     "event.append": event_append,
+    "index.repair": run_procedures.repair_indices,
     "kv.add": kv_add,
     "kv.delete": kv_delete,
+    "run.create": run_procedures.create,
+    "run.delete": run_procedures.delete,
+    "run.update": run_procedures.update,
+    "trace.record": trace_procedures.record,
 }

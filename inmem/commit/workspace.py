@@ -132,6 +132,9 @@ class Workspace:
         Raises:
             RunDeletedError: names the run.
         """
-        if self._fences and fence_of(owner := owner_of(key)) in self._fences:
+        if not self._fences and not self.new_fences:
+            return
+        digest = fence_of(owner := owner_of(key))
+        if digest in self._fences or digest in self.new_fences:
             run_id = owner.decode().rpartition("/")[2]
             raise RunDeletedError(f"run {run_id} was deleted: {Key(key)!r} is not written", run_id=run_id)

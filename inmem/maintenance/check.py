@@ -14,7 +14,7 @@ What is looked at, and how it stays right while commits go on:
   an open one pins the memory that commits have replaced.
 - The order of expiry, the sessions and the position of the image.
 
-    python -m inmem.maintenance.check DIRECTORY    one JSON document
+    python -m inmem.maintenance check DIRECTORY    one JSON document
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -39,7 +39,7 @@ from inmem import values
 from inmem.commit.outcomes import Sessions
 from inmem.control import DURABLE, PID, Control, ControlState, boot_id
 from inmem.directory import DataDirectory, Identity
-from inmem.errors import CorruptionError, InmemError, InvalidInputError, SnapshotTooOldError, from_wire, to_wire
+from inmem.errors import CorruptionError, InmemError, InvalidInputError, from_wire, to_wire
 from inmem.files import FileLock, python_environment
 from inmem.keys import MAX_NAME_BYTES, Key, TypeTag
 from inmem.model import event_log
@@ -48,7 +48,7 @@ from inmem.storage.environment import LOGGED, Table
 from inmem.storage.recovery import owner_of, replay_privately
 from inmem.storage.snapshot import VERSION_KEY, Image, Snapshot
 from inmem.storage.store import POSITION_KEY, Position, Store, unpack_position
-from inmem.storage.wal import ScanResult, scan
+from inmem.storage.wal import scan
 
 _MAX_PROBLEMS: Final = 1000  # a damaged store has more than anybody reads
 _MAX_AGE_S: Final = 3600.0  # of one snapshot: bounds the check of one run
@@ -57,6 +57,7 @@ _CHUNK: Final = 50_000  # expiring keys in memory at a time, when one is missing
 _LOG_READINGS: Final = 3  # of a live log before its problem is believed
 _CONTROL_PATIENCE_S: Final = 1.0  # an update of the control file takes microseconds
 _END_PATIENCE_S: Final = 5.0  # for a check that was asked to end
+_PROGRAM: Final = ["-m", "inmem.maintenance", "check"]
 _ALL_KEYS: Final = (b"", b"\xff" * 512)
 # A damaged image can make reading it fatal; every other signal came from somebody.
 _FATAL: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
@@ -93,7 +94,7 @@ def check_in_process(path: Path) -> CheckReport:
         InmemError: the check could not be done.
     """
     with subprocess.Popen(
-        [sys.executable, "-m", "inmem.maintenance.check", str(path)],
+        [sys.executable, *_PROGRAM, str(path)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=python_environment(),
     ) as process:
         try:
@@ -143,28 +144,31 @@ class _Source(Protocol):
     def records(self) -> Iterator[tuple[int, bytes, bytes]]:
         """(version that may not be exceeded, key, record), in key order, each run of one moment."""
 
-    def moment(self) -> Any:
-        """As a context manager, one moment of all tables: a `_Moment`."""
+    def moment(self) -> AbstractContextManager[_Moment]:
+        """All tables as of one moment."""
 
 
-class _Moment(Protocol):
-    def get(self, key: bytes) -> bytes | None: ...
+class _Moment:
+    """All tables, at one moment."""
 
-    def rows(self, table: Table) -> Iterator[tuple[bytes, bytes]]: ...
-
-
-class _SharedMoment:
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.get = snapshot.get
-        self._snapshot = snapshot
+    def __init__(
+        self, get: Callable[[bytes], bytes | None], rows: Callable[[Table], Iterator[tuple[bytes, bytes]]]
+    ) -> None:
+        self.get = get  # of the table DATA
+        self._rows = rows
 
     def rows(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        """All of one table."""
         try:
-            yield from self._snapshot.table(table)
+            yield from self._rows(table)
         except InmemError:
             raise
         except Exception as error:  # whatever the engine says of a page that is none
-            raise _unreadable(error) from error
+            raise CorruptionError(f"the image cannot be read: {type(error).__name__}: {error}") from error
+
+    def position(self) -> Position | None:
+        """What the image says of itself."""
+        return unpack_position(dict(self.rows(Table.META)).get(POSITION_KEY), Path("image"))
 
 
 class _Shared:
@@ -174,10 +178,10 @@ class _Shared:
         self._image = image
 
     @contextmanager
-    def moment(self) -> Iterator[_SharedMoment]:
+    def moment(self) -> Iterator[_Moment]:
         snapshot = self._image.snapshot(_MAX_AGE_S)
         try:
-            yield _SharedMoment(snapshot)
+            yield _Moment(snapshot.get, snapshot.table)
         finally:
             snapshot.close()
 
@@ -191,7 +195,9 @@ class _Shared:
                 snapshot.close()
 
     @staticmethod
-    def _stretch(snapshot: Snapshot, start: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    def _stretch(
+        snapshot: Snapshot, start: bytes
+    ) -> Generator[tuple[int, bytes, bytes], None, bytes | None]:
         """The records of some whole runs; returns where the next run starts, None at the end."""
         renew_at = time.monotonic() + _RENEW_S
         version = snapshot.version
@@ -213,10 +219,10 @@ class _Private:
         self._store = store
 
     @contextmanager
-    def moment(self) -> Iterator[_PrivateMoment]:
+    def moment(self) -> Iterator[_Moment]:
         txn = self._store.begin()
         try:
-            yield _PrivateMoment(self._store, txn.get)
+            yield _Moment(txn.get, self._store.items)
         finally:
             txn.abort()
 
@@ -224,12 +230,6 @@ class _Private:
         version = self._store.position.version if self._store.position else 0
         for key, record in self._store.items(Table.DATA):
             yield version, key, record
-
-
-class _PrivateMoment:
-    def __init__(self, store: Store, get: Callable[[bytes], bytes | None]) -> None:
-        self.get = get
-        self.rows = store.items
 
 
 class _Check:
@@ -247,12 +247,12 @@ class _Check:
         image = self._image()
         if image is not None:
             try:
-                self._guarded("image", lambda: self._check_image(image))
+                self._guarded(lambda: self._check_image(_Shared(image)))
             finally:
                 image.close()
         elif self._keeps_log:
             self._check_log(None)
-            self._guarded("log", self._replay)
+            self._guarded(self._replay)
         else:
             self.notes.append("no image in memory, and a memory database keeps no log: nothing to check")
         if self.more:
@@ -266,15 +266,15 @@ class _Check:
     def _problem(self, text: str) -> None:
         if len(self.problems) >= _MAX_PROBLEMS:
             self.more += 1
-        elif text not in self.problems[-2:]:  # the log is read twice where it is replayed
+        elif text not in self.problems:  # the log is read twice where it is replayed
             self.problems.append(text)
 
-    def _guarded(self, what: str, step: Callable[[], None]) -> None:
-        """A damaged file is what a check is for: a problem, not an error of the check."""
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Damage is what a check is for: a problem, and not an error of the check."""
         try:
             step()
         except CorruptionError as error:
-            self._problem(f"{what}: {error}")
+            self._problem(str(error))
 
     def _is_served(self) -> bool:
         if not self.directory.writer_lock.exists():  # a lock would create it
@@ -299,7 +299,7 @@ class _Check:
         image = Image(self.control, self.identity.database_id)
         try:
             with _Shared(image).moment() as moment:
-                position = _position(moment, self.directory.path)
+                position = moment.position()
         except CorruptionError:
             return image  # met again, and reported, when it is checked
         except InmemError as error:  # its writer has left just now
@@ -322,14 +322,14 @@ class _Check:
         if self._keeps_log:
             self.notes.append(f"{reason}: the log was replayed into a private one")
 
-    def _check_image(self, image: Image) -> None:
-        source = _Shared(image)
+    def _check_image(self, source: _Shared) -> None:
         with source.moment() as moment:
-            position = _position(moment, self.directory.path)
+            position = moment.position()
             stated = dict(moment.rows(Table.META)).get(VERSION_KEY, b"")
         if position is None:
             self._problem("the image has no position")
             return
+        self.counts["version"] = position.version
         if position.owner != self.owner:
             self._problem("the image belongs to another database, boot or directory")
         if int.from_bytes(stated, "big") != position.version:
@@ -339,13 +339,7 @@ class _Check:
             )
         if self._keeps_log:
             self._check_log(position)
-        for attempt in range(_LOG_READINGS):
-            try:
-                self._check_tables(source)
-                return
-            except SnapshotTooOldError:  # a new writer has replaced the image: begin again with its own
-                if attempt == _LOG_READINGS - 1:
-                    raise
+        self._check_tables(source)
 
     # --- the log ------------------------------------------------------------------------
 
@@ -355,7 +349,7 @@ class _Check:
             if not problems or not left or not self._is_served():
                 break
         for problem in problems:
-            self._problem(f"log: {problem}")
+            self._problem(problem)
         self.notes += notes
 
     def _read_log(self, position: Position | None) -> tuple[list[str], list[str]]:
@@ -363,39 +357,35 @@ class _Check:
         durable, clean = self.control.words[DURABLE], self.control.words[PID] == 0
         problems: list[str] = []
         notes: list[str] = []
-        found: ScanResult | None = None
-        records = 0
+        self.counts["wal_records"] = self.counts["wal_bytes"] = 0
         try:
             found = scan(self.directory.wal, self.identity.database_id)
+            self.counts["wal_bytes"] = sum(segment.end for segment in found.segments)
             for record in found.iter_records():
-                records += 1
-                for op in record.ops:
-                    if op[1] not in LOGGED:
-                        problems.append(f"{record.file} at {record.offset}: writes to table {op[1]}")
+                self.counts["wal_records"] += 1
+                if any(op[1] not in LOGGED for op in record.ops):
+                    problems.append(f"{record.file} at {record.offset}: writes to a table that has no log")
+            if position is not None and found.find(position.version, position.checksum) is None:
+                problems.append(f"the log lacks version {position.version}, at which the image stands")
         except (InmemError, OSError) as error:
-            problems.append(str(error))
-        self.counts["wal_records"] = records
-        if found is None:
-            return problems, notes
-        self.counts["wal_bytes"] = sum(segment.end for segment in found.segments)
-        if found.torn is not None:
-            torn = found.torn
-            text = f"torn tail of {torn.dropped_bytes} bytes, {torn.file} at {torn.offset}: {torn.reason}"
-            if clean:
-                problems.append(f"{text}; but its writer left cleanly")
-            else:
-                notes.append(f"log: {text}; the next writer cuts it off")
+            return [*problems, str(error)], notes
         end = found.end.version if found.end else 0
         if end < durable:
-            problems.append(f"ends at version {end}, but version {durable} was durable")
-        if position is not None and found.find(position.version, position.checksum) is None:
-            problems.append(f"does not hold version {position.version}, at which the image stands")
+            problems.append(f"the log ends at version {end}, but version {durable} was durable")
+        if found.torn is not None:
+            torn = found.torn
+            text = f"{torn.file} at {torn.offset}: torn tail of {torn.dropped_bytes} bytes, {torn.reason}"
+            if clean:
+                problems.append(f"{text}, though its writer left cleanly")
+            else:
+                notes.append(f"{text}; the next writer cuts it off")
         return problems, notes
 
     def _replay(self) -> None:
         with _scratch(self.directory) as scratch, replay_privately(
             self.directory, self.identity, scratch
         ) as store:
+            self.counts["version"] = store.position.version if store.position else 0
             self._check_tables(_Private(store))
 
     # --- the tables ---------------------------------------------------------------------
@@ -424,8 +414,8 @@ class _Check:
             self._check_expiry(moment)
             try:
                 Sessions(moment.rows(Table.SESSIONS), ttl_s=1.0, max_in_flight=1)
-            except CorruptionError as error:
-                self._problem(str(error))
+            except Exception as error:  # whatever a decoder says of bytes that are not its own
+                self._problem(f"the sessions cannot be read: {error}")
 
     def _close(self, run: _RunCheck) -> None:
         if run.length:
@@ -460,10 +450,6 @@ class _Check:
                 return
 
 
-def _position(moment: _Moment, path: Path) -> Position | None:
-    return unpack_position(dict(moment.rows(Table.META)).get(POSITION_KEY), path)
-
-
 def _expiring(moment: _Moment) -> Iterator[bytes]:
     """For each record that expires the entry that it must have in the order of expiry."""
     for key, record in moment.rows(Table.DATA):
@@ -477,10 +463,6 @@ def _header_problem(record: bytes, version: int) -> str | None:
     if not 0 < version_of(record) <= version:
         return f"has commit version {version_of(record)}, the store is at {version}"
     return None
-
-
-def _unreadable(error: Exception) -> CorruptionError:
-    return CorruptionError(f"the image cannot be read: {type(error).__name__}: {error}")
 
 
 class _RunCheck:
@@ -552,11 +534,11 @@ def _scratch(directory: DataDirectory) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def main(arguments: list[str]) -> int:
+def main(path: Path) -> int:
     """Print the report, or the error, as JSON."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        document: dict[str, Any] = asdict(check(Path(arguments[0])))
+        document: dict[str, Any] = asdict(check(path))
     except InmemError as error:
         document = _described(error)
     except OSError as error:
@@ -570,7 +552,3 @@ def main(arguments: list[str]) -> int:
 def _described(error: InmemError) -> dict[str, Any]:
     code, message, fields = to_wire(error)
     return {"error": [code, message, {k: v for k, v in fields.items() if isinstance(v, str | int | float)}]}
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

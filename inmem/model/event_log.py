@@ -30,6 +30,7 @@ from typing import Any, Final
 import xxhash
 
 from inmem import values
+from inmem.keys import TypeTag
 
 _HEAD: Final = struct.Struct(">BQB")
 _HASHED: Final = struct.Struct(">QQH")
@@ -131,6 +132,22 @@ def pack(event: StoredEvent) -> bytes:
         _HEAD.pack(event.chain, event.timestamp, len(event.event_type)),
         event.event_type, event.prev_hash[:size], event.hash[:size], event.payload,
     ))
+
+
+def event_key(prefix: bytes, sequence: int) -> bytes:
+    """Where an event is."""
+    return b"%b\0%c%b" % (prefix, TypeTag.EVENT, sequence.to_bytes(8, "big"))
+
+
+def index_key(prefix: bytes, event_type: bytes, sequence: int) -> bytes:
+    """Where the index by type has an event."""
+    return b"%b\0%c%b\0%b" % (prefix, TypeTag.EVENT_BY_TYPE, event_type, sequence.to_bytes(8, "big"))
+
+
+def index_keys(prefix: bytes, rest: bytes, payload: bytes) -> list[bytes]:
+    """All index keys of an event, from its record."""
+    sequence = int.from_bytes(rest, "big")
+    return [index_key(prefix, unpack(sequence, payload).event_type, sequence)]
 
 
 def unpack(sequence: int, data: bytes) -> StoredEvent:

@@ -40,10 +40,17 @@ def add(payload: bytes | None, delta: Number, initial: Number) -> tuple[bytes, N
     Raises:
         InvalidValueError: the entry holds no number, or the sum leaves 64 bits.
     """
-    current = initial if payload is None else check_number(values.decode(payload), "the stored value")
+    current = initial if payload is None else check_number(_decode(payload), "the stored value")
     total = current + delta
     if type(total) is int:
         check_number(total, "the sum")
     elif math.isinf(total) and not math.isinf(current) and not math.isinf(delta):
         raise InvalidValueError("the sum is beyond the range of a float", argument="delta", path="")
     return values.encode(total), total
+
+
+def _decode(payload: bytes) -> object:
+    try:
+        return values.decode(payload)
+    except (ValueError, TypeError):  # not written by this package: no number, and no reason to fall
+        return None

@@ -6,7 +6,7 @@ anything is sent.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from inmem.client.attachment import Attachment
 from inmem.client.transaction import commit_call, commit_put
 from inmem.config import MAX_TTL_S
 from inmem.errors import InvalidInputError
+from inmem.keys import encode_label, shorten
 
 
 class Host(Protocol):
@@ -53,7 +54,39 @@ def check_limit(limit: object) -> int | None:
     """
     if limit is None or (type(limit) is int and limit >= 0):
         return limit
-    raise InvalidInputError(f"limit must be None or an int of at least 0, not {limit!r}", argument="limit")
+    raise InvalidInputError(
+        f"limit must be None or an int of at least 0, not {shorten(limit)}", argument="limit"
+    )
+
+
+def check_tags(tags: object) -> list[str]:
+    """The tags as a list, each once, in their order.
+
+    Raises:
+        InvalidInputError: not a sequence of `str`.
+        InvalidKeyError: a tag is empty, over 128 bytes or has NUL.
+    """
+    if isinstance(tags, str | bytes) or not isinstance(tags, Iterable):
+        raise InvalidInputError("tags must be a sequence of str", argument="tags")
+    labels = list(tags)
+    for label in labels:
+        encode_label(label, "tags")
+    return list(dict.fromkeys(str(label) for label in labels))
+
+
+def check_metadata(metadata: object) -> dict[str, Any]:
+    """The metadata as a dict; None is an empty one.
+
+    Raises:
+        InvalidInputError: not a mapping.
+    """
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, Mapping):
+        raise InvalidInputError(
+            f"metadata must be a mapping, not {type(metadata).__name__}", argument="metadata"
+        )
+    return dict(metadata)
 
 
 def expiry_us(ttl: object, now_us: int) -> int:
@@ -68,11 +101,11 @@ def expiry_us(ttl: object, now_us: int) -> int:
     if (
         isinstance(seconds, bool)
         or not isinstance(seconds, int | float)
-        or math.isnan(seconds)
-        or not 0 < seconds <= MAX_TTL_S
+        or not 0 < seconds <= MAX_TTL_S  # also if it is not a number
     ):
         raise InvalidInputError(
-            f"ttl must be above 0 and at most {MAX_TTL_S} seconds (int, float or timedelta), not {ttl!r}",
+            f"ttl must be above 0 and at most {MAX_TTL_S} seconds (int, float or timedelta), "
+            f"not {shorten(ttl)}",
             argument="ttl",
         )
     return now_us + max(1, round(seconds * 1e6))

@@ -112,6 +112,8 @@ class EventReads:
     def verify_chain(self, anchor: tuple[int, bytes] | None = None) -> ChainVerification:
         """Check the whole log. See `EventLog.verify_chain`."""
         if anchor is not None:
+            if not isinstance(anchor, tuple | list) or len(anchor) != 2:
+                raise InvalidInputError("anchor must be (sequence, hash)", argument="anchor")
             sequence, digest = anchor
             encode_sequence(sequence, "anchor")
             if not isinstance(digest, bytes) or len(digest) != HASH_BYTES:
@@ -209,6 +211,7 @@ class TransactionEvents(EventReads):
         return self._append(_items(events))
 
     def _append(self, items: list[list[Any]]) -> list[PendingAppend]:
+        self._txn.check_open()  # what was sent already can not be added to
         log = self._log()
         if items and not log.items:
             self._txn.call("event.append", [self._prefix, log.items], log.resolve)

@@ -101,6 +101,7 @@ class KVReads:
     def _scan(
         self, prefix: str | None, limit: int | None, start_after: str | None, reverse: bool
     ) -> builtins.list[Item]:
+        check_limit(limit)
         start, end = range_of(self._prefix, TypeTag.KV, encode_prefix(prefix))
         if start_after is not None:
             after = self._head + encode_name(start_after, "start_after")
@@ -110,7 +111,7 @@ class KVReads:
                 start = max(start, after + b"\0")
         if start >= end:
             return []
-        return self._reader.scan(start, end, limit=check_limit(limit), reverse=bool(reverse))
+        return self._reader.scan(start, end, limit=limit, reverse=bool(reverse))
 
 
 class ScopedKV(KVReads):

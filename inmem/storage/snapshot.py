@@ -51,7 +51,7 @@ class Image:
         self._data: Any = None
         self._generation = -1
         self._live: dict[int, Any] = {}  # the transactions of open snapshots, by id of the snapshot
-        self._stranded = False  # in a child whose parent had snapshots open
+        self._path = ""  # of the environment, as the control file named it
         self._closed = False
 
     def get(self, key: bytes) -> bytes | None:
@@ -102,8 +102,6 @@ class Image:
         with self._lock:
             if self._closed:
                 raise ClosedError("the database is closed")
-            if self._stranded:
-                raise ForkError("the process forked while a snapshot or transaction was open")
             deadline = time.monotonic() + _ATTACH_PATIENCE_S
             while True:
                 state = self._control.read()
@@ -111,6 +109,8 @@ class Image:
                     return self._env
                 problem: Exception | None = None
                 if state is not None and state.generation and state.image:
+                    if state.image in _STRANDED:
+                        raise ForkError("the process forked while a snapshot or transaction was open")
                     self._detach()
                     try:
                         env, tables = open_for_reading(Path(state.image))
@@ -118,7 +118,7 @@ class Image:
                         problem = error  # replaced or removed just now; the control file will say
                     else:
                         self._env, self._tables, self._data = env, tables, tables[Table.DATA]
-                        self._generation = state.generation
+                        self._generation, self._path = state.generation, state.image
                         return env
                 if time.monotonic() > deadline:
                     raise WriterUnavailableError(
@@ -157,13 +157,15 @@ class Image:
         self._lock = threading.Lock()
         if self._env is not None:
             _INHERITED.append((self._env, self._tables, self._live))
-            self._stranded = True
+            _STRANDED.add(self._path)
             self._env, self._generation = None, -1
             self._live = {}
 
 
 # Objects of a parent's LMDB environment are kept alive in the child, never closed.
 _INHERITED: list[Any] = []
+# Their paths: LMDB takes them for open in this process, and would refuse, whoever opens them.
+_STRANDED: set[str] = set()
 
 
 class Snapshot:

@@ -16,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 REAL_DATA = ROOT.parent / "shared" / "data"
 WAIT_S = 60.0
+LINGER_S = "0.2"  # of writers: tests that wait for one to leave need not wait for long
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> Any:
@@ -40,6 +41,7 @@ class Site:
 
     tmp: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    settings: dict[str, str] = field(default_factory=lambda: {"INMEM_LINGER_S": LINGER_S})
 
     def __post_init__(self) -> None:
         self.tmp.mkdir(exist_ok=True)
@@ -47,7 +49,8 @@ class Site:
     @property
     def environment(self) -> dict[str, str]:
         own = {"TMPDIR": str(self.tmp), "FLEET_TEST_MARK": self.mark, "COLUMNS": "200"}
-        return {key: value for key, value in os.environ.items() if not key.startswith("INMEM_")} | own
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("INMEM_")}
+        return inherited | self.settings | own
 
     def command(self, module: str, *arguments: object) -> list[str]:
         return [sys.executable, "-W", "error", "-m", module, *map(str, arguments)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Site, wait_for
+from commands import LINGER_S, Site, wait_for
 
 import inmem
 from workers.fleet import FleetOptions, run_fleet
@@ -22,6 +22,12 @@ from workers.verify import verify
 
 SMALL = ("--workers", 3, "--steps", 40)
 ENDLESS = ("--workers", 3, "--steps", 1_000_000, "--timeout", 100)
+
+
+@pytest.fixture(autouse=True)
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of a store are an agreement: this process asks for what the commands ask for."""
+    monkeypatch.setenv("INMEM_LINGER_S", LINGER_S)
 
 
 @pytest.fixture
@@ -165,6 +171,7 @@ class TestOutput:
 class TestInterrupted:
     @pytest.mark.parametrize("to_group", [False, True], ids=["parent", "group"])
     def test_ctrl_c_leaves_no_process_and_no_file(self, site: Site, to_group: bool) -> None:
+        site.settings.clear()  # as it is without any settings
         process, database_id = started(site, *ENDLESS)
         assert site.images(database_id)
         assert len(site.agents(process.pid)) == 3

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import REAL_DATA, Site, wait_for
+from commands import LINGER_S, REAL_DATA, Site, wait_for
 from plain_store import PlainStore
 from test_trajectories import swe_run, swe_step, tau_run
 
@@ -20,6 +20,12 @@ from workers.pool import Interrupt
 from workers.replay import ReplayObserver, merge, share_out, take_inventory
 from workers.trajectories import Trajectory, parse_file
 from workers.verify import Check
+
+
+@pytest.fixture(autouse=True)
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of a store are an agreement: this process asks for what the commands ask for."""
+    monkeypatch.setenv("INMEM_LINGER_S", LINGER_S)
 
 
 @pytest.fixture

@@ -1,0 +1,46 @@
+"""The commands, put together.
+
+    exit  meaning
+    0     done; for `status`: a writer serves; for `check`: nothing was found
+    1     it failed; for `check`: problems were found
+    2     wrong usage, or an extra is not installed
+    3     `status`: no writer serves
+    130   interrupted
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from inmem.cli.check import check
+from inmem.cli.life import serve, status, stop
+
+app = typer.Typer(
+    name="inmem",
+    help="A transactional store that many processes of one machine share. "
+    "INMEM_PATH can stand for PATH in every command.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (serve, status, stop, check):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"inmem {version('inmem')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass

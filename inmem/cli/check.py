@@ -1,0 +1,42 @@
+"""`inmem check`: whether what is stored is what the rules say it must be."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from inmem.cli.common import FAILED, AsJson, StorePath, command, console, database_at, print_json
+from inmem.maintenance.check import CheckReport, check_in_process
+
+
+@command
+def check(path: StorePath, as_json: AsJson = False) -> None:
+    """Verify image, log, hash chains and indices; commits go on meanwhile.
+
+    It changes nothing and starts no writer. Where none serves, the log is
+    replayed into a private image. The exit code is 0 if nothing was found,
+    and 1, with one line for each problem, otherwise.
+
+    Example: inmem check ./data
+    """
+    report = check_in_process(database_at(path).path)
+    if as_json:
+        print_json({"ok": report.ok} | asdict(report))
+    else:
+        _print(report)
+    if not report.ok:
+        raise typer.Exit(FAILED)
+
+
+def _print(report: CheckReport) -> None:
+    out = console()
+    out.print(
+        f"version {report.version}: {report.records:,} records, {report.events:,} events in "
+        f"{report.logs:,} logs, {report.wal_records:,} log records ({report.wal_bytes:,} bytes)"
+    )
+    for note in report.notes:
+        out.print(f"note: {note}", soft_wrap=True)
+    for problem in report.problems:
+        out.print(f"problem: {problem}", soft_wrap=True)
+    out.print(f"{len(report.problems):,} problems" if report.problems else "nothing wrong was found")

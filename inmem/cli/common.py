@@ -1,0 +1,109 @@
+"""What all commands share: their common arguments, how they print, how they fail.
+
+Invariant: with `--json` standard output is one JSON document, an error
+included; without it errors go to standard error, as one line with a hint.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from inmem.directory import DataDirectory
+from inmem.errors import InmemError, InvalidInputError
+
+P = ParamSpec("P")
+
+StorePath = Annotated[
+    Path, typer.Argument(metavar="PATH", envvar="INMEM_PATH", help="The data directory.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """Make a function a command: what it foresees as an error is printed, and ends it with 1.
+
+    The function takes `as_json`.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except InmemError as error:
+            fail(error, as_json=bool(kwargs.get("as_json")))
+        except OSError as error:
+            fail(InmemError(str(error)), as_json=bool(kwargs.get("as_json")))
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
+def fail(error: InmemError, *, as_json: bool) -> None:
+    """Print an error and end with 1."""
+    if as_json:
+        print_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+    else:
+        line = " ".join(f"inmem: {error.message}. {error.hint}".split())
+        typer.echo(line, err=True)
+    raise typer.Exit(FAILED)
+
+
+def database_at(path: Path) -> DataDirectory:
+    """The data directory at a path.
+
+    Raises:
+        InvalidInputError: there is no database.
+    """
+    directory = DataDirectory(path)
+    if not directory.exists():
+        raise InvalidInputError(
+            f"{directory.path} holds no inmem database", argument="path",
+            hint=f"Name another PATH, or create one: inmem serve {path}",
+        )
+    return directory
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(document, indent=2))
+
+
+def print_fields(fields: Mapping[str, str]) -> None:
+    """Names and what they stand for, one to a line."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in fields.items():
+        table.add_row(name, value)
+    console().print(table)
+
+
+def console() -> Console:
+    """Standard output, without marking up what it did not write."""
+    return Console(highlight=False, markup=False)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them.
+
+    >>> size(999), size(147456), size(1 << 30)
+    ('999 B', '144.0 KiB', '1.0 GiB')
+    """
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"

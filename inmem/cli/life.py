@@ -1,0 +1,323 @@
+"""`inmem serve`, `status`, `stop`: the life of a writer, as an operator sees it.
+
+Invariant: looking at a store never starts a writer, and the only process that
+is ever signalled is one that holds the writer's lock at that moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from inmem.cli.common import AsJson, StorePath, command, console, database_at, print_fields, print_json, size
+from inmem.client.launcher import launch_lock, running_writer
+from inmem.config import DURABILITIES, Configuration, load
+from inmem.control import DURABLE, VERSION, Control, boot_id
+from inmem.database import open as open_database
+from inmem.directory import DataDirectory, runtime_directory
+from inmem.errors import BusyError, WriterUnavailableError
+from inmem.files import FileLock
+from inmem.storage.wal import segment_files
+from inmem.writer.__main__ import serve as serve_directory
+
+NOT_SERVED: Final = 3
+_POLL_S: Final = 0.01
+
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="How long to wait.")]
+
+
+# --- serve --------------------------------------------------------------------------------------
+
+
+@command
+def serve(
+    path: StorePath,
+    durability: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(DURABILITIES), help="What a commit survives; fixed at creation."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A TOML file with settings; fixed at creation.")
+    ] = None,
+    timeout: Timeout = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Be the writer, in the foreground, until Ctrl-C or SIGTERM.
+
+    The directory is created if it is missing. Programs need no such writer:
+    they start one by themselves. This one stays when the last of them has
+    left, and its log is on standard error too.
+
+    Example: inmem serve ./data --durability sync
+    """
+    configuration = load(config, {"durability": durability})
+    directory = DataDirectory(path)
+    _create(directory, configuration, timeout)
+    configuration.with_stored(directory.identity().stored)
+    hangup = signal.getsignal(signal.SIGHUP)
+    if hangup is signal.SIG_DFL:  # a terminal that closes ends the writer cleanly; nohup keeps it
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    read_fd, write_fd = os.pipe()
+    pipe = os.fstat(write_fd)
+    teller = threading.Thread(target=_tell, args=(directory, read_fd, as_json), daemon=True)
+    teller.start()
+    try:
+        serve_directory(directory, foreground=True, ready_fd=write_fd)
+    except BusyError:
+        raise BusyError(
+            f"{directory.path} has a writer already",
+            hint=f"See it with: inmem status {path}. End it with: inmem stop {path}",
+        ) from None
+    finally:
+        with suppress(OSError):  # closed when it was ready: by now the number may be another file's
+            if os.path.samestat(os.fstat(write_fd), pipe):
+                os.close(write_fd)
+        teller.join()
+    if not as_json:
+        console().print("stopped")
+
+
+def _create(directory: DataDirectory, configuration: Configuration, timeout_s: float) -> None:
+    if directory.exists():
+        return
+    runtime_directory()
+    directory.prepare()
+    with launch_lock(directory, time.monotonic() + timeout_s):
+        if not directory.exists():
+            directory.create(configuration.settings)
+
+
+def _tell(directory: DataDirectory, ready_fd: int, as_json: bool) -> None:
+    """Say where it is served, once it is."""
+    with os.fdopen(ready_fd) as ready:
+        if not ready.readline():
+            return
+    identity = directory.identity()
+    control = directory.control()
+    try:
+        state = control.read()
+    finally:
+        control.close()
+    if state is None:
+        return
+    durability = identity.stored["durability"]
+    if as_json:
+        document = {
+            "path": str(directory.path), "durability": durability, "writer_pid": state.pid,
+            "epoch": state.epoch, "endpoint": state.endpoint, "image": state.image,
+        }
+        typer.echo(json.dumps(document))
+    else:
+        line = f"serving {directory.path} ({durability}) as process {state.pid}; Ctrl-C stops it"
+        console().print(line, soft_wrap=True)
+
+
+# --- status -------------------------------------------------------------------------------------
+
+
+@command
+def status(path: StorePath, timeout: Timeout = 5.0, as_json: AsJson = False) -> None:
+    """Who is the writer, which version, how full. Never starts a writer.
+
+    The exit code is 0 if a writer serves, 3 if none does: then only what the
+    directory says is shown.
+
+    Example: inmem status ./data --json
+    """
+    directory = database_at(path)
+    control = directory.control()
+    try:
+        control.check_machine()
+        served = _holder_is_alive(directory)
+        fields = _asked(directory, timeout) if served else None
+        if fields is None:
+            fields = _unserved(directory, control)
+    finally:
+        control.close()
+    if as_json:
+        print_json(fields)
+    else:
+        print_fields(_shown(fields))
+    if not fields["serving"]:
+        raise typer.Exit(NOT_SERVED)
+
+
+def _asked(directory: DataDirectory, timeout_s: float) -> dict[str, Any] | None:
+    """What the writer says of itself; None if it left before it could."""
+    try:
+        with open_database(directory.path, autostart=False, timeout_s=timeout_s) as database:
+            answer = asdict(database.status())
+    except WriterUnavailableError:
+        if _holder_is_alive(directory):
+            raise
+        return None
+    return {"path": str(directory.path), "serving": True} | answer
+
+
+def _unserved(directory: DataDirectory, control: Control) -> dict[str, Any]:
+    """What can be known without a writer."""
+    stored = directory.identity().stored
+    state = control.read()
+    try:
+        segments = [file.stat().st_size for _, file in segment_files(directory.wal)]
+    except FileNotFoundError:
+        segments = []
+    return {
+        "path": str(directory.path),
+        "serving": False,
+        "left": "cleanly" if state is not None and not state.pid else "killed",
+        "in_memory": bool(
+            state is not None and state.image and state.boot == boot_id() and Path(state.image).is_dir()
+        ),
+        "epoch": 0 if state is None else state.epoch,
+        "version": control.words[VERSION],
+        "durable_version": control.words[DURABLE],
+        "durability": stored["durability"],
+        "quota_bytes": stored["quota_bytes"],
+        "wal_bytes": sum(segments),
+        "wal_segments": len(segments),
+    }
+
+
+def _shown(fields: dict[str, Any]) -> dict[str, str]:
+    """The fields of a status, for people."""
+    rows = {"path": fields["path"]}
+    if not fields["serving"]:
+        if fields["epoch"] == 0:
+            rows["writer"] = "none, there has not been one yet"
+        elif fields["left"] == "cleanly":
+            rows["writer"] = "none, the last one left cleanly"
+        else:
+            rows["writer"] = "none, the last one was killed; the next one recovers"
+        if fields["durability"] == "memory" and not fields["in_memory"]:
+            rows["data"] = "none: it was in memory only"
+        rows["version"] = f"{fields['version']:,}, durable up to {fields['durable_version']:,}"
+        rows["durability"] = fields["durability"]
+        rows["log"] = f"{size(fields['wal_bytes'])} in {fields['wal_segments']} segments"
+        return rows
+    rows["writer"] = f"process {fields['writer_pid']}, epoch {fields['epoch']}"
+    rows["version"] = f"{fields['version']:,}, durable up to {fields['durable_version']:,}"
+    rows["durability"] = fields["durability"]
+    used = 100 * fields["image_bytes"] / fields["quota_bytes"]
+    rows["image"] = (
+        f"{size(fields['image_bytes'])} of {size(fields['quota_bytes'])} ({used:.1f} %), "
+        f"file {size(fields['image_file_bytes'])}, generation {fields['generation']}"
+    )
+    rows["log"] = size(fields["wal_bytes"])
+    rows["clients"] = f"{fields['clients']} processes and {fields['sessions']} sessions, these here included"
+    oldest = fields["oldest_snapshot_age_s"]
+    rows["oldest snapshot"] = "none" if oldest is None else f"{oldest:.1f} s old"
+    rows["since it began"] = (
+        f"{fields['commits']:,} commits in {fields['batches']:,} groups, {fields['conflicts']:,} conflicts, "
+        f"{fields['failures']:,} failures, {fields['expired']:,} expired keys"
+    )
+    return rows
+
+
+# --- stop ---------------------------------------------------------------------------------------
+
+
+@command
+def stop(path: StorePath, timeout: Timeout = 30.0, as_json: AsJson = False) -> None:
+    """Let the writer finish what it has, and leave.
+
+    Nothing that was acknowledged is lost, except in a "memory" store, which
+    lives only as long as its writer. A program that still uses the store
+    starts another writer at its next commit. The exit code is 0 also if none
+    was running.
+
+    Example: inmem stop ./data
+    """
+    directory = database_at(path)
+    pid = stop_writer(directory, timeout)
+    if as_json:
+        print_json({"path": str(directory.path), "was_serving": pid is not None, "writer_pid": pid})
+    elif pid is None:
+        console().print(f"no writer serves {directory.path}", soft_wrap=True)
+    else:
+        console().print(f"stopped the writer of {directory.path}, process {pid}", soft_wrap=True)
+
+
+def stop_writer(directory: DataDirectory, timeout_s: float) -> int | None:
+    """Ask the writer to stop and wait until it is gone; its process id, None if there was none.
+
+    Raises:
+        WriterUnavailableError: it is not gone before the deadline.
+        PermissionDeniedError: it lives in another container.
+    """
+    deadline = time.monotonic() + timeout_s
+    control = directory.control()
+    try:
+        control.check_machine()
+        while _holder_is_alive(directory):
+            state = running_writer(directory, control)
+            pidfd = -1 if state is None else _pidfd_of_holder(directory, state.pid)
+            if state is not None and pidfd >= 0:
+                try:
+                    _end(pidfd, state.pid, deadline)
+                finally:
+                    os.close(pidfd)
+                return state.pid
+            # It has the lock, but has not said yet who it is: it is recovering.
+            if time.monotonic() >= deadline:
+                raise WriterUnavailableError(
+                    f"a writer of {directory.path} is starting, and cannot be stopped yet",
+                    path=str(directory.path), hint="Try again, or give it more time: --timeout SECONDS",
+                )
+            time.sleep(_POLL_S)
+        return None
+    finally:
+        control.close()
+
+
+def _end(pidfd: int, pid: int, deadline: float) -> None:
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise WriterUnavailableError(
+            f"the writer, process {pid}, was asked to stop, and has not yet",
+            hint=f"Wait longer: --timeout SECONDS. Killing it loses no acknowledged commit: kill -KILL {pid}",
+        )
+
+
+def _pidfd_of_holder(directory: DataDirectory, pid: int) -> int:
+    """A descriptor of the process if it has the writer's lock file open, else -1.
+
+    The control file of a writer that was killed names its process id until
+    the next one has recovered, and the id may be somebody else's by now.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    with suppress(OSError):
+        lock = directory.writer_lock.stat()
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                if os.path.samestat(os.stat(entry.path), lock):
+                    return pidfd
+    os.close(pidfd)
+    return -1
+
+
+def _holder_is_alive(directory: DataDirectory) -> bool:
+    """Whether somebody holds the writer's lock."""
+    if not directory.writer_lock.exists():  # looking must not create it
+        return False
+    lock = FileLock(directory.writer_lock)
+    try:
+        return not lock.try_shared()
+    finally:
+        lock.close()

@@ -1,0 +1,60 @@
+"""Procedures of cells: each gives a version that its name never had before in the run."""
+
+from __future__ import annotations
+
+from inmem.commit.arguments import check_name, check_prefix, check_type
+from inmem.commit.workspace import Workspace
+from inmem.keys import MAX_NAME_BYTES
+from inmem.model import cell
+
+
+class _Cell:
+    """A cell and its run's mark, as they are now."""
+
+    def __init__(self, workspace: Workspace, prefix: object, name: object) -> None:
+        run = check_prefix(prefix)
+        self.name = check_name(name, MAX_NAME_BYTES)
+        self.key = cell.cell_key(run, self.name.encode())
+        self.mark_key = cell.mark_key(run)
+        self._workspace = workspace
+        workspace.check_open(self.key)
+        self.payload = workspace.get(self.key)
+
+    def mark(self) -> bytes | None:
+        return self._workspace.get(self.mark_key)
+
+    def write(self, version: int, value: object) -> int:
+        check_type("value", value, bytes)
+        assert isinstance(value, bytes)
+        self._workspace.put(self.key, cell.pack(version, value))
+        return version
+
+
+def init(workspace: Workspace, prefix: bytes, name: bytes, value: bytes) -> int:
+    """Create a cell; its version."""
+    found = _Cell(workspace, prefix, name)
+    return found.write(cell.initialized(found.name, found.payload, found.mark()), value)
+
+
+def assign(workspace: Workspace, prefix: bytes, name: bytes, value: bytes) -> int:
+    """Create or overwrite a cell; its version."""
+    found = _Cell(workspace, prefix, name)
+    return found.write(cell.overwritten(found.payload, found.mark()), value)
+
+
+def cas(workspace: Workspace, prefix: bytes, name: bytes, expected: int, value: bytes) -> int:
+    """Change a cell if it has the expected version; its new version."""
+    check_type("expected_version", expected, int)
+    found = _Cell(workspace, prefix, name)
+    return found.write(cell.exchanged(found.name, found.payload, expected), value)
+
+
+def delete(workspace: Workspace, prefix: bytes, name: bytes) -> bool:
+    """Remove a cell and remember its version; whether there was one."""
+    found = _Cell(workspace, prefix, name)
+    if found.payload is None:
+        return False
+    version = max(cell.version_in(found.payload), cell.version_in(found.mark()))
+    workspace.put(found.mark_key, version.to_bytes(8, "big"))
+    workspace.delete(found.key)
+    return True

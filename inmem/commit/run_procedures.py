@@ -1,0 +1,116 @@
+"""Procedures of runs: the lifecycle, deletion with its fence, and index repair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inmem.commit.arguments import check_labels, check_map, check_prefix, check_type
+from inmem.commit.workspace import Workspace
+from inmem.errors import InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
+from inmem.keys import Key, TypeTag, check_run_id, range_of, successor
+from inmem.model import run
+from inmem.model.indices import INDEX_TAGS, entries_of
+
+
+def create(
+    workspace: Workspace, namespace: bytes, run_id: str, parent_run: str, tags: list[str], metadata: bytes
+) -> int:
+    """Create a run; the time of its creation."""
+    key = run.run_key(check_prefix(namespace, "namespace"), check_run_id(run_id))
+    workspace.check_open(key)
+    if workspace.record(key) is not None:
+        raise RunExistsError(f"run {run_id} exists", run_id=run_id)
+    if parent_run:
+        parent = run.run_key(namespace, check_run_id(parent_run, "parent_run"))
+        if workspace.record(parent) is None:
+            raise RunNotFoundError(f"there is no run {parent_run} to be the parent", run_id=parent_run)
+    new = run.created(
+        run_id, parent_run or None, tuple(check_labels(tags)), check_map(metadata, "metadata"),
+        workspace.now_us,
+    )
+    _write(workspace, namespace, None, new)
+    return new.created_at
+
+
+def update(
+    workspace: Workspace, namespace: bytes, run_id: str, status: str, error: str | None, tags: list[str],
+    metadata: bytes,
+) -> bytes:
+    """Change a run: status (empty: keep), error, tags to add, metadata to merge. The new record."""
+    key = run.run_key(check_prefix(namespace, "namespace"), check_run_id(run_id))
+    workspace.check_open(key)
+    stored = workspace.get(key)
+    if stored is None:
+        raise RunNotFoundError(f"there is no run {run_id}", run_id=run_id)
+    if error is not None:
+        check_type("error", error, str)
+    try:
+        wanted = run.RunStatus(status) if status else None
+    except ValueError:
+        raise InvalidInputError(f"there is no status {status!r}", argument="status") from None
+    old = run.unpack(run_id, stored)
+    new = run.changed(
+        old, workspace.now_us, status=wanted, error=error, tags=tuple(check_labels(tags)),
+        metadata=check_map(metadata, "metadata"),
+    )
+    return _write(workspace, namespace, old, new)
+
+
+def _write(
+    workspace: Workspace, namespace: bytes, old: run.RunMetadata | None, new: run.RunMetadata
+) -> bytes:
+    run_id = new.run_id.encode()
+    payload = run.pack(new)
+    before = set(run.index_keys(namespace, run_id, run.pack(old))) if old is not None else set()
+    after = run.index_keys(namespace, run_id, payload)
+    for index_key in sorted(before.difference(after)):
+        workspace.delete(index_key)
+    for index_key in after:
+        if index_key not in before:
+            workspace.put(index_key, b"")
+    workspace.put(run.run_key(namespace, new.run_id), payload)
+    return payload
+
+
+def delete(workspace: Workspace, namespace: bytes, run_id: str) -> list[Any]:
+    """Remove a run with all it has, and fence it: `[kv, events, cells, traces, had a record]`."""
+    prefix = check_prefix(namespace, "namespace") + b"/" + check_run_id(run_id).encode()
+    if workspace.is_fenced(prefix):
+        raise RunDeletedError(f"run {run_id} was deleted before", run_id=run_id)
+    key = run.run_key(namespace, run_id)
+    stored = workspace.get(key)
+    start, end = prefix + b"\0", prefix + b"\1"
+    if stored is None and next(workspace.scan(start, end), None) is None:
+        raise RunNotFoundError(f"there is no run {run_id}, and nothing is stored in it", run_id=run_id)
+    counts: list[Any] = [
+        sum(1 for _ in workspace.scan(*range_of(prefix, tag)))
+        for tag in (TypeTag.KV, TypeTag.EVENT, TypeTag.STATE, TypeTag.TRACE)
+    ]
+    workspace.delete_range(start, end)
+    if stored is not None:
+        for index_key in run.index_keys(namespace, run_id.encode(), stored):
+            workspace.delete(index_key)
+        workspace.delete(key)
+    workspace.fence(prefix)
+    return [*counts, stored is not None]
+
+
+def repair_indices(workspace: Workspace, prefix: bytes) -> list[int]:
+    """Make the indices of a prefix (a run's, or a namespace's own) what its records say.
+
+    The result is `[entries added, entries removed]`.
+    """
+    check_prefix(prefix)
+    expected: set[bytes] = set()
+    stored: set[bytes] = set()
+    for key, payload in workspace.scan(prefix + b"\0", successor(prefix + b"\0")):
+        _, tag, rest = Key(key).split_key()
+        if tag in INDEX_TAGS:
+            stored.add(key)
+        else:
+            expected.update(entries_of(prefix, tag, rest, payload))
+    for key in sorted(expected - stored):
+        workspace.put(key, b"")
+    for key in sorted(stored - expected):
+        workspace.delete(key)
+    return [len(expected - stored), len(stored - expected)]

@@ -1,0 +1,54 @@
+"""Procedures of traces: a trace and all its index entries are written together, or none is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inmem.commit.arguments import check_labels, check_prefix, check_time, check_type
+from inmem.commit.workspace import Workspace
+from inmem.config import MAX_TRANSACTION_OPS
+from inmem.errors import InvalidInputError, LimitError, TraceExistsError, TraceNotFoundError
+from inmem.keys import encode_id, encode_label
+from inmem.model import trace
+
+
+def record(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[int]:
+    """Record `[id, parent or "", timestamp (0: now), kind, type name, tags, body, metadata]` items.
+
+    The result are the timestamps.
+    """
+    check_prefix(prefix)
+    check_type("items", items, list)
+    if len(items) > MAX_TRANSACTION_OPS:
+        raise LimitError(
+            f"{len(items)} traces of one call, the limit is {MAX_TRANSACTION_OPS}",
+            what="traces of one call", size=len(items), limit=MAX_TRANSACTION_OPS,
+        )
+    return [_record(workspace, prefix, item) for item in items]
+
+
+def _record(workspace: Workspace, prefix: bytes, item: Any) -> int:
+    check_type("items", item, list)
+    if len(item) != 8:
+        raise InvalidInputError("a trace must be an array of 8", argument="items")
+    trace_id, parent_id, timestamp, kind, type_name, tags, body, metadata = item
+    key = trace.trace_key(prefix, encode_id(trace_id, "id"))
+    workspace.check_open(key)
+    encode_label(type_name, "type")
+    check_type("kind", kind, int)
+    if kind not in trace.BODIES:
+        raise InvalidInputError(f"there is no kind {kind} of trace", argument="kind")
+    check_type("body", body, bytes)
+    check_type("metadata", metadata, bytes)
+    if workspace.record(key) is not None:
+        raise TraceExistsError(f"trace {trace_id} exists", trace_id=trace_id)
+    if parent_id:
+        parent = trace.trace_key(prefix, encode_id(parent_id, "parent_id"))
+        if workspace.record(parent) is None:
+            raise TraceNotFoundError(f"there is no trace {parent_id} to be the parent", trace_id=parent_id)
+    when = check_time(timestamp) or workspace.now_us
+    payload = trace.pack(kind, type_name, parent_id, when, check_labels(tags), body, metadata)
+    workspace.put(key, payload)
+    for index_key in trace.index_keys(prefix, trace_id.encode(), payload):
+        workspace.put(index_key, b"")
+    return when

@@ -1,0 +1,177 @@
+"""Run rules: the status table, the record and its index keys.
+
+Invariant: a status changes only as TRANSITIONS allows, and a run's index keys
+follow from its record alone. The table is the rule: nothing else decides.
+
+Payload of a run record, MessagePack:
+`[status, parent run or "", created at, updated at, completed at or 0,
+[tag, ...], encoded metadata, error or nil, version]`, times in microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Final
+
+import msgpack
+
+from inmem import values
+from inmem.errors import InvalidTransitionError
+from inmem.keys import TypeTag
+
+
+class RunStatus(StrEnum):
+    """Where a run is in its life."""
+
+    ACTIVE = "active"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PAUSED = "paused"
+    ARCHIVED = "archived"
+
+
+_S = RunStatus
+TRANSITIONS: Final[Mapping[RunStatus, frozenset[RunStatus]]] = {
+    _S.ACTIVE: frozenset({_S.COMPLETED, _S.FAILED, _S.CANCELLED, _S.PAUSED, _S.ARCHIVED}),
+    _S.PAUSED: frozenset({_S.ACTIVE, _S.CANCELLED, _S.ARCHIVED}),
+    _S.COMPLETED: frozenset({_S.ARCHIVED}),
+    _S.FAILED: frozenset({_S.ARCHIVED}),
+    _S.CANCELLED: frozenset({_S.ARCHIVED}),
+    _S.ARCHIVED: frozenset(),
+}
+ENDED: Final = frozenset({_S.COMPLETED, _S.FAILED, _S.CANCELLED})
+assert set(TRANSITIONS) == set(RunStatus)
+
+
+def is_valid_transition(from_status: RunStatus, to_status: RunStatus) -> bool:
+    """Whether a run may go from one status to another.
+
+    >>> is_valid_transition(RunStatus.PAUSED, RunStatus.ACTIVE)
+    True
+    >>> is_valid_transition(RunStatus.COMPLETED, RunStatus.ACTIVE)
+    False
+    """
+    return RunStatus(to_status) in TRANSITIONS[RunStatus(from_status)]
+
+
+@dataclass(frozen=True, slots=True)
+class RunMetadata:
+    """What is known of a run; times in microseconds, `version` counts its changes from 1."""
+
+    run_id: str
+    parent_run: str | None
+    status: RunStatus
+    created_at: int
+    updated_at: int
+    completed_at: int | None
+    tags: tuple[str, ...]
+    metadata: dict[str, Any]
+    error: str | None
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """How many runs a namespace has, in total and by status."""
+
+    total: int
+    by_status: Mapping[RunStatus, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeletedRun:
+    """What a deletion removed: records of each primitive, and whether the run had a record."""
+
+    run_id: str
+    kv: int
+    events: int
+    cells: int
+    traces: int
+    had_record: bool
+
+    @property
+    def total(self) -> int:
+        """All primary records that were removed."""
+        return self.kv + self.events + self.cells + self.traces + self.had_record
+
+
+def pack(run: RunMetadata) -> bytes:
+    """The payload of a run record."""
+    data: bytes = msgpack.packb((
+        run.status.value, run.parent_run or "", run.created_at, run.updated_at, run.completed_at or 0,
+        run.tags, values.encode(run.metadata, "metadata"), run.error, run.version,
+    ))
+    return data
+
+
+def unpack(run_id: str, payload: bytes) -> RunMetadata:
+    """The run of a record's payload.
+
+    Raises:
+        ValueError: the bytes are no run record.
+    """
+    try:
+        status, parent, created, updated, completed, tags, metadata, error, version = msgpack.unpackb(payload)
+        return RunMetadata(
+            run_id, parent or None, RunStatus(status), created, updated, completed or None, tuple(tags),
+            values.decode(metadata), error, version,
+        )
+    except TypeError as error:
+        raise ValueError(f"not a run record: {error}") from None
+
+
+def created(
+    run_id: str, parent_run: str | None, tags: tuple[str, ...], metadata: dict[str, Any], now_us: int
+) -> RunMetadata:
+    """A new run."""
+    return RunMetadata(
+        run_id, parent_run, RunStatus.ACTIVE, now_us, now_us, None, tags, metadata, None, 1
+    )
+
+
+def changed(
+    run: RunMetadata, now_us: int, *, status: RunStatus | None = None, error: str | None = None,
+    tags: tuple[str, ...] = (), metadata: dict[str, Any] | None = None,
+) -> RunMetadata:
+    """The run after a change: another status, more tags, or metadata merged in.
+
+    Raises:
+        InvalidTransitionError: the table does not allow the status.
+    """
+    completed_at = run.completed_at
+    if status is not None:
+        if not is_valid_transition(run.status, status):
+            raise InvalidTransitionError(
+                f"run {run.run_id} cannot go from {run.status.value} to {status.value}",
+                from_status=run.status.value, to_status=status.value,
+            )
+        completed_at = now_us if status in ENDED else completed_at
+    return replace(
+        run,
+        status=status or run.status,
+        error=run.error if error is None else error,
+        completed_at=completed_at,
+        tags=(*run.tags, *(tag for tag in tags if tag not in run.tags)),
+        metadata=run.metadata if metadata is None else run.metadata | metadata,
+        updated_at=now_us,
+        version=run.version + 1,
+    )
+
+
+def run_key(namespace: bytes, run_id: str) -> bytes:
+    """Where a run's record is."""
+    return b"%b\0%c%b" % (namespace, TypeTag.RUN, run_id.encode())
+
+
+def index_keys(namespace: bytes, run_id: bytes, payload: bytes) -> list[bytes]:
+    """All index keys of a run, from its record: by status, each tag, and parent if it has one."""
+    status, parent, created_at, _, _, tags, _, _, _ = msgpack.unpackb(payload)
+    place = created_at.to_bytes(8, "big") + run_id
+    keys = [b"%b\0%c%b\0%b" % (namespace, TypeTag.RUN_BY_STATUS, status.encode(), place)]
+    keys += [b"%b\0%c%b\0%b" % (namespace, TypeTag.RUN_BY_TAG, tag.encode(), place) for tag in tags]
+    if parent:
+        keys.append(b"%b\0%c%b\0%b" % (namespace, TypeTag.RUN_BY_PARENT, parent.encode(), place))
+    return keys

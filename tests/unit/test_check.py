@@ -1,0 +1,530 @@
+"""The check: silent about what is right, whatever goes on; and every kind of damage has its line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from support import control_state, kill_writer, stop_writer, wait_until
+
+import inmem
+from inmem.errors import CorruptionError, InvalidInputError
+from inmem.keys import Key, Namespace, TypeTag
+from inmem.maintenance import check as module
+from inmem.maintenance.check import CheckReport, check, check_in_process
+from inmem.model import event_log
+from inmem.record import pack, payload_of
+from inmem.storage.environment import Table
+from inmem.storage.store import POSITION_KEY, Store
+from inmem.storage.wal import segment_files
+from inmem.storage.wal_format import DELETE, PUT
+
+CONFIG = Path(__file__).parents[2] / "config" / "test.toml"  # segments of 64 KiB
+HOME = Namespace()
+RUN = "run-1"
+
+
+def fill(path: Path, *, durability: str | None = None) -> None:
+    """A small store with something of everything."""
+    with inmem.open(path, durability=durability) as db:
+        for run in (RUN, "run-2"):
+            db.kv.put_many(run, {f"key-{n}": n for n in range(5)})
+            db.kv.put_many(run, {f"brief-{n}": "soon gone" for n in range(5)}, ttl=3600)
+            db.events.append_many(run, [(f"type-{n % 3}", {"n": n}) for n in range(12)])
+
+
+@pytest.fixture
+def stopped(store_path: Path) -> Path:
+    """A store whose writer has left cleanly: the log is all there is."""
+    fill(store_path)
+    stop_writer(store_path)
+    return store_path
+
+
+@pytest.fixture
+def killed(store_path: Path) -> Path:
+    """A store whose writer was killed: its image is still in memory, and nobody serves it."""
+    fill(store_path)
+    kill_writer(store_path)
+    return store_path
+
+
+@contextlib.contextmanager
+def image_of(path: Path) -> Iterator[Store]:
+    """The image that a killed writer left, opened for writing."""
+    store = Store(Path(control_state(path).image), max_readers=1024, quota_bytes=1 << 30)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def damage(path: Path, *ops: tuple[Any, ...], **position: Any) -> None:
+    """Change the image behind everybody's back; it still says that it stands where it stood."""
+    with image_of(path) as store:
+        assert store.position is not None
+        txn = store.begin()
+        txn.apply(ops)
+        txn.publish(replace_position(store, position))
+
+
+def replace_position(store: Store, changes: dict[str, Any]) -> Any:
+    assert store.position is not None
+    return store.position._replace(**changes)
+
+
+def stored(path: Path, key: bytes) -> bytes:
+    with image_of(path) as store:
+        txn = store.begin()
+        try:
+            record = txn.get(key)
+        finally:
+            txn.abort()
+    assert record is not None
+    return bytes(record)
+
+
+def entries(path: Path) -> set[str]:
+    return {str(p.relative_to(path)) for p in path.rglob("*")}
+
+
+def problem_of(report: CheckReport) -> str:
+    """The one problem of a report."""
+    assert len(report.problems) == 1, report.problems
+    return report.problems[0]
+
+
+class TestNothingWrong:
+    @pytest.mark.parametrize("durability", ["memory", "buffered", "sync"])
+    def test_a_served_store(self, store_path: Path, durability: str) -> None:
+        fill(store_path, durability=durability)
+        with inmem.open(store_path) as db:
+            report = db.check()
+        assert report.ok and report.problems == [] and report.notes == []
+        assert (report.records, report.logs, report.events) == (20 + 2 * 24, 2, 24)
+        assert report.version > 0
+        assert (report.wal_records > 0) is (durability != "memory")
+
+    def test_a_stopped_store(self, stopped: Path) -> None:
+        before = entries(stopped)
+        report = check_in_process(stopped)
+        assert report.problems == []
+        assert report.notes == ["no image in memory: the log was replayed into a private one"]
+        assert (report.records, report.logs, report.events) == (20 + 2 * 24, 2, 24)
+        assert entries(stopped) == before
+
+    def test_a_store_whose_writer_was_killed(self, killed: Path) -> None:
+        before, image = entries(killed), Path(control_state(killed).image)
+        report = check_in_process(killed)
+        assert report.problems == [] and report.notes == []
+        assert report.events == 24
+        assert entries(killed) == before and image.is_dir()
+
+    def test_a_memory_store_that_has_ended(self, store_path: Path) -> None:
+        fill(store_path, durability="memory")
+        stop_writer(store_path)
+        report = check(store_path)
+        assert report.ok and report.records == 0
+        assert "nothing to check" in report.notes[0]
+
+    def test_an_empty_store_and_one_without_a_writer_ever(self, store_path: Path) -> None:
+        with inmem.open(store_path) as db:
+            assert db.check() == replace(db.check(), records=0, problems=[])
+        stop_writer(store_path)
+        assert check(store_path).problems == []
+
+    def test_a_copy_is_judged_by_its_own_log_and_not_by_the_original_s_image(
+        self, killed: Path, scratch: Path
+    ) -> None:
+        copy = scratch / "copy"
+        shutil.copytree(killed, copy)
+        with inmem.open(killed) as db:
+            db.kv.put(RUN, "only", "in the original")
+            report = check(copy)
+        assert report.problems == []
+        assert report.notes == [
+            "the image in memory belongs to another database, boot or directory: "
+            "the log was replayed into a private one"
+        ]
+        assert report.records == 20 + 2 * 24
+
+    def test_leftovers_of_expiry_are_no_problem(self, store_path: Path) -> None:
+        with inmem.open(store_path) as db:
+            for ttl in (100, 200, None, 300):
+                db.kv.put(RUN, "again and again", 1, ttl=ttl)
+            db.kv.put(RUN, "dropped", 1, ttl=100)
+            db.kv.delete(RUN, "dropped")
+            assert db.check().problems == []
+
+    def test_expiring_keys_are_kept_in_memory_only_if_one_is_missing(
+        self, store_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(store_path)
+        monkeypatch.setattr(module._Check, "_name_missing", lambda *_: pytest.fail("none is missing"))
+        assert check(store_path).ok
+
+
+class TestWhileCommitsGoOn:
+    def test_writes_rotations_and_expiry_raise_no_alarm(self, store_path: Path) -> None:
+        """Each check meets a log that grows, segments that begin, an image that moves on."""
+        done = threading.Event()
+        failures: list[BaseException] = []
+        with inmem.open(store_path, config=CONFIG) as db:
+
+            def write(name: str) -> None:
+                n = 0
+                try:
+                    while not done.is_set():
+                        with db.transaction(name) as txn:
+                            txn.kv.put(f"key-{n % 50}", "x" * 500, ttl=None if n % 2 else 0.05)
+                            txn.events.append(f"type-{n % 3}", n)
+                        n += 1
+                except BaseException as error:
+                    failures.append(error)
+
+            threads = [threading.Thread(target=write, args=(f"run-{i}",)) for i in range(2)]
+            for thread in threads:
+                thread.start()
+            try:
+                reports = [db.check()]
+                segments = len(segment_files(store_path / "wal"))
+                wait_until(
+                    lambda: len(segment_files(store_path / "wal")) > segments + 1 or failures, "a new segment"
+                )
+                reports += [db.check() for _ in range(3)]
+            finally:
+                done.set()
+                for thread in threads:
+                    thread.join()
+        assert failures == []
+        assert [report.problems for report in reports] == [[]] * 4
+        versions = [report.version for report in reports]
+        assert versions == sorted(versions) and versions[0] < versions[-1]
+
+    def test_the_snapshot_is_renewed_between_runs(
+        self, store_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is committed behind the check's back into runs to come is seen, and right."""
+        monkeypatch.setattr(module, "_RENEW_S", 0.0)
+        fill(store_path)
+        with inmem.open(store_path) as db:
+            taken: list[str] = []
+            close = module._RunCheck.finish
+
+            def finish(run: Any) -> list[str]:
+                if run.prefix.endswith(b"run-1"):
+                    taken.append(db.events.append("run-3", "meanwhile").hash.hex())
+                return close(run)
+
+            monkeypatch.setattr(module._RunCheck, "finish", finish)
+            report = check(store_path)
+        assert len(taken) == 1
+        assert report.problems == []
+        assert (report.events, report.logs) == (25, 3)
+
+    def test_a_snapshot_is_not_renewed_within_a_run(
+        self, store_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Events and their index are compared at one moment, or they could not be."""
+        monkeypatch.setattr(module, "_RENEW_S", 0.0)
+        fill(store_path)
+        with inmem.open(store_path) as db:
+            take = module._RunCheck.take
+
+            def taking(run: Any, tag: int, rest: bytes, record: bytes) -> str | None:
+                if tag == TypeTag.EVENT_BY_TYPE and run._indexed == 0:
+                    db.events.append(run.prefix.decode().rpartition("/")[2], "meanwhile")
+                return take(run, tag, rest, record)
+
+            monkeypatch.setattr(module._RunCheck, "take", taking)
+            report = check(store_path)
+            assert db.events.len(RUN) == 13
+        assert report.problems == []
+        assert report.events == 24
+
+    def test_a_torn_tail_of_a_write_under_way_is_read_again(
+        self, store_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fill(store_path)
+        readings: list[int] = []
+        real = module.scan
+
+        def scan(*arguments: Any) -> Any:
+            readings.append(1)
+            if len(readings) < 3:
+                raise CorruptionError("the file became shorter while it was read")
+            return real(*arguments)
+
+        monkeypatch.setattr(module, "scan", scan)
+        with inmem.open(store_path):
+            assert check(store_path).problems == []
+        assert len(readings) == 3
+
+    def test_a_live_log_that_stays_wrong_is_wrong(self, store_path: Path) -> None:
+        with inmem.open(store_path) as db:
+            fill(store_path)
+            db.sync()
+            flip(segment_files(store_path / "wal")[0][1], 200)
+            assert "wrong checksum" in problem_of(db.check())
+
+
+def flip(file: Path, offset: int) -> None:
+    """One bit."""
+    with file.open("r+b") as f:
+        f.seek(offset)
+        byte = f.read(1)[0]
+        f.seek(offset)
+        f.write(bytes([byte ^ 0x10]))
+
+
+class TestDamagedLog:
+    def test_a_flipped_bit_in_the_middle(self, stopped: Path) -> None:
+        file = segment_files(stopped / "wal")[0][1]
+        flip(file, file.stat().st_size // 2)
+        assert str(file) in problem_of(check_in_process(stopped))
+
+    def test_a_flipped_bit_in_the_last_record(self, stopped: Path) -> None:
+        file = segment_files(stopped / "wal")[0][1]
+        flip(file, file.stat().st_size - 3)
+        first, second = check(stopped).problems
+        assert "was durable" in first
+        assert "torn tail" in second and "left cleanly" in second
+
+    def test_a_missing_end(self, stopped: Path) -> None:
+        file = segment_files(stopped / "wal")[0][1]
+        os.truncate(file, file.stat().st_size - 10)
+        assert len(check(stopped).problems) == 2
+
+    @pytest.mark.parametrize("what", ["segment", "directory"])
+    def test_no_log_at_all(self, stopped: Path, what: str) -> None:
+        for _, file in segment_files(stopped / "wal"):
+            file.unlink()
+        if what == "directory":
+            (stopped / "wal").rmdir()
+        report = check_in_process(stopped)
+        assert any("was durable" in p or "No such file" in p for p in report.problems), report
+
+    def test_a_missing_segment(self, store_path: Path) -> None:
+        with inmem.open(store_path, config=CONFIG) as db:
+            for n in range(400):
+                db.kv.put(RUN, f"key-{n}", "x" * 500)
+        stop_writer(store_path)
+        segments = segment_files(store_path / "wal")
+        assert len(segments) > 2
+        segments[1][1].unlink()
+        assert "is missing" in problem_of(check(store_path))
+
+    def test_a_torn_tail_after_a_kill_is_only_noted(self, killed: Path) -> None:
+        file = segment_files(killed / "wal")[0][1]
+        with file.open("ab") as f:
+            f.write(b"\xf1WR\x0dhalf a rec")
+        report = check(killed)
+        assert report.problems == []
+        assert "torn tail of 14 bytes" in report.notes[0]
+
+    def test_a_log_that_ends_before_the_image(self, killed: Path) -> None:
+        file = segment_files(killed / "wal")[0][1]
+        os.truncate(file, file.stat().st_size // 2)
+        report = check(killed)
+        assert any("at which the image stands" in problem for problem in report.problems)
+
+
+KEY = Key.kv(HOME, RUN, "key-1")
+BRIEF = Key.kv(HOME, RUN, "brief-1")
+EVENT = Key.event(HOME, RUN, 5)
+
+
+class TestDamagedImage:
+    def test_a_damage_that_is_none_leaves_no_problem(self, killed: Path) -> None:
+        """The tool of these tests itself: rewriting what is there is not noticed."""
+        damage(killed, (PUT, Table.DATA, KEY, stored(killed, KEY)))
+        assert check(killed).problems == []
+
+    def test_a_value_that_does_not_decode(self, killed: Path) -> None:
+        damage(killed, (PUT, Table.DATA, KEY, pack(1, 1, 0, b"\xc1")))
+        assert "key-1" in (problem := problem_of(check(killed))) and "does not decode" in problem
+
+    def test_a_version_from_the_future(self, killed: Path) -> None:
+        damage(killed, (PUT, Table.DATA, KEY, pack(1 << 40, 1, 0, b"\x01")))
+        assert f"commit version {1 << 40}" in problem_of(check(killed))
+
+    def test_a_record_that_is_too_short(self, killed: Path) -> None:
+        damage(killed, (PUT, Table.DATA, KEY, b"\0" * 9))
+        assert "too short" in problem_of(check(killed))
+
+    @pytest.mark.parametrize("key", [b"no key", b"a/b/c/run\0", b"a/b/c/run\0\x99rest"])
+    def test_a_key_that_is_none(self, killed: Path, key: bytes) -> None:
+        damage(killed, (PUT, Table.DATA, key, pack(1, 1, 0, b"\x01")))
+        assert "is no key" in problem_of(check(killed))
+
+    def test_a_name_that_is_none(self, killed: Path) -> None:
+        damage(killed, (PUT, Table.DATA, Key.of(HOME.run_prefix(RUN), TypeTag.KV), pack(1, 1, 0, b"\x01")))
+        assert "is no name" in problem_of(check(killed))
+
+    def test_an_event_with_another_payload(self, killed: Path) -> None:
+        record = stored(killed, EVENT)
+        event = event_log.unpack(5, payload_of(record))
+        changed = event_log.pack(replace(event, payload=msgpack.packb({"n": 6})))
+        damage(killed, (PUT, Table.DATA, EVENT, record[:16] + changed))
+        assert "EVENT" in (problem := problem_of(check(killed))) and "hash does not match" in problem
+
+    def test_an_event_that_is_none(self, killed: Path) -> None:
+        damage(killed, (PUT, Table.DATA, EVENT, stored(killed, EVENT)[:20]))
+        problems = check(killed).problems
+        assert "does not decode" in problems[0]
+        assert any("index by type has 12 entries for" in p or "previous hash" in p for p in problems[1:])
+
+    def test_a_missing_event_is_one_problem_and_its_index_another(self, killed: Path) -> None:
+        damage(killed, (DELETE, Table.DATA, EVENT))
+        first, second = check(killed).problems
+        assert "the events from 5 on are missing" in first
+        assert "index by type has 12 entries for 11 events" in second
+
+    @pytest.mark.parametrize("change", ["missing", "another", "added"])
+    def test_the_index_by_type(self, killed: Path, change: str) -> None:
+        prefix = HOME.run_prefix(RUN)
+        right = Key.of(prefix, TypeTag.EVENT_BY_TYPE, b"type-0\0" + bytes(8))
+        wrong = Key.of(prefix, TypeTag.EVENT_BY_TYPE, b"type-1\0" + bytes(8))
+        ops = {
+            "missing": [(DELETE, Table.DATA, right)],
+            "another": [(DELETE, Table.DATA, right), (PUT, Table.DATA, wrong, pack(1, 1, 0, b""))],
+            "added": [(PUT, Table.DATA, wrong, pack(1, 1, 0, b""))],
+        }[change]
+        damage(killed, *ops)
+        assert "index by type" in problem_of(check(killed))
+
+    def test_a_missing_entry_in_the_order_of_expiry(self, killed: Path) -> None:
+        entry = stored(killed, BRIEF)[16:24] + BRIEF
+        damage(killed, (DELETE, Table.EXPIRY, entry))
+        problem = problem_of(check(killed))
+        assert "brief-1" in problem and "order of expiry" in problem
+
+    def test_an_entry_of_another_time_does_not_count(self, killed: Path) -> None:
+        entry = stored(killed, BRIEF)[16:24] + BRIEF
+        later = (int.from_bytes(entry[:8], "big") + 1).to_bytes(8, "big") + BRIEF
+        damage(killed, (DELETE, Table.EXPIRY, entry), (PUT, Table.EXPIRY, later, b""))
+        assert "brief-1" in problem_of(check(killed))
+
+    def test_missing_entries_beyond_one_chunk_are_all_named(
+        self, killed: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "_CHUNK", 3)
+        keys = [Key.kv(HOME, run, f"brief-{n}") for run in (RUN, "run-2") for n in range(5)]
+        gone = keys[::2]
+        records = [(stored(killed, key)[16:24] + key) for key in gone]
+        damage(killed, *((DELETE, Table.EXPIRY, entry) for entry in records))
+        assert check(killed).problems == [
+            f"{key!r}: expires, but is not in the order of expiry" for key in gone
+        ]
+
+    def test_sessions_that_do_not_decode(self, killed: Path) -> None:
+        damage(killed, (PUT, Table.SESSIONS, b"s" * 16, b"\xc1"))
+        assert "the sessions cannot be read" in problem_of(check(killed))
+
+    def test_a_position_that_the_log_does_not_have(self, killed: Path) -> None:
+        damage(killed, checksum=1)
+        assert "at which the image stands" in problem_of(check(killed))
+
+    def test_a_version_that_is_not_the_position_s(self, killed: Path) -> None:
+        with image_of(killed) as store:
+            position = msgpack.packb(store.position)
+            txn = store.begin()
+            txn.publish(replace_position(store, {"version": 7}))
+            txn = store.begin()
+            txn.apply([(PUT, Table.META, POSITION_KEY, position)])
+            txn._txn.commit()
+        assert any("the image shows version 7" in problem for problem in check(killed).problems)
+
+    def test_thousands_of_problems_are_counted_and_not_kept(self, killed: Path) -> None:
+        bad = pack(1, 1, 0, b"\xc1")
+        damage(killed, *((PUT, Table.DATA, Key.kv(HOME, "run-3", f"k{n}"), bad) for n in range(1500)))
+        report = check(killed)
+        assert len(report.problems) == 1001
+        assert report.problems[-1] == "500 more problems"
+
+    def test_an_image_that_lmdb_cannot_read(self, killed: Path) -> None:
+        data = Path(control_state(killed).image) / "data.mdb"
+        with data.open("r+b") as f:  # every page but the two with the roots
+            f.seek(2 * 4096)
+            f.write(b"\xff" * (data.stat().st_size - 2 * 4096))
+        report = check_in_process(killed)
+        assert report.problems
+        assert "image cannot be read" in report.problems[0]
+
+
+class TestTheProcess:
+    def test_no_database(self, scratch: Path) -> None:
+        with pytest.raises(InvalidInputError, match="holds no inmem database"):
+            check_in_process(scratch / "nothing")
+        assert not (scratch / "nothing").exists()
+
+    def test_a_damaged_identity_is_an_error_with_its_fields(self, stopped: Path) -> None:
+        (stopped / "settings.json").write_text("{}")
+        with pytest.raises(CorruptionError) as caught:
+            check_in_process(stopped)
+        assert caught.value.file == str(stopped / "settings.json") and caught.value.offset == 0
+        shutil.rmtree(stopped)
+
+    def test_what_a_killed_check_left_is_removed_by_the_next(self, stopped: Path) -> None:
+        child = subprocess.Popen(["true"])
+        child.wait()
+        dead, alive = stopped / f"check-{child.pid}.scratch", stopped / "check-1.scratch"
+        for path in (dead, alive):
+            path.mkdir()
+            (path / "data.mdb").touch()
+        assert check(stopped).ok
+        assert not dead.exists() and alive.exists()
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_an_interrupted_check_leaves_nothing(self, stopped: Path, number: int) -> None:
+        before = entries(stopped)
+        code = (
+            "import sys, time; from pathlib import Path; from inmem.maintenance import check as m\n"
+            "m._Check._check_tables = lambda self, source: (print('here', flush=True), time.sleep(60))\n"
+            "sys.exit(m.main(Path(sys.argv[1])))"
+        )
+        process = subprocess.Popen([sys.executable, "-c", code, str(stopped)], stdout=subprocess.PIPE)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"here\n"
+            assert entries(stopped) > before
+            process.send_signal(number)
+            out, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == 128 + number and out == b""
+        assert entries(stopped) == before
+
+    def test_a_check_that_dies_of_what_it_reads_is_a_finding(
+        self, stopped: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def dies(number: int) -> Callable[[], None]:
+            code = f"import os; os.kill(os.getpid(), {number})"
+            return lambda: monkeypatch.setattr(module, "_PROGRAM", ["-c", code])
+
+        dies(signal.SIGSEGV)()
+        assert "SIGSEGV" in problem_of(check_in_process(stopped))
+        dies(signal.SIGKILL)()
+        with pytest.raises(inmem.InmemError, match="ended with status -9"):
+            check_in_process(stopped)
+
+    def test_the_document_is_the_report(self, stopped: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "inmem.maintenance", "check", str(stopped)],
+            capture_output=True, check=True,
+        )  # fmt: skip
+        assert CheckReport(**json.loads(done.stdout)) == check(stopped)
+        assert done.stderr == b""
