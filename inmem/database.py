@@ -16,8 +16,9 @@ from inmem.client.attachment import Attachment, attach, detach
 from inmem.client.transaction import check_timeout
 from inmem.config import Settings
 from inmem.errors import ClosedError, InvalidInputError
-from inmem.keys import Namespace
+from inmem.keys import MAX_KEY_BYTES, Namespace
 from inmem.maintenance.check import CheckReport, check_in_process
+from inmem.primitives._common import Autocommit
 from inmem.primitives.event_log import EventLog
 from inmem.primitives.kv import KVStore
 from inmem.primitives.run_index import RunIndex
@@ -67,6 +68,15 @@ class Status:
     batches: int
     repeated: int
     expired: int
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """What a repair of indices changed: entries, and the prefixes in which it found any."""
+
+    added: int
+    removed: int
+    repaired: list[str]
 
 
 class Database:
@@ -197,6 +207,44 @@ class Database:
         Cost: reads everything once, about 5 µs a record. Commits go on meanwhile.
         """
         return check_in_process(self._attachment.directory.path)
+
+    def repair_indices(self, run_id: str | None = None) -> RepairReport:
+        """Make the indices of one run (default: of everything) what the records say.
+
+        Each run is repaired by a commit of its own, so others go on meanwhile
+        and nothing is ever half repaired. Cost: about 3 µs a record.
+
+        Raises:
+            RunDeletedError: the run was deleted; it has no indices.
+        """
+        if run_id is None:
+            prefixes = self._prefixes()
+        else:
+            prefixes = [self.namespace.run_prefix(run_id), self.namespace.prefix()]
+        commit = Autocommit(self._attachment, self.settings.timeout_s)
+        added = removed = 0
+        repaired = []
+        for prefix in prefixes:
+            more, fewer = commit.call("index.repair", prefix)
+            if more or fewer:
+                repaired.append(prefix.decode())
+            added += more
+            removed += fewer
+        return RepairReport(added, removed, repaired)
+
+    def _prefixes(self) -> list[bytes]:
+        """Every prefix that has records, in order: one look for each, whatever it holds."""
+        found: list[bytes] = []
+        start = b""
+        snapshot = self._attachment.image.snapshot(self.settings.snapshot_max_age_s)
+        try:
+            while item := next(snapshot.scan(start, b"\xff" * MAX_KEY_BYTES), None):
+                prefix = item[0][: item[0].index(0)]
+                found.append(prefix)
+                start = prefix + b"\1"
+        finally:
+            snapshot.close()
+        return found
 
     def close(self) -> None:
         """Give the handle back; the last one in a process closes everything. May be called twice."""

@@ -273,7 +273,7 @@ class _Check:
         """Damage is what a check is for: a problem, and not an error of the check."""
         try:
             step()
-        except CorruptionError as error:
+        except (CorruptionError, FileNotFoundError) as error:
             self._problem(str(error))
 
     def _is_served(self) -> bool:
@@ -302,9 +302,10 @@ class _Check:
                 position = moment.position()
         except CorruptionError:
             return image  # met again, and reported, when it is checked
-        except InmemError as error:  # its writer has left just now
-            self._say_replay(str(error))
-            position = None
+        except InmemError as error:
+            if Path(state.image).is_dir() and self._control_state() == state:
+                self._problem(f"the image cannot be opened: {error}")
+            self._say_replay("the image is gone or cannot be opened")
         else:
             if position is None or position.owner == self.owner or self._is_served():
                 return image

@@ -199,7 +199,6 @@ class TestTags:
             "TRACE_BY_PARENT": 0x34,
             "RUN_BY_PARENT": 0x35,
             "TRACE_BY_TIME": 0x44,
-            "RUN_COUNTERS": 0x45,
         }
 
     def test_an_index_names_its_owner_in_the_low_half(self) -> None:

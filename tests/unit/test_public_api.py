@@ -17,13 +17,18 @@ from inmem import errors
 PUBLIC = {
     "__version__",
     # opening, and handles
-    "open", "Database", "RunScope", "Status", "CheckReport",
+    "open", "Database", "RunScope", "Status", "CheckReport", "RepairReport",
     # names
     "Namespace", "RunId", "TypeTag", "Key",
     # primitives and their records
     "Value",
-    "KVStore", "Versioned",
+    "KVStore", "Versioned", "PendingNumber",
     "EventLog", "Event", "Appended", "PendingAppend", "ChainVerification",
+    "StateCell", "State", "PendingVersion",
+    "TraceStore", "Trace", "TraceTree", "NewTrace",
+    "ToolCall", "Decision", "Query", "Thought", "ErrorTrace", "Custom",
+    "RunIndex", "RunMetadata", "RunStatus", "RunStats", "RunQuery", "CreateRunOptions", "DeletedRun",
+    "is_valid_transition",
     # transactions
     "transactional", "Transaction", "Snapshot", "Pipeline",
     *errors.__all__,

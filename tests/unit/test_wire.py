@@ -59,11 +59,14 @@ def test_each_field_of_hello_is_needed(name: str) -> None:
         wire.parse_hello(wire.hello(**{k: v for k, v in GOOD.items() if k != name}))
 
 
-@pytest.mark.parametrize("value", [None, "x", 1.5, [], {}, True, 1, b"x"], ids=repr)
-@pytest.mark.parametrize("name", GOOD)
+WRONG = [
+    (name, value) for name, good in GOOD.items()
+    for value in (None, "x", 1.5, [], {}, True, 1, b"x") if type(value) is not type(good) or name == "session"
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=repr)
 def test_each_field_of_hello_has_one_type(name: str, value: Any) -> None:
-    if type(value) is type(GOOD[name]) and name != "session":
-        pytest.skip("that is its type")
     with pytest.raises(ValueError, match="HELLO"):
         wire.parse_hello(wire.hello(**GOOD | {name: value}))
 
