@@ -35,7 +35,7 @@ import platform
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from inmem.files import open_private
 
@@ -63,13 +63,14 @@ class _Timespec(ctypes.Structure):
     _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
 
 
-_libc = ctypes.CDLL(None, use_errno=False)
-_futex = _libc.syscall
-_futex.restype = ctypes.c_long
-_futex.argtypes = [
+_ARGUMENTS: Any = [
     ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
     ctypes.c_uint,
 ]
+_wait = ctypes.CDLL(None).syscall  # lets other threads run while it sleeps
+_wait.restype, _wait.argtypes = ctypes.c_long, _ARGUMENTS
+_wake = ctypes.PyDLL(None).syscall  # never sleeps: giving up the interpreter lock would cost more
+_wake.restype, _wake.argtypes = ctypes.c_long, _ARGUMENTS
 
 
 class Board:
@@ -112,7 +113,7 @@ class Board:
         for slot in slots:
             if halves[slot * (_SLOT_BYTES // 4)]:
                 halves[slot * (_SLOT_BYTES // 4)] = 0
-                _futex(_SYS_FUTEX, self._address + slot * _SLOT_BYTES, _FUTEX_WAKE, 1, None, None, 0)
+                _wake(_SYS_FUTEX, self._address + slot * _SLOT_BYTES, _FUTEX_WAKE, 1, None, None, 0)
 
     # --- the client's side --------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class Board:
         self._halves[half] = 1
         if not self.look(slot, sequence, 0) and self.mail(slot) == mail:
             timeout = _Timespec(0, timeout_us * 1000)
-            _futex(
+            _wait(
                 _SYS_FUTEX, self._address + slot * _SLOT_BYTES, _FUTEX_WAIT, 1,
                 ctypes.addressof(timeout), None, 0,
             )

@@ -71,8 +71,15 @@ class DataDirectory:
         return f"DataDirectory({str(self.path)!r})"
 
     def exists(self) -> bool:
-        """Whether a whole database is here."""
-        return self.settings_file.exists()
+        """Whether a whole database is here.
+
+        Raises:
+            PermissionDeniedError: this user may not look.
+        """
+        try:
+            return self.settings_file.exists()
+        except PermissionError as error:
+            raise PermissionDeniedError(f"{self.path}: {error.strerror}", path=str(self.path)) from None
 
     def prepare(self) -> None:
         """Make the directory, private and writable, so that its locks can be taken.
@@ -89,7 +96,10 @@ class DataDirectory:
         elif not self.path.is_symlink() and self.path.is_dir() and self.path.stat().st_uid == os.geteuid():
             entries = set(os.listdir(self.path))
             if not entries:
-                os.chmod(self.path, 0o700)
+                try:
+                    os.chmod(self.path, 0o700)
+                except OSError as error:
+                    raise PermissionDeniedError(f"{self.path}: {error.strerror}", path=str(self.path)) from None
             elif not entries & {"settings.json", "launch.lock"}:
                 raise InvalidInputError(
                     f"{self.path} is not empty and holds no inmem database", argument="path"

@@ -430,13 +430,16 @@ ERRORS_BY_CODE: Mapping[str, type[InmemError]] = {cls.code: cls for cls in _tree
 
 
 def to_wire(error: InmemError) -> list[Any]:
-    """An error as plain data: `[code, message, fields]`."""
-    return [error.code, error.message, error.fields]
+    """An error as plain data: `[code, message, fields]`; a hint of its own is among the fields."""
+    fields = error.fields
+    if error.hint != error.default_hint:
+        fields["hint"] = error.hint
+    return [error.code, error.message, fields]
 
 
 def from_wire(data: Any) -> InmemError:
     """The error that `to_wire` described; an unknown code becomes InmemError."""
     code, message, fields = data
     cls = ERRORS_BY_CODE.get(code, InmemError)
-    known = {name: value for name, value in fields.items() if name in cls.field_names}
+    known = {name: value for name, value in fields.items() if name in cls.field_names or name == "hint"}
     return cls(message, **known)

@@ -7,6 +7,7 @@ formats.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -18,6 +19,7 @@ from inmem.errors import PermissionDeniedError
 
 PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)  # the last: a symlink
 
 
 def check_private_dir(path: Path) -> os.stat_result:
@@ -70,7 +72,9 @@ def open_private(path: Path, flags: int) -> int:
     """Open a file of ours, 0600 when created, never through a symlink."""
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in _FORBIDDEN:
+            raise
         raise PermissionDeniedError(f"{path}: {error.strerror}", path=str(path)) from None
     info = os.fstat(fd)
     if info.st_uid != os.geteuid() or not stat.S_ISREG(info.st_mode):

@@ -12,6 +12,7 @@ import msgpack
 from inmem import values
 from inmem.commit.committer import Answer, Committer, NoLog, Request
 from inmem.commit.outcomes import Sessions
+from inmem.commit.workspace import fence_of
 from inmem.errors import InmemError, from_wire
 from inmem.keys import Key, Namespace
 from inmem.record import is_live, payload_of, version_of
@@ -190,12 +191,12 @@ class Bench:
 
     def fence(self, owner: bytes) -> None:
         """Close a run as its deletion does, and let a new writer find it so."""
-        from inmem.commit.workspace import fence_of
-
-        position = self.store.position
+        version = self.committer.version + 1
+        ops: list[Op] = [(PUT, int(Table.FENCES), fence_of(owner), version.to_bytes(8, "big"))]
+        checksum = self.log.append(ops, version=version, epoch=self._epoch, clock_us=self.now)
         txn = self.store.begin()
-        txn.apply([(PUT, int(Table.FENCES), fence_of(owner), (1).to_bytes(8, "big"))])
-        txn.publish(position or Position(0, 0, self.now, 1, (b"d", b"b", 1, 2)))
+        txn.apply(ops)
+        txn.publish(Position(version, checksum, self.now, self._epoch, (b"d", b"b", 1, 2)))
         self.restart()
 
     def records(self) -> dict[bytes, bytes]:

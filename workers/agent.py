@@ -31,6 +31,7 @@ from workers.plan import (
 from workers.pool import Link
 
 PROGRESS_INTERVAL_S: Final = 0.1
+MAX_ATTEMPTS: Final = 10_000  # of one transaction: hundreds of agents meet at the totals; time bounds it
 ABANDONED_AMOUNT: Final = 1_000_000  # what an abandoned attempt adds to a total: seen if it leaks
 
 
@@ -77,6 +78,7 @@ class AgentTask:
 
 def work(link: Link, task: AgentTask) -> AgentReport:
     """The body of a worker process."""
+    link.check()  # a parent that is gone may have taken a throw-away store with it
     with inmem.open(task.store, timeout_s=task.timeout_s) as db:
         return Agent(db, task, link).run()
 
@@ -147,7 +149,9 @@ class Agent:
             return fn(txn)
 
         try:
-            result = self._db.transact(run_id, counted, timeout_s=self._timeout_s)
+            result = self._db.transact(
+                run_id, counted, max_attempts=MAX_ATTEMPTS, timeout_s=self._timeout_s
+            )
         finally:
             self.report.reruns += max(0, calls - 1)
             self.report.most_reruns = max(self.report.most_reruns, calls - 1)

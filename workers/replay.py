@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.lifetime import LeftBehind, opened_store
-from workers.loading import CHECKS, LoadReport, ReplayItem, ReplayTask, load, read_back
+from workers.loading import CHECKS, Anchor, LoadReport, ReplayItem, ReplayTask, load, read_back
 from workers.pool import Interrupt, Outcome, WorkerPool
 from workers.trajectories import Rejected, Trajectory, find_files, parse_file
 from workers.verify import Check
@@ -159,7 +159,7 @@ def _run_on(
     result.failures += _told("loader", outcome)
     if result.failures:
         return
-    anchors: dict[str, tuple[int, bytes]] = {}
+    anchors: dict[str, Anchor] = {}
     for report in result.reports:
         anchors |= report.anchors
     tasks = [ReplayTask(store, task.items, anchors, task.timeout_s) for task in tasks]

@@ -65,6 +65,7 @@ def database_at(path: Path) -> DataDirectory:
 
     Raises:
         InvalidInputError: there is no database.
+        InmemError: it is not this user's alone, or not of this release.
     """
     directory = DataDirectory(path)
     if not directory.exists():
@@ -72,6 +73,7 @@ def database_at(path: Path) -> DataDirectory:
             f"{directory.path} holds no inmem database", argument="path",
             hint=f"Name another PATH, or create one: inmem serve {path}",
         )
+    directory.identity()
     return directory
 
 

@@ -68,21 +68,16 @@ def serve(
     if hangup is signal.SIG_DFL:  # a terminal that closes ends the writer cleanly; nohup keeps it
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     read_fd, write_fd = os.pipe()
-    pipe = os.fstat(write_fd)
     teller = threading.Thread(target=_tell, args=(directory, read_fd, as_json), daemon=True)
     teller.start()
     try:
-        serve_directory(directory, foreground=True, ready_fd=write_fd)
+        serve_directory(directory, foreground=True, ready_fd=write_fd)  # closes it
     except BusyError:
         raise BusyError(
             f"{directory.path} has a writer already",
             hint=f"See it with: inmem status {path}. End it with: inmem stop {path}",
         ) from None
-    finally:
-        with suppress(OSError):  # closed when it was ready: by now the number may be another file's
-            if os.path.samestat(os.fstat(write_fd), pipe):
-                os.close(write_fd)
-        teller.join()
+    teller.join()
     if not as_json:
         console().print("stopped")
 
@@ -98,19 +93,17 @@ def _create(directory: DataDirectory, configuration: Configuration, timeout_s: f
 
 
 def _tell(directory: DataDirectory, ready_fd: int, as_json: bool) -> None:
-    """Say where it is served, once it is."""
+    """Say where it serves, once it does."""
     with os.fdopen(ready_fd) as ready:
-        if not ready.readline():
+        if "ready" not in json.loads(ready.readline() or "{}"):
             return
-    identity = directory.identity()
+    durability = directory.identity().stored["durability"]
     control = directory.control()
     try:
         state = control.read()
     finally:
         control.close()
-    if state is None:
-        return
-    durability = identity.stored["durability"]
+    assert state is not None, "only this process updates it, and it has"
     if as_json:
         document = {
             "path": str(directory.path), "durability": durability, "writer_pid": state.pid,
@@ -304,9 +297,9 @@ def _pidfd_of_holder(directory: DataDirectory, pid: int) -> int:
         return -1
     with suppress(OSError):
         lock = directory.writer_lock.stat()
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            with suppress(OSError):
-                if os.path.samestat(os.stat(entry.path), lock):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # closed meanwhile
+                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), lock):
                     return pidfd
     os.close(pidfd)
     return -1

@@ -12,7 +12,7 @@ What is looked at, and how it stays right while commits go on:
 - The records, run by run: keys, versions, values, hash chains, indices. Each
   run is read from one snapshot. Between runs the snapshot is renewed, because
   an open one pins the memory that commits have replaced.
-- The order of expiry, the sessions and the position of the image.
+- The order of expiry, the sessions, the fences and the position of the image.
 
     python -m inmem.maintenance check DIRECTORY    one JSON document
 """
@@ -37,12 +37,14 @@ import xxhash
 
 from inmem import values
 from inmem.commit.outcomes import Sessions
+from inmem.commit.workspace import fence_of
 from inmem.control import DURABLE, PID, Control, ControlState, boot_id
 from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError, InvalidInputError, from_wire, to_wire
 from inmem.files import FileLock, python_environment
 from inmem.keys import MAX_NAME_BYTES, Key, TypeTag
-from inmem.model import event_log
+from inmem.model import cell, event_log, run, trace
+from inmem.model.indices import INDEX_TAGS, entries_of
 from inmem.record import expires_at, payload_of, version_of
 from inmem.storage.environment import LOGGED, Table
 from inmem.storage.recovery import owner_of, replay_privately
@@ -53,7 +55,7 @@ from inmem.storage.wal import scan
 _MAX_PROBLEMS: Final = 1000  # a damaged store has more than anybody reads
 _MAX_AGE_S: Final = 3600.0  # of one snapshot: bounds the check of one run
 _RENEW_S: Final = 0.5  # a snapshot is given back at the first new run after this
-_CHUNK: Final = 50_000  # expiring keys in memory at a time, when one is missing in their order
+_CHUNK: Final = 50_000  # keys, or runs, that are in memory at a time
 _LOG_READINGS: Final = 3  # of a live log before its problem is believed
 _CONTROL_PATIENCE_S: Final = 1.0  # an update of the control file takes microseconds
 _END_PATIENCE_S: Final = 5.0  # for a check that was asked to end
@@ -377,7 +379,9 @@ class _Check:
             torn = found.torn
             text = f"{torn.file} at {torn.offset}: torn tail of {torn.dropped_bytes} bytes, {torn.reason}"
             if clean:
-                problems.append(f"{text}, though its writer left cleanly")
+                problems.insert(0, f"{text}, though its writer left cleanly")
+            elif problems:
+                problems.insert(0, text)
             else:
                 notes.append(f"{text}; the next writer cuts it off")
         return problems, notes
@@ -394,7 +398,8 @@ class _Check:
     def _check_tables(self, source: _Source) -> None:
         for name in ("records", "logs", "events"):
             self.counts[name] = 0
-        run = _RunCheck()
+        place = _RunCheck()
+        seen: dict[bytes, tuple[int, bytes]] = {}  # digest of a run: the version at which it was there, name
         for version, key, record in source.records():
             self.counts["version"] = version
             self.counts["records"] += 1
@@ -404,13 +409,17 @@ class _Check:
             except (ValueError, IndexError):
                 self._problem(f"{key!r} is no key")
                 continue
-            if prefix != run.prefix:
-                self._close(run)
-                run = _RunCheck(prefix)
-            problem = _header_problem(record, version) or run.take(tag, rest, record)
+            if prefix != place.prefix:
+                self._close(place)
+                place = _RunCheck(prefix)
+                if len(seen) >= _CHUNK:
+                    self._check_fences(source, seen)
+                seen[fence_of(prefix)] = version, prefix
+            problem = _header_problem(record, version) or place.take(tag, rest, record)
             if problem:
                 self._problem(f"{Key(key)!r}: {problem}")
-        self._close(run)
+        self._close(place)
+        self._check_fences(source, seen)
         with source.moment() as moment:
             self._check_expiry(moment)
             try:
@@ -418,12 +427,21 @@ class _Check:
             except Exception as error:  # whatever a decoder says of bytes that are not its own
                 self._problem(f"the sessions cannot be read: {error}")
 
-    def _close(self, run: _RunCheck) -> None:
-        if run.length:
+    def _close(self, place: _RunCheck) -> None:
+        if place.length:
             self.counts["logs"] += 1
-            self.counts["events"] += run.length
-        for problem in run.finish():
-            self._problem(f"run {run.prefix.decode(errors='replace')}: {problem}")
+            self.counts["events"] += place.length
+        for problem in place.finish():
+            self._problem(f"{place.prefix.decode(errors='replace')}: {problem}")
+
+    def _check_fences(self, source: _Source, seen: dict[bytes, tuple[int, bytes]]) -> None:
+        """What a deleted run has, it cannot have had when it was deleted."""
+        with source.moment() as moment:
+            for digest, deleted_at in moment.rows(Table.FENCES):
+                version, prefix = seen.get(bytes(digest), (0, b""))
+                if version >= int.from_bytes(deleted_at, "big") > 0:
+                    self._problem(f"{prefix.decode(errors='replace')}: was deleted, but has records")
+        seen.clear()
 
     def _check_expiry(self, moment: _Moment) -> None:
         """Every record that expires has its entry in the order of expiry.
@@ -467,36 +485,34 @@ def _header_problem(record: bytes, version: int) -> str | None:
 
 
 class _RunCheck:
-    """One run's records, as they pass: values decode, the chain holds, the type index matches."""
+    """One prefix's records, as they pass: each decodes, the chain holds, the indices match.
+
+    Indices are compared without keeping them: equal sets of entries have
+    equal counts and equal sums of digests.
+    """
 
     def __init__(self, prefix: bytes = b"") -> None:
         self.prefix = prefix
         self.length = 0
         self._next = 0
         self._previous: event_log.StoredEvent | None = None
-        self._events = 0  # sums of digests: equal sets have equal sums
-        self._index = 0
-        self._indexed = 0
+        self._expected: dict[int, list[int]] = {tag: [0, 0] for tag in INDEX_TAGS}  # count and sum
+        self._stored: dict[int, list[int]] = {tag: [0, 0] for tag in INDEX_TAGS}
 
     def take(self, tag: int, rest: bytes, record: bytes) -> str | None:
+        """Look at one record; what is wrong with it."""
         payload = payload_of(record)
+        if tag in INDEX_TAGS:
+            _add(self._stored[tag], Key.of(self.prefix, tag, rest))
+            return None
         try:
-            if tag == TypeTag.KV:
-                return self._entry(rest, payload)
+            for entry in set(entries_of(self.prefix, tag, rest, payload)):
+                _add(self._expected[Key(entry).split_key()[1]], entry)
             if tag == TypeTag.EVENT:
                 return self._event(rest, payload)
+            return _record_problem(tag, rest, payload)
         except Exception as error:  # whatever a decoder says of bytes that are not its own
             return f"does not decode: {type(error).__name__}: {error}"
-        if tag == TypeTag.EVENT_BY_TYPE:
-            self._indexed += 1
-            self._index += xxhash.xxh3_64_intdigest(rest)
-        return None
-
-    @staticmethod
-    def _entry(name: bytes, payload: bytes) -> str | None:
-        values.decode(payload)
-        name.decode()
-        return None if 0 < len(name) <= MAX_NAME_BYTES and b"\0" not in name else "is no name"
 
     def _event(self, rest: bytes, payload: bytes) -> str | None:
         if len(rest) != 8:
@@ -509,15 +525,41 @@ class _RunCheck:
         if sequence != expected:
             problem = f"the events from {expected} on are missing"
         self._previous = event
-        self._events += xxhash.xxh3_64_intdigest(event.event_type + b"\0" + rest)
         if problem is None:
             event.to_event()  # type and payload decode
         return problem
 
     def finish(self) -> list[str]:
-        if (self._indexed, self._index) == (self.length, self._events):
-            return []
-        return [f"the index by type has {self._indexed} entries for {self.length} events, or wrong ones"]
+        """What is wrong with the indices."""
+        return [
+            f"the index {TypeTag(tag).name} has {self._stored[tag][0]} entries, "
+            f"the records ask for {self._expected[tag][0]}, or for others"
+            for tag in sorted(INDEX_TAGS)
+            if self._stored[tag] != self._expected[tag]
+        ]
+
+
+def _add(total: list[int], entry: bytes) -> None:
+    total[0] += 1
+    total[1] += xxhash.xxh3_64_intdigest(entry)
+
+
+def _record_problem(tag: int, rest: bytes, payload: bytes) -> str | None:
+    """What is wrong with one record of a primitive, events excepted; raises if it does not decode."""
+    name = rest.decode()
+    if not 0 < len(rest) <= MAX_NAME_BYTES or b"\0" in rest:
+        return "is no name"
+    if tag == TypeTag.KV:
+        values.decode(payload)
+    elif tag == TypeTag.STATE:
+        values.decode(cell.value_in(payload))
+    elif tag == TypeTag.TRACE:
+        trace.unpack(name, payload)
+    elif tag == TypeTag.RUN:
+        run.unpack(name, payload)
+    if tag in (TypeTag.STATE, TypeTag.STATE_MARK) and not cell.version_in(payload) > 0:
+        return "has no version"
+    return None
 
 
 @contextmanager
@@ -552,4 +594,5 @@ def main(path: Path) -> int:
 
 def _described(error: InmemError) -> dict[str, Any]:
     code, message, fields = to_wire(error)
-    return {"error": [code, message, {k: v for k, v in fields.items() if isinstance(v, str | int | float)}]}
+    plain = {name: value for name, value in fields.items() if isinstance(value, str | int | float)}
+    return {"error": [code, message, plain]}

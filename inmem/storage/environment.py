@@ -10,6 +10,7 @@ directory on shared memory, or in the data directory where that is too small.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from enum import IntEnum
@@ -37,16 +38,40 @@ class Table(IntEnum):
 TABLE_NAMES: Final = {table: table.name.lower().encode() for table in Table}
 LOGGED: Final = (Table.DATA, Table.SESSIONS, Table.FENCES)
 PAGE_BYTES: Final = 4096
+# Of LMDB's lock file. A file that is larger than LMDB wants is used as it is, for more readers.
+_LOCK_HEADER_BYTES: Final = 128
+_READER_SLOT_BYTES: Final = 64
 
 
 def open_for_writing(path: Path, max_readers: int) -> tuple[Any, dict[Table, Any]]:
     """The environment and its tables, created as needed; the writer only."""
     with private_umask():
+        _reserve_reader_slots(path / "lock.mdb", max_readers)
         env = lmdb.open(
             str(path), map_size=MAP_BYTES, max_dbs=len(Table), max_readers=max_readers,
             mode=0o600, writemap=False, sync=False, metasync=False, lock=True, max_spare_txns=0,
         )
     return env, {table: env.open_db(name) for table, name in TABLE_NAMES.items()}
+
+
+def _reserve_reader_slots(file: Path, max_readers: int) -> None:
+    """Give the lock file its memory at once: a slot on a page that a full memory lacks is a SIGBUS.
+
+    Before LMDB opens it, never after: closing a descriptor of it would drop LMDB's own locks.
+    """
+    if file.exists():
+        return  # of an image to adopt, made here
+    fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, _LOCK_HEADER_BYTES + max_readers * _READER_SLOT_BYTES)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StoreFullError(
+            f"{file.parent} has no room for {max_readers} reader slots", used_bytes=0, quota_bytes=0
+        ) from None
+    finally:
+        os.close(fd)
 
 
 def open_for_reading(path: Path) -> tuple[Any, dict[Table, Any]]:

@@ -171,30 +171,32 @@ _STRANDED: set[str] = set()
 class Snapshot:
     """One committed version of the image. Not to be shared between threads."""
 
-    __slots__ = ("_born", "_image", "_max_age_s", "_txn", "now_us")
+    __slots__ = ("_born", "_ended_by", "_image", "_max_age_s", "_txn", "now_us")
 
     def __init__(self, image: Image, txn: Any, max_age_s: float) -> None:
         self._image = image
         self._txn = txn
         self._born = time.monotonic()
         self._max_age_s = max_age_s
+        self._ended_by: str | None = None
         image._live[id(self)] = txn
         self.now_us = image.now_us()
 
     def _open(self) -> Any:
         txn = self._txn
         if txn is None:
+            if self._ended_by is not None:
+                raise SnapshotTooOldError(self._ended_by)  # as often as it is asked: why does not change
             raise ClosedError("the snapshot is closed")
         if id(self) not in self._image._live:
             self._txn = None
-            raise SnapshotTooOldError("the image of this snapshot was replaced")
+            self._ended_by = "the image of this snapshot was replaced"
+            raise SnapshotTooOldError(self._ended_by)
         age = time.monotonic() - self._born
         if age > self._max_age_s:
             self.close()
-            raise SnapshotTooOldError(
-                f"the snapshot is {age:.1f} s old, the limit is {self._max_age_s} s",
-                age_s=age, max_age_s=self._max_age_s,
-            )
+            self._ended_by = f"the snapshot is {age:.1f} s old, the limit is {self._max_age_s} s"
+            raise SnapshotTooOldError(self._ended_by, age_s=age, max_age_s=self._max_age_s)
         return txn
 
     @property

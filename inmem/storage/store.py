@@ -7,6 +7,8 @@ that led there, and store time. It knows bytes, tables and sizes, no types.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -31,7 +33,9 @@ class PublishError(Exception):
 
     def __init__(self, error: lmdb.Error) -> None:
         super().__init__(str(error))
-        self.is_full = isinstance(error, lmdb.MapFullError) or "space" in str(error).lower()
+        # LMDB tells of a write that a full file system cut short as EIO; memory knows no other.
+        reasons = (os.strerror(errno.ENOSPC), os.strerror(errno.EIO))
+        self.is_full = isinstance(error, lmdb.MapFullError) or str(error).endswith(reasons)
 
 
 def entry_bytes(key: bytes, value: bytes) -> int:
@@ -48,7 +52,10 @@ class Store:
     def __init__(self, path: Path, *, max_readers: int, quota_bytes: int) -> None:
         self.path = path
         self.quota_bytes = quota_bytes
-        self._env, self._tables = open_for_writing(path, max_readers)
+        try:
+            self._env, self._tables = open_for_writing(path, max_readers)
+        except lmdb.Error as error:
+            raise CorruptionError(f"{path}: {error}", file=str(path), offset=0) from error
         self._budget = 0  # bytes that may be added before the tables are measured again
         self.live_bytes = 0
         with self._env.begin(self._tables[Table.META]) as txn:

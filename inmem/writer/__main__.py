@@ -27,11 +27,25 @@ _PROBE_S = 0.002
 
 
 def serve(directory: DataDirectory, *, foreground: bool, ready_fd: int | None = None) -> None:
-    """Be the writer of a directory until asked to stop.
+    """Be the writer of a directory until asked to stop; says on `ready_fd` that it serves, or why not.
 
     Raises:
         BusyError: another writer has the directory.
     """
+    starter = _Starter(ready_fd)
+    try:
+        _serve(directory, foreground, starter)
+    except InmemError as error:
+        code, message, fields = to_wire(error)
+        plain = {k: v for k, v in fields.items() if isinstance(v, str | int | float | None)}
+        starter.tell({"error": [code, message, plain]})
+        raise
+    except Exception as error:
+        starter.tell({"error": ["error", f"{type(error).__name__}: {error}", {}]})
+        raise
+
+
+def _serve(directory: DataDirectory, foreground: bool, starter: _Starter) -> None:
     os.umask(0o077)
     lock = FileLock(directory.writer_lock)
     try:
@@ -49,7 +63,7 @@ def serve(directory: DataDirectory, *, foreground: bool, ready_fd: int | None = 
         except BaseException:
             logging.getLogger("inmem.writer").exception("could not start")
             raise
-        _report(ready_fd, {"ready": True})
+        starter.tell({"ready": True})
         try:
             writer.run()
         except BaseException:
@@ -73,14 +87,22 @@ def _set_up_logging(directory: DataDirectory, foreground: bool) -> None:
     )
 
 
-def _report(ready_fd: int | None, message: dict[str, object]) -> None:
-    if ready_fd is None:
-        return
-    try:
-        os.write(ready_fd, json.dumps(message).encode() + b"\n")
-    except BrokenPipeError:
-        pass  # whoever started us gave up waiting; others will come
-    os.close(ready_fd)
+class _Starter:
+    """Whoever started this writer, and waits for one line."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def tell(self, message: dict[str, object]) -> None:
+        """Say how it went, once: afterwards the descriptor's number may stand for another file."""
+        fd, self._fd = self._fd, None
+        if fd is None:
+            return
+        try:
+            os.write(fd, json.dumps(message).encode() + b"\n")
+        except BrokenPipeError:
+            pass  # it gave up waiting; others will come
+        os.close(fd)
 
 
 def _detach() -> None:
@@ -104,15 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         serve(directory, foreground=not detached, ready_fd=options.ready_fd)
     except InmemError as error:
-        code, message, fields = to_wire(error)
-        plain = {k: v for k, v in fields.items() if isinstance(v, str | int | float | None)}
-        _report(options.ready_fd, {"error": [code, message, plain]})
         if not detached:
             print(f"inmem: {error} ({error.hint})", file=sys.stderr)
         return 1
-    except Exception as error:
-        _report(options.ready_fd, {"error": ["error", f"{type(error).__name__}: {error}", {}]})
-        raise
     return 0
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ class Site:
     tmp: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     settings: dict[str, str] = field(default_factory=lambda: {"INMEM_LINGER_S": LINGER_S})
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tmp.mkdir(exist_ok=True)
@@ -69,11 +72,22 @@ class Site:
 
     def start(self, module: str, *arguments: object, **more: Any) -> subprocess.Popen[str]:
         """The command in a session of its own, so that a signal to its group stays there."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(module, *arguments),
             cwd=ROOT, env=self.environment, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
         )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End whatever a failed test has left running."""
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self.started:
+            process.kill()
+            process.communicate()
 
     def processes(self) -> dict[int, list[str]]:
         """Living processes with the mark: process id and command line."""

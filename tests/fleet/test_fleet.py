@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +33,23 @@ def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path / "tmp")
+def site(tmp_path: Path) -> Iterator[Site]:
+    with closing(Site(tmp_path / "tmp")) as site:
+        yield site
 
 
 def started(site: Site, *arguments: object) -> tuple[subprocess.Popen[str], str]:
     """A fleet that is at work, and the id of its database."""
     process = site.start("workers.fleet", *arguments)
     assert process.stdout is not None
-    for line in process.stdout:
-        if " commits (" in line:
-            return process, site.database_id()
-    process.wait(20)
-    assert process.stderr is not None
-    raise AssertionError(f"it ended with {process.returncode}: {process.stderr.read()}")
+    line = process.stdout.readline()
+    found = re.fullmatch(r"Store (.+), writer process \d+\n", line)
+    assert found, line
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("INMEM_LINGER_S")  # whatever the store has
+        with inmem.open(found[1]) as db:
+            wait_for(lambda: db.status().commits >= 100, "a hundred commits")
+    return process, site.database_id()
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -230,7 +235,7 @@ class TestFailures:
         site.assert_nothing_left(database_id)
 
     def test_a_killed_writer_does_not(self, site: Site) -> None:
-        process, database_id = started(site, "--workers", 3, "--steps", 4_000, "--timeout", 100)
+        process, database_id = started(site, "--workers", 3, "--steps", 1_500, "--timeout", 100)
         (writer,) = (pid for pid, words in site.processes().items() if "inmem.writer" in words)
         os.kill(writer, signal.SIGKILL)
         code, text = finish(process)

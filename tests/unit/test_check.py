@@ -34,6 +34,9 @@ from inmem.storage.wal_format import DELETE, PUT
 CONFIG = Path(__file__).parents[2] / "config" / "test.toml"  # segments of 64 KiB
 HOME = Namespace()
 RUN = "run-1"
+# KV, events with their index, a cell; two traces with type, parent and time each, and three tags;
+# two runs with their status, a tag each, and one parent; what is left of gone-1: an entry and a mark.
+RECORDS = 2 * (10 + 24 + 1 + 2 + 6 + 3 + 1 + 2) + 1 + 2
 
 
 def fill(path: Path, *, durability: str | None = None) -> None:
@@ -43,6 +46,15 @@ def fill(path: Path, *, durability: str | None = None) -> None:
             db.kv.put_many(run, {f"key-{n}": n for n in range(5)})
             db.kv.put_many(run, {f"brief-{n}": "soon gone" for n in range(5)}, ttl=3600)
             db.events.append_many(run, [(f"type-{n % 3}", {"n": n}) for n in range(12)])
+            db.cells.init(run, "phase", "working")
+            top = db.traces.record(run, inmem.Thought("top"), id="top", tags=["a", "b"])
+            db.traces.record_child(run, top, inmem.Custom("step", {"n": 1}), id="child", tags=["a", "a"])
+            db.runs.create_run(run_id=run, tags=["x"], parent_run=None if run == RUN else RUN)
+        for gone in ("gone-1", "gone-2"):
+            db.kv.put(gone, "key", 1)
+            db.cells.set(gone, "cell", 1)
+        db.cells.delete("gone-1", "cell")
+        db.runs.delete_run("gone-2")
 
 
 @pytest.fixture
@@ -85,6 +97,11 @@ def replace_position(store: Store, changes: dict[str, Any]) -> Any:
     return store.position._replace(**changes)
 
 
+def stored_position(path: Path) -> Any:
+    with image_of(path) as store:
+        return store.position
+
+
 def stored(path: Path, key: bytes) -> bytes:
     with image_of(path) as store:
         txn = store.begin()
@@ -113,7 +130,7 @@ class TestNothingWrong:
         with inmem.open(store_path) as db:
             report = db.check()
         assert report.ok and report.problems == [] and report.notes == []
-        assert (report.records, report.logs, report.events) == (20 + 2 * 24, 2, 24)
+        assert (report.records, report.logs, report.events) == (RECORDS, 2, 24)
         assert report.version > 0
         assert (report.wal_records > 0) is (durability != "memory")
 
@@ -122,7 +139,7 @@ class TestNothingWrong:
         report = check_in_process(stopped)
         assert report.problems == []
         assert report.notes == ["no image in memory: the log was replayed into a private one"]
-        assert (report.records, report.logs, report.events) == (20 + 2 * 24, 2, 24)
+        assert (report.records, report.logs, report.events) == (RECORDS, 2, 24)
         assert entries(stopped) == before
 
     def test_a_store_whose_writer_was_killed(self, killed: Path) -> None:
@@ -158,7 +175,7 @@ class TestNothingWrong:
             "the image in memory belongs to another database, boot or directory: "
             "the log was replayed into a private one"
         ]
-        assert report.records == 20 + 2 * 24
+        assert report.records == RECORDS
 
     def test_leftovers_of_expiry_are_no_problem(self, store_path: Path) -> None:
         with inmem.open(store_path) as db:
@@ -220,6 +237,7 @@ class TestWhileCommitsGoOn:
         monkeypatch.setattr(module, "_RENEW_S", 0.0)
         fill(store_path)
         with inmem.open(store_path) as db:
+            db.events.append("run-3", "before")
             taken: list[str] = []
             close = module._RunCheck.finish
 
@@ -232,7 +250,7 @@ class TestWhileCommitsGoOn:
             report = check(store_path)
         assert len(taken) == 1
         assert report.problems == []
-        assert (report.events, report.logs) == (25, 3)
+        assert (report.events, report.logs) == (26, 3)
 
     def test_a_snapshot_is_not_renewed_within_a_run(
         self, store_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -241,16 +259,18 @@ class TestWhileCommitsGoOn:
         monkeypatch.setattr(module, "_RENEW_S", 0.0)
         fill(store_path)
         with inmem.open(store_path) as db:
+            appended: list[int] = []
             take = module._RunCheck.take
 
             def taking(run: Any, tag: int, rest: bytes, record: bytes) -> str | None:
-                if tag == TypeTag.EVENT_BY_TYPE and run._indexed == 0:
+                if tag == TypeTag.EVENT_BY_TYPE and rest.endswith(bytes(8)):
                     db.events.append(run.prefix.decode().rpartition("/")[2], "meanwhile")
+                    appended.append(1)
                 return take(run, tag, rest, record)
 
             monkeypatch.setattr(module._RunCheck, "take", taking)
             report = check(store_path)
-            assert db.events.len(RUN) == 13
+            assert len(appended) == 2 and db.events.len(RUN) == 13
         assert report.problems == []
         assert report.events == 24
 
@@ -274,8 +294,9 @@ class TestWhileCommitsGoOn:
 
     def test_a_live_log_that_stays_wrong_is_wrong(self, store_path: Path) -> None:
         with inmem.open(store_path) as db:
-            fill(store_path)
+            db.kv.put(RUN, "key", "x" * 200)
             db.sync()
+            db.kv.put(RUN, "key", "y" * 200)
             flip(segment_files(store_path / "wal")[0][1], 200)
             assert "wrong checksum" in problem_of(db.check())
 
@@ -293,14 +314,23 @@ class TestDamagedLog:
     def test_a_flipped_bit_in_the_middle(self, stopped: Path) -> None:
         file = segment_files(stopped / "wal")[0][1]
         flip(file, file.stat().st_size // 2)
-        assert str(file) in problem_of(check_in_process(stopped))
+        assert str(file) in check_in_process(stopped).problems[0]
+
+    def test_a_flipped_bit_before_what_a_later_record_says_is_durable(self, store_path: Path) -> None:
+        with inmem.open(store_path, durability="sync") as db:
+            for n in range(20):
+                db.kv.put(RUN, "key", n)
+        stop_writer(store_path)
+        file = segment_files(store_path / "wal")[0][1]
+        flip(file, file.stat().st_size // 2)
+        assert "says that version" in problem_of(check_in_process(store_path))
 
     def test_a_flipped_bit_in_the_last_record(self, stopped: Path) -> None:
         file = segment_files(stopped / "wal")[0][1]
         flip(file, file.stat().st_size - 3)
         first, second = check(stopped).problems
-        assert "was durable" in first
-        assert "torn tail" in second and "left cleanly" in second
+        assert "torn tail" in first and "left cleanly" in first
+        assert "was durable" in second
 
     def test_a_missing_end(self, stopped: Path) -> None:
         file = segment_files(stopped / "wal")[0][1]
@@ -384,13 +414,13 @@ class TestDamagedImage:
         damage(killed, (PUT, Table.DATA, EVENT, stored(killed, EVENT)[:20]))
         problems = check(killed).problems
         assert "does not decode" in problems[0]
-        assert any("index by type has 12 entries for" in p or "previous hash" in p for p in problems[1:])
+        assert "EVENT_BY_TYPE has 12 entries, the records ask for 11" in problems[-1]
 
     def test_a_missing_event_is_one_problem_and_its_index_another(self, killed: Path) -> None:
         damage(killed, (DELETE, Table.DATA, EVENT))
         first, second = check(killed).problems
         assert "the events from 5 on are missing" in first
-        assert "index by type has 12 entries for 11 events" in second
+        assert "EVENT_BY_TYPE has 12 entries, the records ask for 11" in second
 
     @pytest.mark.parametrize("change", ["missing", "another", "added"])
     def test_the_index_by_type(self, killed: Path, change: str) -> None:
@@ -403,7 +433,41 @@ class TestDamagedImage:
             "added": [(PUT, Table.DATA, wrong, pack(1, 1, 0, b""))],
         }[change]
         damage(killed, *ops)
-        assert "index by type" in problem_of(check(killed))
+        assert "the index EVENT_BY_TYPE" in problem_of(check(killed))
+
+    @pytest.mark.parametrize("key", [
+        Key.of(HOME.run_prefix(RUN), TypeTag.TRACE_BY_TYPE, b"step\0" + bytes(8) + b"child"),
+        Key.of(HOME.run_prefix(RUN), TypeTag.TRACE_BY_TAG, b"c\0" + bytes(8) + b"child"),
+        Key.of(HOME.run_prefix(RUN), TypeTag.TRACE_BY_PARENT, b"\0" + bytes(8) + b"child"),
+        Key.of(HOME.run_prefix(RUN), TypeTag.TRACE_BY_TIME, bytes(8) + b"child"),
+        Key.of(HOME.prefix(), TypeTag.RUN_BY_STATUS, b"active\0" + bytes(8) + b"run-1"),
+        Key.of(HOME.prefix(), TypeTag.RUN_BY_TAG, b"y\0" + bytes(8) + b"run-1"),
+        Key.of(HOME.prefix(), TypeTag.RUN_BY_PARENT, b"run-1\0" + bytes(8) + b"run-3"),
+    ], ids=lambda key: TypeTag(key.split_key()[1]).name)  # fmt: skip
+    def test_an_entry_too_many_in_any_index(self, killed: Path, key: Key) -> None:
+        damage(killed, (PUT, Table.DATA, key, pack(1, 1, 0, b"")))
+        assert f"the index {TypeTag(key.split_key()[1]).name}" in problem_of(check(killed))
+
+    @pytest.mark.parametrize("key", [Key.trace(HOME, RUN, "child"), Key.run(HOME, RUN)], ids=repr)
+    def test_a_missing_record_shows_in_all_its_indices(self, killed: Path, key: Key) -> None:
+        damage(killed, (DELETE, Table.DATA, key))
+        problems = check(killed).problems
+        assert len(problems) == (4 if b"child" in key else 2)
+        assert all("the index " in problem for problem in problems)
+
+    @pytest.mark.parametrize("key", [
+        Key.state(HOME, RUN, "phase"), Key.trace(HOME, RUN, "top"), Key.run(HOME, RUN),
+        Key.of(HOME.run_prefix("gone-1"), TypeTag.STATE_MARK, b"mark"),
+    ], ids=repr)  # fmt: skip
+    def test_a_record_of_any_primitive_that_is_none(self, killed: Path, key: Key) -> None:
+        damage(killed, (PUT, Table.DATA, key, stored(killed, key)[:16]))
+        assert check(killed).problems[0].startswith(f"{key!r}: ")
+
+    def test_a_record_in_a_deleted_run(self, killed: Path) -> None:
+        key = Key.kv(HOME, "gone-2", "key")
+        version = stored_position(killed).version
+        damage(killed, (PUT, Table.DATA, key, pack(version, 1, 0, b"\x01")))
+        assert problem_of(check(killed)) == "default/default/default/gone-2: was deleted, but has records"
 
     def test_a_missing_entry_in_the_order_of_expiry(self, killed: Path) -> None:
         entry = stored(killed, BRIEF)[16:24] + BRIEF
@@ -460,8 +524,7 @@ class TestDamagedImage:
             f.seek(2 * 4096)
             f.write(b"\xff" * (data.stat().st_size - 2 * 4096))
         report = check_in_process(killed)
-        assert report.problems
-        assert "image cannot be read" in report.problems[0]
+        assert "the image cannot be" in problem_of(report)
 
 
 class TestTheProcess:

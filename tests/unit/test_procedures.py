@@ -130,7 +130,7 @@ class TestAdd:
     @pytest.mark.parametrize(("stored", "delta", "initial"), [
         ((1 << 63) - 1, 1, 0), (-(1 << 63), -1, 0), (None, 1, (1 << 63) - 1), (1e308, 1e308, 0),
         ("text", 1, 0), (True, 1, 0), ([], 1, 0), (None, True, 0), (None, 1, False), (None, "1", 0), (None, 1, None),
-        (None, None, 0), (None, 1 << 63, 0), (None, 1, -(1 << 63) - 0 if False else (1 << 63)), (b"1", 1, 0),
+        (None, None, 0), (None, 1 << 63, 0), (None, 1, 1 << 63), (b"1", 1, 0),
     ])
     def test_refusals_change_nothing(
         self, bench: Bench, client: Client, stored: Any, delta: Any, initial: Any
@@ -248,9 +248,6 @@ class TestFences:
         call("event.append", RUN, []),
     ], ids=["put", "delete", "kv.add", "kv.delete", "event.append", "empty event.append"])
     def test_a_deleted_run_takes_nothing(self, bench: Bench, op: list[Any]) -> None:
-        bench.client()  # so that the log is not empty
-        bench.log.records.append((10**6, [(0, 2, b"", b"")]))
-        bench.log.records.pop()
         bench.fence(RUN)
         client = bench.client("after")
         answer = client.send(op)
@@ -259,21 +256,12 @@ class TestFences:
         assert error.run_id == "r"
         assert bench.records() == {}
         assert client.send(put(kv_key("other", "k"), 1)).status == APPLIED
-        bench.log.records[0][1].append((0, 2, *fence_record()))
 
     def test_a_commit_into_two_runs_fails_as_a_whole(self, bench: Bench) -> None:
         bench.fence(RUN)
         client = bench.client()
         assert isinstance(error_of(client.send(put(kv_key("other", "k"), 1), put(K, 1))), RunDeletedError)
         assert bench.records() == {}
-        bench.log.records[0][1].append((0, 2, *fence_record()))
-
-
-def fence_record() -> tuple[bytes, bytes]:
-    """What `Bench.fence` stores beside the log, so that log and image can be compared."""
-    from inmem.commit.workspace import fence_of
-
-    return fence_of(RUN), (1).to_bytes(8, "big")
 
 
 arguments = st.recursive(
