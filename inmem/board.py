@@ -83,19 +83,36 @@ class Board:
             if create:
                 os.ftruncate(fd, SLOTS * _SLOT_BYTES)  # sparse: a slot takes memory when it is used
             self._map = mmap.mmap(fd, SLOTS * _SLOT_BYTES)
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
+        self._fd = fd
+        if not create:
+            self._leave_file()
         self._anchor = ctypes.c_char.from_buffer(self._map)  # keeps the address valid
         self._address = ctypes.addressof(self._anchor)
         self._view = memoryview(self._map)
         self._words = self._view.cast("Q")
         self._halves = self._view.cast("I")
 
+    def _leave_file(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
     # --- the writer's side --------------------------------------------------------------
 
-    def clear(self, slot: int) -> None:
-        """Empty a slot for a session that begins to use it."""
+    def clear(self, slot: int) -> bool:
+        """Empty a slot for a session that begins to use it; False if the memory is full.
+
+        It gets its memory here: touching a page that a full memory lacks is a SIGBUS, to both sides.
+        """
+        try:
+            os.posix_fallocate(self._fd, slot * _SLOT_BYTES, _SLOT_BYTES)
+        except OSError:
+            return False
         self._view[slot * _SLOT_BYTES : (slot + 1) * _SLOT_BYTES] = bytes(_SLOT_BYTES)
+        return True
 
     def post(self, slot: int, sequence: int, status: int, version: int, result: bytes) -> None:
         """Write an answer. The caller has seen that it fits and that the entry is free."""
@@ -152,6 +169,7 @@ class Board:
 
     def close(self) -> None:
         """Unmap."""
+        self._leave_file()
         self._words.release()
         self._halves.release()
         self._view.release()
@@ -172,7 +190,7 @@ class Slots:
         return self._of.get(session, _NONE)[0]
 
     def give(self, session: bytes, pid: int) -> int:
-        """An empty slot for a session that says hello; -1 if none is left."""
+        """An empty slot for a session that says hello; -1 if none is left, or no memory for it."""
         self.take(session)
         if self._board is None:
             return -1
@@ -181,8 +199,10 @@ class Slots:
         if not self._free:
             return -1
         slot = self._free.pop()
+        if not self._board.clear(slot):
+            self._free.append(slot)
+            return -1
         self._of[session] = slot, pid
-        self._board.clear(slot)
         return slot
 
     def take(self, session: bytes) -> None:

@@ -99,7 +99,9 @@ class DataDirectory:
                 try:
                     os.chmod(self.path, 0o700)
                 except OSError as error:
-                    raise PermissionDeniedError(f"{self.path}: {error.strerror}", path=str(self.path)) from None
+                    raise PermissionDeniedError(
+                        f"{self.path}: {error.strerror}", path=str(self.path)
+                    ) from None
             elif not entries & {"settings.json", "launch.lock"}:
                 raise InvalidInputError(
                     f"{self.path} is not empty and holds no inmem database", argument="path"

@@ -153,6 +153,7 @@ class Bench:
         self, path: Path, *, log: Any = None, always_sync: bool = False, max_in_flight: int = 1024,
         ttl_s: float = 3600.0, quota: int = QUOTA, chain: int = 0,
     ) -> None:
+        path.mkdir(mode=0o700)
         self.store = FailingStore(path, quota_bytes=quota)
         self.log = RecordingLog() if log is None else log
         self.now = START_US

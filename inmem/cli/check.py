@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import typer
 
-from inmem.cli.common import FAILED, AsJson, StorePath, command, console, database_at, print_json
+from inmem.cli.common import FAILED, AsJson, StorePath, command, console, database_at, print_json, size
 from inmem.maintenance.check import CheckReport, check_in_process
 
 
@@ -33,7 +33,8 @@ def _print(report: CheckReport) -> None:
     out = console()
     out.print(
         f"version {report.version}: {report.records:,} records, {report.events:,} events in "
-        f"{report.logs:,} logs, {report.wal_records:,} log records ({report.wal_bytes:,} bytes)"
+        f"{report.logs:,} event logs, {report.wal_records:,} log records ({size(report.wal_bytes)})",
+        soft_wrap=True,
     )
     for note in report.notes:
         out.print(f"note: {note}", soft_wrap=True)

@@ -73,11 +73,11 @@ class Attachment:
 
     def session(self) -> Session:
         """This thread's session."""
+        if self.closed:  # by another thread, which closed the socket of this one too
+            raise ClosedError("the database is closed")
         try:
             session: Session = self._local.session
         except AttributeError:
-            if self.closed:
-                raise ClosedError("the database is closed") from None
             session = self._local.session = Session(self)
         return session
 

@@ -438,7 +438,10 @@ class Session:
         """Say goodbye, if nothing is unanswered, and close the line."""
         with self._lock:
             if self._line is not None and not self._pending and not self._line.is_dead():
-                self._line.send(GOODBYE_HEADER.pack(GOODBYE, self._id))
+                try:
+                    self._line.send(GOODBYE_HEADER.pack(GOODBYE, self._id))
+                except zmq.ZMQError:
+                    pass  # the thread that closed the database closed this socket with it
                 self._line.close(linger_ms=_LINGER_MS)
             self._closed = True
             self._drop_line()

@@ -122,7 +122,7 @@ def check_in_process(path: Path) -> CheckReport:
 
 
 def check(path: Path) -> CheckReport:
-    """Check a database here. Cost: about 5 µs a record; memory is bounded.
+    """Check a database here. Cost: about 10 µs a record; memory is bounded.
 
     Raises:
         InvalidInputError: there is no database.

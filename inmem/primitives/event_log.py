@@ -66,9 +66,8 @@ class EventReads:
         last = self._end if end is None else self._start + encode_sequence(end, "end")
         check_limit(limit)
         self._about_to_read()
-        if first >= last:
-            return []
-        return [_event(item) for item in self._reader.scan(first, last, limit=limit, reverse=bool(reverse))]
+        items = self._reader.scan(first, max(first, last), limit=limit, reverse=bool(reverse))
+        return [_event(item) for item in items]
 
     def head(self) -> Event | None:
         """The last event. See `EventLog.head`."""

@@ -109,9 +109,7 @@ class KVReads:
                 end = min(end, after)
             else:
                 start = max(start, after + b"\0")
-        if start >= end:
-            return []
-        return self._reader.scan(start, end, limit=limit, reverse=bool(reverse))
+        return self._reader.scan(start, max(start, end), limit=limit, reverse=bool(reverse))
 
 
 class ScopedKV(KVReads):
@@ -360,7 +358,7 @@ def _entries(head: bytes, mapping: Mapping[str, Any], expires: int) -> list[list
             f"mapping must be a mapping, not {type(mapping).__name__}", argument="mapping"
         )
     return [
-        [OP_PUT, head + encode_name(key), values.encode(value, f"mapping[{key!r}]"), expires]
+        [OP_PUT, head + encode_name(key, "mapping key"), values.encode(value, f"mapping[{key!r}]"), expires]
         for key, value in mapping.items()
     ]
 

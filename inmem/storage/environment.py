@@ -46,6 +46,7 @@ _READER_SLOT_BYTES: Final = 64
 def open_for_writing(path: Path, max_readers: int) -> tuple[Any, dict[Table, Any]]:
     """The environment and its tables, created as needed; the writer only."""
     with private_umask():
+        path.mkdir(mode=0o700, exist_ok=True)
         _reserve_reader_slots(path / "lock.mdb", max_readers)
         env = lmdb.open(
             str(path), map_size=MAP_BYTES, max_dbs=len(Table), max_readers=max_readers,

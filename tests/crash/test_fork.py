@@ -121,10 +121,10 @@ def test_fork_inside_a_snapshot(store_path: Path, workers: Workers) -> None:
 
             assert in_child(work) == "ForkError"
             # What the child did, its exit included, must not have freed the parent's slot.
-            db.kv.put_many(RUN, {key: "new" for key in rows})
+            db.kv.put_many(RUN, dict.fromkeys(rows, "new"))
             churn()
             assert dict(view.kv.list_with_values()) == rows
-        assert dict(db.kv.list_with_values(RUN)) == {key: "new" for key in rows}
+        assert dict(db.kv.list_with_values(RUN)) == dict.fromkeys(rows, "new")
         assert in_child(lambda: db.kv.get(RUN, "row-0000")) == "ok", "with no snapshot open it works again"
 
 

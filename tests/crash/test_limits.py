@@ -168,6 +168,59 @@ def test_an_image_dir_that_is_too_small_is_refused(scratch: Path, monkeypatch: p
         assert os.listdir(memory) == []
 
 
+SMALL_MACHINE = """
+import os, sys, threading
+import inmem
+path = sys.argv[1]
+with inmem.open(path) as db:
+    image = db._attachment.control.read().image
+    assert image.startswith(path), image  # too small for the quota: the image is on the disk
+    db.kv.put("r", "k", 1)
+    pid = db.status().writer_pid
+    with open("/dev/shm/ballast", "wb", buffering=0) as ballast:
+        try:
+            while True:
+                ballast.write(bytes(4096))
+        except OSError:
+            pass
+    wrong = []
+    def work(n):
+        try:
+            assert db.kv.add("r", "n") > 0
+            assert db.events.append("r", "e", n).sequence >= 0
+            assert db.kv.get("r", "k") == 1
+        except BaseException as error:
+            wrong.append(error)
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(20)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert not wrong, wrong
+    assert db.kv.get("r", "n") == 20 and db.events.len("r") == 20
+    assert db.status().writer_pid == pid
+    os.kill(pid, 9)
+    assert db.kv.add("r", "n") == 21
+    os.kill(db.status().writer_pid, 15)
+print("served")
+"""
+
+
+@needs_root
+def test_a_machine_with_hardly_any_shared_memory(store_path: Path) -> None:
+    """A container's 64 MiB of /dev/shm, and then none at all: new sessions are served all the same."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("unshare is not installed")
+    mounting = 'mount -t tmpfs -o size=64m,mode=1777 tmpfs /dev/shm && exec "$@"'
+    done = subprocess.run(
+        [unshare, "--mount", "sh", "-c", mounting, "sh", sys.executable, "-c", SMALL_MACHINE,
+         str(store_path)],
+        capture_output=True, text=True, cwd="/", timeout=60, check=False,
+    )
+    if "unshare failed" in done.stderr:
+        pytest.skip(f"no mount namespace can be made here: {done.stderr.strip()}")
+    assert done.stdout.strip() == "served", done.stdout + done.stderr
+
+
 # --- the disk ---------------------------------------------------------------------------------------
 
 
@@ -284,7 +337,8 @@ def garbage(rng: random.Random, database_id: bytes) -> list[bytes]:
         msgpack.packb([-1, 0, [], [], []]), msgpack.packb([0, 0, [], [], [[9, key]]]),
         msgpack.packb([0, 0, [], [], [[0, key]]]), msgpack.packb([0, 0, [], [], [[0, b"no tag", b"", 0]]]),
         msgpack.packb([0, 0, [], [], [[0, key, b"x", -5]]]), msgpack.packb([0, 0, [[key]], [], []]),
-        msgpack.packb([0, 0, [], [], [[2, "no.such", []]]]), msgpack.packb([0, 0, [], [], [[2, "kv.add", [1]]]]),
+        msgpack.packb([0, 0, [], [], [[2, "no.such", []]]]),
+        msgpack.packb([0, 0, [], [], [[2, "kv.add", [1]]]]),
         msgpack.packb([0, 0, [], [], [[2, "kv.add", [key, "x", None]]]]),
         msgpack.packb([0, 0, [], [], [[2, "event.append", [b"p", [["a"]]]]]]),
         msgpack.packb([0, 0, [], [], [[2, "event.append", [b"a/b/c/d", [[1, 2, 3]]]]]]),
@@ -514,7 +568,8 @@ def test_all_files_are_private(store_path: Path) -> None:
             db.kv.put(RUN, "k", 1)
             image = Path(control_state(store_path).image)
             endpoint = Path(control_state(store_path).endpoint.removeprefix("ipc://"))
-            everything = [store_path, *store_path.rglob("*"), image, *image.rglob("*"), endpoint, image.parent]
+            memory = [image, *image.rglob("*"), endpoint, image.parent]
+            everything = [store_path, *store_path.rglob("*"), *memory]
             open_to_others = [p for p in everything if p.lstat().st_mode & 0o077]
     finally:
         os.umask(old)

@@ -234,7 +234,9 @@ def test_the_writer_leaves_after_the_last_client_was_killed(
     assert control_state(store_path).pid == 0
 
 
-def test_launching_backs_off_when_writers_keep_dying(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launching_ends_when_writers_keep_dying(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A writer that cannot live is told of within bounds, and is not started without end."""
     with inmem.open(store_path) as db:
         db.kv.put(RUN, "k", 1)

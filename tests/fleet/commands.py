@@ -81,13 +81,20 @@ class Site:
         return process
 
     def close(self) -> None:
-        """End whatever a failed test has left running."""
-        for pid in self.processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """End what a failed test has left running; what is well leaves by itself."""
         for process in self.started:
             process.kill()
             process.communicate()
+        try:
+            wait_for(lambda: not self.processes(), "the last process", 20)
+        finally:
+            for pid in self.processes():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        # A store with a path stays, but what it has in memory goes with its writer.
+        for settings in self.tmp.parent.rglob("settings.json"):
+            name = json.loads(settings.read_text())["database_id"]
+            wait_for(lambda name=name: not self.images(name), f"memory of {settings.parent} freed", 20)
 
     def processes(self) -> dict[int, list[str]]:
         """Living processes with the mark: process id and command line."""

@@ -51,12 +51,16 @@ operations = st.one_of(
     st.tuples(st.just("put"), keys, st.integers(0, 9) | st.just("text"), st.sampled_from([0, 0, 1, 2, 5])),
     st.tuples(st.sampled_from(["delete", "kv.delete"]), keys),
     st.tuples(st.just("kv.add"), keys, st.integers(-3, 3), st.just(10)),
-    st.tuples(st.just("append"), runs, st.lists(st.tuples(st.just("t"), st.integers(0, 9)), min_size=1, max_size=3)),
+    st.tuples(
+        st.just("append"), runs, st.lists(st.tuples(st.just("t"), st.integers(0, 9)), min_size=1, max_size=3)
+    ),
 )
 drafts = st.tuples(
     st.sets(keys, max_size=2),
-    st.lists(st.sampled_from([("r", "a", "c"), ("r", "b", ""), ("r", "", ""), ("s", "", ""), ("s", "d", "e")]),
-             max_size=2),
+    st.lists(
+        st.sampled_from([("r", "a", "c"), ("r", "b", ""), ("r", "", ""), ("s", "", ""), ("s", "d", "e")]),
+        max_size=2,
+    ),
     st.sets(runs, max_size=1),
     st.lists(operations, max_size=3),
 )
@@ -307,8 +311,11 @@ class CommitMachine(RuleBasedStateMachine):
     def send_with_a_gap(self, client: int, skip: int) -> None:
         some = self.clients[client]
         last = self.bench.sessions.last_sequence(some.session)
-        [answer] = self.bench.commit(Request(some.session, some.next + skip, min(some.answered_below, some.next),
-                                             body(put(KEYS[0], "gap"))))
+        [answer] = self.bench.commit(
+            Request(
+                some.session, some.next + skip, min(some.answered_below, some.next), body(put(KEYS[0], "gap"))
+            )
+        )
         assert (answer.status, answer.version) == (2, last + 1)
 
     # --- the world around ------------------------------------------------------------------------------

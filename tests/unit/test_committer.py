@@ -457,7 +457,9 @@ class TestDurability:
 
     def test_one_that_asks_makes_its_group_durable(self, bench: Bench) -> None:
         client = bench.client()
-        bench.commit(client.request(body(put(key("a"), 1))), client.request(body(put(key("b"), 1)), sync=True))
+        bench.commit(
+            client.request(body(put(key("a"), 1))), client.request(body(put(key("b"), 1)), sync=True)
+        )
         assert bench.log.durable == bench.committer.version
 
     def test_the_answer_of_a_repeated_sync_commit_is_durable(self, bench: Bench) -> None:
@@ -484,7 +486,8 @@ class TestDurability:
             if i % 7 == 3:
                 bench.store.plan = [True, None, True]
             group = [
-                client.request(body(put(key(f"k{i}"), i))), client.request(body(call("kv.add", key("n"), 1, 0))),
+                client.request(body(put(key(f"k{i}"), i))),
+                client.request(body(call("kv.add", key("n"), 1, 0))),
                 client.request(body(append("r", ("x", i)))),
             ]
             assert any(answer.status == APPLIED for answer in bench.commit(*group))

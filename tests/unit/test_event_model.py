@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -31,7 +32,9 @@ def chain_of(items: list[tuple[bytes, bytes, int]], chain: int = XXH3) -> list[S
     return events
 
 
-def verdict(events: list[StoredEvent], anchor: tuple[int, bytes] | None = None) -> event_log.ChainVerification:
+def verdict(
+    events: list[StoredEvent], anchor: tuple[int, bytes] | None = None
+) -> event_log.ChainVerification:
     return verify([(event.sequence, pack(event)) for event in events], anchor)
 
 
@@ -68,7 +71,7 @@ def test_round_trip_and_validity(items: list[tuple[bytes, bytes, int]], chain: i
     for event in events:
         assert unpack(event.sequence, pack(event)) == event
     assert verdict(events) == event_log.ChainVerification(True, len(events))
-    assert all(a.timestamp <= b.timestamp for a, b in zip(events, events[1:], strict=False))
+    assert all(a.timestamp <= b.timestamp for a, b in pairwise(events))
     assert {event.chain for event in events} == {chain}
 
 
@@ -138,7 +141,9 @@ def test_a_log_that_changes_its_algorithm() -> None:
 def test_time_that_goes_back() -> None:
     events = five()
     fields = (4, TIME, events[4].event_type, events[4].payload, events[3].hash)
-    forged = StoredEvent(4, XXH3, TIME, *fields[2:3], fields[4], event_log.chain_hash(XXH3, *fields), fields[3])
+    forged = StoredEvent(
+        4, XXH3, TIME, *fields[2:3], fields[4], event_log.chain_hash(XXH3, *fields), fields[3]
+    )
     assert verdict([*events[:4], forged]).error == "timestamp goes backwards"
 
 
@@ -152,7 +157,11 @@ class TestAnchor:
         events = five()
         assert verdict(events[:3]).is_valid, "which a bare chain cannot see"
         found = verdict(events[:3], (4, events[4].hash))
-        assert (found.is_valid, found.first_invalid, found.error) == (False, 3, "the log ends before the anchor")
+        assert (found.is_valid, found.first_invalid, found.error) == (
+            False,
+            3,
+            "the log ends before the anchor",
+        )
 
     def test_a_log_that_was_replaced(self) -> None:
         other = chain_of([(b"x", b"", TIME)] * 5)

@@ -259,7 +259,8 @@ class UndoMachine(RuleBasedStateMachine):
 
     def image(self) -> dict[bytes, tuple[object, ...]]:
         return {
-            i: (s.last, s.answered_below, s.active_s, dict(s.outcomes)) for i, s in self.some._sessions.items()
+            i: (s.last, s.answered_below, s.active_s, dict(s.outcomes))
+            for i, s in self.some._sessions.items()
         }
 
     @rule(session=st.sampled_from([A, B]))

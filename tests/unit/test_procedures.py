@@ -10,7 +10,20 @@ from typing import Any
 
 import msgpack
 import pytest
-from committing import NS, SECOND, START_US, Bench, Client, append, call, delete, error_of, kv_key, put, results_of
+from committing import (
+    NS,
+    SECOND,
+    START_US,
+    Bench,
+    Client,
+    append,
+    call,
+    delete,
+    error_of,
+    kv_key,
+    put,
+    results_of,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,7 +76,11 @@ class TestAppend:
         assert first == 2
         events = log_of(bench)
         assert [e.hash for e in events] == hashes + more
-        assert [(e.event_type, values.decode(e.payload)) for e in events] == [(b"a", 1), (b"b", None), (b"a", 2)]
+        assert [(e.event_type, values.decode(e.payload)) for e in events] == [
+            (b"a", 1),
+            (b"b", None),
+            (b"a", 2),
+        ]
         assert {e.timestamp for e in events} == {START_US}
 
     def test_two_appends_in_one_commit_follow_on_each_other(self, bench: Bench, client: Client) -> None:
@@ -97,7 +114,9 @@ class TestAppend:
         longest = MAX_KEY_BYTES - MAX_LABEL_BYTES - 11
         items = [[b"t" * MAX_LABEL_BYTES, b"\xc0", 0]]
         assert client.send(call("event.append", b"p" * longest, items)).status == APPLIED
-        assert isinstance(error_of(client.send(call("event.append", b"p" * (longest + 1), items))), InvalidInputError)
+        assert isinstance(
+            error_of(client.send(call("event.append", b"p" * (longest + 1), items))), InvalidInputError
+        )
 
     def test_items_are_counted(self, client: Client) -> None:
         items = [[b"a", b"", 0]] * (MAX_TRANSACTION_OPS + 1)
@@ -127,11 +146,26 @@ class TestAdd:
         assert (result, type(result)) == (total, type(total))
         assert (bench.value(K), type(bench.value(K))) == (total, type(total))
 
-    @pytest.mark.parametrize(("stored", "delta", "initial"), [
-        ((1 << 63) - 1, 1, 0), (-(1 << 63), -1, 0), (None, 1, (1 << 63) - 1), (1e308, 1e308, 0),
-        ("text", 1, 0), (True, 1, 0), ([], 1, 0), (None, True, 0), (None, 1, False), (None, "1", 0), (None, 1, None),
-        (None, None, 0), (None, 1 << 63, 0), (None, 1, 1 << 63), (b"1", 1, 0),
-    ])
+    @pytest.mark.parametrize(
+        ("stored", "delta", "initial"),
+        [
+            ((1 << 63) - 1, 1, 0),
+            (-(1 << 63), -1, 0),
+            (None, 1, (1 << 63) - 1),
+            (1e308, 1e308, 0),
+            ("text", 1, 0),
+            (True, 1, 0),
+            ([], 1, 0),
+            (None, True, 0),
+            (None, 1, False),
+            (None, "1", 0),
+            (None, 1, None),
+            (None, None, 0),
+            (None, 1 << 63, 0),
+            (None, 1, 1 << 63),
+            (b"1", 1, 0),
+        ],
+    )
     def test_refusals_change_nothing(
         self, bench: Bench, client: Client, stored: Any, delta: Any, initial: Any
     ) -> None:
@@ -142,7 +176,9 @@ class TestAdd:
         assert error.code == "invalid_value"
         assert bench.records() == before
 
-    @pytest.mark.parametrize("garbage", [b"", b"\xc1", b"\x91", b"\xc7\x0c\xff" + b"\xff" * 12, b"\x01\x02"], ids=repr)
+    @pytest.mark.parametrize(
+        "garbage", [b"", b"\xc1", b"\x91", b"\xc7\x0c\xff" + b"\xff" * 12, b"\x01\x02"], ids=repr
+    )
     def test_an_entry_that_does_not_decode_is_no_number(
         self, bench: Bench, client: Client, garbage: bytes
     ) -> None:
@@ -165,7 +201,9 @@ class TestAdd:
         assert bench.value(K) == 11
 
     def test_many_in_one_commit(self, bench: Bench, client: Client) -> None:
-        answer = client.send(*[call("kv.add", K, 1, 0) for _ in range(5)], put(K, 100), call("kv.add", K, 1, 0))
+        answer = client.send(
+            *[call("kv.add", K, 1, 0) for _ in range(5)], put(K, 100), call("kv.add", K, 1, 0)
+        )
         assert results_of(answer) == [1, 2, 3, 4, 5, 101]
         assert bench.value(K) == 101
 

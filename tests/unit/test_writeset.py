@@ -47,7 +47,13 @@ def test_a_single_is_the_same_as_a_write_set_of_one(op: list[Any]) -> None:
     assert encode_single(op) == WriteSet(ops=[op]).encode()
 
 
-GOOD: list[Any] = [7, 0, [[KEY, 3]], [[KEY, END, 1]], [[0, KEY, b"p", 0], [1, KEY], [2, "kv.add", [KEY, 1, 0]]]]
+GOOD: list[Any] = [
+    7,
+    0,
+    [[KEY, 3]],
+    [[KEY, END, 1]],
+    [[0, KEY, b"p", 0], [1, KEY], [2, "kv.add", [KEY, 1, 0]]],
+]
 
 
 def replaced(*path_and_value: Any) -> list[Any]:
@@ -66,7 +72,18 @@ def test_the_good_document_is_good() -> None:
 
 
 BAD_KEYS = [
-    b"", b"k", b"\0", b"\0\x01", b"\0\x01k", b"kk\0", b"k" * 20, b"k" * 509 + b"\0\x01k", "a\0\x01k", None, 7, [],
+    b"",
+    b"k",
+    b"\0",
+    b"\0\x01",
+    b"\0\x01k",
+    b"kk\0",
+    b"k" * 20,
+    b"k" * 509 + b"\0\x01k",
+    "a\0\x01k",
+    None,
+    7,
+    [],
 ]
 BAD_COUNTS = [-1, -(1 << 63), 1.0, True, None, "1", b"1", []]
 NO_LISTS = [None, 0, "", b"", {}, {1: 2}]
@@ -82,17 +99,45 @@ BAD: dict[str, Any] = {
     **{f"range count {c!r}": replaced(3, 0, 2, c) for c in BAD_COUNTS},
     **{f"put expiry {c!r}": replaced(4, 0, 3, c) for c in [*BAD_COUNTS, 1 << 63]},
     **{f"payload {p!r}": replaced(4, 0, 2, p) for p in [None, "", 1, []]},
-    **{f"operation {o!r:.20}": replaced(4, 0, o) for o in [
-        None, [], {}, 0, b"", "put", [3, KEY], [0], [0, KEY], [0, KEY, b"p"], [0, KEY, b"p", 0, 0], [1],
-        [1, KEY, 0], [2, "x"], [2, "x", [], 0], [2, b"x", []], [2, 1, []], [2, "x", {}], [2, "x", None],
-        [-1, KEY], ["0", KEY, b"", 0], [None], [0.5, KEY],
-    ]},
+    **{
+        f"operation {o!r:.20}": replaced(4, 0, o)
+        for o in [
+            None,
+            [],
+            {},
+            0,
+            b"",
+            "put",
+            [3, KEY],
+            [0],
+            [0, KEY],
+            [0, KEY, b"p"],
+            [0, KEY, b"p", 0, 0],
+            [1],
+            [1, KEY, 0],
+            [2, "x"],
+            [2, "x", [], 0],
+            [2, b"x", []],
+            [2, 1, []],
+            [2, "x", {}],
+            [2, "x", None],
+            [-1, KEY],
+            ["0", KEY, b"", 0],
+            [None],
+            [0.5, KEY],
+        ]
+    },
     **{f"part {i} {v!r}": replaced(i, v) for i in (2, 3, 4) for v in NO_LISTS},
     **{f"read {v!r}": replaced(2, 0, v) for v in [None, [], [KEY], [KEY, 1, 1], KEY, {}]},
     **{f"range {v!r:.20}": replaced(3, 0, v) for v in [None, [], [KEY], [KEY, END], [KEY, END, 1, 1], {}]},
-    **{f"document {v!r}": v for v in [None, 0, [], {}, "abcde", b"abcde", [0, 0, [], []], [0, 0, [], [], [], []]]},
+    **{
+        f"document {v!r}": v
+        for v in [None, 0, [], {}, "abcde", b"abcde", [0, 0, [], []], [0, 0, [], [], [], []]]
+    },
     "a map of five": {b"a": 1, b"b": 2, b"c": 3, b"d": 4, b"e": 5},
-    "an expiring key too long for the expiry order": replaced(4, 0, [0, b"k" * 500 + b"\0\x01" + b"k" * 9, b"", 1]),
+    "an expiring key too long for the expiry order": replaced(
+        4, 0, [0, b"k" * 500 + b"\0\x01" + b"k" * 9, b"", 1]
+    ),
 }
 
 
@@ -146,7 +191,9 @@ class TestLimits:
     def test_bytes(self) -> None:
         over = WriteSet(ops=[[0, KEY, bytes(MAX_TRANSACTION_BYTES), 0]])
         assert self.limit_of(over.encode).limit == MAX_TRANSACTION_BYTES
-        assert self.limit_of(lambda: decode(bytes(MAX_TRANSACTION_BYTES + 1))).what == "bytes of one transaction"
+        assert (
+            self.limit_of(lambda: decode(bytes(MAX_TRANSACTION_BYTES + 1))).what == "bytes of one transaction"
+        )
 
 
 def fuzzed(data: bytes) -> bool:

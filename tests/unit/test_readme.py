@@ -1,0 +1,132 @@
+"""What the documents show runs: programs, commands, targets, and the files that they point to."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import stop_writer
+
+import inmem
+from inmem.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """The fenced blocks of one language, in order."""
+    return [text for tag, text in FENCE.findall(document.read_text(encoding="utf-8")) if tag == language]
+
+
+def lines(language: str = "sh") -> list[str]:
+    return [
+        line.split("#")[0].strip()
+        for document in DOCUMENTS
+        for block in blocks(document, language)
+        for line in block.splitlines()
+        if line.split("#")[0].strip()
+    ]
+
+
+def start(program: Path) -> subprocess.Popen[str]:
+    """A program of its own, as a reader would run it."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("INMEM_")}
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", program.name], cwd=program.parent, env=plain,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def output(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and err == "", err
+    return out
+
+
+def written(document: Path, folder: Path) -> list[Path]:
+    """The programs of a document as files, named by their first line where that is a name."""
+    programs = []
+    for number, text in enumerate(blocks(document, "python")):
+        name = re.match(r"# (\w+\.py)\n", text)
+        program = folder / (name[1] if name else f"block_{number}.py")
+        program.write_text(text, encoding="utf-8")
+        programs.append(program)
+    return programs
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_program_runs(document: Path, scratch: Path) -> None:
+    try:
+        for program in written(document, scratch):
+            output(start(program))
+    finally:
+        stop_writer(scratch / "data")
+
+
+def test_the_programs_of_the_readme_share_a_run(scratch: Path) -> None:
+    """As it says: started as often as you like, each booking has a number of its own."""
+    plan, book = written(ROOT / "README.md", scratch)
+    assert (plan.name, book.name) == ("plan.py", "book.py")
+    try:
+        output(start(plan))
+        told = [output(process) for process in [start(book) for _ in range(4)]]
+        numbers = [int(number) for text in told for number in re.findall(r"booked number (\d+)", text)]
+        assert sorted(numbers) == [1, 2, 3, 4]
+        assert all("goal: {'city': 'Oslo', 'nights': 3}" in text for text in told)
+        with inmem.open(scratch / "data") as db:
+            events = [event.event_type for event in db.events.iter("trip-to-oslo")]
+        assert events == ["planned"] + ["booked"] * 4
+    finally:
+        stop_writer(scratch / "data")
+
+
+def test_a_program_that_fails_is_noticed(scratch: Path) -> None:
+    program = scratch / "wrong.py"
+    program.write_text("import inmem\nwith inmem.open('./data') as db:\n    assert db.kv.count('r') == 1\n")
+    try:
+        with pytest.raises(AssertionError, match="AssertionError"):
+            output(start(program))
+    finally:
+        stop_writer(scratch / "data")
+
+
+def test_every_command_that_is_shown_exists() -> None:
+    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    shown = [line.split()[1] for line in lines() if line.startswith("inmem ")]
+    assert set(shown) == known, "all of them are shown, and no other"
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    asked = [line.split()[1] for line in lines() if line.startswith("make ")]
+    assert asked and set(asked) <= targets
+
+
+def test_every_module_that_is_named_as_a_program_exists() -> None:
+    text = "".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    modules = set(re.findall(r"python -m ([\w.]+)", text))
+    assert {"workers.fleet", "workers.replay"} <= modules
+    assert all(importlib.util.find_spec(module) for module in modules - {"venv"})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_file_that_is_pointed_to_exists(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    targets = [t.partition("#")[0] for t in re.findall(r"\]\(([^)]+)\)", text) if "://" not in t]
+    for target in filter(None, targets):
+        assert (document.parent / target).exists(), target
+    for name in re.findall(r"`(inmem/[\w./]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_readme_says_that_the_log_grows_for_as_long_as_it_does() -> None:
+    """No part of the package removes a segment: when one does, this sentence goes."""
+    sources = [path for path in (ROOT / "inmem").rglob("*.py") if path.name != "wal.py"]
+    released = any(re.search(r"\b_?log\.release\(", path.read_text(encoding="utf-8")) for path in sources)
+    says = "the log grows with every commit" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert says is not released
