@@ -113,11 +113,6 @@ class Control:
         page[_DATABASE : _DATABASE + 16] = database_id
         return bytes(page)
 
-    @property
-    def clock_offset(self) -> int:
-        """Store time less boot time, microseconds."""
-        return self.words[CLOCK]
-
     def read(self) -> ControlState | None:
         """All fields as of one moment; None while an update is under way."""
         before = self.words[SEQUENCE]

@@ -166,6 +166,14 @@ class DataDirectory:
         info = os.stat(self.path)
         return info.st_dev, info.st_ino
 
+    def stem(self, identity: Identity) -> str:
+        """What the names of everything in memory (images, socket, answers) start with.
+
+        It has the directory's inode in it: a copy of a data directory has the
+        same database id, and must not touch the original's memory.
+        """
+        return f"{identity.short_id}-{self.inode()[1]:x}-"
+
     def remove(self) -> None:
         """Remove the directory with all that is in it."""
         shutil.rmtree(self.path, ignore_errors=False)

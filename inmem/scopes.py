@@ -13,8 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from inmem.client import transaction as engine
-from inmem.client.session import Applied
-from inmem.client.transaction import AutoReader, SnapshotReader, check_timeout, retrying
+from inmem.client.transaction import AutoReader, SnapshotReader, check_timeout, resolved_as, retrying
 from inmem.config import DURABILITIES
 from inmem.errors import (
     ClosedError,
@@ -94,8 +93,15 @@ class RunScope:
             raise InvalidInputError("fn must be callable", argument="fn")
 
         def attempt(left_s: float) -> T:
-            with Transaction.begin(self._database, self, sync, left_s) as txn:
-                return fn(txn)
+            txn = Transaction.begin(self._database, self, sync, left_s)
+            with txn:
+                result = fn(txn)
+                if not txn._core.is_over:
+                    try:
+                        txn.commit()
+                    except CommitUnknownError as error:
+                        raise resolved_as(error, lambda _: result) from None
+            return result
 
         return retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s)
 
@@ -223,13 +229,7 @@ class Transaction:
         try:
             self._core.commit()
         except CommitUnknownError as error:
-            resend = error._resend
-            if resend is not None:
-                error._resend = functools.partial(self._resolve, resend)
-            raise
-
-    def _resolve(self, resend: Callable[[float | None], Applied], timeout_s: float | None) -> None:
-        self._core.applied(resend(timeout_s))
+            raise resolved_as(error, self._core.applied) from None
 
     def abort(self) -> None:
         """Drop everything. May be called twice."""

@@ -24,7 +24,6 @@ from typing import Any
 from inmem.control import Control
 from inmem.directory import DataDirectory
 from inmem.errors import InmemError
-from inmem.storage.environment import image_stem
 
 TESTS = Path(__file__).parent
 DEADLINE_S = 30.0
@@ -127,7 +126,7 @@ def runtime_entries(path: Path) -> list[Path]:
     """Images and sockets of a data directory in the runtime directories."""
     directory = DataDirectory(path)
     try:
-        stem = image_stem(directory, directory.identity().short_id)
+        stem = directory.stem(directory.identity())
     except (InmemError, OSError):
         return []
     places = [Path(f"/dev/shm/inmem-{os.geteuid()}"), Path(f"/tmp/inmem-{os.geteuid()}"), directory.path]

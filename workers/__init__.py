@@ -12,6 +12,7 @@ happen in worker processes, and a part that reads everything back and compares:
     agent           one agent at work: a plan carried out on the store
     verify          what was read back against what was expected and acknowledged
     trajectories    recorded runs as steps, events and state: pure
+    storable        JSON to values that the store keeps exactly: pure
     loading         one recorded run into the store, and back
     pool, lifetime  worker processes, signals, and stores that leave nothing behind
     report, live    what a person sees

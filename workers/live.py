@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 MAX_BARS: Final = 16  # more workers than this get one bar together
 PLAIN_INTERVAL_S: Final = 2.0
-UNITS: Final = ("commits", "reruns")
 
 
 class Display(Protocol):

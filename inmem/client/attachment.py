@@ -50,7 +50,7 @@ class Attachment:
         try:
             self.control.check_machine()
             self._client_lock = self._join(deadline)
-            self.image = Image(self.control, self.identity.database_id)
+            self.image = Image(self.control, directory.stem(self.identity), self.ensure_writer)
         except BaseException:
             self.control.close()
             raise

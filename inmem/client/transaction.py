@@ -23,7 +23,14 @@ from sortedcontainers import SortedKeyList
 from inmem.client.attachment import Attachment
 from inmem.client.session import Applied
 from inmem.config import MAX_TIMEOUT_S
-from inmem.errors import ClosedError, ForkError, InvalidInputError, InvariantError, RetryableError
+from inmem.errors import (
+    ClosedError,
+    CommitUnknownError,
+    ForkError,
+    InvalidInputError,
+    InvariantError,
+    RetryableError,
+)
 from inmem.keys import shorten
 from inmem.record import ABSENT, expires_at, is_live, pack, version_of
 from inmem.storage.snapshot import Snapshot
@@ -402,7 +409,10 @@ def _same(key: bytes) -> bytes:
 def commit_put(attachment: Attachment, key: bytes, payload: bytes, expires: int, timeout_s: float) -> int:
     """One blind write as a commit of its own; its version."""
     body = encode_single([OP_PUT, key, payload, expires])
-    return attachment.session().commit(body, sync=False, timeout_s=timeout_s).version
+    try:
+        return attachment.session().commit(body, sync=False, timeout_s=timeout_s).version
+    except CommitUnknownError as error:
+        raise resolved_as(error, lambda applied: applied.version) from None
 
 
 def commit_call(
@@ -410,8 +420,31 @@ def commit_call(
 ) -> tuple[Any, int]:
     """One procedure call as a commit of its own: (result, version)."""
     body = encode_single([OP_CALL, procedure, arguments])
-    applied = attachment.session().commit(body, sync=False, timeout_s=timeout_s)
+    try:
+        applied = attachment.session().commit(body, sync=False, timeout_s=timeout_s)
+    except CommitUnknownError as error:
+        raise resolved_as(error, lambda applied: (applied.results[0], applied.version)) from None
     return applied.results[0], applied.version
+
+
+def resolved_as(error: CommitUnknownError, convert: Callable[[Any], Any]) -> CommitUnknownError:
+    """The error, whose `resend` now returns what `convert` makes of its result.
+
+    Each layer passes it on so, and in the end it returns what the call that
+    raised it would have returned.
+    """
+    again = error._resend
+    if again is not None:
+
+        def resend(timeout_s: float | None) -> Any:
+            try:
+                result = again(timeout_s)
+            except CommitUnknownError as later:
+                raise resolved_as(later, convert) from None
+            return convert(result)
+
+        error._resend = resend
+    return error
 
 
 def check_timeout(timeout_s: object) -> float:

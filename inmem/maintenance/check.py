@@ -298,7 +298,7 @@ class _Check:
         if not state.image or state.boot != boot_id() or not Path(state.image).is_dir():
             self._say_replay("no image in memory")
             return None
-        image = Image(self.control, self.identity.database_id)
+        image = Image(self.control, self.directory.stem(self.identity))
         try:
             with _Shared(image).moment() as moment:
                 position = moment.position()

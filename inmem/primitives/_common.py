@@ -11,9 +11,9 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from inmem.client.attachment import Attachment
-from inmem.client.transaction import commit_call, commit_put
+from inmem.client.transaction import commit_call, commit_put, resolved_as
 from inmem.config import MAX_TTL_S
-from inmem.errors import InvalidInputError
+from inmem.errors import CommitUnknownError, InvalidInputError
 from inmem.keys import encode_label, shorten
 
 
@@ -39,11 +39,17 @@ class Autocommit:
 
     def call(self, procedure: str, *arguments: Any) -> Any:
         """Run one procedure; its result."""
-        return commit_call(self._attachment, procedure, list(arguments), self._timeout_s)[0]
+        try:
+            return commit_call(self._attachment, procedure, list(arguments), self._timeout_s)[0]
+        except CommitUnknownError as error:
+            raise resolved_as(error, lambda result: result[0]) from None
 
     def send(self, body: bytes) -> int:
         """Commit a ready write set; its version."""
-        return self._attachment.session().commit(body, sync=False, timeout_s=self._timeout_s).version
+        try:
+            return self._attachment.session().commit(body, sync=False, timeout_s=self._timeout_s).version
+        except CommitUnknownError as error:
+            raise resolved_as(error, lambda applied: applied.version) from None
 
 
 def check_limit(limit: object) -> int | None:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NoReturn
 
 from inmem import values
-from inmem.client.transaction import Item, Pending, Reader, Transaction
-from inmem.errors import AppendOnlyError, InvalidInputError
+from inmem.client.transaction import Item, Pending, Reader, Transaction, resolved_as
+from inmem.errors import AppendOnlyError, CommitUnknownError, InvalidInputError
 from inmem.keys import TypeTag, encode_label, encode_sequence, range_of
 from inmem.model.event_log import (
     CHAIN_IDS,
@@ -141,7 +141,11 @@ class ScopedEvents(EventReads):
 
     def append(self, event_type: str, payload: Any = None) -> Appended:
         """Append one event. See `EventLog.append`."""
-        return self._append([[encode_label(event_type, "event_type"), _encode(payload), 0]])[0]
+        items = [[encode_label(event_type, "event_type"), _encode(payload), 0]]
+        try:
+            return self._append(items)[0]
+        except CommitUnknownError as error:
+            raise resolved_as(error, lambda appended: appended[0]) from None
 
     def append_many(self, events: Iterable[tuple[str, Any]]) -> list[Appended]:
         """Append many events as one commit. See `EventLog.append_many`."""
@@ -149,8 +153,10 @@ class ScopedEvents(EventReads):
         return self._append(items) if items else []
 
     def _append(self, items: list[list[Any]]) -> list[Appended]:
-        first, hashes = self._commit.call("event.append", self._prefix, items)
-        return [Appended(first + i, digest) for i, digest in enumerate(hashes)]
+        try:
+            return _appended(self._commit.call("event.append", self._prefix, items))
+        except CommitUnknownError as error:
+            raise resolved_as(error, _appended) from None
 
 
 class PendingAppend(Pending):
@@ -350,6 +356,11 @@ class EventLog:
             AppendOnlyError: always.
         """
         raise AppendOnlyError("events are never removed one by one")
+
+
+def _appended(result: Any) -> list[Appended]:
+    first, hashes = result
+    return [Appended(first + i, digest) for i, digest in enumerate(hashes)]
 
 
 def _event(item: Item) -> Event:

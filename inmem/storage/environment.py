@@ -112,15 +112,6 @@ def image_parent(directory: DataDirectory, wanted: str, quota_bytes: int) -> Pat
     return directory.path
 
 
-def image_stem(directory: DataDirectory, short_id: str) -> str:
-    """What the names of all images (and sockets) of a directory start with.
-
-    It has the directory's inode in it: a copy of a data directory has the
-    same database id, and must not touch the original's memory.
-    """
-    return f"{short_id}-{directory.inode()[1]:x}-"
-
-
 def create_image(parent: Path, stem: str, generation: int) -> Path:
     """A new, empty image directory; older ones of the same stem are removed."""
     for old in parent.glob(f"{stem}*.image"):

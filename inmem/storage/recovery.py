@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from inmem.config import MAX_BATCH
-from inmem.control import PID, VERSION, Control, boot_id
+from inmem.control import DURABLE, PID, VERSION, Control, boot_id
 from inmem.directory import DataDirectory, Identity
-from inmem.errors import InmemError, StoreFullError
-from inmem.storage.environment import create_image, image_parent, image_stem, remove_image
+from inmem.errors import CorruptionError, InmemError, StoreFullError
+from inmem.storage.environment import create_image, image_parent, remove_image
 from inmem.storage.store import Position, PublishError, Store
 from inmem.storage.wal import Position as WalPosition
 from inmem.storage.wal import ScanResult, Wal, rewrite_tail, scan
@@ -91,13 +91,15 @@ def recover(
         assert before is not None
     logged = scan(directory.wal, identity.database_id) if settings.durability != "memory" else None
 
-    store, start, reason = _adopt(Path(before.image) if before.image else None, owner, logged, identity)
+    _check_durable_end(directory, control, logged)
+    stem = directory.stem(identity)
+    store, start, reason = _adopt(Path(before.image) if before.image else None, stem, owner, logged, identity)
     adopted = store is not None
     generation = before.generation
     if store is None:
         generation += 1
         parent = image_parent(directory, settings.image_dir, settings.quota_bytes)
-        path = create_image(parent, image_stem(directory, identity.short_id), generation)
+        path = create_image(parent, stem, generation)
         store = Store(path, max_readers=settings.max_readers, quota_bytes=settings.quota_bytes)
     try:
         replayed = 0
@@ -138,6 +140,31 @@ def recover(
     return Recovered(store, log, generation, epoch, version, clock_us, owner, report)
 
 
+def _check_durable_end(directory: DataDirectory, control: Control, logged: ScanResult | None) -> None:
+    """Refuse a log that ends before what the last writer knew to be durable.
+
+    The control file learns of a version only after its fsync, so it never
+    claims too much; and it sees what the log alone cannot show: a missing last
+    segment, or damage in the last record.
+
+    Raises:
+        CorruptionError: names the file and where the log ends in it.
+    """
+    end = logged.end.version if logged is not None and logged.end is not None else 0
+    durable = control.words[DURABLE]
+    if logged is None or end >= durable:
+        return
+    file, offset, reason = directory.wal, 0, "the log has no segment"
+    if logged.torn is not None:
+        file, offset, reason = logged.torn.file, logged.torn.offset, logged.torn.reason
+    elif logged.segments:
+        file, offset, reason = logged.segments[-1].file, logged.segments[-1].end, "the log ends here"
+    raise CorruptionError(
+        f"{file} at {offset}: {reason}, at version {end}, but version {durable} was durable",
+        file=str(file), offset=offset,
+    )
+
+
 def _next_base(recovered: int, control: Control, adopted: bool, same_boot: bool) -> int:
     """The version to go on from: above all that can have been published."""
     clean = control.words[PID] == 0
@@ -152,11 +179,13 @@ def _next_base(recovered: int, control: Control, adopted: bool, same_boot: bool)
 
 
 def _adopt(
-    image: Path | None, owner: tuple[Any, ...], logged: ScanResult | None, identity: Identity
+    image: Path | None, stem: str, owner: tuple[Any, ...], logged: ScanResult | None, identity: Identity
 ) -> tuple[Store | None, WalPosition | None, str]:
     """The image of the last writer if it can be trusted: (store, where the log goes on, why)."""
     if image is None or not image.is_dir():
         return None, None, "no image in memory"
+    if not image.name.startswith(stem):  # not even opened: its own writer may be at work
+        return None, None, f"the image {image} belongs to another directory"
     settings = identity.settings
     try:
         store = Store(image, max_readers=settings.max_readers, quota_bytes=settings.quota_bytes)

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import lmdb
 
 from inmem.clock import boot_us
-from inmem.control import GENERATION, Control
+from inmem.control import CLOCK, GENERATION, Control
 from inmem.errors import (
     BusyError,
     ClosedError,
@@ -36,15 +36,18 @@ from inmem.errors import (
 from inmem.storage.environment import Table, open_for_reading
 
 VERSION_KEY: Final = b"version"
-_ATTACH_PATIENCE_S: Final = 5.0  # a switch of image takes milliseconds
+_ATTACH_PATIENCE_S: Final = 10.0  # a switch of image takes milliseconds, a recovery may take seconds
+_RETRY_S: Final = 0.001
 
 
 class Image:
     """The image that the control file names, opened read-only, once per process."""
 
-    def __init__(self, control: Control, database_id: bytes) -> None:
+    def __init__(self, control: Control, stem: str, revive: Callable[[float], object] | None = None) -> None:
+        """`stem` begins the names of the directory's own images; `revive(deadline)` starts a writer."""
         self._control = control
-        self._database_id = database_id
+        self._stem = stem
+        self._revive = revive
         self._lock = threading.Lock()
         self._env: Any = None
         self._tables: dict[Table, Any] = {}
@@ -86,7 +89,7 @@ class Image:
 
     def now_us(self) -> int:
         """Store time, microseconds."""
-        return boot_us() + self._control.words[5]
+        return boot_us() + self._control.words[CLOCK]
 
     def _free_reader_slots(self, env: Any) -> None:
         # Dead processes' slots are freed here too: a full table must not wait for the writer's timer.
@@ -98,34 +101,49 @@ class Image:
             )
 
     def _attach(self) -> Any:
-        """Open the image that the control file names now."""
-        with self._lock:
-            if self._closed:
-                raise ClosedError("the database is closed")
-            deadline = time.monotonic() + _ATTACH_PATIENCE_S
-            while True:
-                state = self._control.read()
-                if state is not None and self._env is not None and state.generation == self._generation:
-                    return self._env
-                problem: Exception | None = None
-                if state is not None and state.generation and state.image:
-                    if state.image in _STRANDED:
-                        raise ForkError("the process forked while a snapshot or transaction was open")
-                    self._detach()
-                    try:
-                        env, tables = open_for_reading(Path(state.image))
-                    except (lmdb.Error, FileNotFoundError) as error:
-                        problem = error  # replaced or removed just now; the control file will say
-                    else:
-                        self._env, self._tables, self._data = env, tables, tables[Table.DATA]
-                        self._generation, self._path = state.generation, state.image
-                        return env
-                if time.monotonic() > deadline:
-                    raise WriterUnavailableError(
-                        f"{self._control.path.parent} has no image in memory ({problem})",
-                        path=str(self._control.path.parent),
-                    ) from problem
-                time.sleep(0.001)
+        """Open the image that the control file names now; if there is none, have a writer make one."""
+        deadline = time.monotonic() + _ATTACH_PATIENCE_S
+        while True:
+            with self._lock:
+                env = self._try_attach()
+            if env is not None:
+                return env
+            if time.monotonic() > deadline:
+                raise WriterUnavailableError(
+                    f"{self._control.path.parent} has no image in memory",
+                    path=str(self._control.path.parent),
+                )
+            if self._revive is not None:
+                self._revive(deadline)  # without the lock: it may take a while, and a fork waits for it
+            time.sleep(_RETRY_S)
+
+    def _try_attach(self) -> Any:
+        """The environment of now, None if there is none at this moment."""
+        if self._closed:
+            raise ClosedError("the database is closed")
+        state = self._control.read()
+        if state is None:
+            return None
+        if self._env is not None and state.generation == self._generation:
+            return self._env
+        path = Path(state.image)
+        # A copied directory names its original's image, which is none of its business.
+        if not state.generation or not path.name.startswith(self._stem):
+            return None
+        if state.image in _STRANDED:
+            raise ForkError("the process forked while a snapshot or transaction was open")
+        self._detach()
+        try:
+            env, tables = open_for_reading(path)
+        except FileNotFoundError:
+            return None  # replaced or removed just now; the control file will say
+        except lmdb.Error as error:
+            if not path.is_dir() or self._control.words[GENERATION] != state.generation:
+                return None
+            raise CorruptionError(f"{path}: {error}", file=state.image, offset=0) from error
+        self._env, self._tables, self._data = env, tables, tables[Table.DATA]
+        self._generation, self._path = state.generation, state.image
+        return env
 
     def _detach(self) -> None:
         env, self._env, self._generation = self._env, None, -1
@@ -229,7 +247,11 @@ class Snapshot:
 
     def table(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         """All of one table; for checks and copies."""
-        return iter(self._open().cursor(self._image._tables[table]))
+        txn = self._open()
+        try:
+            yield from txn.cursor(self._image._tables[table])
+        except lmdb.Error as error:
+            raise self._ended(error) from error
 
     def close(self) -> None:
         """End it; the memory that it pinned can be used again."""

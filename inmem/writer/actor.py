@@ -41,7 +41,7 @@ from inmem.directory import DataDirectory, leave_runtime_directory, runtime_dire
 from inmem.errors import BusyError, FormatVersionError, InmemError, LimitError, StoreFullError, to_wire
 from inmem.files import FileLock, make_private_dir, private_umask
 from inmem.model.event_log import CHAIN_IDS
-from inmem.storage.environment import Table, image_stem, remove_image
+from inmem.storage.environment import Table, remove_image
 from inmem.storage.recovery import Recovered, recover
 from inmem.storage.store import PublishError
 from inmem.storage.wal import WalBrokenError
@@ -196,7 +196,7 @@ class Writer:
         # A first, empty group: the image says the new epoch, and has a position to be adopted by.
         sessions.must_write = True
         self._committer.commit([], self._clock.now_us())
-        stem = image_stem(directory, identity.short_id)
+        stem = directory.stem(identity)
         runtime = runtime_directory()
         for ending in ("sock", "answers"):
             for stale in runtime.glob(f"{stem}*.{ending}"):

@@ -356,6 +356,43 @@ def test_invariant_26_an_acknowledged_commit_is_there_once(store_path: Path) -> 
         assert db.events.verify_chain("r").is_valid
 
 
+def test_an_unknown_commit_is_resolved_as_what_its_call_returns(store_path: Path) -> None:
+    """The writer is stopped past the deadline; each call's error gives its result later, once."""
+
+    def step(txn: inmem.Transaction) -> str:
+        txn.kv.put("z", 1)
+        pending.append(txn.events.append("late"))
+        return "result of the function"
+
+    pending: list[inmem.PendingAppend] = []
+    with inmem.open(store_path, timeout_s=0.3) as db:
+        log = [db.events.append("r", "t") for _ in range(2)]
+        db.kv.put("r", "d", 1)
+        pid = db.status().writer_pid
+        calls: list[tuple[Callable[[], Any], Callable[[Any], bool]]] = [
+            (lambda: db.kv.put("r", "k", 1), lambda v: v == db.kv.get_versioned("r", "k").version),
+            (lambda: db.kv.put_many("r", {"m": 1}), lambda v: v == db.kv.get_versioned("r", "m").version),
+            (lambda: db.kv.add("r", "n", 5), lambda v: v == 5),
+            (lambda: db.kv.delete("r", "d"), lambda v: v is True),
+            (lambda: db.events.append("r", "t"), lambda v: v == inmem.Appended(2, db.events.head("r").hash)),
+            (lambda: db.events.append_many("r", [("t", 1)] * 2), lambda v: [a.sequence for a in v] == [3, 4]),
+            (lambda: db.transact("r", step, timeout_s=0.3), lambda v: v == "result of the function"),
+        ]
+        for call, check in calls:
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(inmem.CommitUnknownError) as first:
+                    call()
+                with pytest.raises(inmem.CommitUnknownError) as second:
+                    first.value.resend(0.05)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert check(second.value.resend(20.0))
+        assert pending[0].sequence == 5
+        assert db.events.len("r") == len(log) + 4
+        assert db.kv.list("r") == ["k", "m", "n", "z"]
+
+
 def test_a_transaction_that_counts_a_large_run_commits(db: inmem.Database) -> None:
     """More records than the writer walks: only an untouched run may be counted, but that may."""
     run = new_run()
