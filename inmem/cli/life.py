@@ -27,7 +27,7 @@ from inmem.database import open as open_database
 from inmem.directory import DataDirectory, runtime_directory
 from inmem.errors import BusyError, WriterUnavailableError
 from inmem.files import FileLock
-from inmem.storage.wal import segment_files
+from inmem.storage.wal_files import segment_files
 from inmem.writer.__main__ import serve as serve_directory
 
 NOT_SERVED: Final = 3

@@ -50,7 +50,7 @@ from inmem.storage.environment import LOGGED, Table
 from inmem.storage.recovery import owner_of, replay_privately
 from inmem.storage.snapshot import VERSION_KEY, Image, Snapshot
 from inmem.storage.store import POSITION_KEY, Position, Store, unpack_position
-from inmem.storage.wal import scan
+from inmem.storage.wal_scan import scan
 
 _MAX_PROBLEMS: Final = 1000  # a damaged store has more than anybody reads
 _MAX_AGE_S: Final = 3600.0  # of one snapshot: bounds the check of one run

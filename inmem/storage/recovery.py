@@ -31,8 +31,9 @@ from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError, StoreFullError
 from inmem.storage.environment import create_image, image_parent, remove_image
 from inmem.storage.store import Position, PublishError, Store
-from inmem.storage.wal import Position as WalPosition
-from inmem.storage.wal import ScanResult, Wal, rewrite_tail, scan
+from inmem.storage.wal import Wal
+from inmem.storage.wal_files import Position as WalPosition
+from inmem.storage.wal_scan import ScanResult, rewrite_tail, scan
 
 _REPLAY_BYTES: Final = 8 * 1024 * 1024  # of the log in one store transaction: bounds dirty pages
 _POWER_CUT_GAP: Final = 1 << 32  # versions skipped when it is unknown what was published

@@ -35,7 +35,7 @@ from inmem.directory import DataDirectory
 from inmem.errors import CorruptionError, FormatVersionError, InmemError
 from inmem.keys import TypeTag
 from inmem.record import payload_of
-from inmem.storage import wal as wal_module
+from inmem.storage import wal_files as wal_module
 from inmem.storage.environment import Table, remove_image
 from inmem.storage.recovery import Recovered, recover
 

@@ -20,8 +20,9 @@ import msgpack
 import pytest
 
 from inmem.errors import CorruptionError, FormatVersionError
-from inmem.storage import wal as wal_module
-from inmem.storage.wal import Files, Position, ScanResult, Wal, WalBrokenError, rewrite_tail, scan
+from inmem.storage import wal_scan as wal_module
+from inmem.storage.wal import Wal, WalBrokenError
+from inmem.storage.wal_files import Files, Position
 from inmem.storage.wal_format import (
     DELETE,
     PUT,
@@ -31,6 +32,7 @@ from inmem.storage.wal_format import (
     encode_record,
     encode_segment_header,
 )
+from inmem.storage.wal_scan import ScanResult, rewrite_tail, scan
 
 DATABASE = bytes(range(16))
 OTHER = bytes(range(16, 32))

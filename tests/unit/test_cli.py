@@ -22,7 +22,7 @@ from inmem.control import DURABLE, VERSION
 from inmem.directory import DataDirectory
 from inmem.errors import WriterUnavailableError
 from inmem.files import FileLock
-from inmem.storage.wal import segment_files
+from inmem.storage.wal_files import segment_files
 
 COMMANDS = ("serve", "status", "stop", "check")
 PROGRAM = [sys.executable, "-W", "error", "-c", "from inmem.cli import main; main()"]
