@@ -29,7 +29,7 @@ _CRASH_LOOP_S: Final = 1.0  # a writer that lived shorter than this counts as dy
 _CRASH_FREE: Final = 5  # so many quick deaths are met without delay
 _CRASH_DELAY_S: Final = 0.05
 _CRASH_DELAY_MAX_S: Final = 2.0
-_START_TRIES: Final = 3  # one that died without a word may have been killed; three mean that it cannot run
+_START_TRIES: Final = 10  # silent deaths in a row: fewer may be kills, so many mean that it cannot run
 
 # A fork while a launch lock is held would let the child hold it on: see attachment.
 launching = threading.Lock()

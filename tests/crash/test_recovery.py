@@ -31,6 +31,7 @@ from support import (
 import inmem
 from inmem import values
 from inmem.config import Settings
+from inmem.control import DURABLE
 from inmem.directory import DataDirectory
 from inmem.errors import CorruptionError, FormatVersionError, InmemError
 from inmem.keys import TypeTag
@@ -116,12 +117,17 @@ class Bench:
         for name in ("fsync", "fdatasync"):
             monkeypatch.setattr(wal_module.Files, name, lambda self, fd: None)
 
-    def recover(self, data: bytes) -> State:
-        """The state that recovery makes of a log with these bytes; raises what it raises."""
+    def recover(self, data: bytes, *, knows_durable: bool = False) -> State:
+        """The state that recovery makes of a log with these bytes; raises what it raises.
+
+        `knows_durable`: the control file still says up to which version the log was durable.
+        """
         self.log.write_bytes(data)
         (self.directory.path / "control").write_bytes(self._control)
         control = self.directory.control(writable=True)
         try:
+            if not knows_durable:
+                control.words[DURABLE] = 0
             recovered = recover(self.directory, self.identity, control)
             try:
                 assert recovered.log is not None
@@ -164,6 +170,22 @@ def test_log_cut_at_many_offsets(bench: tuple[Bench, History], rng: random.Rando
     assert end <= size
     assert refused == 0, "a log that only lost its end is never refused"
     print(f"{len(offsets)} cuts of {size} bytes, wrong 0")
+
+
+def test_a_control_file_that_knows_better_refuses_every_loss(
+    bench: tuple[Bench, History], rng: random.Random
+) -> None:
+    """After a clean stop all of the log is durable: no cut and no flip passes for a torn tail."""
+    store, history = bench
+    begin, end = last_record(history)
+    assert store.recover(store.whole, knows_durable=True) == history.states[-1][1]
+    for offset in sorted({begin, end - 1, *rng.sample(range(64, end), 60)}):
+        flipped = bytearray(store.whole)
+        flipped[offset] ^= 1 << rng.randrange(8)
+        for damaged in (store.whole[:offset], bytes(flipped)):
+            with pytest.raises(CorruptionError) as caught:
+                store.recover(damaged, knows_durable=True)
+            assert caught.value.file == str(store.log) and caught.value.offset <= offset
 
 
 def test_log_with_a_flipped_byte(bench: tuple[Bench, History], rng: random.Random) -> None:
