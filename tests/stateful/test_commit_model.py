@@ -197,9 +197,11 @@ class CommitMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "bench"):
-            self.bench.assert_log_is_image()
-            self.bench.close()
-            shutil.rmtree(self.directory)
+            try:
+                self.bench.assert_log_is_image()
+            finally:
+                self.bench.close()
+                shutil.rmtree(self.directory)
 
     def draft(self, client: int) -> Draft:
         found = self.drafts[client]

@@ -1,0 +1,119 @@
+"""Probes: what the machine gives at this moment, without inmem.
+
+Machines are shared and noisy, so a rate of inmem means something only beside
+a probe that ran in the same round. Each probe is a function `(seconds) ->
+operations per second`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgpack
+import zmq
+
+VALUE = "x" * 50
+_CHECK_EVERY = 64  # operations between two looks at the clock
+
+
+def rate(operation: Callable[[], Any], seconds: float) -> float:
+    """How often a second an operation can be done."""
+    count = 0
+    began = time.perf_counter()
+    while (now := time.perf_counter()) - began < seconds:
+        for _ in range(_CHECK_EVERY):
+            operation()
+        count += _CHECK_EVERY
+    return count / (now - began) if now > began else 0.0
+
+
+@contextlib.contextmanager
+def lmdb_get() -> Iterator[Callable[[float], float]]:
+    """LMDB in this process: begin, get, decode of a 50-byte value."""
+    directory = tempfile.mkdtemp(prefix="inmem-probe-", dir="/dev/shm")
+    try:
+        env = lmdb.open(directory, map_size=1 << 28, sync=False, max_spare_txns=1)
+        with env.begin(write=True) as txn:
+            for n in range(10_000):
+                txn.put(b"key-%05d" % n, msgpack.packb(VALUE))
+
+        def get() -> None:
+            msgpack.unpackb(env.begin().get(b"key-05000"))
+
+        yield lambda seconds: rate(get, seconds)
+        env.close()
+    finally:
+        shutil.rmtree(directory)
+
+
+def _echo(endpoint: str) -> None:
+    context = zmq.Context()
+    socket = context.socket(zmq.ROUTER)
+    socket.bind(endpoint)
+    while True:
+        peer, frame = socket.recv_multipart()
+        if frame == b"stop":
+            break
+        socket.send_multipart((peer, frame))
+    socket.close(0)
+    context.term()
+
+
+@contextlib.contextmanager
+def zmq_echo() -> Iterator[Callable[[float], float]]:
+    """A pyzmq round trip of 100 bytes between two processes over ipc."""
+    directory = tempfile.mkdtemp(prefix="inmem-probe-")
+    endpoint = f"ipc://{directory}/echo"
+    process = multiprocessing.get_context("spawn").Process(target=_echo, args=(endpoint,), daemon=True)
+    process.start()
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.connect(endpoint)
+    message = b"x" * 100
+
+    def round_trip() -> None:
+        socket.send(message)
+        socket.recv()
+
+    try:
+        round_trip()
+        yield lambda seconds: rate(round_trip, seconds)
+    finally:
+        socket.send(b"stop")
+        process.join(10)
+        socket.close(0)
+        context.term()
+        shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def fdatasync(directory: Path) -> Iterator[Callable[[float], float]]:
+    """A write of 200 bytes and an fdatasync."""
+    path = directory / "probe"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def write_and_sync() -> None:
+        os.write(fd, b"x" * 200)
+        os.fdatasync(fd)
+
+    def measure(seconds: float) -> float:
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            write_and_sync()
+            count += 1
+        return count / (time.perf_counter() - began)
+
+    try:
+        yield measure
+    finally:
+        os.close(fd)
+        path.unlink()
