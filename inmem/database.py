@@ -16,7 +16,7 @@ from inmem.client.attachment import Attachment, attach, detach
 from inmem.client.transaction import check_timeout
 from inmem.config import Settings
 from inmem.errors import ClosedError, InvalidInputError
-from inmem.keys import MAX_KEY_BYTES, Namespace
+from inmem.keys import MAX_KEY_BYTES, Namespace, check_run_id
 from inmem.maintenance.check import CheckReport, check_in_process
 from inmem.primitives._common import Autocommit
 from inmem.primitives.event_log import EventLog
@@ -126,7 +126,8 @@ class Database:
         try:
             return self._scopes[run_id]
         except (KeyError, TypeError):
-            return self._new_scope(run_id, self.namespace.run_prefix(run_id))
+            name = check_run_id(run_id)
+            return self._new_scope(name, self.namespace.run_prefix(name))
 
     def shared(self, level: str) -> RunScope:
         """The scope that all runs of this `"agent"`, `"app"` or `"tenant"` share."""

@@ -116,7 +116,8 @@ def check_run_id(value: object, argument: str = "run_id") -> str:
             f"{argument} {shorten(value)} is not 1-{MAX_RUN_CHARS} characters of [A-Za-z0-9._:-]",
             argument=argument,
         )
-    return value
+    # As plain text: of a member of an enum, `str` and f-strings may say something else than it holds.
+    return value if type(value) is str else str.__str__(value)
 
 
 def encode_name(value: object, argument: str = "key", limit: int = MAX_NAME_BYTES) -> bytes:
@@ -203,6 +204,7 @@ class Namespace:
                     "of [A-Za-z0-9._:-]",
                     argument=name,
                 )
+            object.__setattr__(self, name, str.__str__(value))
 
     def __str__(self) -> str:
         return f"{self.tenant}/{self.app}/{self.agent}"

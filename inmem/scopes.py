@@ -303,13 +303,16 @@ class Pipeline:
         core, self._open, self._bound, self._count = self._open, None, None, 0
         if core is None:
             return
-        body = core.encode()
-        if body is None:
-            return
-        while len(self._sent) >= self._settings.pipeline_window:
-            self._settle()
-        sequence = self._session.submit(body, sync=self._sync, timeout_s=self._settings.timeout_s)
-        self._sent.append((sequence, core))
+        try:
+            body = core.encode()
+            if body is None:
+                return
+            while len(self._sent) >= self._settings.pipeline_window:
+                self._settle()
+            sequence = self._session.submit(body, sync=self._sync, timeout_s=self._settings.timeout_s)
+            self._sent.append((sequence, core))
+        except InmemError as error:  # of earlier writes: not to be raised by the one that comes next
+            self._error = self._error or error
 
     def _settle(self) -> None:
         sequence, core = self._sent.pop(0)

@@ -116,12 +116,13 @@ class Line:
             if board.look(slot, sequence, 0):
                 return board.fetch(slot, sequence)
             if board.mail(slot) != self._mail:
-                frame = self.receive()
-                if frame is not None:
-                    self._mail += 1
-                return frame
+                return self.receive()
             pause_us *= 2
         return None
+
+    def took_mail(self) -> None:
+        """A frame that the board announced has come, whoever received it."""
+        self._mail += 1
 
     def receive(self) -> bytes | None:
         """The next frame of the socket; None after a slice without one."""
@@ -178,6 +179,7 @@ class Session:
         self._lost: set[int] = set()  # unanswered, of a session that no writer knows any more
         self._replies: dict[int, tuple[int, int, bytes]] = {}
         self._requests = 0
+        self._resent_from = 0  # where the last gap began, until something is answered
         self._line: Line | None = None
         self._closed = False
         self._welcome: dict[str, Any] | None = None
@@ -307,6 +309,7 @@ class Session:
         came = line.receive() if sequence is None else line.answer(sequence)
         if isinstance(came, tuple):
             assert sequence is not None
+            self._resent_from = 0
             self._pending.pop(sequence, None)
             self._answers[sequence] = came
         elif came is not None:
@@ -325,11 +328,16 @@ class Session:
         result = frame[ANSWER_HEADER.size :]
         if kind != ANSWER:
             self._replies[number] = status, version, result
-        elif number in self._pending:
+            return
+        line.took_mail()
+        if number in self._pending:
             if status in (APPLIED, FAILED):
+                self._resent_from = 0
                 del self._pending[number]
                 self._answers[number] = status, version, result
-            elif status == RESEND:
+            elif status == RESEND and version != self._resent_from:
+                # All that came after the gap are answered like this: the first answer is enough.
+                self._resent_from = version
                 self._send_again(line, version)
             elif status == REFUSED:
                 self._refused(line, number, result, deadline)

@@ -231,11 +231,15 @@ class Transaction:
             self.check_open()
             own = self._own[key]
             if isinstance(own, Deferred):
-                own = self._own[key] = own.apply(self._read_stored(key))
-            return own if own is not None and is_live(own, self.now_us()) else None
-        return self._read_stored(key)
+                own = self._own[key] = own.apply(self.read_stored(key))
+            if own is None or not is_live(own, self.now_us()):
+                return None
+            self._met_expiry(own)  # an own entry may expire before the commit, like any other
+            return own
+        return self.read_stored(key)
 
-    def _read_stored(self, key: bytes) -> bytes | None:
+    def read_stored(self, key: bytes) -> bytes | None:
+        """The live record under a key, without own writes; it becomes a read."""
         snapshot = self._base()
         record = snapshot.get(key)
         if record is not None and not is_live(record, snapshot.now_us):
@@ -319,6 +323,7 @@ class Transaction:
         record = self._own[key]
         assert not isinstance(record, Deferred)
         if record is not None and is_live(record, self.now_us()):
+            self._met_expiry(record)
             found.append((key, record))
 
     def own(self, key: bytes) -> bytes | Deferred | None:

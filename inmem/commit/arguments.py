@@ -26,8 +26,8 @@ def check_prefix(prefix: object, argument: str = "prefix") -> bytes:
     """A run's or a namespace's prefix."""
     check_type(argument, prefix, bytes)
     assert isinstance(prefix, bytes)
-    if not 0 < len(prefix) <= MAX_PREFIX_BYTES or b"\0" in prefix:
-        raise InvalidInputError(f"{argument} is empty, too long or has NUL", argument=argument)
+    if not 0 < len(prefix) <= MAX_PREFIX_BYTES or b"\0" in prefix or not prefix.isascii():
+        raise InvalidInputError(f"{argument} is empty, too long, has NUL or is not ASCII", argument=argument)
     return prefix
 
 

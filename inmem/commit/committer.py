@@ -233,10 +233,11 @@ class Committer:
             self.counters.failures += 1
             self.counters.conflicts += problem.code == "conflict"
         else:
-            self.version += 1
             self.counters.commits += 1
-            txn.apply(resolved)
-            ops += resolved
+            if resolved:  # else nothing changes: no version of its own, and nothing to log
+                self.version += 1
+                txn.apply(resolved)
+                ops += resolved
             if new_fences:
                 fences += new_fences
                 self._fences.update(new_fences)
@@ -352,4 +353,12 @@ def _call(workspace: Workspace, name: str, arguments: list[Any]) -> Any:
         raise InvalidInputError(f"no commit procedure {name!r}", argument="procedure")
     if len(arguments) != procedure.__code__.co_argcount - 1:
         raise InvalidInputError(f"{name} got {len(arguments)} arguments", argument="procedure")
-    return procedure(workspace, *arguments)
+    try:
+        return procedure(workspace, *arguments)
+    except InmemError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # A request that its procedure chokes on must not end the writer: it would be sent to the next one.
+        raise InvalidInputError(
+            f"{name} failed: {type(error).__name__}: {error!s:.200}", argument="procedure"
+        ) from error

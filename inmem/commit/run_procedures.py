@@ -6,7 +6,7 @@ from typing import Any
 
 from inmem.commit.arguments import check_labels, check_map, check_prefix, check_type
 from inmem.commit.workspace import Workspace
-from inmem.errors import InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
+from inmem.errors import CorruptionError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
 from inmem.keys import Key, TypeTag, check_run_id, range_of, successor
 from inmem.model import run
 from inmem.model.indices import INDEX_TAGS, entries_of
@@ -108,7 +108,10 @@ def repair_indices(workspace: Workspace, prefix: bytes) -> list[int]:
         if tag in INDEX_TAGS:
             stored.add(key)
         else:
-            expected.update(entries_of(prefix, tag, rest, payload))
+            try:
+                expected.update(entries_of(prefix, tag, rest, payload))
+            except ValueError as error:
+                raise CorruptionError(f"{Key(key)!r} does not say what its indices are: {error}") from None
     for key in sorted(expected - stored):
         workspace.put(key, b"")
     for key in sorted(stored - expected):

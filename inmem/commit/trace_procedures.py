@@ -38,6 +38,7 @@ def _record(workspace: Workspace, prefix: bytes, item: Any) -> int:
     check_type("kind", kind, int)
     if kind not in trace.BODIES:
         raise InvalidInputError(f"there is no kind {kind} of trace", argument="kind")
+    check_type("parent_id", parent_id, str)
     check_type("body", body, bytes)
     check_type("metadata", metadata, bytes)
     if workspace.record(key) is not None:

@@ -52,6 +52,7 @@ class Workspace:
         self.new_fences: list[bytes] = []
         self._changed: dict[bytes, bytes | None] = {}
         self._cleared: list[tuple[bytes, bytes]] = []
+        self._highest: dict[bytes, bytes] = {}  # the last key put in each bucket: `last` without a walk
 
     def get(self, key: bytes) -> bytes | None:
         """The payload under a key, None if absent or expired."""
@@ -70,7 +71,11 @@ class Workspace:
 
     def last(self, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Key and payload of the last live record in a range."""
-        mine = max((k for k, r in self._changed.items() if r is not None and start <= k < end), default=None)
+        mine: bytes | None = self._highest.get(bucket_of(start))
+        if mine is None or not start <= mine < end or self._changed.get(mine) is None:
+            # Not what the shortcut is for: look at all.
+            written = (k for k, r in self._changed.items() if r is not None and start <= k < end)
+            mine = max(written, default=None)
         for key, record in self._base.scan(start, end, reverse=True):
             if mine is not None and mine >= key:
                 break
@@ -97,7 +102,10 @@ class Workspace:
         record = pack(self.version, self.now_us, expires_at, payload)
         self._changed[key] = record
         self.ops.append((PUT, DATA, key, record))
-        self.buckets.add(bucket_of(key))
+        bucket = bucket_of(key)
+        self.buckets.add(bucket)
+        if key > self._highest.get(bucket, b""):
+            self._highest[bucket] = key
 
     def delete(self, key: bytes) -> None:
         """Remove a record."""
@@ -124,7 +132,8 @@ class Workspace:
 
     def is_fenced(self, owner: bytes) -> bool:
         """Whether a run was deleted."""
-        return fence_of(owner) in self._fences
+        digest = fence_of(owner)
+        return digest in self._fences or digest in self.new_fences
 
     def check_open(self, key: bytes) -> None:
         """Refuse work on a key of a deleted run.
@@ -136,5 +145,5 @@ class Workspace:
             return
         digest = fence_of(owner := owner_of(key))
         if digest in self._fences or digest in self.new_fences:
-            run_id = owner.decode().rpartition("/")[2]
+            run_id = owner.decode(errors="replace").rpartition("/")[2]
             raise RunDeletedError(f"run {run_id} was deleted: {Key(key)!r} is not written", run_id=run_id)

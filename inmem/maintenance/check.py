@@ -295,10 +295,12 @@ class _Check:
         if state is None:
             self.notes.append("a writer died while it changed the control file; the next one repairs that")
             return None
-        if not state.image or state.boot != boot_id() or not Path(state.image).is_dir():
+        stem = self.directory.stem(self.identity)
+        path = Path(state.image)
+        if not path.name.startswith(stem) or state.boot != boot_id() or not path.is_dir():
             self._say_replay("no image in memory")
             return None
-        image = Image(self.control, self.directory.stem(self.identity))
+        image = Image(self.control, stem)
         try:
             with _Shared(image).moment() as moment:
                 position = moment.position()

@@ -35,5 +35,5 @@ def entries_of(prefix: bytes, tag: int, rest: bytes, payload: bytes) -> list[byt
     entries = ENTRIES.get(tag)
     try:
         return [] if entries is None else entries(prefix, rest, payload)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"not a record of its type: {error}") from None

@@ -18,8 +18,8 @@ from typing import Any, Final
 import msgpack
 
 from inmem import values
-from inmem.errors import InvalidTransitionError
-from inmem.keys import TypeTag
+from inmem.errors import InvalidInputError, InvalidTransitionError
+from inmem.keys import TypeTag, shorten
 
 
 class RunStatus(StrEnum):
@@ -54,7 +54,22 @@ def is_valid_transition(from_status: RunStatus, to_status: RunStatus) -> bool:
     >>> is_valid_transition(RunStatus.COMPLETED, RunStatus.ACTIVE)
     False
     """
-    return RunStatus(to_status) in TRANSITIONS[RunStatus(from_status)]
+    return check_status(to_status, "to_status") in TRANSITIONS[check_status(from_status, "from_status")]
+
+
+def check_status(status: object, argument: str) -> RunStatus:
+    """The status, which may be given by its value.
+
+    Raises:
+        InvalidInputError: there is no such status.
+    """
+    try:
+        return RunStatus(status)  # type: ignore[arg-type]
+    except ValueError:
+        names = ", ".join(s.name for s in RunStatus)
+        raise InvalidInputError(
+            f"{argument} must be one of {names}, not {shorten(status)}", argument=argument
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ anything is sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -37,12 +37,14 @@ class Autocommit:
         """Write one record; its version."""
         return commit_put(self._attachment, key, payload, expires, self._timeout_s)
 
-    def call(self, procedure: str, *arguments: Any) -> Any:
-        """Run one procedure; its result."""
+    def call(
+        self, procedure: str, *arguments: Any, convert: Callable[[Any], Any] = lambda result: result
+    ) -> Any:
+        """Run one procedure; what `convert` makes of its result, also when that comes by a resend."""
         try:
-            return commit_call(self._attachment, procedure, list(arguments), self._timeout_s)[0]
+            return convert(commit_call(self._attachment, procedure, list(arguments), self._timeout_s)[0])
         except CommitUnknownError as error:
-            raise resolved_as(error, lambda result: result[0]) from None
+            raise resolved_as(error, lambda result: convert(result[0])) from None
 
     def send(self, body: bytes) -> int:
         """Commit a ready write set; its version."""
@@ -74,10 +76,8 @@ def check_tags(tags: object) -> list[str]:
     """
     if isinstance(tags, str | bytes) or not isinstance(tags, Iterable):
         raise InvalidInputError("tags must be a sequence of str", argument="tags")
-    labels = list(tags)
-    for label in labels:
-        encode_label(label, "tags")
-    return list(dict.fromkeys(str(label) for label in labels))
+    # Through the bytes: the `str` of a member of an enum may be another text than what it holds.
+    return list(dict.fromkeys(encode_label(label, "tags").decode() for label in tags))
 
 
 def check_metadata(metadata: object) -> dict[str, Any]:

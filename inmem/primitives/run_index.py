@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from inmem import values
@@ -21,7 +21,7 @@ from inmem.errors import (
     RunExistsError,
     RunNotFoundError,
 )
-from inmem.keys import RunId, TypeTag, check_run_id, range_of
+from inmem.keys import RunId, TypeTag, check_run_id, range_of, shorten
 from inmem.model import run as rules
 from inmem.model.run import DeletedRun, RunMetadata, RunStats, RunStatus
 from inmem.primitives._common import Autocommit, Host, check_limit, check_metadata, check_tags
@@ -54,6 +54,7 @@ class RunQuery:
     created_before: int | None = None
     parent_run: str | None = None
     limit: int | None = None
+    reverse: bool = False
     include_archived: bool = False
 
 
@@ -85,7 +86,8 @@ class RunReads:
         if wanted.limit == 0:
             return found
         with self._reader.view() as view:
-            for run_id in self._candidates(view, wanted):
+            candidates = self._candidates(view, wanted)
+            for run_id in reversed(candidates) if wanted.reverse else candidates:
                 run = self._get(view, run_id)
                 if run is not None and _matches(run, wanted):
                     found.append(run)
@@ -116,21 +118,26 @@ class RunReads:
             end = head + wanted.created_before.to_bytes(8, "big")
         return [key[len(head) :] for key, _ in view.scan(start, end)] if start < end else []
 
-    def list_runs(self, *, include_archived: bool = False) -> builtins.list[str]:
+    def list_runs(
+        self, *, limit: int | None = None, reverse: bool = False, include_archived: bool = False
+    ) -> builtins.list[str]:
         """Ids of the runs. See `RunIndex.list_runs`."""
+        check_limit(limit)
         start, end = range_of(self._namespace, TypeTag.RUN)
         skip = len(self._namespace) + 2
-        found = self._reader.scan(start, end)
+        found = self._reader.scan(start, end, reverse=bool(reverse))
         return [
             run_id for key, record in found
             if (run := rules.unpack(run_id := key[skip:].decode(), payload_of(record)))
             and (include_archived or run.status is not RunStatus.ARCHIVED)
-        ]
+        ][:limit]
 
-    def get_child_runs(self, run_id: str | None = None) -> builtins.list[RunMetadata]:
+    def get_child_runs(
+        self, run_id: str | None = None, *, limit: int | None = None, reverse: bool = False
+    ) -> builtins.list[RunMetadata]:
         """The runs that name a run as their parent. See `RunIndex.get_child_runs`."""
         parent = self._own() if run_id is None else check_run_id(run_id)
-        return self.query_runs(parent_run=parent, include_archived=True)
+        return self.query_runs(parent_run=parent, limit=limit, reverse=reverse, include_archived=True)
 
     def get_stats(self) -> RunStats:
         """How many runs there are. See `RunIndex.get_stats`."""
@@ -157,10 +164,11 @@ class ScopedRuns(RunReads):
     ) -> RunMetadata:
         """Create this run. See `RunIndex.create_run`."""
         run_id, parent, labels, described = _creation(self._own(), parent_run, tags, metadata)
-        created_at = self._commit.call(
-            "run.create", self._namespace, run_id, parent or "", labels, values.encode(described, "metadata")
+        run: RunMetadata = self._commit.call(
+            "run.create", self._namespace, run_id, parent or "", labels, values.encode(described, "metadata"),
+            convert=lambda now_us: rules.created(run_id, parent, tuple(labels), described, now_us),
         )
-        return rules.created(run_id, parent, tuple(labels), described, created_at)
+        return run
 
     def update_status(self, status: RunStatus, *, error: str | None = None) -> RunMetadata:
         """Change this run's status. See `RunIndex.update_status`."""
@@ -201,7 +209,10 @@ class ScopedRuns(RunReads):
     def delete_run(self) -> DeletedRun:
         """Remove this run for good. See `RunIndex.delete_run`."""
         run_id = self._own()
-        return DeletedRun(run_id, *self._commit.call("run.delete", self._namespace, run_id))
+        deleted: DeletedRun = self._commit.call(
+            "run.delete", self._namespace, run_id, convert=lambda counts: DeletedRun(run_id, *counts)
+        )
+        return deleted
 
     def _update(
         self, *, status: RunStatus | None = None, error: str | None = None, tags: Sequence[str] = (),
@@ -209,8 +220,10 @@ class ScopedRuns(RunReads):
     ) -> RunMetadata:
         run_id = self._own()
         arguments = _change(self._namespace, run_id, status, error, tags, metadata)
-        payload = self._commit.call("run.update", *arguments)
-        return rules.unpack(run_id, payload)
+        run: RunMetadata = self._commit.call(
+            "run.update", *arguments, convert=lambda payload: rules.unpack(run_id, payload)
+        )
+        return run
 
 
 class TransactionRuns(RunReads):
@@ -297,16 +310,16 @@ class TransactionRuns(RunReads):
             old, self._txn.now_us(), status=status, error=error, tags=tuple(tags),
             metadata=None if metadata is None else dict(metadata),
         )
-        self._txn.call("run.update", arguments, _ignore)
         self._show(old, new)
+        self._txn.call("run.update", arguments, _ignore)
         return new
 
     def _show(self, old: RunMetadata | None, new: RunMetadata) -> None:
         run_id, txn = new.run_id.encode(), self._txn
+        payload = rules.pack(new)  # first: what is merged may have become too big
         if old is not None:
             for index_key in rules.index_keys(self._namespace, run_id, rules.pack(old)):
                 txn.show(index_key, None)
-        payload = rules.pack(new)
         for index_key in rules.index_keys(self._namespace, run_id, payload):
             txn.show(index_key, pack(0, 0, 0, b""))
         txn.show(rules.run_key(self._namespace, new.run_id), pack(0, 0, 0, payload))
@@ -422,13 +435,17 @@ class RunIndex:
         """
         return self._any().query_runs(query, **conditions)
 
-    def list_runs(self, *, include_archived: bool = False) -> builtins.list[str]:
+    def list_runs(
+        self, *, limit: int | None = None, reverse: bool = False, include_archived: bool = False
+    ) -> builtins.list[str]:
         """Ids of all runs in byte order. Cost: about 5 µs a run, whatever they store."""
-        return self._any().list_runs(include_archived=include_archived)
+        return self._any().list_runs(limit=limit, reverse=reverse, include_archived=include_archived)
 
-    def get_child_runs(self, run_id: str) -> builtins.list[RunMetadata]:
+    def get_child_runs(
+        self, run_id: str, *, limit: int | None = None, reverse: bool = False
+    ) -> builtins.list[RunMetadata]:
         """The runs that were created with this run as their parent, archived ones too."""
-        return self._scope(run_id).get_child_runs()
+        return self._scope(run_id).get_child_runs(limit=limit, reverse=reverse)
 
     def delete_run(self, run_id: str) -> DeletedRun:
         """Remove a run for good with all that it stores; how much that was.
@@ -475,13 +492,7 @@ def _change(
 
 
 def _status(status: object) -> RunStatus:
-    try:
-        return RunStatus(status)  # type: ignore[arg-type]
-    except ValueError:
-        names = ", ".join(s.name for s in RunStatus)
-        raise InvalidInputError(
-            f"status must be one of {names}, not {status!r:.80}", argument="status"
-        ) from None
+    return rules.check_status(status, "status")
 
 
 def _error(error: object) -> str | None:
@@ -515,12 +526,12 @@ def _query(query: RunQuery | None, conditions: dict[str, Any]) -> RunQuery:
         unknown = sorted(set(conditions) - set(RunQuery.__slots__))
         raise InvalidInputError(f"there is no condition {unknown[0]!r}", argument=unknown[0]) from None
     check_limit(wanted.limit)
-    check_tags(wanted.tags)
+    wanted = replace(wanted, tags=tuple(check_tags(wanted.tags)))
     for name in ("created_after", "created_before"):
         value = getattr(wanted, name)
         if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
             raise InvalidInputError(
-                f"{name} must be an int of microseconds, not {value!r:.80}", argument=name
+                f"{name} must be an int of microseconds, not {shorten(value)}", argument=name
             )
     if wanted.parent_run is not None:
         check_run_id(wanted.parent_run, "parent_run")

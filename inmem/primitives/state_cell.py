@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from inmem import values
-from inmem.client.transaction import Deferred, Pending, Reader, Transaction, retrying
-from inmem.errors import ConflictError, InvalidInputError, VersionMismatchError
-from inmem.keys import MAX_NAME_BYTES, TypeTag, encode_name, encode_prefix, range_of
+from inmem.client.transaction import Deferred, Pending, Reader, Transaction, resolved_as, retrying
+from inmem.errors import CommitUnknownError, ConflictError, InvalidInputError, VersionMismatchError
+from inmem.keys import MAX_NAME_BYTES, TypeTag, encode_name, encode_prefix, range_of, shorten
 from inmem.model import cell as rules
 from inmem.model.cell import State
 from inmem.primitives._common import Autocommit, Host, check_limit
@@ -101,6 +101,8 @@ class ScopedCells(CellReads):
                     f"cell {name!r} was changed meanwhile", read_version=state.version,
                     committed_version=error.actual,
                 ) from None
+            except CommitUnknownError as error:
+                raise resolved_as(error, lambda _: result) from None
             return result
 
         return retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s)
@@ -150,12 +152,14 @@ class TransactionCells(CellReads):
     def set(self, name: str, value: Any) -> PendingVersion:
         """Create or overwrite a cell at commit; no conflict unless it is also read. See `StateCell.set`."""
         key, payload = self._head + encode_name(name, "name"), values.encode(value)
-        txn = self._txn
+        txn, mark_key = self._txn, rules.mark_key(self._prefix)
+        own_mark = txn.own(mark_key)  # as it is when this takes effect: later deletions come too late
 
         def after(record: bytes | None) -> bytes:
-            mark = self._payload(rules.mark_key(self._prefix)) if record is None else None
-            found = None if record is None else payload_of(record)
-            return self._record(rules.overwritten(found, mark), payload)
+            if record is not None:
+                return self._record(rules.overwritten(payload_of(record), None), payload)
+            mark = own_mark if isinstance(own_mark, bytes) else txn.read_stored(mark_key)
+            return self._record(rules.overwritten(None, None if mark is None else payload_of(mark)), payload)
 
         earlier = txn.own(key)
         shown: bytes | Deferred
@@ -293,7 +297,7 @@ class StateCell:
 def _version(expected: object) -> int:
     if type(expected) is not int or not 0 <= expected < 1 << 63:
         raise InvalidInputError(
-            f"expected_version must be an int from 0 to 2**63-1, not {expected!r:.80}",
+            f"expected_version must be an int from 0 to 2**63-1, not {shorten(expected)}",
             argument="expected_version",
         )
     return expected

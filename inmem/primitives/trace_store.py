@@ -11,18 +11,20 @@ its places by type, parent and time), and one more for each tag.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from inmem import values
 from inmem.client.transaction import Reader, Transaction
 from inmem.errors import InvalidInputError, TraceExistsError, TraceNotFoundError
-from inmem.keys import RunId, TypeTag, encode_id, encode_label, range_of
+from inmem.keys import RunId, TypeTag, encode_id, encode_label, range_of, shorten
 from inmem.model import trace as rules
 from inmem.model.trace import Body, Trace, TraceTree
 from inmem.primitives._common import Autocommit, Host, check_limit, check_metadata, check_tags
 from inmem.record import pack, payload_of
+
+T = TypeVar("T")
 
 _PLACE_BYTES: Final = 8 + 65  # timestamp, and more than any id
 _MAX_TIME: Final = (1 << 63) - 1
@@ -162,7 +164,7 @@ class ScopedTraces(TraceReads):
         metadata: Mapping[str, Any] | None = None, timestamp: int | None = None,
     ) -> str:
         """Record a trace. See `TraceStore.record`."""
-        return self.record_many([NewTrace(body, id, parent_id, tags, metadata, timestamp)])[0]
+        return self._send([NewTrace(body, id, parent_id, tags, metadata, timestamp)], lambda ids: ids[0])
 
     def record_child(
         self, parent_id: str, body: Body, *, id: str | None = None, tags: Sequence[str] = (),
@@ -170,14 +172,18 @@ class ScopedTraces(TraceReads):
     ) -> str:
         """Record a trace below another. See `TraceStore.record_child`."""
         encode_id(parent_id, "parent_id")
-        return self.record_many([NewTrace(body, id, parent_id, tags, metadata, timestamp)])[0]
+        return self._send([NewTrace(body, id, parent_id, tags, metadata, timestamp)], lambda ids: ids[0])
 
     def record_many(self, traces: Iterable[NewTrace]) -> builtins.list[str]:
         """Record many traces as one commit. See `TraceStore.record_many`."""
+        return self._send(traces, lambda ids: ids)
+
+    def _send(self, traces: Iterable[NewTrace], result: Callable[[builtins.list[str]], T]) -> T:
         items = [_item(new, 0) for new in _new_traces(traces)]
+        recorded = result([item.id for item in items])
         if items:
-            self._commit.call("trace.record", self._prefix, items)
-        return [item.id for item in items]
+            self._commit.call("trace.record", self._prefix, items, convert=lambda _: recorded)
+        return recorded
 
 
 class TransactionTraces(TraceReads):
@@ -209,23 +215,26 @@ class TransactionTraces(TraceReads):
         txn, prefix = self._txn, self._prefix
         now_us = txn.now_us()
         items = [(_item(new, now_us), new.id is not None) for new in _new_traces(traces)]
+        earlier: set[str] = set()  # of these: none is shown before all are found right
         for item, chosen in items:
             key = rules.trace_key(prefix, item.id.encode())
             # An id that was made up here is nobody else's: only a chosen one is looked for.
-            if (chosen or txn.was_read(key)) and txn.read(key) is not None:
+            if item.id in earlier or ((chosen or txn.was_read(key)) and txn.read(key) is not None):
                 raise TraceExistsError(f"trace {item.id} exists", trace_id=item.id)
-            if item.parent_id and txn.read(rules.trace_key(prefix, item.parent_id.encode())) is None:
-                raise TraceNotFoundError(
-                    f"there is no trace {item.parent_id} to be the parent", trace_id=item.parent_id
-                )
+            parent = item.parent_id
+            parent_key = rules.trace_key(prefix, parent.encode())
+            if parent and parent not in earlier and txn.read(parent_key) is None:
+                raise TraceNotFoundError(f"there is no trace {parent} to be the parent", trace_id=parent)
+            earlier.add(item.id)
+        if items:
+            txn.call("trace.record", [prefix, [item for item, _ in items]], _ignore)
+        for item, _ in items:
             payload = rules.pack(
                 item.kind, item.type_name, item.parent_id, item.timestamp, item.tags, item.body, item.metadata
             )
-            txn.show(key, pack(0, 0, 0, payload))
+            txn.show(rules.trace_key(prefix, item.id.encode()), pack(0, 0, 0, payload))
             for index_key in rules.index_keys(prefix, item.id.encode(), payload):
                 txn.show(index_key, pack(0, 0, 0, b""))
-        if items:
-            txn.call("trace.record", [prefix, [item for item, _ in items]], _ignore)
         return [item.id for item, _ in items]
 
 
@@ -358,22 +367,20 @@ def _item(new: NewTrace, default_time: int) -> _Item:
     """The procedure's arguments for one trace, checked."""
     body = rules.check_body(new.body)
     kind, encoded = rules.pack_body(body)
-    if new.id is not None:
-        encode_id(new.id, "id")
-    if new.parent_id is not None:
-        encode_id(new.parent_id, "parent_id")
+    trace_id = str(RunId.new()) if new.id is None else encode_id(new.id, "id").decode()
+    parent_id = "" if new.parent_id is None else encode_id(new.parent_id, "parent_id").decode()
     return _Item(
-        str(new.id or RunId.new()), str(new.parent_id or ""),
-        default_time if new.timestamp is None else _time(new.timestamp, "timestamp"),
+        trace_id, parent_id,
+        default_time if new.timestamp is None else _time(new.timestamp, "timestamp", 1),  # 0: now
         kind, rules.type_name_of(body), check_tags(new.tags), encoded,
         values.encode(check_metadata(new.metadata), "metadata"),
     )
 
 
-def _time(value: object, argument: str) -> int:
-    if type(value) is not int or not 0 <= value <= _MAX_TIME:
+def _time(value: object, argument: str, lowest: int = 0) -> int:
+    if type(value) is not int or not lowest <= value <= _MAX_TIME:
         raise InvalidInputError(
-            f"{argument} must be an int of microseconds from 0 to 2**63-1, not {value!r:.80}",
+            f"{argument} must be an int of microseconds from {lowest} to 2**63-1, not {shorten(value)}",
             argument=argument,
         )
     return value

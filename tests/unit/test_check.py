@@ -524,7 +524,7 @@ class TestDamagedImage:
             f.seek(2 * 4096)
             f.write(b"\xff" * (data.stat().st_size - 2 * 4096))
         report = check_in_process(killed)
-        assert "the image cannot be" in problem_of(report)
+        assert "MDB_CORRUPTED" in problem_of(report) and str(data.parent) in problem_of(report)
 
 
 class TestTheProcess:

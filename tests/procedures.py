@@ -1,0 +1,120 @@
+"""Commit procedures without a committer: called on a dictionary, one commit at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from committing import NS, START_US
+
+from inmem.commit.workspace import Workspace
+from inmem.errors import InmemError
+from inmem.keys import Key
+from inmem.model.indices import INDEX_TAGS, entries_of
+from inmem.record import payload_of
+from inmem.storage.environment import Table
+from inmem.storage.wal_format import DELETE, PUT
+
+RUN = NS.run_prefix("r")
+
+BAD_PREFIXES: list[Any] = [
+    None, 7, True, "text", [], {}, b"", b"a\0b", b"\0", b"x" * 190, b"x" * 10**6, b"\xff/\xfe", "\u00e9".encode(),
+]
+BAD_NAMES: list[Any] = [
+    None, 7, 1.5, True, "text", [b"a"], {}, b"", b"\0", b"a\0b", b"\xff\xfe", b"\xed\xa0\x80", b"x" * 321,
+    "\u00e9".encode() * 161, b"x" * 10**6,
+]
+BAD_IDS: list[Any] = [
+    None, 7, 0, True, b"bytes", [], {}, "", " ", "a/b", "a\0", "r\u00e9", "r\n", "@agent", "x" * 65, "x" * 10**6,
+]
+BAD_TAGS: list[Any] = [
+    None, 7, "text", b"bytes", {}, {"a": 1}, [1], [None], [b"a"], [["a"]], [""], ["a\0"], ["x" * 129],
+    ["\u00e9" * 65], ["a", "a"], ["ok", ""],
+]
+BAD_MAPS: list[Any] = [
+    None, 7, "text", [], {}, b"", b"\xc1", b"\x80\x80", b"\x90", b"\xc0", b"\xdd\xff\xff\xff\xff",
+    b"\x81\x01\x01", b"\x81\x90\x01", b"\x81\xa1\xff\x01", b"\x91" * 5000, b"\x81\xa1k" * 5000,
+]
+
+
+class _Base:
+    def __init__(self, records: dict[bytes, bytes]) -> None:
+        self._records = records
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._records.get(key)
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        for key in sorted(self._records, reverse=reverse):
+            if start <= key < end:
+                yield key, self._records[key]
+
+
+class Stored:
+    """What is stored, and the commits that change it."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, bytes] = {}
+        self.fences: set[bytes] = set()
+        self.version = 0
+        self.now = START_US
+
+    def workspace(self) -> Workspace:
+        """That of the next commit."""
+        return Workspace(
+            _Base(dict(self.records)), set(self.fences), version=self.version + 1, now_us=self.now, chain=0
+        )
+
+    def commit(self, some: Workspace) -> None:
+        """Apply what a commit does."""
+        self.version += 1
+        for op in some.ops:
+            if op[0] == PUT and op[1] == int(Table.FENCES):
+                self.fences.add(op[2])
+            elif op[0] == PUT:
+                self.records[op[2]] = op[3]
+            elif op[0] == DELETE:
+                self.records.pop(op[2], None)
+            else:
+                self.records = {k: r for k, r in self.records.items() if not op[2] <= k < op[3]}
+
+    def run(self, procedure: Callable[..., Any], *arguments: Any) -> Any:
+        """One procedure as one commit."""
+        some = self.workspace()
+        result = procedure(some, *arguments)
+        self.commit(some)
+        return result
+
+    def refused(
+        self, error: type[InmemError], procedure: Callable[..., Any], *arguments: Any, names: str = ""
+    ) -> Any:
+        """The error of one procedure, which has changed nothing, not even in its workspace."""
+        some = self.workspace()
+        with pytest.raises(error) as caught:
+            procedure(some, *arguments)
+        assert (some.ops, some.buckets, some.new_fences) == ([], set(), [])
+        if names:
+            assert names in (getattr(caught.value, "argument", None) or ""), caught.value
+        assert len(str(caught.value)) < 500
+        return caught.value
+
+    def payload(self, key: bytes) -> bytes | None:
+        record = self.records.get(key)
+        return None if record is None else payload_of(record)
+
+    def indices(self) -> tuple[set[bytes], set[bytes]]:
+        """The index entries that are stored, and those that the primary records ask for."""
+        stored, expected = set(), set()
+        for key, record in self.records.items():
+            prefix, tag, rest = Key(key).split_key()
+            if tag in INDEX_TAGS:
+                assert payload_of(record) == b""
+                stored.add(key)
+            else:
+                expected.update(entries_of(prefix, tag, rest, payload_of(record)))
+        return stored, expected
+
+    def assert_indices(self) -> None:
+        stored, expected = self.indices()
+        assert stored == expected
