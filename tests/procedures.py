@@ -19,14 +19,16 @@ from inmem.storage.wal_format import DELETE, PUT
 RUN = NS.run_prefix("r")
 
 BAD_PREFIXES: list[Any] = [
-    None, 7, True, "text", [], {}, b"", b"a\0b", b"\0", b"x" * 190, b"x" * 10**6, b"\xff/\xfe", "\u00e9".encode(),
+    None, 7, True, "text", [], {}, b"", b"a\0b", b"\0", b"x" * 190, b"x" * 10**6, b"\xff/\xfe",
+    "\u00e9".encode(),
 ]
 BAD_NAMES: list[Any] = [
     None, 7, 1.5, True, "text", [b"a"], {}, b"", b"\0", b"a\0b", b"\xff\xfe", b"\xed\xa0\x80", b"x" * 321,
     "\u00e9".encode() * 161, b"x" * 10**6,
 ]
 BAD_IDS: list[Any] = [
-    None, 7, 0, True, b"bytes", [], {}, "", " ", "a/b", "a\0", "r\u00e9", "r\n", "@agent", "x" * 65, "x" * 10**6,
+    None, 7, 0, True, b"bytes", [], {}, "", " ", "a/b", "a\0", "r\u00e9", "r\n", "@agent", "x" * 65,
+    "x" * 10**6,
 ]
 BAD_TAGS: list[Any] = [
     None, 7, "text", b"bytes", {}, {"a": 1}, [1], [None], [b"a"], [["a"]], [""], ["a\0"], ["x" * 129],

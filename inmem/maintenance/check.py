@@ -52,6 +52,7 @@ from inmem.storage.snapshot import VERSION_KEY, Image, Snapshot
 from inmem.storage.store import POSITION_KEY, Position, Store, unpack_position
 from inmem.storage.wal_scan import scan
 
+_FOREIGN: Final = "the image in memory belongs to another database, boot or directory"
 _MAX_PROBLEMS: Final = 1000  # a damaged store has more than anybody reads
 _MAX_AGE_S: Final = 3600.0  # of one snapshot: bounds the check of one run
 _RENEW_S: Final = 0.5  # a snapshot is given back at the first new run after this
@@ -297,8 +298,11 @@ class _Check:
             return None
         stem = self.directory.stem(self.identity)
         path = Path(state.image)
-        if not path.name.startswith(stem) or state.boot != boot_id() or not path.is_dir():
+        if not state.image or state.boot != boot_id() or not path.is_dir():
             self._say_replay("no image in memory")
+            return None
+        if not path.name.startswith(stem):
+            self._say_replay(_FOREIGN)
             return None
         image = Image(self.control, stem)
         try:
@@ -313,7 +317,7 @@ class _Check:
         else:
             if position is None or position.owner == self.owner or self._is_served():
                 return image
-            self._say_replay("the image in memory belongs to another database, boot or directory")
+            self._say_replay(_FOREIGN)
         image.close()
         return None
 

@@ -44,6 +44,7 @@ TRANSITIONS: Final[Mapping[RunStatus, frozenset[RunStatus]]] = {
 }
 ENDED: Final = frozenset({_S.COMPLETED, _S.FAILED, _S.CANCELLED})
 assert set(TRANSITIONS) == set(RunStatus)
+_STATUSES: Final = frozenset(s.value for s in RunStatus)
 
 
 def is_valid_transition(from_status: RunStatus, to_status: RunStatus) -> bool:
@@ -63,13 +64,10 @@ def check_status(status: object, argument: str) -> RunStatus:
     Raises:
         InvalidInputError: there is no such status.
     """
-    try:
-        return RunStatus(status)  # type: ignore[arg-type]
-    except ValueError:
-        names = ", ".join(s.name for s in RunStatus)
-        raise InvalidInputError(
-            f"{argument} must be one of {names}, not {shorten(status)}", argument=argument
-        ) from None
+    if isinstance(status, str) and status in _STATUSES:
+        return RunStatus(status)
+    names = ", ".join(s.name for s in RunStatus)
+    raise InvalidInputError(f"{argument} must be one of {names}, not {shorten(status)}", argument=argument)
 
 
 @dataclass(frozen=True, slots=True)

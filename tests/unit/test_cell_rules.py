@@ -78,7 +78,10 @@ class TestCas:
         assert caught.value.name == "c"
 
 
-@given(st.lists(st.tuples(st.sampled_from(["set", "init", "cas", "delete"]), st.sampled_from("ab")), max_size=40))
+changes = st.sampled_from(["set", "init", "cas", "delete"])
+
+
+@given(st.lists(st.tuples(changes, st.sampled_from("ab")), max_size=40))
 def test_a_name_never_has_a_version_twice(steps: list[tuple[str, str]]) -> None:
     cells: dict[str, int] = {}
     mark = 0

@@ -181,7 +181,7 @@ def test_bytes_that_are_no_trace(payload: bytes) -> None:
         trace.unpack("t", payload)
 
 
-class Label(str, enum.Enum):
+class Label(str, enum.Enum):  # noqa: UP042 - whose str() is not what it holds
     A = "a"
 
 
@@ -204,8 +204,8 @@ class TestTree:
             return TraceTree(Trace(name, None, Thought("x"), 0, (), {}))
 
         top, left, right = leaf("top"), leaf("left"), leaf("right")
-        top.children += [left, right]
-        left.children += [leaf("a"), leaf("b")]
+        top.children.extend((left, right))
+        left.children.extend((leaf("a"), leaf("b")))
         right.children.append(leaf("c"))
         assert [(depth, t.id) for depth, t in top.walk()] == [
             (0, "top"), (1, "left"), (2, "a"), (2, "b"), (1, "right"), (2, "c"),
