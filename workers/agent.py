@@ -10,10 +10,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import inmem
+from workers.account import AgentReport, StoreFault
+from workers.board import Board, Claim
+from workers.expect import scratch_counts
+from workers.life import (
+    Scratch,
+    agent_metadata,
+    agent_tags,
+    claim_event,
+    claims_from,
+    end_event,
+    end_trace,
+    ending,
+    scratch_at,
+    scratch_end,
+    start_event,
+    status_change,
+    status_event,
+)
 from workers.plan import (
     AUDIT_EVERY,
     LEASE_TTL_S,
@@ -29,40 +47,15 @@ from workers.plan import (
     reports_totals,
 )
 from workers.pool import Link
+from workers.reasoning import step_traces
 
 PROGRESS_INTERVAL_S: Final = 0.1
 MAX_ATTEMPTS: Final = 10_000  # of one transaction: hundreds of agents meet at the totals; time bounds it
 ABANDONED_AMOUNT: Final = 1_000_000  # what an abandoned attempt adds to a total: seen if it leaks
 
 
-class StoreFault(Exception):
-    """The store answered something that no correct store can answer."""
-
-
 class _Abandoned(Exception):
     """Raised inside a transaction on purpose: nothing of it may remain."""
-
-
-@dataclass(slots=True)
-class AgentReport:
-    """What one agent did, as far as the store acknowledged it."""
-
-    worker: int
-    steps: int = 0
-    commits: int = 0
-    transactions: int = 0
-    reruns: int = 0
-    most_reruns: int = 0
-    abandoned: int = 0
-    audits: int = 0
-    events: int = 0
-    tool_calls: int = 0
-    tool_failures: int = 0
-    seconds: float = 0.0
-    anchor: tuple[int, bytes] | None = None  # last own event: sequence and hash
-    tickets: list[int] = field(default_factory=list)  # what each add to the shared counter returned
-    sequences: list[int] = field(default_factory=list)  # of the agent's events in the shared log
-    contributed: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +89,16 @@ class Agent:
         self._shared = task.runs.shared
         self._worker = task.worker
         self._unreported: dict[str, int] = {}
+        self._scratches: list[Scratch] = []
         self.report = AgentReport(task.worker)
+        self._board = Board(db, task.runs, task.worker, self._transact)
 
     def run(self) -> AgentReport:
-        """All steps, from lease to lease."""
+        """The life of a run: created with a lease, all steps, ended without it."""
         report = self.report
         started = time.perf_counter()
         last_told = 0.0
-        self._take_lease()
+        self._begin()
         for step in self._steps():
             self._step(step)
             now = time.perf_counter()
@@ -111,7 +106,10 @@ class Agent:
             if now - last_told >= PROGRESS_INTERVAL_S:
                 last_told = now
                 self._link.progress((report.steps, report.commits, report.reruns))
-        self._give_lease_back()
+        for scratch in self._scratches:
+            self._end_scratch(scratch)
+        self._end()
+        report.races_lost = self._board.races_lost
         report.seconds = time.perf_counter() - started
         self._link.progress((report.steps, report.commits, report.reruns))
         return report
@@ -124,8 +122,9 @@ class Agent:
     def _step(self, step: Step) -> None:
         if step.abandoned:
             self._abandon(step)
+        claim = self._claim(step.index)
         done = perform(self._spec, self._worker, step)
-        self._commit_step(step, done)
+        self._commit_step(step, done, claim)
         self._draw_ticket()
         self._share_finding(done)
         if step.hand_over is not None:
@@ -137,6 +136,9 @@ class Agent:
         self._refill_cache(step.index)
         if (step.index + 1) % AUDIT_EVERY == 0:
             self._audit()
+        scratch = scratch_at(self._spec, self._worker, step.index)
+        if scratch is not None:
+            self._start_scratch(scratch)
         self.report.steps += 1
 
     def _transact(self, run_id: str, fn: Callable[[Any], Any]) -> Any:
@@ -159,8 +161,22 @@ class Agent:
         self.report.commits += 1
         return result
 
-    def _commit_step(self, step: Step, done: Work) -> None:
-        """Events, memory and counters of one step: all of it, or none."""
+    def _claim(self, index: int) -> Claim | None:
+        """A task, claimed in one transaction with the note of it and its event."""
+        source, event = claims_from(index), claim_event(index)
+        if source is None or event is None:
+            return None
+        claim = self._board.claim(source, event)
+        self.report.tasks[source].append(claim.number)
+        self.report.cell_changes += 2 + (source == "queue")
+        self.report.events += 1
+        return claim
+
+    def _commit_step(self, step: Step, done: Work, claim: Claim | None) -> None:
+        """All that one step changes, in all five primitives and on the board: whole, or not at all."""
+        change = status_change(self._spec, self._worker, step.index)
+        traces = step_traces(self._spec, self._worker, step)
+        status = inmem.RunStatus.PAUSED if change == "resumed" else inmem.RunStatus.ACTIVE
 
         def commit(txn: Any) -> Any:
             steps = txn.kv.get("steps", 0)
@@ -175,13 +191,33 @@ class Agent:
                 txn.kv.put(slot, value)
             for event_type, payload in done.events:
                 last = txn.events.append(event_type, payload)
+            txn.cells.set("state", {"step": step.index, "goal": step.goal})
+            txn.traces.record_many(traces)
+            if claim is not None:
+                self._board.finish(txn, claim)
+            if change is not None:
+                found = txn.runs.get_run()
+                if found is None or found.status != status:
+                    raise StoreFault(f"{self._own}: to be {change}, it is {found and found.status}")
+                if change == "paused":
+                    txn.cells.delete("focus")
+                    txn.runs.pause_run()
+                else:
+                    txn.cells.init("focus", {"part": 1})
+                    txn.runs.resume_run()
+                last = txn.events.append(*status_event(change, step.index))
             return last
 
         last = self._transact(self._own, commit)
-        self.report.anchor = (last.sequence, last.hash)
-        self.report.events += len(done.events)
-        self.report.tool_calls += done.counts["calls"]
-        self.report.tool_failures += done.counts["failures"]
+        report = self.report
+        report.anchor = (last.sequence, last.hash)
+        report.entries += 3 + len(step.forget) + len(step.remember)
+        report.events += len(done.events) + (change is not None)
+        report.cell_changes += 1 + (claim is not None) + (change is not None)
+        report.traces += len(traces)
+        report.status_changes += change is not None
+        report.tool_calls += done.counts["calls"]
+        report.tool_failures += done.counts["failures"]
 
     def _abandon(self, step: Step) -> None:
         """An attempt that writes to both runs and then gives up."""
@@ -189,6 +225,9 @@ class Agent:
         def attempt(txn: Any) -> None:
             txn.kv.put("abandoned", step.index)
             txn.events.append("abandoned", {"step": step.index})
+            txn.cells.init("abandoned", step.index)
+            txn.traces.record(inmem.Thought("abandoned"), tags=("abandoned",))
+            txn.runs.add_tags(["abandoned"])
             shared = txn.at(self._shared)
             shared.kv.put("total:cost", shared.kv.get("total:cost", 0) + ABANDONED_AMOUNT)
             shared.events.append("abandoned", {"agent": self._worker})
@@ -205,6 +244,7 @@ class Agent:
         """Counted in the writer, without a conflict; the answer is a ticket nobody else gets."""
         self.report.tickets.append(self._db.kv.add(self._shared, "ticks"))
         self.report.commits += 1
+        self.report.entries += 1
 
     def _share_finding(self, done: Work) -> None:
         appended = self._db.events.append(self._shared, "finding", done.finding)
@@ -221,6 +261,7 @@ class Agent:
             other.kv.put("credits", other.kv.get("credits", START_CREDITS) + amount)
 
         self._transact(self._own, move)
+        self.report.entries += 2
 
     def _report_totals(self) -> None:
         """What was done since the last report goes to the shared totals and is noted as reported."""
@@ -234,6 +275,7 @@ class Agent:
             mine.put("reports", mine.get("reports", 0) + 1)
 
         self._transact(self._shared, add)
+        self.report.entries += len(batch) + 2
         for name, amount in self._unreported.items():
             self.report.contributed[name] = self.report.contributed.get(name, 0) + amount
         self._unreported.clear()
@@ -250,6 +292,7 @@ class Agent:
         appended = self._db.events.append_many(self._shared, records)
         self.report.sequences.extend(one.sequence for one in appended)
         self.report.commits += 2
+        self.report.entries += len(entries)
         self.report.events += len(records)
 
     def _audit(self) -> None:
@@ -261,14 +304,107 @@ class Agent:
             raise StoreFault(f"a snapshot shows {totals['total:calls']} calls but parts of {parts}")
         self.report.audits += 1
 
-    def _take_lease(self) -> None:
-        self._db.kv.put(self._own, "lease", {"agent": self._worker}, ttl=LEASE_TTL_S)
-        self.report.commits += 1
+    def _begin(self) -> None:
+        """The run is created in one transaction with what it starts with; peers may have written before."""
 
-    def _give_lease_back(self) -> None:
+        def begin(txn: Any) -> None:
+            txn.runs.create_run(
+                parent_run=self._shared,
+                tags=agent_tags(self._spec, self._worker),
+                metadata=agent_metadata(self._spec, self._worker),
+            )
+            txn.kv.put("lease", {"agent": self._worker}, ttl=LEASE_TTL_S)
+            txn.cells.init("focus", {"part": 0})
+            txn.cells.init("tasks", {"board": [], "queue": []})
+            txn.events.append(*start_event(self._spec, self._worker))
+
+        self._transact(self._own, begin)
+        self.report.runs_created += 1
+        self.report.entries += 1
+        self.report.cell_changes += 2
+        self.report.events += 1
+
+    def _end(self) -> None:
+        """The lease goes back and the run ends, in one transaction; then it may be archived."""
+        end = ending(self._spec, self._worker)
+        trace = end_trace(self._spec, self._worker)
+        steps = self._spec.steps
         left_s = self._db.kv.ttl(self._own, "lease")
         if left_s is None or not 0 < left_s <= LEASE_TTL_S:
             raise StoreFault(f"a lease of {LEASE_TTL_S} s has {left_s} s left")
-        if not self._db.kv.delete(self._own, "lease"):
-            raise StoreFault("a lease that was there could not be given back")
+
+        def finish(txn: Any) -> Any:
+            if not txn.kv.delete("lease"):
+                raise StoreFault("a lease that was there could not be given back")
+            txn.kv.put("ended", end.status)
+            txn.cells.cas("state", steps, {"step": steps, "goal": end.status})
+            txn.runs.add_tags([f"ended:{end.status}"])
+            txn.runs.update_metadata({"spent": txn.kv.get("spent")})
+            if trace is None:
+                txn.runs.complete_run()
+            else:
+                txn.traces.record_many([trace])
+                txn.runs.fail_run(end.error)
+            return txn.events.append(*end_event(self._spec, self._worker))
+
+        last = self._transact(self._own, finish)
+        report = self.report
+        report.anchor = (last.sequence, last.hash)
+        report.entries += 2
+        report.cell_changes += 1
+        report.events += 1
+        report.traces += trace is not None
+        report.status_changes += 1
+        if end.archived:
+            self._archive(self._own)
+
+    def _archive(self, run: str) -> None:
+        self._db.runs.archive_run(run)
         self.report.commits += 1
+        self.report.status_changes += 1
+        self.report.runs_archived += 1
+
+    def _start_scratch(self, scratch: Scratch) -> None:
+        """A run below the agent's own, with everything in it, in one transaction from the agent's run."""
+        name = self._runs.scratch(self._worker, scratch.number)
+
+        def start(txn: Any) -> None:
+            below = txn.at(name)
+            below.runs.create_run(
+                parent_run=self._own, tags=("scratch",), metadata={"number": scratch.number}
+            )
+            for slot, value in scratch.entries.items():
+                below.kv.put(slot, value)
+            for event_type, payload in scratch.events:
+                below.events.append(event_type, payload)
+            below.cells.init("scratch", scratch.number)
+            below.traces.record_many(scratch.traces)
+
+        self._transact(self._own, start)
+        self._scratches.append(scratch)
+        self.report.runs_created += 1
+        self.report.entries += len(scratch.entries)
+        self.report.events += len(scratch.events)
+        self.report.cell_changes += 1
+        self.report.traces += len(scratch.traces)
+
+    def _end_scratch(self, scratch: Scratch) -> None:
+        name = self._runs.scratch(self._worker, scratch.number)
+        if scratch.fate == "deleted":
+            gone = self._db.runs.delete_run(name)
+            counts = (gone.kv, gone.events, gone.cells, gone.traces)
+            if counts != scratch_counts(scratch) or not gone.had_record:
+                raise StoreFault(f"{name}: its deletion removed {gone}")
+            self.report.commits += 1
+            self.report.runs_deleted += 1
+            return
+
+        def finish(txn: Any) -> None:
+            txn.events.append(*scratch_end(scratch))
+            txn.runs.complete_run()
+
+        self._transact(name, finish)
+        self.report.events += 1
+        self.report.status_changes += 1
+        if scratch.fate == "archived":
+            self._archive(name)

@@ -100,7 +100,7 @@ class _FleetObserver(Observer):
 @fleet_app.command()
 def fleet(
     workers: Workers = 8,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each agent.")] = 1_500,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each agent.")] = 600,
     seed: Annotated[int, typer.Option(help="Determines plans, tool failures and the final state.")] = 1,
     path: Store = None,
     durability: Durability = None,

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import inmem
-from workers.agent import AgentReport, AgentTask, work
+from workers.account import AgentReport
+from workers.agent import AgentTask, work
+from workers.board import OPEN
 from workers.expect import started_event
+from workers.life import claims, fleet_metadata, fleet_tags, task_name
 from workers.lifetime import LeftBehind, opened_store
 from workers.plan import START_CREDITS, TOOLS, FleetRuns, FleetSpec
 from workers.pool import Interrupt, WorkerPool
@@ -111,7 +115,11 @@ def _run_on(
     result.work_s = time.perf_counter() - started
     result.reports = [outcome.results[worker] for worker in sorted(outcome.results)]
     result.failures = outcome.failures
-    if not outcome.failures:
+    if outcome.failures:
+        with suppress(inmem.InmemError):  # the agents' failures are what is to be told
+            conclude(db, runs, len(outcome.results), len(outcome.failures))
+    else:
+        conclude(db, runs, len(outcome.results), 0)
         observer.verifying()
         result.verdict, result.verify_s = _timed(
             lambda: verify(db, spec, runs, result.reports, interrupt.check)
@@ -120,11 +128,15 @@ def _run_on(
 
 
 def prepare(db: Any, spec: FleetSpec, runs: FleetRuns) -> None:
-    """One transaction over all runs of the fleet: credits, totals at zero, the first event."""
+    """One transaction over all runs of the fleet: its own run, credits, totals, tasks, the first event."""
     names = ("calls", "failures", "cost", *(f"calls:{tool}" for tool in TOOLS))
 
     def begin(txn: Any) -> None:
         event_type, payload = started_event(spec)
+        txn.runs.create_run(tags=fleet_tags(), metadata=fleet_metadata(spec))
+        txn.cells.init("queue", {"next": 0})
+        for number in range(spec.workers * claims(spec, "board")):
+            txn.cells.init(task_name(number), OPEN)
         txn.kv.put("spec", payload)
         for name in names:
             txn.kv.put(f"total:{name}", 0)
@@ -133,6 +145,19 @@ def prepare(db: Any, spec: FleetSpec, runs: FleetRuns) -> None:
             txn.at(runs.of(worker)).kv.put("credits", START_CREDITS)
 
     db.transact(runs.shared, begin)
+
+
+def conclude(db: Any, runs: FleetRuns, ended: int, failed: int) -> None:
+    """The end of the fleet's own run, once its agents are done."""
+
+    def end(txn: Any) -> None:
+        txn.runs.update_metadata({"ended": ended})
+        if failed:
+            txn.runs.fail_run(f"{failed} agents failed")
+        else:
+            txn.runs.complete_run()
+
+    db.transact(runs.shared, end)
 
 
 def _timed(call: Callable[[], Verdict]) -> tuple[Verdict, float]:

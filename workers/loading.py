@@ -20,9 +20,9 @@ from typing import Any, Final
 
 import inmem
 from workers.canonical import same
+from workers.checking import Check, check_chain, check_kv, check_log
 from workers.pool import Link
 from workers.trajectories import Event, Trajectory, TrajectoryStep, parse_file, rebuild
-from workers.verify import Check, check_chain, check_kv, check_log
 
 PROGRESS_INTERVAL_S: Final = 0.1
 

@@ -56,6 +56,9 @@ class FleetRuns:
     def of(self, worker: int) -> str:
         return f"{self.fleet_id}:agent-{worker:03d}"
 
+    def scratch(self, worker: int, number: int) -> str:
+        return f"{self.of(worker)}:s{number}"
+
 
 @dataclass(frozen=True, slots=True)
 class Call:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workers.checking import Check
 from workers.lifetime import LeftBehind, opened_store
 from workers.loading import CHECKS, Anchor, LoadReport, ReplayItem, ReplayTask, load, read_back
 from workers.pool import Interrupt, Outcome, WorkerPool
 from workers.trajectories import Rejected, Trajectory, find_files, parse_file
-from workers.verify import Check
 
 
 @dataclass(frozen=True, slots=True)

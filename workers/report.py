@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from workers.agent import AgentReport
+from workers.account import AgentReport
+from workers.checking import Check
 from workers.fleet import FleetResult
 from workers.replay import ReplayResult
-from workers.verify import Check
 
 
 def rate(count: int, seconds: float) -> float:
@@ -39,6 +39,7 @@ def fleet_as_data(result: FleetResult) -> dict[str, Any]:
         "work_s": round(result.work_s, 3),
         "verify_s": round(result.verify_s, 3),
         "total": _figures(result.reports, result.work_s),
+        "primitives": _primitives(result.reports),
         "agents": [
             {"agent": report.worker, **_figures([report], report.seconds)} for report in result.reports
         ],
@@ -74,6 +75,35 @@ def _figures(reports: Sequence[AgentReport], seconds: float) -> dict[str, Any]:
     }
 
 
+def _primitives(reports: Sequence[AgentReport]) -> dict[str, dict[str, int]]:
+    def total(name: str) -> int:
+        return sum(getattr(report, name) for report in reports)
+
+    claimed = [len(numbers) for report in reports for numbers in report.tasks.values()]
+    return {
+        "kv": {"writes": total("entries")},
+        "events": {"appended": total("events")},
+        "cells": {
+            "changes": total("cell_changes"), "tasks claimed": sum(claimed), "races lost": total("races_lost")
+        },
+        "traces": {"recorded": total("traces")},
+        "runs": {
+            "created": total("runs_created"), "status changes": total("status_changes"),
+            "archived": total("runs_archived"), "deleted": total("runs_deleted"),
+        },
+    }
+
+
+def print_primitives(console: Console, primitives: dict[str, dict[str, int]]) -> None:
+    """One line for each primitive."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("primitive")
+    table.add_column("acknowledged")
+    for name, counts in primitives.items():
+        table.add_row(name, ", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    console.print(table)
+
+
 # Ten columns that fit 80 characters.
 _COLUMNS = (
     ("steps", "steps"),
@@ -102,6 +132,7 @@ def print_fleet(console: Console, result: FleetResult) -> None:
     total = data["total"]
     table.add_row("all", *(_number(total[key]) for key, _ in _COLUMNS), style="bold")
     console.print(table)
+    print_primitives(console, data["primitives"])
     runs = total["transactions"] + total["reruns"]
     share = 100 * rate(total["reruns"], runs)
     console.print(

@@ -1,59 +1,23 @@
-"""What was read back, against what was expected and what was acknowledged.
+"""A fleet, read back: against the plan and against what was acknowledged.
 
-Invariant: a check compares everything it names and says how much that was; a
-check that compared nothing is a failure, not a pass. The checkers take plain
-data, so that a test can hand them a damaged copy and see them fail.
+Invariant: nothing is taken on trust. What the seed determines is compared
+with a recomputation, what a race determines with what the agents were told,
+and both with what the store holds, in all five primitives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import zip_longest
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
-from workers.agent import AgentReport
+from workers.account import AgentReport
 from workers.canonical import canonical, digest_of, same, shorten
+from workers.checking import MAX_PROBLEMS, Check, check_chain, check_kv, check_log, check_store
 from workers.expect import ExpectedFleet, agent_log, expect, shared_log, started_event
+from workers.life import scratches
 from workers.plan import START_CREDITS, FleetRuns, FleetSpec, Record
-
-MAX_PROBLEMS: Final = 5  # told per check; the rest is counted
-
-_MISSING: Final = object()
-
-
-@dataclass(slots=True)
-class Check:
-    """One question about the final state: how much was compared, and what was wrong."""
-
-    name: str
-    compared: int = 0
-    problems: list[str] = field(default_factory=list)
-    problem_count: int = 0
-
-    @property
-    def ok(self) -> bool:
-        return self.compared > 0 and not self.problem_count
-
-    def problem(self, text: str) -> None:
-        self.problem_count += 1
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(text)
-
-    def require(self, condition: bool, text: str) -> None:
-        """Count one comparison, and a problem if it does not hold."""
-        self.compared += 1
-        if not condition:
-            self.problem(text)
-
-    def summary(self) -> str:
-        """One line for a person."""
-        if self.ok:
-            return f"{self.compared:,} compared"
-        if not self.problem_count:
-            return "nothing was compared"
-        more = self.problem_count - len(self.problems)
-        return "; ".join(self.problems) + (f"; and {more} more" if more else "")
+from workers.verify_runs import Rest, digest_of_run, verify_rest
 
 
 @dataclass(slots=True)
@@ -69,38 +33,6 @@ class Verdict:
 
     def problems(self) -> list[str]:
         return [f"{check.name}: {check.summary()}" for check in self.checks if not check.ok]
-
-
-def check_kv(check: Check, run: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Same keys, and the same value with the same type under each."""
-    for key in sorted(expected.keys() | found.keys()):
-        want, have = expected.get(key, _MISSING), found.get(key, _MISSING)
-        if have is _MISSING:
-            check.require(False, f"{run}: {key!r} is lost")
-        elif want is _MISSING:
-            check.require(False, f"{run}: {key!r} should not be there")
-        else:
-            check.require(
-                same(want, have), f"{run}: {key!r} is {shorten(have)}, expected {shorten(want)}"
-            )
-
-
-def check_log(check: Check, run: str, expected: Iterable[Record], found: Iterable[Any]) -> None:
-    """The same events in the same order, numbered from 0 without a gap. Streams."""
-    for sequence, (want, have) in enumerate(zip_longest(expected, found)):
-        if have is None:
-            check.require(False, f"{run}: event {sequence} is lost: {shorten(want)}")
-        elif want is None:
-            check.require(False, f"{run}: event {have.sequence} should not be there: {shorten(have)}")
-        else:
-            check.require(
-                have.sequence == sequence, f"{run}: event {sequence} has sequence {have.sequence}"
-            )
-            check.require(
-                have.event_type == want[0] and same(have.payload, want[1]),
-                f"{run}: event {sequence} is {shorten((have.event_type, have.payload))}, "
-                f"expected {shorten(want)}",
-            )
 
 
 def check_shared_log(
@@ -142,15 +74,6 @@ def check_shared_log(
         check.require(not lost, f"{lost} acknowledged events of agent {agent} are lost")
 
 
-def check_chain(check: Check, run: str, chain: Any, length: int, expected_length: int) -> None:
-    """The hash chain is whole and as long as the log."""
-    check.require(chain.is_valid, f"{run}: the chain breaks at {chain.first_invalid}: {chain.error}")
-    check.require(
-        chain.length == length == expected_length,
-        f"{run}: {expected_length} events expected, {length} counted, {chain.length} in the chain",
-    )
-
-
 def check_reports(check: Check, expected: ExpectedFleet, reports: Sequence[AgentReport]) -> None:
     """What the agents say was acknowledged is what their plans ask for."""
     spec = expected.spec
@@ -165,6 +88,8 @@ def check_reports(check: Check, expected: ExpectedFleet, reports: Sequence[Agent
             ("tool calls", report.tool_calls, mine["calls"]),
             ("failed tool calls", report.tool_failures, mine["failures"]),
             ("contributions", report.contributed, mine),
+            ("traces", report.traces, expected.traces[report.worker]),
+            ("runs created", report.runs_created, 1 + len(list(scratches(spec, report.worker)))),
         ):
             check.require(have == want, f"agent {report.worker} reports {have} {name}, not {want}")
 
@@ -237,6 +162,7 @@ def verify(
             f"agent {worker}: the log does not end in the event that was acknowledged last",
         )
         digests.append(_digest_run(have, db.events.iter(run)))
+        digests.append(digest_of_run(db, run))
     pause()
     run = runs.shared
     shared = dict(db.kv.list_with_values(run))
@@ -258,7 +184,11 @@ def verify(
     check_credits(totals, agents)
     check_tickets(tickets, (t for report in reports for t in report.tickets), expected.tickets)
     check_reports(told, expected, reports)
-    checks = [told, totals, tickets, kv, log, anchors, shared_check, chain]
+    rest = verify_rest(Rest(db, spec, runs, expected, reports), kv, log, pause)
+    whole = Check("integrity")
+    pause()
+    check_store(whole, db.check())
+    checks = [told, totals, tickets, kv, log, anchors, shared_check, chain, *rest, whole]
     return Verdict(checks, digest_of(digests))
 
 

@@ -155,6 +155,11 @@ def unpack_position(data: bytes | None, path: Path) -> Position | None:
         raise CorruptionError(f"{path}: position {error}", file=str(path), offset=0) from None
 
 
+def _expiry_entry(key: bytes, record: bytes) -> bytes:
+    """The place in the order of expiry of a record that expires."""
+    return expires_at(record).to_bytes(8, "big") + key
+
+
 class StoreTransaction:
     """Changes that become visible together with `publish`, or never."""
 
@@ -197,30 +202,38 @@ class StoreTransaction:
         Raises:
             PublishError: the image is full; the transaction can only be aborted.
         """
-        put, delete, tables = self._txn.put, self._txn.delete, self._tables
+        replace, pop, tables = self._txn.replace, self._txn.pop, self._tables
+        put, delete = self._txn.put, self._txn.delete
+        expiry = tables[Table.EXPIRY]
         try:
             for op in ops:
                 kind, table = op[0], op[1]
-                if kind == PUT:
-                    value = op[3]
-                    put(op[2], value, db=tables[table])
-                    if table == 0 and value[0] & 0x80:
-                        # An entry left by an earlier value of the key is
-                        # recognised as stale when its time comes.
-                        put(expires_at(value).to_bytes(8, "big") + op[2], b"", db=tables[Table.EXPIRY])
-                elif kind == DELETE:
-                    delete(op[2], db=tables[table])
-                else:
-                    assert kind == DELETE_RANGE
-                    self._delete_range(tables[table], op[2], op[3])
+                if kind == DELETE_RANGE:
+                    self._delete_range(table, op[2], op[3])
+                    continue
+                if table != 0:
+                    if kind == PUT:
+                        put(op[2], op[3], db=tables[table])
+                    else:
+                        assert kind == DELETE
+                        delete(op[2], db=tables[table])
+                    continue
+                # The order of expiry follows the records: no entry outlives the value that it was for.
+                old = replace(op[2], op[3]) if kind == PUT else pop(op[2])
+                if old is not None and old[0] & 0x80:
+                    delete(_expiry_entry(op[2], old), db=expiry)
+                if kind == PUT and op[3][0] & 0x80:
+                    put(_expiry_entry(op[2], op[3]), b"", db=expiry)
         except lmdb.Error as error:
             raise PublishError(error) from error
 
-    def _delete_range(self, database: Any, start: bytes, end: bytes) -> None:
-        cursor = self._txn.cursor(database)
+    def _delete_range(self, table: int, start: bytes, end: bytes) -> None:
+        cursor = self._txn.cursor(self._tables[Table(table)])
         if not cursor.set_range(start):
             return
-        while cursor.key() and cursor.key() < end:
+        while (key := cursor.key()) and key < end:
+            if table == 0 and (record := cursor.value())[0] & 0x80:
+                self._txn.delete(_expiry_entry(key, record), db=self._tables[Table.EXPIRY])
             cursor.delete()  # moves on to the next entry
 
     def publish(self, position: Position) -> None:

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from plain_primitives import Cells, PlainCells, PlainRuns, PlainTraces, Runs, Traces
+
+import inmem
 from workers.canonical import canonical
 
 ZERO = bytes(32)
@@ -42,13 +45,15 @@ def link(sequence: int, event_type: str, payload: Any, prev_hash: bytes) -> byte
 
 
 class PlainKV:
-    def __init__(self, data: dict[str, dict[str, Any]]) -> None:
-        self._data = data
+    def __init__(self, data: dict[str, dict[str, Any]], fences: set[str]) -> None:
+        self._data, self._fences = data, fences
 
     def get(self, run: str, key: str, default: Any = None) -> Any:
         return copy.deepcopy(self._data.get(run, {}).get(key, default))
 
     def put(self, run: str, key: str, value: Any, *, ttl: float | None = None) -> None:
+        if run in self._fences:
+            raise inmem.RunDeletedError(run, run_id=run)
         self._data.setdefault(run, {})[key] = copy.deepcopy(value)
 
     def add(self, run: str, key: str, delta: int = 1) -> int:
@@ -112,36 +117,61 @@ class Bound:
 
 
 class PlainTransaction:
-    def __init__(self, kv: PlainKV, events: PlainLog, run: str) -> None:
-        self._kv, self._events = kv, events
-        self.kv, self.events = Bound(kv, run), Bound(events, run)
+    def __init__(self, store: PlainStore, run: str) -> None:
+        self._store = store
+        for name in ("kv", "events", "cells", "traces", "runs"):
+            setattr(self, name, Bound(getattr(store, name), run))
 
     def at(self, run: str) -> PlainTransaction:
-        return PlainTransaction(self._kv, self._events, run)
+        return PlainTransaction(self._store, run)
+
+
+class Report:
+    """What `check` says of plain dicts: there is nothing to find."""
+
+    problems: tuple[str, ...] = ()
+    records = 1
 
 
 class PlainStore:
-    """The database: two dicts, and facades over them."""
+    """The database: a dict for each primitive, and facades over them."""
 
     def __init__(self) -> None:
         self.entries: dict[str, dict[str, Any]] = {}
         self.logs: dict[str, list[Event]] = {}
-        self.kv = PlainKV(self.entries)
+        self.states: Cells = {}
+        self.trees: Traces = {}
+        self.records: Runs = {}
+        self.marks: dict[str, int] = {}
+        self.fences: set[str] = set()
+        self.kv = PlainKV(self.entries, self.fences)
         self.events = PlainLog(self.logs)
+        self.cells = PlainCells(self.states, self.marks)
+        self.traces = PlainTraces(self.trees)
+        self.runs = PlainRuns(
+            self.records, self.fences, [self.entries, self.logs, self.states, self.trees]
+        )
+
+    def check(self) -> Report:
+        return Report()
 
     def transact(self, run: str, fn: Callable[[Any], Any], **_: Any) -> Any:
-        before = copy.deepcopy((self.entries, self.logs))
+        parts: tuple[Any, ...] = (
+            self.entries, self.logs, self.states, self.trees, self.records, self.marks
+        )  # fmt: skip
+        # Nothing is changed in place below the second level, so that is how deep copies go.
+        before = [{key: copy.copy(part[key]) for key in part} for part in parts]
         try:
-            return fn(PlainTransaction(self.kv, self.events, run))
+            return fn(PlainTransaction(self, run))
         except BaseException:
-            for live, old in zip((self.entries, self.logs), before, strict=True):
+            for live, old in zip(parts, before, strict=True):
                 live.clear()
-                live.update(old)  # type: ignore[arg-type]
+                live.update(old)
             raise
 
     @contextmanager
     def snapshot(self, run: str) -> Iterator[PlainTransaction]:
-        yield PlainTransaction(self.kv, self.events, run)
+        yield PlainTransaction(self, run)
 
     @contextmanager
     def pipeline(self) -> Iterator[PlainStore]:

@@ -65,26 +65,26 @@ class TestResult:
         assert all(check["ok"] and check["compared"] > 0 for check in data["checks"])
         assert {check["name"] for check in data["checks"]} == {
             "agents' reports", "shared totals", "tickets", "working memory",
-            "agents' logs", "acknowledged heads", "shared log", "chains",
+            "agents' logs", "acknowledged heads", "shared log", "chains", "runs", "statistics",
+            "cells", "task board", "traces", "trace queries", "deleted runs", "integrity",
         }  # fmt: skip
+        assert set(data["primitives"]) == {"kv", "events", "cells", "traces", "runs"}
+        assert all(count for counts in data["primitives"].values() for count in list(counts.values())[:1])
+        assert data["primitives"]["cells"]["tasks claimed"] == 3 * 10
+        assert data["primitives"]["runs"]["deleted"] >= 3
         assert data["total"]["steps"] == 120
         assert sum(agent["commits"] for agent in data["agents"]) == data["total"]["commits"] > 120
         assert re.fullmatch("[0-9a-f]{64}", data["digest"])
         site.assert_nothing_left()
 
     def test_the_digest_is_the_seeds(self, site: Site) -> None:
-        first, again, other = (
-            site.run_json("workers.fleet", *SMALL, "--seed", seed)["digest"] for seed in (3, 3, 4)
-        )
-        assert first == again != other
-
-    @pytest.mark.parametrize("method", ["fork", "forkserver"])
-    def test_the_start_method_makes_no_difference(self, site: Site, method: str) -> None:
-        spawned = site.run_json("workers.fleet", *SMALL)
-        data = site.run_json("workers.fleet", *SMALL, "--start-method", method)
-        assert data["ok"]
-        assert data["digest"] == spawned["digest"]
-        site.assert_nothing_left()
+        digests = []
+        for seed, method in ((3, "spawn"), (3, "fork"), (3, "forkserver"), (4, "fork")):
+            data = site.run_json("workers.fleet", *SMALL, "--seed", seed, "--start-method", method)
+            assert data["ok"]
+            digests.append(data["digest"])
+            site.assert_nothing_left()
+        assert digests[0] == digests[1] == digests[2] != digests[3]
 
     @pytest.mark.parametrize("durability", ["memory", "buffered", "sync"])
     def test_each_durability(self, site: Site, durability: str) -> None:
@@ -235,7 +235,7 @@ class TestFailures:
         site.assert_nothing_left(database_id)
 
     def test_a_killed_writer_does_not(self, site: Site) -> None:
-        process, database_id = started(site, "--workers", 3, "--steps", 1_500, "--timeout", 100)
+        process, database_id = started(site, "--workers", 3, "--steps", 500, "--timeout", 100)
         (writer,) = (pid for pid, words in site.processes().items() if "inmem.writer" in words)
         os.kill(writer, signal.SIGKILL)
         code, text = finish(process)
@@ -243,7 +243,7 @@ class TestFailures:
         assert "OK: seed" in text
         site.assert_nothing_left(database_id)
 
-    @pytest.mark.parametrize("damage", ["value", "event", "counter", "delete"])
+    @pytest.mark.parametrize("damage", ["value", "event", "counter", "delete", "cell", "trace", "status", "run"])
     def test_a_change_behind_the_fleets_back_is_noticed(self, tmp_path: Path, damage: str) -> None:
         path = str(tmp_path / "store")
         spec = FleetSpec(seed=2, workers=2, steps=12)
@@ -259,8 +259,17 @@ class TestFailures:
                 db.events.append(run, "step.done", {"step": 11, "cost": 1})
             elif damage == "counter":
                 db.kv.add(result.runs.shared, "total:calls")
-            else:
+            elif damage == "delete":
                 db.kv.delete(run, "phase")
+            elif damage == "cell":
+                db.cells.set(run, "focus", {"part": 1})
+            elif damage == "trace":
+                db.traces.record(run, inmem.Thought("late"), parent_id="s000003")
+            elif damage == "status":
+                alive = next(r for r in (run, result.runs.of(0)) if db.runs.get_run(r).status != "archived")
+                db.runs.archive_run(alive)
+            else:
+                db.runs.delete_run(run)
             verdict = verify(db, spec, result.runs, result.reports)
         assert not verdict.ok
         assert verdict.problems()

@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 from plain_store import PlainStore
 
-from workers.agent import Agent, AgentReport, AgentTask, StoreFault
+import inmem
+from workers.account import AgentReport, StoreFault
+from workers.agent import Agent, AgentTask
 from workers.canonical import canonical, same
+from workers.checking import Check
 from workers.expect import agent_log, expect
-from workers.fleet import prepare
+from workers.fleet import conclude, prepare
+from workers.life import ending, paused_after, scratches
 from workers.plan import MAX_TRIES, FleetRuns, FleetSpec, perform, plan
-from workers.verify import Check, Verdict, check_tickets, verify
+from workers.reasoning import all_traces
+from workers.verify import Verdict, check_tickets, verify
 
 SPEC = FleetSpec(seed=5, workers=3, steps=40)
 RUNS = FleetRuns("fleet:test")
@@ -36,6 +41,7 @@ def run_agents(store: Any, spec: FleetSpec = SPEC, order: Callable[[int], Any] =
     for worker in sorted(range(spec.workers), key=order):
         task = AgentTask(store, spec, RUNS, worker, 30.0)
         reports[worker] = Agent(store, task, NoLink()).run()  # type: ignore[arg-type]
+    conclude(store, RUNS, spec.workers, 0)
     return [reports[worker] for worker in range(spec.workers)]
 
 
@@ -93,6 +99,33 @@ class TestPlan:
         for step in plan(SPEC, 0):
             assert perform(SPEC, 0, step).counts["calls"] <= MAX_TRIES * len(step.calls)
 
+    def test_runs_end_in_every_way(self) -> None:
+        spec = replace(SPEC, workers=12, steps=400)
+        ends = [ending(spec, worker) for worker in range(spec.workers)]
+        assert {(end.status, end.archived) for end in ends} == {
+            ("completed", False), ("completed", True), ("failed", False), ("failed", True)
+        }  # fmt: skip
+        fates = [scratch.fate for worker in range(spec.workers) for scratch in scratches(spec, worker)]
+        assert {"deleted", "completed", "archived"} == set(fates)
+        pauses = [paused_after(spec, worker) for worker in range(spec.workers)]
+        assert all(pause is not None and pause + 1 < spec.steps for pause in pauses)
+        assert paused_after(replace(spec, steps=1), 0) is None
+
+    def test_traces_are_trees_of_every_kind_in_order_of_time(self) -> None:
+        traces = [trace for worker in range(SPEC.workers) for trace in all_traces(SPEC, worker)]
+        assert {type(trace.body).__name__ for trace in traces} == {
+            "ToolCall", "Decision", "Query", "Thought", "ErrorTrace", "Custom"
+        }  # fmt: skip
+        for worker in range(SPEC.workers):
+            seen: set[str | None] = {None}
+            times = []
+            for trace in all_traces(SPEC, worker):
+                assert trace.parent_id in seen
+                assert trace.id not in seen
+                seen.add(trace.id)
+                times.append(trace.timestamp)
+            assert times == sorted(times, key=int)  # type: ignore[arg-type]
+
     def test_the_expected_totals_are_the_sums_of_their_parts(self) -> None:
         shared = expect(SPEC).shared
         parts = sum(value for key, value in shared.items() if key.startswith("total:calls:"))
@@ -123,6 +156,8 @@ class TestAgents:
         for run, entries in done.store.entries.items():
             assert "abandoned" not in entries, run
             assert "abandoned" not in {event.event_type for event in done.store.logs[run]}
+            assert "abandoned" not in done.store.states[run]
+            assert "abandoned" not in done.store.records[run].tags
 
     def test_a_store_that_commits_in_spite_of_an_error_is_noticed(self) -> None:
         class Careless(PlainStore):
@@ -281,6 +316,117 @@ def lose_everything(done: Done) -> None:
     done.store.logs.clear()
 
 
+def change_a_record(done: Done, run: str, **changes: Any) -> None:
+    done.store.records[run] = replace(done.store.records[run], **changes)
+
+
+def lose_a_record(done: Done) -> None:
+    del done.store.records[RUNS.of(1)]
+
+
+def revive_a_run(done: Done) -> None:
+    change_a_record(done, RUNS.of(1), status=inmem.RunStatus.ACTIVE)
+
+
+def double_a_status_change(done: Done) -> None:
+    change_a_record(done, RUNS.of(1), version=done.store.records[RUNS.of(1)].version + 1)
+
+
+def lose_a_tag(done: Done) -> None:
+    change_a_record(done, RUNS.of(1), tags=done.store.records[RUNS.of(1)].tags[:-1])
+
+
+def change_metadata(done: Done) -> None:
+    run = done.store.records[RUNS.of(1)]
+    change_a_record(done, RUNS.of(1), metadata=run.metadata | {"worker": True})
+
+
+def lose_an_error(done: Done) -> None:
+    failed = next(run for run in done.store.records.values() if run.error)
+    change_a_record(done, failed.run_id, error=None)
+
+
+def orphan_a_run(done: Done) -> None:
+    change_a_record(done, RUNS.scratch(1, 1), parent_run=None)
+
+
+def add_a_run_of_this_fleet(done: Done) -> None:
+    done.store.runs.create_run(run_id=RUNS.of(9), parent_run=RUNS.shared)
+
+
+def miscount_the_runs(done: Done) -> None:
+    def get_stats(_: Any = None) -> Any:
+        stats = type(done.store.runs).get_stats(done.store.runs)
+        stats.total += 1
+        return stats
+
+    done.store.runs.get_stats = get_stats  # type: ignore[method-assign]
+
+
+def change_a_cell(done: Done, run: str, name: str, **changes: Any) -> None:
+    done.store.states[run][name] = replace(done.store.states[run][name], **changes)
+
+
+def turn_back_a_version(done: Done) -> None:
+    change_a_cell(done, RUNS.of(1), "state", version=SPEC.steps)
+
+
+def lose_a_cell(done: Done) -> None:
+    del done.store.states[RUNS.of(1)]["focus"]
+
+
+def steal_a_task(done: Done) -> None:
+    change_a_cell(done, RUNS.shared, "task:000002", value={"state": "done", "by": 1})
+
+
+def give_a_task_twice(done: Done) -> None:
+    done.reports[2].tasks["board"][0] = done.reports[1].tasks["board"][0]
+
+
+def forget_a_task(done: Done) -> None:
+    noted = done.store.states[RUNS.of(1)]["tasks"].value
+    change_a_cell(done, RUNS.of(1), "tasks", value=noted | {"queue": noted["queue"][1:]})
+
+
+def take_one_more_from_the_queue(done: Done) -> None:
+    done.store.cells.transition(RUNS.shared, "queue", lambda s: ({"next": s.value["next"] + 1}, None))
+
+
+def lose_a_trace(done: Done) -> None:
+    del done.store.trees[RUNS.of(1)]["s000004.c00"]
+
+
+def change_a_trace(done: Done) -> None:
+    traces = done.store.trees[RUNS.of(1)]
+    trace = next(trace for trace in traces.values() if isinstance(trace.body, inmem.Decision))
+    traces[trace.id] = replace(trace, body=replace(trace.body, chosen="nothing"))
+
+
+def move_a_trace_in_its_tree(done: Done) -> None:
+    traces = done.store.trees[RUNS.of(1)]
+    traces["s000004.c00"] = replace(traces["s000004.c00"], parent_id="s000003")
+
+
+def lose_an_index_entry(done: Done) -> None:
+    def query_by_tag(run: str, tag: str) -> Any:
+        return type(done.store.traces).query_by_tag(done.store.traces, run, tag)[1:]
+
+    done.store.traces.query_by_tag = query_by_tag  # type: ignore[method-assign]
+
+
+def leave_something_of_a_deleted_run(done: Done) -> None:
+    done.store.traces.record(RUNS.scratch(1, 0), inmem.Thought("still here"))
+
+
+def lift_a_fence(done: Done) -> None:
+    done.store.fences.discard(RUNS.scratch(2, 0))
+
+
+def find_something_inside(done: Done) -> None:
+    report = type("Report", (), {"problems": ["an index entry without a record"], "records": 1})
+    done.store.check = lambda: report  # type: ignore[method-assign,assignment,return-value]
+
+
 @pytest.mark.parametrize(
     ("damage", "noticed_by"),
     [
@@ -308,6 +454,28 @@ def lose_everything(done: Done) -> None:
         (tell_of_fewer_steps, "agents' reports"),
         (lose_a_report, "agents' reports"),
         (lose_everything, "working memory"),
+        (lose_a_record, "runs"),
+        (revive_a_run, "runs"),
+        (double_a_status_change, "runs"),
+        (lose_a_tag, "runs"),
+        (change_metadata, "runs"),
+        (lose_an_error, "runs"),
+        (orphan_a_run, "runs"),
+        (add_a_run_of_this_fleet, "runs"),
+        (miscount_the_runs, "statistics"),
+        (turn_back_a_version, "cells"),
+        (lose_a_cell, "cells"),
+        (steal_a_task, "task board"),
+        (give_a_task_twice, "task board"),
+        (forget_a_task, "task board"),
+        (take_one_more_from_the_queue, "task board"),
+        (lose_a_trace, "traces"),
+        (change_a_trace, "traces"),
+        (move_a_trace_in_its_tree, "trace queries"),
+        (lose_an_index_entry, "trace queries"),
+        (leave_something_of_a_deleted_run, "deleted runs"),
+        (lift_a_fence, "deleted runs"),
+        (find_something_inside, "integrity"),
     ],
 )
 def test_damage_is_noticed(done: Done, damage: Callable[[Done], None], noticed_by: str) -> None:

@@ -18,11 +18,11 @@ from plain_store import PlainStore
 from test_trajectories import swe_run, swe_step, tau_run
 
 import inmem
+from workers.checking import Check
 from workers.loading import CHECKS, Anchor, ForeignRun, compare, expected_kv, load_step
 from workers.pool import Interrupt
 from workers.replay import ReplayObserver, merge, share_out, take_inventory
 from workers.trajectories import Trajectory, parse_file
-from workers.verify import Check
 
 
 @pytest.fixture(autouse=True)

@@ -106,7 +106,7 @@ runs = st.builds(
     RunMetadata, run_id=st.just("r"), parent_run=st.none() | st.just("up"), status=st.sampled_from(RunStatus),
     created_at=times, updated_at=times, completed_at=st.none() | times,
     tags=st.lists(texts, max_size=3).map(tuple),
-    metadata=st.dictionaries(texts, st.none() | st.integers(0, 9) | texts | st.binary(max_size=3), max_size=3),
+    metadata=st.dictionaries(texts, st.none() | st.booleans() | st.binary(max_size=3), max_size=3),
     error=st.none() | texts, version=times,
 )
 
