@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from inmem.client.attachment import Attachment, attach, detach
 from inmem.client.transaction import check_timeout
 from inmem.config import Settings
-from inmem.errors import ClosedError, InvalidInputError
+from inmem.errors import ClosedError, InvalidInputError, RunDeletedError
 from inmem.keys import MAX_KEY_BYTES, Namespace, check_run_id
 from inmem.maintenance.check import CheckReport, check_in_process
 from inmem.primitives._common import Autocommit
@@ -226,7 +226,12 @@ class Database:
         added = removed = 0
         repaired = []
         for prefix in prefixes:
-            more, fewer = commit.call("index.repair", prefix)
+            try:
+                more, fewer = commit.call("index.repair", prefix)
+            except RunDeletedError:
+                if run_id is not None:
+                    raise
+                continue  # since the prefixes were listed
             if more or fewer:
                 repaired.append(prefix.decode())
             added += more

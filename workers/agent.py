@@ -91,7 +91,7 @@ class Agent:
         self._unreported: dict[str, int] = {}
         self._scratches: list[Scratch] = []
         self.report = AgentReport(task.worker)
-        self._board = Board(db, task.runs, task.worker, self._transact)
+        self._board = Board(db, task.spec, task.runs, task.worker, self._transact)
 
     def run(self) -> AgentReport:
         """The life of a run: created with a lease, all steps, ended without it."""

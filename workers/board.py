@@ -4,10 +4,11 @@ Invariant: a task is claimed by one transaction that changes the task's cell,
 notes it in the cell `tasks` of the agent's own run, and appends the event; so
 an agent owns a task exactly if both runs say so.
 
-There are two sources. The board has a cell for each task from the start,
-claimed by compare-and-swap: who loses the race looks for the next open one.
-The queue is one cell with the number of the next task, taken by a transition;
-who takes it makes the cell of the task.
+There are two sources. The board has a cell for each open task, claimed by
+compare-and-swap: who loses the race looks for the next open one, who wins it
+puts up one more, until all tasks were on the board. The queue is one cell
+with the number of the next task, taken by a transition; who takes it makes
+the cell of the task.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 
 import inmem
 from workers.account import StoreFault
-from workers.life import job_name, task_name
-from workers.plan import FleetRuns, Record
+from workers.life import claims, job_name, open_tasks, task_name
+from workers.plan import FleetRuns, FleetSpec, Record
 
 OPEN = {"state": "open"}
 
@@ -37,9 +38,16 @@ class Board:
     """One agent's view of the tasks."""
 
     def __init__(
-        self, db: Any, runs: FleetRuns, worker: int, transact: Callable[[str, Callable[[Any], Any]], Any]
+        self,
+        db: Any,
+        spec: FleetSpec,
+        runs: FleetRuns,
+        worker: int,
+        transact: Callable[[str, Callable[[Any], Any]], Any],
     ) -> None:
         self._db = db
+        self._ahead = open_tasks(spec)
+        self._total = spec.workers * claims(spec, "board")
         self._own, self._shared = runs.of(worker), runs.shared
         self._worker = worker
         self._transact = transact
@@ -74,7 +82,10 @@ class Board:
             name = task_name(number)
 
             def take(txn: Any, name: str = name, number: int = number, version: int = version) -> int:
-                claimed: int = txn.at(self._shared).cells.cas(name, version, self._mine("claimed"))
+                cells = txn.at(self._shared).cells
+                claimed: int = cells.cas(name, version, self._mine("claimed"))
+                if number + self._ahead < self._total:
+                    cells.init(task_name(number + self._ahead), OPEN)
                 self._note(txn, "board", number, event)
                 return claimed
 

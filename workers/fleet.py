@@ -19,7 +19,7 @@ from workers.account import AgentReport
 from workers.agent import AgentTask, work
 from workers.board import OPEN
 from workers.expect import started_event
-from workers.life import claims, fleet_metadata, fleet_tags, task_name
+from workers.life import fleet_metadata, fleet_tags, open_tasks, task_name
 from workers.lifetime import LeftBehind, opened_store
 from workers.plan import START_CREDITS, TOOLS, FleetRuns, FleetSpec
 from workers.pool import Interrupt, WorkerPool
@@ -135,7 +135,7 @@ def prepare(db: Any, spec: FleetSpec, runs: FleetRuns) -> None:
         event_type, payload = started_event(spec)
         txn.runs.create_run(tags=fleet_tags(), metadata=fleet_metadata(spec))
         txn.cells.init("queue", {"next": 0})
-        for number in range(spec.workers * claims(spec, "board")):
+        for number in range(open_tasks(spec)):
             txn.cells.init(task_name(number), OPEN)
         txn.kv.put("spec", payload)
         for name in names:

@@ -23,6 +23,7 @@ from workers.plan import TOOLS, FleetSpec, Record
 CLAIM_EVERY: Final = 4  # steps between two claims of a task: from the board and the queue in turn
 SCRATCH_EVERY: Final = 32  # steps between two scratch runs; the first is made at once
 SCRATCH_ENTRIES: Final = 3  # KV entries of a scratch run
+OPEN_TASKS: Final = 4  # on the board for each agent: who claims one puts up another, while there are more
 FATES: Final = ("deleted", "completed", "archived")
 
 _ERRORS: Final = ("no tool was left", "the budget is used up", "the goal cannot be reached")
@@ -143,7 +144,13 @@ def claim_event(index: int) -> Record | None:
 
 def claims(spec: FleetSpec, source: str) -> int:
     """How many tasks each agent claims from the board, or the queue."""
-    return sum(claims_from(index) == source for index in range(0, spec.steps, CLAIM_EVERY))
+    number = (spec.steps + CLAIM_EVERY - 1) // CLAIM_EVERY
+    return (number + 1) // 2 if source == "board" else number // 2
+
+
+def open_tasks(spec: FleetSpec) -> int:
+    """How many tasks are on the board at the start."""
+    return spec.workers * min(OPEN_TASKS, claims(spec, "board"))
 
 
 def task_name(number: int) -> str:

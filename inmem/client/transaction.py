@@ -467,7 +467,9 @@ def check_timeout(timeout_s: object) -> float:
     )
 
 
-def retrying(attempt: Callable[[float], T], *, max_attempts: int, timeout_s: float) -> T:
+def retrying(
+    attempt: Callable[[float], T], *, max_attempts: int, timeout_s: float, pause_max_s: float = _BACKOFF_MAX_S
+) -> T:
     """Run an attempt until it is not refused, within bounds; pauses are jittered.
 
     `attempt` gets the seconds that are left.
@@ -481,7 +483,7 @@ def retrying(attempt: Callable[[float], T], *, max_attempts: int, timeout_s: flo
         )
     timeout_s = check_timeout(timeout_s)
     deadline = time.monotonic() + timeout_s
-    ceiling = _BACKOFF_S
+    ceiling = min(_BACKOFF_S, pause_max_s)
     for left in range(max_attempts - 1, -1, -1):
         try:
             return attempt(max(deadline - time.monotonic(), 0.001))
@@ -490,7 +492,7 @@ def retrying(attempt: Callable[[float], T], *, max_attempts: int, timeout_s: flo
             if not left or time.monotonic() + pause >= deadline:
                 raise
             time.sleep(pause)
-            ceiling = min(ceiling * 2, _BACKOFF_MAX_S)
+            ceiling = min(ceiling * 2, pause_max_s)
     raise AssertionError("unreachable")
 
 

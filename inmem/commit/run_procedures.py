@@ -100,7 +100,9 @@ def repair_indices(workspace: Workspace, prefix: bytes) -> list[int]:
 
     The result is `[entries added, entries removed]`.
     """
-    check_prefix(prefix)
+    if workspace.is_fenced(check_prefix(prefix)):
+        run_id = prefix.decode().rpartition("/")[2]
+        raise RunDeletedError(f"run {run_id} was deleted: it has no indices", run_id=run_id)
     expected: set[bytes] = set()
     stored: set[bytes] = set()
     for key, payload in workspace.scan(prefix + b"\0", successor(prefix + b"\0")):

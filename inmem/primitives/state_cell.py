@@ -23,8 +23,11 @@ from inmem.values import decode
 
 T = TypeVar("T")
 
-MAX_ATTEMPTS: Final = 1000  # of one transition: with jittered pauses that is many seconds
+MAX_ATTEMPTS: Final = 10_000  # of one transition: that is seconds of lost races
 TRANSITION_TIMEOUT_S: Final = 30.0
+# About a round trip. Pauses that grow would leave a cell to whoever won last: the winner does not
+# pause, and a transition is over before one that has lost a few times wakes up.
+_PAUSE_S: Final = 0.0001
 
 
 class CellReads:
@@ -92,20 +95,29 @@ class ScopedCells(CellReads):
         _callable(fn)
 
         def attempt(_: float) -> T:
-            state = _required(self.read(name), name)
+            state = self.read(name)
+            if state is None:
+                # No cell is at version 0: the writer refuses, and knows why. There is none, its run
+                # was deleted, or it was created just now.
+                self._exchange(name, 0, None)
+            state = _required(state, name)
             value, result = _outcome(fn(state))
             try:
-                self.cas(name, state.version, value)
-            except VersionMismatchError as error:
-                raise ConflictError(
-                    f"cell {name!r} was changed meanwhile", read_version=state.version,
-                    committed_version=error.actual,
-                ) from None
+                self._exchange(name, state.version, value)
             except CommitUnknownError as error:
                 raise resolved_as(error, lambda _: result) from None
             return result
 
-        return retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s)
+        return retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s, pause_max_s=_PAUSE_S)
+
+    def _exchange(self, name: str, version: int, value: Any) -> None:
+        """`cas`, with the lost race as a conflict."""
+        try:
+            self.cas(name, version, value)
+        except VersionMismatchError as error:
+            raise ConflictError(
+                f"cell {name!r} was changed meanwhile", read_version=version, committed_version=error.actual
+            ) from None
 
     def _call(self, procedure: str, name: str, *arguments: Any) -> int:
         encoded = encode_name(name, "name", MAX_NAME_BYTES)

@@ -118,8 +118,11 @@ class TraceReads:
             waiting = [tree]  # instead of recursion: a tree may be deeper than any stack
             while waiting:
                 parent = waiting.pop()
-                for child in reads.get_children(parent.trace.id):
-                    parent.children.append(TraceTree(child))
+                # An index entry that its record denies is damage, and may lead in a circle.
+                parent.children.extend(
+                    TraceTree(child) for child in reads.get_children(parent.trace.id)
+                    if child.parent_id == parent.trace.id
+                )
                 waiting += parent.children
         return tree
 

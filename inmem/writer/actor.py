@@ -67,7 +67,7 @@ from inmem.wire import (
 _TICK_S: Final = 0.2  # how late timers may be; expired keys go within a second
 _SLOW_TICK_S: Final = 5.0  # dead readers, idle sessions, stale files
 _TICKS: Final = 18_000  # an hour of ticks: the longest that a snapshot may be open
-_SPIN: Final = 60  # yields before blocking: a client that was just answered often asks again at once
+_SPIN: Final = 8  # yields before blocking: a client that was just answered often asks again at once
 _QUEUE: Final = 4096  # messages that the socket holds for one peer, each way
 
 log = logging.getLogger("inmem.writer")

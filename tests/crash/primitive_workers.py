@@ -150,7 +150,7 @@ def writes_into(db: inmem.Database, run: str, other: str, mark: str) -> list[Wri
 
     def from_elsewhere() -> None:
         with db.transaction(other) as txn:
-            txn.kv.put(f"leak-{mark}", mark)
+            txn.kv.put(f"leak-from-{mark}", mark)
             txn.at(run).events.append("elsewhere", mark)
 
     def piped() -> None:

@@ -121,6 +121,12 @@ def assert_empty(db: inmem.Database, run: str) -> None:
     assert run not in [found.run_id for found in db.runs.query_runs(tags=["all"], include_archived=True)]
 
 
+def reached(workers: Workers, first: int, number: int) -> bool:
+    """Whether all have come so far; fails at once if one of them has failed."""
+    workers.check()
+    return all(workers.words[first + index] >= number for index in range(WORKERS))
+
+
 def test_workers_that_do_not_notice_are_refused(store_path: Path, workers: Workers) -> None:
     """Eight write in every way into a run that goes away: from then on each way raises, for good."""
     run, bystander = "victim", "bystander"
@@ -135,8 +141,7 @@ def test_workers_that_do_not_notice_are_refused(store_path: Path, workers: Worke
                 if b"bystander" in key and key[key.index(0) + 1] != TypeTag.RUN_BY_PARENT}
         for index in range(WORKERS):
             workers.start(write_until_refused, index, store_path, run)
-        wait_until(lambda: (workers.check(), all(workers.words[i] > 40 for i in range(WORKERS)))[1],
-                   "all workers write")
+        wait_until(lambda: reached(workers, 0, 40), "all workers write")
         deleted = db.runs.delete_run(run)
         assert deleted.had_record and deleted.kv and deleted.cells and deleted.traces
 
@@ -144,10 +149,7 @@ def test_workers_that_do_not_notice_are_refused(store_path: Path, workers: Worke
             if restart is not None:
                 restart(store_path)
             workers.words.open_gate(phase)
-            wait_until(
-                lambda p=phase: (workers.check(), all(workers.words[READY + i] == p for i in range(WORKERS)))[1],
-                "all workers were refused",
-            )
+            wait_until(lambda p=phase: reached(workers, READY, p), "all workers were refused")
             rows = rows_of(db)
             assert [key for key in rows[Table.DATA] if b"victim" in key] == []
             assert [key for key in rows[Table.EXPIRY] if b"victim" in key] == []

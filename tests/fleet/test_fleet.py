@@ -243,7 +243,9 @@ class TestFailures:
         assert "OK: seed" in text
         site.assert_nothing_left(database_id)
 
-    @pytest.mark.parametrize("damage", ["value", "event", "counter", "delete", "cell", "trace", "status", "run"])
+    @pytest.mark.parametrize(
+        "damage", ["value", "event", "counter", "delete", "cell", "trace", "status", "run"]
+    )
     def test_a_change_behind_the_fleets_back_is_noticed(self, tmp_path: Path, damage: str) -> None:
         path = str(tmp_path / "store")
         spec = FleetSpec(seed=2, workers=2, steps=12)

@@ -157,7 +157,8 @@ class CellMachine(TransactionalMachine):
     @rule(prefix=st.sampled_from([None, "", "a", "ab", "b", "q"]), limit=st.none() | st.integers(0, 3),
           reverse=st.booleans())
     def list(self, prefix: str | None, limit: int | None, reverse: bool) -> None:
-        assert self.cells.list(prefix, limit=limit, reverse=reverse) == self.inside.list(prefix, limit, reverse)
+        found = self.cells.list(prefix, limit=limit, reverse=reverse)
+        assert found == self.inside.list(prefix, limit, reverse)
 
     @invariant()
     def others_see_what_is_stored(self) -> None:
@@ -173,7 +174,7 @@ class CellMachine(TransactionalMachine):
 
 
 TestCellMachine = CellMachine.TestCase
-TestCellMachine.settings = settings(max_examples=60, stateful_step_count=40)
+TestCellMachine.settings = settings(max_examples=120, stateful_step_count=40)
 
 
 def test_a_set_takes_effect_before_a_later_deletion() -> None:

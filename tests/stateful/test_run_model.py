@@ -28,6 +28,7 @@ IDS = ["a", "ab", "a.b", "a-", "b", "c"]
 ids = st.sampled_from(IDS)
 TAGS = ["x", "xy", "y"]
 tags = st.lists(st.sampled_from(TAGS), max_size=3)
+limits = st.none() | st.integers(0, 3)
 statuses = st.sampled_from(RunStatus)
 metadata = st.dictionaries(st.sampled_from("kl"), st.integers(0, 3) | st.just([None]), max_size=2)
 METHODS = {
@@ -203,7 +204,8 @@ class RunMachine(TransactionalMachine):
         else:
             deleted = self.db.runs.delete_run(run_id)
             had_record = self.stored.runs.pop(run_id, None) is not None
-            assert deleted == inmem.DeletedRun(run_id, self.stored.entries.pop(run_id, 0), 0, 0, 0, had_record)
+            entries = self.stored.entries.pop(run_id, 0)
+            assert deleted == inmem.DeletedRun(run_id, entries, 0, 0, 0, had_record)
             assert self.db.kv.count(run_id) == 0
             self.stored.deleted.add(run_id)
 
@@ -222,7 +224,7 @@ class RunMachine(TransactionalMachine):
             txn.commit()
         assert not self.db.kv.exists("elsewhere", "k")
 
-    @rule(status=st.none() | statuses, some_tags=tags, parent=st.none() | ids, limit=st.none() | st.integers(0, 3),
+    @rule(status=st.none() | statuses, some_tags=tags, parent=st.none() | ids, limit=limits,
           archived=st.booleans(), reverse=st.booleans(), pivot=st.none() | ids, as_object=st.booleans())
     def query(self, status: RunStatus | None, some_tags: list[str], parent: str | None, limit: int | None,
               archived: bool, reverse: bool, pivot: str | None, as_object: bool) -> None:
@@ -244,13 +246,14 @@ class RunMachine(TransactionalMachine):
             "status": status, "tags": some_tags, "parent_run": parent, "limit": limit, "reverse": reverse,
             "include_archived": archived, "created_after": after, "created_before": before,
         }
-        found = (
-            self.any.query_runs(inmem.RunQuery(**conditions)) if as_object else self.any.query_runs(**conditions)
-        )
+        if as_object:
+            found = self.any.query_runs(inmem.RunQuery(**conditions))
+        else:
+            found = self.any.query_runs(**conditions)
         assert [run.run_id for run in found] == expected
         assert [known(run) for run in found] == [self.inside.runs[name] for name in expected]
 
-    @rule(run_id=ids, limit=st.none() | st.integers(0, 3), reverse=st.booleans(), archived=st.booleans())
+    @rule(run_id=ids, limit=limits, reverse=st.booleans(), archived=st.booleans())
     def listings(self, run_id: str, limit: int | None, reverse: bool, archived: bool) -> None:
         found = self.of(run_id).get_run()
         assert (None if found is None else known(found)) == self.inside.runs.get(run_id)
@@ -285,4 +288,4 @@ class RunMachine(TransactionalMachine):
 
 
 TestRunMachine = RunMachine.TestCase
-TestRunMachine.settings = settings(max_examples=50, stateful_step_count=35)
+TestRunMachine.settings = settings(max_examples=120, stateful_step_count=35)

@@ -26,7 +26,9 @@ def database() -> Iterator[None]:
 
 IDS = ["a", "ab", "a.b", "a-", "b", "c", "d"]
 ids = st.sampled_from(IDS)
-BODIES = [Thought("x"), Thought("y", 0.5), ToolCall("t", {"k": [1]}), ErrorTrace("E", "m", False), Custom("Th", 1)]
+BODIES = [
+    Thought("x"), Thought("y", 0.5), ToolCall("t", {"k": [1]}), ErrorTrace("E", "m", False), Custom("Th", 1)
+]
 bodies = st.sampled_from(BODIES)
 TYPES = ["Thought", "Th", "ToolCall", "Error", "Query"]
 tags = st.lists(st.sampled_from(["x", "xy", "y"]), max_size=3)
@@ -41,6 +43,11 @@ class Known:
     timestamp: int
     tags: tuple[str, ...]
     metadata: dict[str, Any]
+
+
+some_traces = st.builds(
+    NewTrace, body=bodies, id=st.none() | ids, parent_id=st.none() | ids, tags=tags, timestamp=times
+)
 
 
 class Traces:
@@ -96,7 +103,8 @@ class TraceMachine(TransactionalMachine):
             stored = self.traces.get(trace_id)
             assert new.timestamp in (None, stored.timestamp)
             self.inside.traces[trace_id] = Known(
-                new.parent_id, new.body, stored.timestamp, tuple(dict.fromkeys(new.tags)), dict(new.metadata or {})
+                new.parent_id, new.body, stored.timestamp, tuple(dict.fromkeys(new.tags)),
+                dict(new.metadata or {}),
             )
 
     @rule(trace_id=st.none() | ids, body=bodies, parent=st.none() | ids, some_tags=tags, time=times,
@@ -112,8 +120,7 @@ class TraceMachine(TransactionalMachine):
         new = NewTrace(body, trace_id, parent, timestamp=time)
         self.record_all([new], lambda: self.traces.record_child(parent, body, id=trace_id, timestamp=time))
 
-    @rule(some=st.lists(st.builds(NewTrace, body=bodies, id=st.none() | ids, parent_id=st.none() | ids, tags=tags,
-                                  timestamp=times), max_size=3))
+    @rule(some=st.lists(some_traces, max_size=3))
     def record_many(self, some: list[NewTrace]) -> None:
         """A refusal leaves none of them, in the open transaction neither."""
         self.record_all(some, lambda: self.traces.record_many(some))
@@ -129,7 +136,8 @@ class TraceMachine(TransactionalMachine):
     @rule(trace_id=ids)
     def get(self, trace_id: str) -> None:
         found = self.traces.get(trace_id)
-        self.same([] if found is None else [found], [trace_id] if trace_id in self.inside.traces else [], self.inside)
+        expected = [trace_id] if trace_id in self.inside.traces else []
+        self.same([] if found is None else [found], expected, self.inside)
 
     @rule(name=st.sampled_from(TYPES), limit=limits, reverse=st.booleans())
     def by_type(self, name: str, limit: int | None, reverse: bool) -> None:
@@ -143,7 +151,8 @@ class TraceMachine(TransactionalMachine):
         expected = self.inside.find(lambda known: tag in known.tags, limit, reverse)
         self.same(self.traces.query_by_tag(tag, limit=limit, reverse=reverse), expected, self.inside)
 
-    @rule(start=st.integers(0, 5), end=st.integers(0, 5) | st.just(1 << 62), limit=limits, reverse=st.booleans())
+    @rule(start=st.integers(0, 5), end=st.integers(0, 5) | st.just(1 << 62), limit=limits,
+          reverse=st.booleans())
     def by_time(self, start: int, end: int, limit: int | None, reverse: bool) -> None:
         expected = self.inside.find(lambda known: start <= known.timestamp < end, limit, reverse)
         self.same(self.traces.query_by_time(start, end, limit=limit, reverse=reverse), expected, self.inside)
@@ -180,4 +189,4 @@ class TraceMachine(TransactionalMachine):
 
 
 TestTraceMachine = TraceMachine.TestCase
-TestTraceMachine.settings = settings(max_examples=60, stateful_step_count=35)
+TestTraceMachine.settings = settings(max_examples=120, stateful_step_count=35)

@@ -530,7 +530,7 @@ class TestSweep:
         client.send(put(key("b"), 1, START_US + SECOND))
         client.send(delete(key("b")))
         bench.now += 2 * SECOND
-        assert bench.committer.sweep(bench.now, 100) == 2
+        assert bench.committer.sweep(bench.now, 100) == 0, "no entry outlives the value that it was for"
         assert bench.value(key("a")) == 2
         assert bench.committer.counters.expired == 0
 
