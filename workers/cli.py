@@ -111,8 +111,9 @@ def fleet(
 ) -> None:
     """Run a fleet of agents on one shared store, then verify every bit of it.
 
-    Each agent plans, calls simulated tools, logs events, keeps its memory and
-    counts shared totals in transactions. At the end everything is read back
+    Each agent is a run with a life of its own: it claims tasks, plans, calls
+    simulated tools, logs events, records traces, keeps its memory and counts
+    shared totals, in transactions over all five primitives. At the end everything is read back
     and compared with what was acknowledged and with a recomputation from the
     seed. The digest printed is the same for the same seed, workers and steps.
 
@@ -176,9 +177,11 @@ def replay(
     """Load recorded agent runs, then read them back and compare with the source.
 
     Reads SWE-agent trajectories (*.traj) and tau-bench results (*.json). Each
-    trajectory is one run, each of its steps one transaction: its events, and
-    the agent's state in KV. Other processes then compare every step with the
-    source. Integers beyond 64 bits and strings that UTF-8 cannot hold are
+    trajectory is one run, each of its steps one transaction over all five
+    primitives: its events and traces, the agent's state and status as cells,
+    looked-up records in KV; the first step's creates the run, the last one's
+    completes it, or fails it with its error. Other processes then compare
+    every step with the source. Integers beyond 64 bits and strings that UTF-8 cannot hold are
     kept in a marked form, and told.
 
     A run's id follows from its content, so loading again doubles nothing: a

@@ -5,9 +5,11 @@ Invariant: each step is one transaction that also advances the run's
 and by however many processes a run is loaded: a run that is complete is left
 alone, a half-done one goes on after its last committed step.
 
-KV of a run: `run` (what it is), `state` (the agent's state after the last
-step), `progress`, and what the trajectory itself keeps (`submission`,
-`lookup:...`).
+Each step is in all five primitives: its events; its traces, below one root;
+the cells `state` (the agent's, after the step) and `status` ("running", and
+in the end how it ended); KV with `progress` and what the trajectory itself
+keeps (`submission`, `lookup:...`). The run is created by the transaction of
+the first step and ended, completed or failed, by that of the last.
 """
 
 from __future__ import annotations
@@ -20,7 +22,19 @@ from typing import Any, Final
 
 import inmem
 from workers.canonical import same
-from workers.checking import Check, check_chain, check_kv, check_log
+from workers.checking import (
+    Check,
+    ExpectedRun,
+    check_cells,
+    check_chain,
+    check_kv,
+    check_log,
+    check_run,
+    check_traces,
+    check_trees,
+    read_cells,
+    type_name,
+)
 from workers.pool import Link
 from workers.trajectories import Event, Trajectory, TrajectoryStep, parse_file, rebuild
 
@@ -44,6 +58,8 @@ class ReplayItem:
     number: int  # within its file
     run_id: str
     steps: int
+    status: str = ""  # of the run, once it is complete
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +90,9 @@ class LoadReport:
     complete: int = 0  # runs that were there already
     steps: int = 0
     events: int = 0
+    traces: int = 0
+    entries: int = 0  # KV entries written
+    cell_changes: int = 0
     reruns: int = 0
     seconds: float = 0.0
     anchors: dict[str, Anchor] = field(default_factory=dict)
@@ -84,7 +103,7 @@ def expected_kv(trajectory: Trajectory) -> dict[str, Any]:
     kv: dict[str, Any] = {}
     for step in trajectory.steps:
         kv |= step.kv
-    return kv | {"run": _about(trajectory), "progress": _progress(trajectory, len(trajectory.steps))}
+    return kv | {"progress": _progress(trajectory, len(trajectory.steps))}
 
 
 def expected_events(trajectory: Trajectory) -> Iterator[Event]:
@@ -93,13 +112,32 @@ def expected_events(trajectory: Trajectory) -> Iterator[Event]:
         yield from step.events
 
 
-def _about(trajectory: Trajectory) -> dict[str, Any]:
-    return {
-        "name": trajectory.name.encode("utf-8", "backslashreplace").decode(),
-        "format": trajectory.source_format,
-        "outcome": trajectory.outcome,
-        "tags": list(trajectory.tags),
-    }
+def expected_traces(trajectory: Trajectory) -> list[inmem.NewTrace]:
+    """The traces of a run that is complete."""
+    return [trace for step in trajectory.steps for trace in step.traces]
+
+
+def expected_cells(trajectory: Trajectory) -> dict[str, tuple[Any, int]]:
+    """Value and version of each cell of a run that is complete."""
+    last = trajectory.steps[-1]
+    return {"state": (last.state, len(trajectory.steps)), "status": (last.status, 2)}
+
+
+def expected_run(trajectory: Trajectory) -> ExpectedRun:
+    """The record of a run that is complete: created, and ended."""
+    return ExpectedRun(
+        status=status_of(trajectory),
+        parent=None,
+        tags=trajectory.tags,
+        metadata=trajectory.metadata,
+        error=trajectory.error,
+        version=2,
+    )
+
+
+def status_of(trajectory: Trajectory) -> str:
+    """How a run ends: a trajectory that failed fails it."""
+    return "completed" if trajectory.error is None else "failed"
 
 
 def _progress(trajectory: Trajectory, done: int) -> dict[str, Any]:
@@ -133,13 +171,22 @@ def load_step(
         if done != step.index:
             return done, None
         if step.index == 0:
-            txn.kv.put("run", _about(trajectory))
+            txn.runs.create_run(tags=trajectory.tags, metadata=trajectory.metadata)
+            txn.cells.init("status", "running")
         for key, value in step.kv.items():
             txn.kv.put(key, value)
         last = None
         for event_type, payload in step.events:
             last = txn.events.append(event_type, payload)
+        txn.cells.set("state", step.state)
+        txn.traces.record_many(step.traces)
         txn.kv.put("progress", _progress(trajectory, done + 1))
+        if done + 1 == len(trajectory.steps):
+            txn.cells.cas("status", 1, step.status)
+            if trajectory.error is None:
+                txn.runs.complete_run()
+            else:
+                txn.runs.fail_run(trajectory.error)
         return done + 1, last
 
     done, last = db.transact(trajectory.run_id, commit, timeout_s=timeout_s)
@@ -167,6 +214,9 @@ def load(link: Link, task: ReplayTask) -> LoadReport:
                 if last is not None:
                     report.steps += 1
                     report.events += len(step.events)
+                    report.traces += len(step.traces)
+                    report.entries += len(step.kv) + 1
+                    report.cell_changes += 1 + (step.index == 0) + (done == count)
                     report.anchors[trajectory.run_id] = Anchor(step.index, last.sequence, last.hash)
                 now = time.perf_counter()
                 if now - told >= PROGRESS_INTERVAL_S:
@@ -178,7 +228,10 @@ def load(link: Link, task: ReplayTask) -> LoadReport:
     return report
 
 
-CHECKS: Final = ("events", "source records", "final state", "chains", "acknowledged events")
+CHECKS: Final = (
+    "events", "source records", "final state", "chains", "acknowledged events", "runs", "cells", "traces",
+    "trace queries",
+)  # fmt: skip
 
 
 def read_back(link: Link, task: ReplayTask) -> list[Check]:
@@ -197,7 +250,7 @@ def read_back(link: Link, task: ReplayTask) -> list[Check]:
 
 def compare(db: Any, trajectory: Trajectory, anchor: Anchor | None, checks: list[Check]) -> None:
     """Everything that the store has of one run, against its source."""
-    events, records, state, chains, acknowledged = checks
+    events, records, state, chains, acknowledged, runs, cells, traces, queries = checks
     run = trajectory.run_id
     found = list(db.events.iter(run))
     expected = list(expected_events(trajectory))
@@ -205,6 +258,12 @@ def compare(db: Any, trajectory: Trajectory, anchor: Anchor | None, checks: list
     check_record(records, trajectory, [(event.event_type, event.payload) for event in found])
     check_kv(state, run, expected_kv(trajectory), dict(db.kv.list_with_values(run)))
     check_chain(chains, run, db.events.verify_chain(run), db.events.len(run), len(expected))
+    check_run(runs, run, expected_run(trajectory), db.runs.get_run(run))
+    check_cells(cells, run, expected_cells(trajectory), read_cells(db.cells, run))
+    wanted = expected_traces(trajectory)
+    check_traces(traces, run, wanted, db.traces.list(run), timed=False)
+    check_trees(queries, run, db.traces, run, wanted)
+    check_trace_names(queries, run, db.traces, wanted)
     if anchor is None:  # nothing was acknowledged to this program: the run was complete
         acknowledged.require(len(found) == len(expected), f"{run}: the log has another length")
         return
@@ -215,6 +274,20 @@ def compare(db: Any, trajectory: Trajectory, anchor: Anchor | None, checks: list
         whole and anchor.sequence == end - 1,
         f"{run}: the event acknowledged as {anchor.sequence}, the end of step {anchor.step}, is not there",
     )
+
+
+def check_trace_names(check: Check, run: str, traces: Any, expected: list[inmem.NewTrace]) -> None:
+    """Every trace is found by its type and by each of its tags."""
+    kinds: dict[str, list[str]] = {}
+    tags: dict[str, list[str]] = {}
+    for trace in expected:
+        kinds.setdefault(type_name(trace.body), []).append(str(trace.id))
+        for tag in trace.tags:
+            tags.setdefault(tag, []).append(str(trace.id))
+    for query, names in ((traces.query_by_type, kinds), (traces.query_by_tag, tags)):
+        for name, want in names.items():
+            have = sorted(trace.id for trace in query(run, name))
+            check.require(have == sorted(want), f"{run}: {name} finds {len(have)} traces, not {len(want)}")
 
 
 def check_record(check: Check, trajectory: Trajectory, events: list[Event]) -> None:

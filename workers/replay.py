@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workers.checking import Check
+import inmem
+from workers.checking import Check, check_store
 from workers.lifetime import LeftBehind, opened_store
-from workers.loading import CHECKS, Anchor, LoadReport, ReplayItem, ReplayTask, load, read_back
+from workers.loading import CHECKS, Anchor, LoadReport, ReplayItem, ReplayTask, load, read_back, status_of
 from workers.pool import Interrupt, Outcome, WorkerPool
 from workers.trajectories import Rejected, Trajectory, find_files, parse_file
 
@@ -106,7 +107,9 @@ def take_inventory(root: Path, interrupt: Interrupt, observer: ReplayObserver) -
 
 
 def _item(path: Path, source: str, number: int, parsed: Trajectory) -> ReplayItem:
-    return ReplayItem(path, source, number, parsed.run_id, len(parsed.steps))
+    return ReplayItem(
+        path, source, number, parsed.run_id, len(parsed.steps), status_of(parsed), parsed.tags
+    )
 
 
 def share_out(items: Sequence[ReplayItem], workers: int) -> list[list[ReplayItem]]:
@@ -167,6 +170,29 @@ def _run_on(
     outcome, result.verify_s = _run(read_back, tasks, "reader", options, interrupt, observer)
     result.failures += _told("reader", outcome)
     result.checks = merge(list(outcome.results.values()))
+    if not result.failures:
+        interrupt.check()
+        queries, whole = Check("run queries"), Check("integrity")
+        check_run_queries(queries, db, items)
+        check_store(whole, db.check())
+        result.checks += [queries, whole]
+
+
+def check_run_queries(check: Check, db: Any, items: Sequence[ReplayItem]) -> None:
+    """Every run is found by its status and each of its tags; the store may hold others too."""
+    by_tag: dict[str, set[str]] = {}
+    by_status: dict[str, set[str]] = {}
+    for item in items:
+        by_status.setdefault(item.status, set()).add(item.run_id)
+        for tag in item.tags:
+            by_tag.setdefault(tag, set()).add(item.run_id)
+    known = {item.run_id for item in items}
+    for tag, want in by_tag.items():
+        have = {run.run_id for run in db.runs.query_runs(tags=[tag])} & known
+        check.require(have == want, f"the tag {tag} finds {len(have)} runs, not {len(want)}")
+    for status, want in by_status.items():
+        have = {run.run_id for run in db.runs.query_runs(status=inmem.RunStatus(status))} & known
+        check.require(have == want, f"the status {status} finds {len(have)} runs, not {len(want)}")
 
 
 def _run(

@@ -206,12 +206,26 @@ def replay_as_data(result: ReplayResult) -> dict[str, Any]:
         "steps": steps,
         "events": sum(report.events for report in result.reports),
         "reruns": sum(report.reruns for report in result.reports),
+        "primitives": {
+            "kv": {"writes": sum(report.entries for report in result.reports)},
+            "events": {"appended": sum(report.events for report in result.reports)},
+            "cells": {"changes": sum(report.cell_changes for report in result.reports)},
+            "traces": {"recorded": sum(report.traces for report in result.reports)},
+            "runs": _by_status(result),
+        },
         "load_s": round(result.load_s, 3),
         "steps_per_s": round(rate(steps, max((report.seconds for report in result.reports), default=0)), 1),
         "verify_s": round(result.verify_s, 3),
         "checks": checks_as_data(result.checks),
         "problems": result.problems(),
     }
+
+
+def _by_status(result: ReplayResult) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for item in result.inventory.items:
+        counts[item.status] = counts.get(item.status, 0) + 1
+    return dict(sorted(counts.items()))
 
 
 def print_replay(console: Console, result: ReplayResult) -> None:
@@ -228,6 +242,7 @@ def print_replay(console: Console, result: ReplayResult) -> None:
         f"steps/s, {data['reruns']:,} reruns, {data['load_s']:.1f} s with the start of the processes",
         highlight=False,
     )
+    print_primitives(console, data["primitives"])
     for text in (*data["duplicates"], *data["notes"]):
         console.print(text, highlight=False, markup=False, style="yellow")
     if result.checks:

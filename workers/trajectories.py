@@ -2,7 +2,8 @@
 
 Invariant: a mapping, not a selection. `rebuild` gives back, from the events
 of a run alone, the record that was read, equal in every value: so nothing of
-the source is left out, and a reader of the store needs no source. Knows no
+the source is left out, and a reader of the store needs no source. Traces,
+state and status say the same again, for who looks for something. Knows no
 store and no process.
 
 Two formats are known:
@@ -34,7 +35,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import inmem
 from workers.canonical import canonical
+from workers.recorded_traces import Called, StepTraces, label, text
 from workers.storable import Unstorable, convert, expect, kind_of, read_json, restore
 
 SUFFIXES: Final = (".json", ".traj")
@@ -54,11 +57,14 @@ Event = tuple[str, Any]  # type, payload
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryStep:
-    """What one transaction stores: events, and the KV entries that change with them."""
+    """What one transaction stores: events and traces, and what changes with them in KV and cells."""
 
     index: int
     events: tuple[Event, ...]
     kv: dict[str, Any]
+    state: dict[str, Any]  # the agent's, after the step
+    status: Any  # "running", and with the last step how it ended
+    traces: tuple[inmem.NewTrace, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,9 @@ class Trajectory:
     source_format: str
     digest: str  # of the source record
     outcome: str  # "completed", "failed" or "unknown"
+    error: str | None  # of one that failed
     tags: tuple[str, ...]
+    metadata: dict[str, Any]
     steps: tuple[TrajectoryStep, ...]
     record: Any  # the source record as it was read
     notes: tuple[str, ...]  # what could not be kept in its plain form
@@ -144,19 +152,22 @@ def swe_agent(record: Any, name: str) -> Trajectory:
     build = _Builder(record, "swe-agent", name)
     build.start("history", "trajectory")
     segments = _segments(history)
+    status = info.get("exit_status")
+    outcome = "unknown" if status is None else "completed" if status == "submitted" else "failed"
+    error = text(f"exit status {status}") if outcome == "failed" else None
     for number in range(max(len(segments), 1 + len(elements))):
         build.messages(segments[number] if number < len(segments) else [])
         if 0 < number <= len(elements):
             build.element(elements[number - 1])
-        status = info.get("exit_status")
-        build.finish_step(_last(number, segments, elements), status if isinstance(status, str) else None)
-        if _last(number, segments, elements) and info.get("submission") is not None:
+        last = _last(number, segments, elements)
+        if last and info.get("submission") is not None:
             build.put("submission", info["submission"], "info['submission']")
-        build.close_step()
-    status = info.get("exit_status")
-    outcome = "unknown" if status is None else "completed" if status == "submitted" else "failed"
+        build.close_step(last, status if isinstance(status, str) else None, error)
     tags = ["swe-agent"] + ([f"exit:{status}"] if isinstance(status, str) else [])
-    return build.trajectory(outcome, tags)
+    metadata = {"exit_status": status}
+    metadata |= {key: record[key] for key in ("environment",) if key in record}
+    metadata |= {key: info[key] for key in ("model_stats",) if key in info}
+    return build.trajectory(outcome, error, tags, metadata)
 
 
 def tau_bench(record: Any, name: str) -> Trajectory:
@@ -181,12 +192,13 @@ def tau_bench(record: Any, name: str) -> Trajectory:
     build.start("traj")
     segments = _segments(messages)
     outcome = "completed" if record["reward"] == 1 else "failed"
+    error = f"reward {record['reward']}" if outcome == "failed" else None
     for number, segment in enumerate(segments):
         build.messages(segment)
-        build.finish_step(number + 1 == len(segments), outcome)
-        build.close_step()
+        build.close_step(number + 1 == len(segments), outcome, error)
+    metadata = {key: record[key] for key in ("task_id", "trial", "reward")}
     tags = [f"task:{record['task_id']}", f"trial:{record['trial']}", f"reward:{record['reward']}"]
-    return build.trajectory(outcome, ["tau-bench", *(_label(tag) for tag in tags)])
+    return build.trajectory(outcome, error, ["tau-bench", *tags], metadata)
 
 
 def rebuild(events: Iterable[Event]) -> Any:
@@ -219,7 +231,8 @@ class _Builder:
     _kv: dict[str, Any] = field(default_factory=dict)
     _state: dict[str, Any] = field(default_factory=dict)
     _calls: int = 0
-    _open_calls: dict[str, tuple[str, Any]] = field(default_factory=dict)
+    _open_calls: dict[str, tuple[str, Any, Called]] = field(default_factory=dict)
+    _traces: StepTraces = field(default_factory=lambda: StepTraces(0))
     _steps: list[TrajectoryStep] = field(default_factory=list)
     _notes: list[str] = field(default_factory=list)
 
@@ -235,10 +248,14 @@ class _Builder:
             event_type = role if role in _ROLES else "message"
             self._event(event_type, {"step": self._index, "message": kept})
             self._state["last_role"] = self._convert(role, "role")
+            self._traces.roles.append(self._state["last_role"])
+            content = message.get("content")
+            if role == "assistant" and isinstance(content, str) and content:
+                self._traces.said.append(content)
             for number, call in enumerate(_calls(message)):
                 self._call(number, call)
             for call_id in _answered(message):
-                self._answer(call_id, message)
+                self._answer(call_id, message, kept)
 
     def _call(self, number: int, call: dict[str, Any]) -> None:
         function = call["function"]
@@ -253,15 +270,20 @@ class _Builder:
         except (ValueError, RecursionError):
             self._notes.append(f"{place}: its arguments are no JSON; kept as text")
             payload["arguments_text"] = text
-        self._event("tool_call", self._convert(payload, place))
+        kept = self._convert(payload, place)
+        self._event("tool_call", kept)
+        given = kept["arguments"] if "arguments" in kept else kept["arguments_text"]
+        called = self._traces.call(function.get("name"), given)
         self._calls += 1
         self._state["calls"] = self._calls
         if isinstance(call_id, str):
             # The id may have been used before in this run: the latest call is the one answered.
-            self._open_calls[call_id] = (str(function.get("name")), arguments)
+            self._open_calls[call_id] = (str(function.get("name")), arguments, called)
 
-    def _answer(self, call_id: str, message: Any) -> None:
-        name, arguments = self._open_calls.pop(call_id, ("", None))
+    def _answer(self, call_id: str, message: Any, kept: Any) -> None:
+        name, arguments, called = self._open_calls.pop(call_id, ("", None, None))
+        stored = kept.get("content") if isinstance(kept, dict) else None
+        self._traces.answer(called, message.get("content"), stored)
         wanted = arguments.get(next(iter(arguments))) if _single(arguments) else None
         if not name.startswith("get_") or not isinstance(wanted, str):
             return
@@ -284,6 +306,12 @@ class _Builder:
         if rest or not taken:
             self._fields("context", rest)
         self._state["environment"] = self._convert(_decoded_state(element.get("state")), "state")
+        if element.get("thought"):
+            self._traces.thought.append(element["thought"])
+        if element.get("action"):
+            observation = element.get("observation")
+            kept = self._convert(observation, "observation")
+            self._traces.action(element["action"], observation, kept, element.get("execution_time"))
 
     def _fields(self, event_type: str, fields: dict[str, Any]) -> None:
         kept = self._convert(fields, f"step {self._index}, {event_type}")
@@ -292,18 +320,22 @@ class _Builder:
     def put(self, key: str, value: Any, where: str) -> None:
         self._kv[key] = self._convert(value, where)
 
-    def finish_step(self, last: bool, status: str | None) -> None:
+    def close_step(self, last: bool, status: str | None, error: str | None) -> None:
         self._state["step"] = self._index
-        self._state["status"] = self._convert(status or "unknown", "status") if last else "running"
-        self._kv["state"] = dict(self._state)
-
-    def close_step(self) -> None:
-        self._steps.append(TrajectoryStep(self._index, tuple(self._events), dict(self._kv)))
+        if last:
+            self._traces.failure = error
+        state, kv = dict(self._state), dict(self._kv)
+        ended = self._convert(status or "unknown", "status") if last else "running"
+        traces = self._traces.close(state, sorted(kv))
+        self._steps.append(TrajectoryStep(self._index, tuple(self._events), kv, state, ended, traces))
         self._events.clear()
         self._kv.clear()
         self._index += 1
+        self._traces = StepTraces(self._index)
 
-    def trajectory(self, outcome: str, tags: Iterable[str]) -> Trajectory:
+    def trajectory(
+        self, outcome: str, error: str | None, tags: Iterable[str], metadata: dict[str, Any]
+    ) -> Trajectory:
         digest = hashlib.sha256(canonical(self.record).encode()).hexdigest()
         return Trajectory(
             run_id=f"{self.source_format}:{_safe(self.name)}:{digest[:12]}",
@@ -311,11 +343,16 @@ class _Builder:
             source_format=self.source_format,
             digest=digest,
             outcome=outcome,
-            tags=tuple(tags),
+            error=error,
+            tags=tuple(dict.fromkeys(label(tag) for tag in tags)),
+            metadata=self._about(digest) | self._convert(metadata, "metadata"),
             steps=tuple(self._steps),
             record=self.record,
             notes=tuple(self._notes),
         )
+
+    def _about(self, digest: str) -> dict[str, Any]:
+        return {"name": text(self.name), "format": self.source_format, "digest": digest}
 
     def _event(self, event_type: str, payload: Any) -> None:
         self._events.append((event_type, payload))
@@ -392,7 +429,3 @@ def _fits_key(key: str) -> bool:
 
 def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:MAX_NAME_CHARS]
-
-
-def _label(tag: str) -> str:
-    return tag.encode("utf-8", "replace")[:128].decode("utf-8", "ignore")

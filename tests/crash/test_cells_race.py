@@ -11,7 +11,7 @@ import inmem
 
 WORKERS = 8
 INCREMENTS = 1_000
-VERSIONS = 600
+VERSIONS = 2_400
 RUN = "shared"
 LEAST_SHARE = 0.10  # of what the mean worker gets done, for the slowest
 

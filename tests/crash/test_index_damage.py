@@ -26,7 +26,7 @@ TRACE_TAGS = (
     TypeTag.TRACE_BY_TYPE, TypeTag.TRACE_BY_TAG, TypeTag.TRACE_BY_PARENT, TypeTag.TRACE_BY_TIME
 )
 RUN_TAGS = (TypeTag.RUN_BY_STATUS, TypeTag.RUN_BY_TAG, TypeTag.RUN_BY_PARENT)
-LATE = 5_000_000
+LATE = 5_000_000  # after all timestamps of traces
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class Case:
 
 
 CASES = [Case(tag, kind) for tag in (*EVENT_TAGS, *TRACE_TAGS, *RUN_TAGS) for kind in KINDS]
+
+
+# A query of runs looks at the records that it finds: they deny what only the index says.
+DENIED = {Case(TypeTag.RUN_BY_TAG, "added"), Case(TypeTag.RUN_BY_PARENT, "added")}
 
 
 def fill(path: Path, agent: str) -> None:
@@ -208,7 +212,8 @@ def test_every_kind_of_damage_is_found_and_mended(
         assert len(report.problems) == len(CASES), report.problems
         for case in CASES:
             with inmem.open(store_path, agent=case.agent) as own:
-                assert asked(own, case.tag) != expected[case.tag], case
+                shown = asked(own, case.tag) != expected[case.tag]
+                assert shown is (case not in DENIED), case
 
         added, removed, repaired = repair(db, CASES)
         assert added == sum(case.kind != "added" for case in CASES)

@@ -21,7 +21,7 @@ import inmem
 from workers.checking import Check
 from workers.loading import CHECKS, Anchor, ForeignRun, compare, expected_kv, load_step
 from workers.pool import Interrupt
-from workers.replay import ReplayObserver, merge, share_out, take_inventory
+from workers.replay import ReplayObserver, check_run_queries, merge, share_out, take_inventory
 from workers.trajectories import Trajectory, parse_file
 
 
@@ -71,7 +71,8 @@ class TestCommand:
         assert data["ok"] is True
         assert (data["files"], data["runs"], data["new"]) == (4, 15, 15)
         assert (data["rejected"], data["duplicates"], data["problems"]) == ([], [], [])
-        assert [check["name"] for check in data["checks"]] == list(CHECKS)
+        assert [check["name"] for check in data["checks"]] == [*CHECKS, "run queries", "integrity"]
+        assert data["primitives"]["runs"] == {"completed": 15}
         assert all(check["ok"] and check["compared"] > 0 for check in data["checks"])
         assert data["steps"] == (4 + 5 + 6) + 12 * 4
         site.assert_nothing_left()
@@ -204,7 +205,7 @@ class TestAgain:
         assert sum(data["steps"] for data in results) == (4 + 5 + 6) + 12 * 4
         assert site.run_json("workers.replay", source, "--path", path)["complete"] == 15
 
-    @pytest.mark.parametrize("damage", ["event", "progress"])
+    @pytest.mark.parametrize("damage", ["event", "progress", "others"])
     def test_damage_is_noticed_when_loading_again(
         self, site: Site, source: Path, tmp_path: Path, damage: str
     ) -> None:
@@ -215,11 +216,18 @@ class TestAgain:
         with inmem.open(path) as db:
             if damage == "event":
                 db.events.append(run, "user", {"step": 9, "message": {"role": "user"}})
-            else:
+            elif damage == "progress":
                 db.kv.put(run, "progress", db.kv.get(run, "progress") | {"digest": "0" * 64})
+            else:
+                db.cells.set(run, "status", "running")
+                db.traces.record(run, inmem.Thought("later"), parent_id="s000000")
+                db.runs.add_tags(run, ["late"])
         data = site.run_json("workers.replay", source, "--path", path, code=1)
         assert not data["ok"]
         assert any(run in problem for problem in data["problems"])
+        if damage == "others":
+            wrong = {check["name"] for check in data["checks"] if not check["ok"]}
+            assert wrong == {"runs", "cells", "traces", "trace queries"}
 
 
 class TestRealRuns:
@@ -231,6 +239,8 @@ class TestRealRuns:
         assert data["ok"], data["problems"]
         assert (data["runs"], data["rejected"], data["notes"]) == (213, [], [])
         assert data["events"] > data["steps"] > 2_000
+        assert data["primitives"]["runs"] == {"completed": 97, "failed": 116}
+        assert data["primitives"]["traces"]["recorded"] > 2 * data["steps"]
         again = site.run_json("workers.replay", REAL_DATA, "--workers", 2, "--path", path)
         assert (again["ok"], again["complete"], again["events"]) == (True, 213, 0)
 
@@ -261,17 +271,21 @@ class TestLoading:
 
     def test_a_step_is_stored_once(self, trajectory: Trajectory) -> None:
         store = loaded(trajectory)
-        before = copy.deepcopy(store.entries), copy.deepcopy(store.logs)
+        before = copy.deepcopy(store)
         for step in trajectory.steps:
             done, last, _ = load_step(store, trajectory, step, 30.0)
             assert (done, last) == (len(trajectory.steps), None)
-        assert (store.entries, store.logs) == before
+        for part in ("entries", "logs", "states", "trees", "records"):
+            assert getattr(store, part) == getattr(before, part)
 
     def test_the_state_is_there_after_every_step(self, trajectory: Trajectory) -> None:
         store = PlainStore()
         for step in trajectory.steps:
             load_step(store, trajectory, step, 30.0)
-            assert store.kv.get(trajectory.run_id, "state") == step.kv["state"]
+            state = store.cells.read(trajectory.run_id, "state")
+            assert state is not None and (state.value, state.version) == (step.state, step.index + 1)
+            status = store.records[trajectory.run_id].status
+            assert status == ("completed" if step is trajectory.steps[-1] else "active")
             assert store.kv.get(trajectory.run_id, "progress")["done"] == step.index + 1
 
     def test_another_record_under_the_id_is_left_alone(self, trajectory: Trajectory) -> None:
@@ -279,7 +293,7 @@ class TestLoading:
         store.kv.put(trajectory.run_id, "progress", {"digest": "other", "steps": 1, "done": 1})
         with pytest.raises(ForeignRun):
             load_step(store, trajectory, trajectory.steps[0], 30.0)
-        assert store.logs == {}
+        assert not store.logs and not store.records and not store.states and not store.trees
 
     @pytest.mark.parametrize("number", range(8))
     def test_any_damaged_event_is_noticed(self, trajectory: Trajectory, number: int) -> None:
@@ -311,6 +325,48 @@ class TestLoading:
         store = loaded(trajectory)
         store.kv.put(trajectory.run_id, "extra", None)
         assert not checks_of(store, trajectory)["final state"].ok
+
+    def test_a_failed_trajectory_fails_its_run(self, tmp_path: Path) -> None:
+        path = tmp_path / "runs.json"
+        path.write_text(json.dumps([tau_run(reward=0.0)]))
+        (trajectory,) = parsed(path)
+        store = loaded(trajectory)
+        record = store.records[trajectory.run_id]
+        assert (record.status, record.error, record.version) == ("failed", "reward 0.0", 2)
+        assert all(check.ok for check in checks_of(store, trajectory).values())
+
+    def test_a_run_of_one_step_is_created_and_ended_at_once(self, tmp_path: Path) -> None:
+        path = tmp_path / "one.traj"
+        path.write_text(json.dumps({"history": [{"role": "user", "content": "Hello"}]}))
+        (trajectory,) = parsed(path)
+        assert len(trajectory.steps) == 1
+        assert all(check.ok for check in checks_of(loaded(trajectory), trajectory).values())
+        with inmem.open() as db:
+            load_step(db, trajectory, trajectory.steps[0], 30.0)
+            assert all(check.ok for check in checks_of(db, trajectory).values())
+
+    def test_any_damaged_cell_trace_or_record_is_noticed(self, trajectory: Trajectory) -> None:
+        run = trajectory.run_id
+
+        def noticed(damage: Any) -> set[str]:
+            store = loaded(trajectory)
+            damage(store)
+            return {name for name, check in checks_of(store, trajectory).items() if not check.ok}
+
+        for name in ("state", "status"):
+            assert noticed(lambda store, name=name: store.states[run].pop(name)) == {"cells"}
+            assert noticed(lambda s, name=name: s.cells.set(run, name, s.cells.read(run, name).value)) == {
+                "cells"
+            }
+        for trace in loaded(trajectory).traces.list(run):
+            assert "traces" in noticed(lambda store, trace=trace: store.trees[run].pop(trace.id))
+        record = loaded(trajectory).records[run]
+        for change in (
+            {"status": inmem.RunStatus.ACTIVE}, {"tags": record.tags[1:]}, {"metadata": {}}, {"error": "x"},
+            {"version": 3}, {"parent_run": "other"},
+        ):  # fmt: skip
+            changed = replace(record, **change)
+            assert noticed(lambda store, changed=changed: store.records.update({run: changed})) == {"runs"}
 
     def test_a_broken_chain_and_a_foreign_head_are_noticed(self, trajectory: Trajectory) -> None:
         store = loaded(trajectory)
@@ -353,6 +409,21 @@ class TestSharing:
             )
             loads = [sum(item.steps for item in share) for share in shares]
             assert max(loads) - min(loads) <= max(item.steps for item in items)
+
+    def test_a_run_that_a_query_does_not_find_is_noticed(self, source: Path) -> None:
+        with Interrupt() as interrupt:
+            items = take_inventory(source / "runs.json", interrupt, ReplayObserver()).items
+        store = PlainStore()
+        for item in items:
+            store.runs.create_run(item.run_id, tags=item.tags)
+            store.runs.complete_run(item.run_id)
+        check = Check("run queries")
+        check_run_queries(check, store, items)
+        assert check.ok
+        run = store.records[items[3].run_id]
+        store.records[run.run_id] = replace(run, tags=run.tags[1:])
+        check_run_queries(check, store, items)
+        assert not check.ok
 
     def test_merged_checks_keep_every_count(self) -> None:
         parts = []

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import inmem
 from workers.canonical import canonical, same
 from workers.storable import MAX_DEPTH, Unstorable, convert, restore
 from workers.trajectories import Rejected, Trajectory, find_files, parse_file, rebuild
@@ -107,9 +108,8 @@ class TestSweAgent:
             "assistant", "user", "thought", "action", "observation",
         ]  # fmt: skip
         assert trajectory.outcome == "completed"
-        state = [step.kv["state"] for step in trajectory.steps]
-        assert [one["status"] for one in state] == ["running", "running", "submitted"]
-        assert state[-1]["environment"] == {"open_file": "f1", "working_dir": "/w"}
+        assert [step.status for step in trajectory.steps] == ["running", "running", "submitted"]
+        assert trajectory.steps[-1].state["environment"] == {"open_file": "f1", "working_dir": "/w"}
         assert kv_of(trajectory)["submission"] == "diff --git a b"
         assert "submission" not in trajectory.steps[0].kv
 
@@ -195,9 +195,9 @@ class TestTauBench:
         assert [call["arguments"] for call in calls] == [{"user_id": "mia"}, {"user_id": "ben"}]
         assert [call["step"] for call in calls] == [1, 2]
         assert same(rebuild(events_of(trajectory)), tau_run())
-        assert trajectory.steps[-1].kv["state"] == {
-            "step": 3, "status": "completed", "calls": 2, "last_role": "user"
-        }  # fmt: skip
+        assert trajectory.steps[-1].state == {"step": 3, "calls": 2, "last_role": "user"}
+        assert trajectory.steps[-1].status == "completed"
+        assert trajectory.metadata["task_id"] == 7
 
     def test_a_repeated_call_id_is_answered_by_the_latest_call(self, tmp_path: Path) -> None:
         kv = kv_of(good(write(tmp_path / "runs.json", [tau_run()])))
@@ -207,7 +207,7 @@ class TestTauBench:
     def test_an_error_answer_is_no_record(self, tmp_path: Path) -> None:
         traj = [tau_call("c", "get_user", '{"user_id": "x"}'), tau_answer("c", "get_user", "Error: no")]
         kv = kv_of(good(write(tmp_path / "runs.json", [tau_run(traj=traj)])))
-        assert list(kv) == ["state"]
+        assert list(kv) == []
 
     def test_a_lost_reward_is_a_failure(self, tmp_path: Path) -> None:
         trajectory = good(write(tmp_path / "runs.json", [tau_run(reward=0.0)]))
@@ -258,6 +258,77 @@ class TestTauBench:
         parsed = one(write(tmp_path / "runs.json", data))
         assert isinstance(parsed, Rejected)
         assert reason in parsed.reason
+
+
+def bodies(trajectory: Trajectory, step: int) -> list[tuple[str | None, Any]]:
+    return [(trace.parent_id, trace.body) for trace in trajectory.steps[step].traces]
+
+
+class TestTraces:
+    def test_a_step_is_a_tree_with_its_calls_and_their_results(self, tmp_path: Path) -> None:
+        trajectory = good(write(tmp_path / "runs.json", [tau_run()]))
+        assert bodies(trajectory, 1) == [
+            (None, inmem.Custom("Step", {
+                "step": 1, "roles": ["assistant", "tool"], "entries": ["lookup:get_user:mia"],
+                "state": {"last_role": "tool", "calls": 1, "step": 1},
+            })),
+            ("s000001", inmem.ToolCall("get_user", {"user_id": "mia"}, '{"name": "Mia"}')),
+        ]  # fmt: skip
+        assert bodies(trajectory, 3)[1] == ("s000003", inmem.Thought("Done."))
+
+    def test_ids_are_unique_in_a_run_whatever_the_ids_of_calls_are(self, tmp_path: Path) -> None:
+        trajectory = good(write(tmp_path / "runs.json", [tau_run()]))
+        ids = [trace.id for step in trajectory.steps for trace in step.traces]
+        assert len(ids) == len(set(ids)) == 4 + 2 + 1
+        assert ids == sorted(ids, key=str)
+
+    def test_an_action_and_its_observation_are_a_tool_call(self, tmp_path: Path) -> None:
+        trajectory = good(write(tmp_path / "a.traj", swe_run(1)))
+        assert [body for _, body in bodies(trajectory, 1)][1:] == [
+            inmem.Thought("I look."), inmem.ToolCall("ls", {"action": "ls 0\n"}, "file-0")
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "observation",
+        ["EXECUTION TIMED OUT", "x\nbash: lx: command not found", "Traceback (most recent call last):\n  x"],
+    )
+    def test_a_failed_call_has_its_error_below_it(self, tmp_path: Path, observation: str) -> None:
+        record = swe_run(0) | {"trajectory": [swe_step(0, observation=observation, execution_time=0.5)]}
+        trajectory = good(write(tmp_path / "a.traj", record))
+        call, error = trajectory.steps[1].traces[-2:]
+        assert isinstance(call.body, inmem.ToolCall) and call.body.duration_ms == 500
+        assert isinstance(error.body, inmem.ErrorTrace) and error.parent_id == call.id
+        assert error.body.message in observation
+
+    def test_an_error_answer_is_an_error(self, tmp_path: Path) -> None:
+        traj = [tau_call("c", "get_user", '{"user_id": "x"}'), tau_answer("c", "get_user", "Error: no")]
+        trajectory = good(write(tmp_path / "runs.json", [tau_run(traj=traj, reward=0.0)]))
+        assert [body for _, body in bodies(trajectory, 1)][2:] == [
+            inmem.ErrorTrace("tool", "Error: no", recoverable=True),
+            inmem.ErrorTrace("run", "reward 0.0", recoverable=False),
+        ]
+
+    def test_an_answer_in_a_later_step_names_the_step_of_its_call(self, tmp_path: Path) -> None:
+        traj = [
+            tau_call("c", "search", "{}"), {"role": "assistant", "content": "Wait."},
+            tau_answer("c", "search", "found"), tau_answer("d", "search", "by nobody"),
+        ]  # fmt: skip
+        trajectory = good(write(tmp_path / "runs.json", [tau_run(traj=traj)]))
+        assert [body for _, body in bodies(trajectory, 2)][2:] == [
+            inmem.Custom("Result", {"of step": 1, "result": "found"}),
+            inmem.Custom("Result", {"of step": None, "result": "by nobody"}),
+        ]
+
+    @pytest.mark.parametrize("status", ["exit_cost", "", "x" * 300, "a\0b", "\ud800"])
+    def test_any_exit_status_is_a_tag_and_an_error(self, tmp_path: Path, status: str) -> None:
+        record = swe_run(1) | {"info": {"exit_status": status}}
+        trajectory = good(write(tmp_path / "a.traj", record))
+        assert trajectory.outcome == "failed"
+        assert trajectory.error and trajectory.error.startswith("exit status ")
+        with inmem.open() as db:
+            run = db.runs.create_run(tags=trajectory.tags, metadata=trajectory.metadata)
+            assert run.tags == trajectory.tags
+            db.runs.fail_run(run.run_id, trajectory.error)
 
 
 class TestMalformedFiles:

@@ -1,0 +1,47 @@
+"""The benchmark runs, and no operation is far from what the machine gives at this moment.
+
+The bounds are ratios to probes of the same round, several times wider than
+what is measured on a quiet machine: they catch a lost fast path, not noise.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.operations import measure, table
+
+# Operation -> the least acceptable ratio to its probe; about a quarter of what a quiet machine shows.
+LEAST = {
+    "kv get": 0.06,
+    "kv put": 0.2,
+    "kv put, 8 processes": 0.4,
+    "kv put, pipelined": 4.0,
+    "event append": 0.12,
+    "event append, 8 processes, one log": 0.2,
+    "cell read + cas": 0.1,
+    "trace record, 2 tags": 0.06,
+    "transaction: kv + event + cell + trace": 0.05,
+    "transaction: read, modify, write": 0.1,
+    "put, durability sync": 0.1,
+}
+
+
+@pytest.mark.timeout(180)
+def test_every_operation_beside_its_probe(store_path: Path) -> None:
+    document = measure(rounds=3, seconds=0.2, path=store_path)
+    print(table(document))
+    json.dumps(document)
+    slow = {
+        name: (document["ratios"][name]["median"], least)
+        for name, least in LEAST.items()
+        if document["ratios"][name]["median"] < least
+    }
+    assert not slow, f"operation: (ratio to its probe, least): {slow}"
+    # Two of the figures are so far above their bounds that they hold on any machine.
+    rates = document["rates_per_s"]
+    assert rates["kv get"]["max"] >= 100_000
+    assert rates["kv put, pipelined"]["max"] >= 50_000
+    assert set(document["ratios"]) == set(LEAST)
