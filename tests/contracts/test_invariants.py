@@ -83,7 +83,8 @@ def contents(db: inmem.Database, run_id: str) -> list[Any]:
     with db.snapshot(run_id) as view:
         return [
             view.kv.list_with_values(), view.events.read_range(0),
-            [(name, view.cells.read(name)) for name in view.cells.list()], view.traces.list(), view.runs.get_run(),
+            [(name, view.cells.read(name)) for name in view.cells.list()],
+            view.traces.list(), view.runs.get_run(),
         ]
 
 
@@ -93,7 +94,8 @@ def test_invariant_01_of_the_five_primitives_none_sees_keys_of_another(db: inmem
         db.kv.put("r", name, 1)
         db.cells.set("r", name, 1)
     kv, events, cells, traces, run = contents(db, "r")
-    assert [name for name, _ in kv] == [name for name, _ in cells] == ["\x01", "\x03same", "\x13mark", "mark", "same"]
+    names = ["\x01", "\x03same", "\x13mark", "mark", "same"]
+    assert [name for name, _ in kv] == [name for name, _ in cells] == names
     assert [event.payload for event in events] == ["event"]
     assert [trace.id for trace in traces] == ["same"]
     assert run.tags == ("same",)
@@ -110,7 +112,7 @@ def test_invariant_02_the_same_name_in_two_runs_is_two_things(db: inmem.Database
         db.runs.update_metadata(run_id, {"mine": run_id})
     for run_id in runs:
         assert db.cells.read(run_id, "same").value == run_id  # type: ignore[union-attr]
-        assert [t.body.content for t in db.traces.get_children(run_id, "same")] == [run_id]  # type: ignore[union-attr]
+        assert [trace.body for trace in db.traces.get_children(run_id, "same")] == [Thought(run_id)]
         assert db.traces.count(run_id) == 2
         assert db.runs.get_run(run_id).metadata == {"same": 1, "mine": run_id}  # type: ignore[union-attr]
 
@@ -137,7 +139,8 @@ def test_invariant_04_values_keep_their_type_in_cells_traces_and_metadata(db: in
         trace_id = db.traces.record("r", Custom("t", value), metadata={"k": value})
         trace, state = db.traces.get("r", trace_id), db.cells.read("r", f"c{i}")
         assert trace is not None and state is not None
-        for found in (state.value, trace.body.data, trace.metadata["k"], metadata[str(i)]):  # type: ignore[union-attr]
+        assert isinstance(trace.body, Custom)
+        for found in (state.value, trace.body.data, trace.metadata["k"], metadata[str(i)]):
             assert (repr(found), type(found)) == (repr(value), type(value))
 
 
@@ -425,7 +428,8 @@ def test_invariant_21_every_index_equals_what_the_records_ask_for(db: inmem.Data
         step = rng.randrange(7)
         try:
             if step == 0:
-                db.runs.create_run(run_id=run_id, tags=rng.sample("xyz", 2), parent_run=rng.choice([None, *runs]))
+                parent_run = rng.choice([None, *runs])
+                db.runs.create_run(run_id=run_id, tags=rng.sample("xyz", 2), parent_run=parent_run)
             elif step == 1:
                 db.runs.update_status(run_id, rng.choice(list(RunStatus)))
             elif step == 2:
@@ -480,8 +484,10 @@ def test_invariant_22_a_commit_over_all_five_is_seen_whole_or_not_at_all(db: inm
             return
         while not stop.is_set():
             with db.snapshot("r") as view:
-                n = view.runs.get_run().metadata["n"]  # type: ignore[union-attr]
-                assert view.kv.count() == view.events.len() == view.cells.read("n").value == n  # type: ignore[union-attr]
+                run, state = view.runs.get_run(), view.cells.read("n")
+                assert run is not None and state is not None
+                n = run.metadata["n"]
+                assert view.kv.count() == view.events.len() == state.value == n
                 assert view.traces.count() == len(view.traces.query_by_tag("t")) == n
                 seen.add(n)
 
@@ -510,7 +516,8 @@ def test_invariant_23_events_and_traces_carry_all_that_a_replay_needs(db: inmem.
             txn.events.append("put", {"key": key, "value": value, "trace": trace_id})
             return trace_id
 
-        parent = db.transact("done", step) if i % 3 else None
+        recorded = db.transact("done", step)
+        parent = recorded if i % 3 else None
     events, traces = db.events.read_range("done", 0), db.traces.list("done")
 
     by_id = {trace.id: trace for trace in traces}
@@ -524,9 +531,11 @@ def test_invariant_23_events_and_traces_carry_all_that_a_replay_needs(db: inmem.
             txn.events.append(event.event_type, event.payload)
         assert event.sequence == i
     assert db.traces.list("again") == traces
-    assert [db.traces.get_tree("again", t.id).walk().__next__() for t in db.traces.roots("again")] == [
-        (0, t) for t in db.traces.roots("done")
-    ]
+    roots = db.traces.roots("done")
+    assert 1 < len(roots) < 30
+    for root in roots:
+        trees = [list(db.traces.get_tree(run_id, root.id).walk()) for run_id in ("done", "again")]
+        assert trees[0] == trees[1]
     again = db.events.read_range("again", 0)
     assert [(e.sequence, e.event_type, e.payload) for e in again] == [
         (e.sequence, e.event_type, e.payload) for e in events
@@ -549,7 +558,8 @@ OPERATIONS: list[tuple[str, Callable[[inmem.Database], Any]]] = [
     ("TRACE", lambda db: db.traces.record("r", Thought("x"), tags=["t"])),
     ("TRACE", lambda db: db.traces.record_many("r", [NewTrace(Thought("x"))])),
     ("RUN", lambda db: db.runs.add_tags("r", ["new"])), ("RUN", lambda db: db.runs.complete_run("r")),
-    ("RUN", lambda db: db.runs.archive_run("r")), ("RUN", lambda db: db.runs.create_run(run_id="s", parent_run="r")),
+    ("RUN", lambda db: db.runs.archive_run("r")),
+    ("RUN", lambda db: db.runs.create_run(run_id="s", parent_run="r")),
 ]
 
 
@@ -602,7 +612,7 @@ def test_invariant_26_no_acknowledged_commit_is_lost_or_doubled(store_path: Path
 
 
 def test_invariant_27_reads_go_on_while_the_writer_is_stopped_or_dead(store_path: Path) -> None:
-    with inmem.open(store_path, timeout_s=0.2) as db:
+    with inmem.open(store_path), inmem.open(store_path, timeout_s=0.3) as db:
         fill(db, "r")
         before = contents(db, "r")
         pid = writer_pid(store_path)
@@ -628,7 +638,8 @@ def test_invariant_27_reads_go_on_while_the_writer_is_stopped_or_dead(store_path
 
 def test_every_invariant_has_a_test_that_bears_its_number() -> None:
     names = [
-        name for path in TESTS.rglob("test_*.py") for name in re.findall(r"def (test_invariant_\w+)", path.read_text())
+        name for path in TESTS.rglob("test_*.py")
+        for name in re.findall(r"def (test_invariant_\w+)", path.read_text())
     ]
     numbers = {int(name.removeprefix("test_invariant_")[:2]) for name in names}
     assert numbers == set(range(1, 28))

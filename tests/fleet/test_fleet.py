@@ -23,6 +23,7 @@ from workers.pool import Interrupt
 from workers.verify import verify
 
 SMALL = ("--workers", 3, "--steps", 40)
+QUICK = (*SMALL, "--start-method", "fork")  # where that is not what is tested
 ENDLESS = ("--workers", 3, "--steps", 1_000_000, "--timeout", 100)
 
 
@@ -101,8 +102,8 @@ class TestResult:
         self, site: Site, tmp_path: Path
     ) -> None:
         path = tmp_path / "store"
-        first = site.run_json("workers.fleet", *SMALL, "--path", path)
-        second = site.run_json("workers.fleet", *SMALL, "--path", path)
+        first = site.run_json("workers.fleet", *QUICK, "--path", path)
+        second = site.run_json("workers.fleet", *QUICK, "--path", path)
         assert first["ok"] and second["ok"]
         assert first["digest"] == second["digest"]
         assert first["fleet_id"] != second["fleet_id"]
@@ -114,7 +115,7 @@ class TestResult:
 
 class TestOutput:
     def test_without_a_terminal_there_are_plain_lines(self, site: Site) -> None:
-        done = site.run("workers.fleet", *SMALL)
+        done = site.run("workers.fleet", *QUICK)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "\x1b" not in done.stdout
         assert re.search(r"^Store .+, writer process \d+$", done.stdout, re.MULTILINE)
@@ -122,7 +123,7 @@ class TestOutput:
         assert done.stderr == ""
 
     def test_quiet_is_one_line(self, site: Site) -> None:
-        done = site.run("workers.fleet", *SMALL, "--quiet")
+        done = site.run("workers.fleet", *QUICK, "--quiet")
         assert done.returncode == 0
         assert re.fullmatch(r"OK: seed 1, 3 agents x 40 steps, digest [0-9a-f]{16}\n", done.stdout)
 
@@ -139,7 +140,7 @@ class TestOutput:
                 heard.append(data)
 
         process = subprocess.Popen(
-            site.command("workers.fleet", *SMALL),
+            site.command("workers.fleet", *QUICK),
             cwd=Path(__file__).parents[2], env=site.environment | {"TERM": "xterm"},
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         )  # fmt: skip

@@ -24,6 +24,8 @@ from workers.pool import Interrupt
 from workers.replay import ReplayObserver, check_run_queries, merge, share_out, take_inventory
 from workers.trajectories import Trajectory, parse_file
 
+QUICK = ("--workers", 2, "--start-method", "fork")  # where neither is what is tested
+
 
 @pytest.fixture(autouse=True)
 def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +91,7 @@ class TestCommand:
 
     def test_malformed_files_are_counted_and_the_rest_goes_on(self, site: Site, source: Path) -> None:
         rejected = spoil(source)
-        data = site.run_json("workers.replay", source)
+        data = site.run_json("workers.replay", source, *QUICK)
         assert data["ok"]
         assert len(data["rejected"]) == rejected
         assert data["runs"] == data["new"] == 16
@@ -97,11 +99,11 @@ class TestCommand:
     def test_nothing_to_load_is_a_failure(self, site: Site, tmp_path: Path) -> None:
         root = tmp_path / "data"
         root.mkdir()
-        data = site.run_json("workers.replay", root, code=1)
+        data = site.run_json("workers.replay", root, *QUICK, code=1)
         assert data["problems"] == ["no trajectory could be loaded"]
         spoil(root)
         (root / "partly.json").unlink()
-        data = site.run_json("workers.replay", root, code=1)
+        data = site.run_json("workers.replay", root, *QUICK, code=1)
         assert len(data["rejected"]) == 6
         site.assert_nothing_left()
 
@@ -113,7 +115,7 @@ class TestCommand:
     def test_duplicates_are_told_and_loaded_once(self, site: Site, source: Path) -> None:
         (source / "deep" / "more").mkdir()
         (source / "deep" / "more" / "run-0.traj").write_bytes((source / "deep/run-0.traj").read_bytes())
-        data = site.run_json("workers.replay", source)
+        data = site.run_json("workers.replay", source, *QUICK)
         assert data["ok"]
         assert data["runs"] == 15
         assert len(data["duplicates"]) == 1
@@ -121,7 +123,7 @@ class TestCommand:
     def test_odd_values_are_kept_and_told(self, site: Site, source: Path) -> None:
         record = swe_run(1) | {"trajectory": [swe_step(0, tokens=1 << 70, raw="\ud83d", cost=float("nan"))]}
         (source / "odd.traj").write_text(json.dumps(record))
-        data = site.run_json("workers.replay", source)
+        data = site.run_json("workers.replay", source, *QUICK)
         assert data["ok"], data["problems"]
         assert len(data["notes"]) == 2
         assert all(note.startswith("odd.traj: step 1, context") for note in data["notes"])
@@ -139,7 +141,7 @@ class TestCommand:
         root = tmp_path / "data"
         root.mkdir()
         for number in range(4):
-            (root / f"run-{number}.traj").write_text(json.dumps(swe_run(4_000 + number)))
+            (root / f"run-{number}.traj").write_text(json.dumps(swe_run(1_000 + number)))
         process = site.start("workers.replay", root, "--durability", "sync")
         wait_for(lambda: len(site.agents(process.pid)) == 4, "the loaders")
         os.killpg(process.pid, signal.SIGINT)
@@ -154,13 +156,13 @@ class TestAgain:
         self, site: Site, source: Path, tmp_path: Path
     ) -> None:
         path = tmp_path / "store"
-        first = site.run_json("workers.replay", source, "--path", path)
+        first = site.run_json("workers.replay", source, "--path", path, *QUICK)
         again = site.run_json("workers.replay", source, "--path", path, "--workers", 2)
         assert (first["new"], first["complete"]) == (15, 0)
         assert (again["new"], again["complete"], again["steps"]) == (0, 15, 0)
         assert again["ok"]
         (source / "deep" / "late.traj").write_text(json.dumps(swe_run(9)))
-        more = site.run_json("workers.replay", source, "--path", path)
+        more = site.run_json("workers.replay", source, "--path", path, *QUICK)
         assert (more["new"], more["complete"], more["ok"]) == (1, 15, True)
 
     def test_a_half_done_run_goes_on_after_its_last_step(
@@ -171,7 +173,7 @@ class TestAgain:
         with inmem.open(path) as db:
             for step in trajectory.steps[:2]:
                 load_step(db, trajectory, step, 30.0)
-        data = site.run_json("workers.replay", source, "--path", path)
+        data = site.run_json("workers.replay", source, "--path", path, *QUICK)
         assert data["ok"]
         assert (data["new"], data["continued"], data["complete"]) == (14, 1, 0)
 
@@ -181,7 +183,7 @@ class TestAgain:
         root, path = tmp_path / "data", tmp_path / "store"
         root.mkdir()
         for number in range(4):
-            (root / f"run-{number}.traj").write_text(json.dumps(swe_run(1_500 + number)))
+            (root / f"run-{number}.traj").write_text(json.dumps(swe_run(400 + number)))
         process = site.start("workers.replay", root, "--path", path, "--durability", "sync")
         loaders = wait_for(lambda: site.agents(process.pid), "the loaders")
         wait_for(lambda: (path / "settings.json").exists(), "the store")
@@ -191,7 +193,7 @@ class TestAgain:
         for pid in (*loaders, process.pid):
             os.kill(pid, signal.SIGKILL)
         process.communicate(timeout=60)
-        data = site.run_json("workers.replay", root, "--path", path)
+        data = site.run_json("workers.replay", root, "--path", path, *QUICK)
         assert data["ok"], data["problems"]
         assert data["continued"] > 0
         wait_for(lambda: not site.processes(), "everything gone", 30)
@@ -210,7 +212,7 @@ class TestAgain:
         self, site: Site, source: Path, tmp_path: Path, damage: str
     ) -> None:
         path = tmp_path / "store"
-        site.run_json("workers.replay", source, "--path", path)
+        site.run_json("workers.replay", source, "--path", path, *QUICK)
         (trajectory,) = parsed(source / "deep" / "run-1.traj")
         run = trajectory.run_id
         with inmem.open(path) as db:
@@ -222,7 +224,7 @@ class TestAgain:
                 db.cells.set(run, "status", "running")
                 db.traces.record(run, inmem.Thought("later"), parent_id="s000000")
                 db.runs.add_tags(run, ["late"])
-        data = site.run_json("workers.replay", source, "--path", path, code=1)
+        data = site.run_json("workers.replay", source, "--path", path, *QUICK, code=1)
         assert not data["ok"]
         assert any(run in problem for problem in data["problems"])
         if damage == "others":

@@ -145,14 +145,14 @@ class TestSweAgent:
         trajectory = good(write(tmp_path / "a.traj", record))
         assert len(trajectory.steps) == 4
         assert trajectory.outcome == "unknown"
-        assert trajectory.steps[-1].kv["state"]["status"] == "unknown"
+        assert trajectory.steps[-1].status == "unknown"
 
     def test_the_state_is_the_same_from_text_and_from_an_object(self, tmp_path: Path) -> None:
         state = {"open_file": "x", "working_dir": "/w"}
         for form in (state, json.dumps(state) + "\n"):
             record = swe_run(1) | {"trajectory": [swe_step(0, state=form)]}
             trajectory = good(write(tmp_path / "a.traj", record))
-            assert trajectory.steps[-1].kv["state"]["environment"] == state
+            assert trajectory.steps[-1].state["environment"] == state
 
     def test_another_exit_status_is_a_failure(self, tmp_path: Path) -> None:
         record = swe_run(1) | {"info": {"exit_status": "exit_cost"}}
