@@ -109,6 +109,7 @@ class TraceReads:
 
     def get_tree(self, root_id: str) -> TraceTree:
         """A trace with all below it. See `TraceStore.get_tree`."""
+        encode_id(root_id, "root_id")
         with self._reader.view() as view:
             reads = TraceReads(view, self._prefix)
             root = reads.get(root_id)
