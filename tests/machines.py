@@ -10,6 +10,7 @@ import itertools
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 import inmem
@@ -54,32 +55,24 @@ class TransactionalMachine(RuleBasedStateMachine):
         self.txn = self.scope.transaction()
         self.inside = self.stored.copy()
 
+    # One rule for all ends, so that transactions live long enough to read what they wrote.
     @precondition(lambda self: self.txn is not None)
-    @rule()
-    def commit(self) -> None:
+    @rule(how=st.sampled_from(["commit", "commit", "commit", "abort", "conflict"]))
+    def end(self, how: str) -> None:
         assert self.txn is not None
-        self.txn.commit()
-        self.txn, self.stored = None, self.inside
-        self.committed()
-
-    @precondition(lambda self: self.txn is not None)
-    @rule()
-    def abort(self) -> None:
-        assert self.txn is not None
-        self.txn.abort()
-        self.txn, self.inside = None, self.stored
-        self.dropped()
-
-    @precondition(lambda self: self.txn is not None)
-    @rule()
-    def conflict(self) -> None:
-        """Somebody else changes what this transaction reads: it must leave nothing."""
-        assert self.txn is not None
-        self.txn.kv.get("contended")
-        self.txn.kv.put("lost", 1)
-        self.scope.kv.put("contended", 1)
-        with pytest.raises(inmem.ConflictError):
+        if how == "commit":
             self.txn.commit()
-        assert not self.scope.kv.exists("lost")
+            self.txn, self.stored = None, self.inside
+            self.committed()
+            return
+        if how == "abort":
+            self.txn.abort()
+        else:  # somebody else changes what this transaction reads: it must leave nothing
+            self.txn.kv.get("contended")
+            self.txn.kv.put("lost", 1)
+            self.scope.kv.put("contended", 1)
+            with pytest.raises(inmem.ConflictError):
+                self.txn.commit()
+            assert not self.scope.kv.exists("lost")
         self.txn, self.inside = None, self.stored
         self.dropped()

@@ -29,10 +29,14 @@ from workers.report import (
     print_json,
     print_problems,
     print_replay,
+    print_stress,
     printable,
     replay_as_data,
     replay_verdict,
+    stress_as_data,
+    stress_verdict,
 )
+from workers.stress import StressObserver, StressOptions, run_stress
 from workers.trajectories import Rejected
 
 MAX_WORKERS: Final = 256  # processes, each with a pipe: far below the usual limit of open files
@@ -44,6 +48,13 @@ EXIT_SIGNAL: Final = 128
 
 fleet_app: typer.Typer = typer.Typer(add_completion=False)
 replay_app: typer.Typer = typer.Typer(add_completion=False)
+stress_app: typer.Typer = typer.Typer(add_completion=False)
+
+
+def _no_histories(directory: Path | None) -> Path | None:
+    if directory is not None and any(directory.glob("worker-*.jsonl")):
+        raise typer.BadParameter(f"{directory} holds histories already, and they are only appended to")
+    return directory
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[str | None], str | None]:
@@ -207,6 +218,84 @@ def replay(
             print(printable(replay_verdict(result)), flush=True)
         else:
             print_replay(console, result)
+        return result.ok
+
+    _run(body, timeout)
+
+
+class _StressObserver(StressObserver):
+    """Puts a stress on the screen."""
+
+    def __init__(self, stack: ExitStack, console: Console, show: bool) -> None:
+        self._stack, self._console, self._show = stack, console, show
+        self._display: Display | None = None
+
+    def started(self, options: StressOptions, writer_pid: int, path: str) -> None:
+        unit = "seconds" if options.operations is None else "operations"
+        shown = display(options.totals(), unit, show=self._show, console=self._console)
+        self._display = self._stack.enter_context(shown)
+        self._display.note(f"Store {path}, writer process {writer_pid}")
+        self._display.note(f"Starting {options.workers} workers")
+
+    def progress(self, worker: int, payload: tuple[int, int, int]) -> None:
+        if self._display:
+            self._display.update(worker, payload)
+
+    def judging(self, histories: str) -> None:
+        if self._display:
+            self._display.note(f"All workers are done; judging {histories}")
+
+
+@stress_app.command()
+def stress(
+    workers: Workers = 100,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long the workers work.")] = 20.0,
+    operations: Annotated[
+        int | None, typer.Option(min=1, help="Operations of each worker, instead of a time.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Determines what each worker tries, in which order.")] = 1,
+    path: Store = None,
+    durability: Durability = None,
+    start_method: StartMethod = "forkserver",
+    histories: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_no_histories,
+            help="Directory for the histories. Default: a temporary one, kept if something is wrong.",
+        ),
+    ] = None,
+    timeout: Timeout = 600.0,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Let many workers compete on shared runs, then judge what they were answered.
+
+    Each worker counts, appends, swaps cells, marks runs in all five primitives
+    at once, gives transactions up half-way, records traces, changes the status
+    of runs and deletes some under the others' hands. It notes every question
+    and every answer in a file of its own. Afterwards the histories are judged
+    against the final state: nothing acknowledged is lost or doubled, nothing
+    refused is there, and one order explains it all.
+
+    Exit code: 0 if it does, 1 if anything is off, 130 after Ctrl-C.
+    """
+    console = Console(quiet=quiet or json)
+    options = StressOptions(
+        seed, workers, seconds, operations, None if path is None else str(path), durability, start_method,
+        None if histories is None else str(histories),
+    )  # fmt: skip
+
+    def body(interrupt: Interrupt) -> bool:
+        with ExitStack() as stack:
+            observer = _StressObserver(stack, console, show=not (quiet or json))
+            result = run_stress(options, interrupt, observer)
+        if json:
+            print_json(stress_as_data(result))
+        elif quiet:
+            print_problems(_errors(), result.problems())
+            print(stress_verdict(result), flush=True)
+        else:
+            print_stress(console, result)
         return result.ok
 
     _run(body, timeout)

@@ -28,9 +28,8 @@ def check_statuses(check: Check, ops: list[Op], final: Any) -> None:
     for run, asked in runs.items():
         created = [op for op in asked if op.op == "create" and op.outcome == OK]
         check.require(len(created) <= 1, f"{run} was created {len(created)} times")
-        steps = sorted(
-            (op for op in asked if op.op == "status" and op.outcome == OK), key=lambda op: op.result["version"]
-        )
+        steps = [op for op in asked if op.op == "status" and op.outcome == OK]
+        steps.sort(key=lambda op: op.result["version"])
         unknown = sum(op.outcome == UNKNOWN for op in asked)
         if steps:
             check.require(bool(created) or unknown > 0, f"{run} has a history, but nobody created it")
@@ -86,6 +85,9 @@ def check_deleted(check: Check, ops: list[Op], final: Any) -> None:
         for op in asked:
             if op is deletion:
                 continue
+            if op.error == "RunDeletedError":
+                early = (op.answered_at or 0) < deletion.asked_at
+                check.require(not early, f"{op} was told that {run} was deleted before it was asked for")
             if op.asked_at > over:
                 check.require(
                     op.outcome != OK, f"{op} was acknowledged in {run} after its deletion had been"
@@ -98,7 +100,7 @@ def check_deleted(check: Check, ops: list[Op], final: Any) -> None:
             removed = deletion.result[name]
             check.require(
                 before[kind] <= removed <= most[kind],
-                f"{run}: {removed} {name} were removed, at least {before[kind]} and at most {most[kind]} were there",
+                f"{run}: {removed} {name} were removed, there were {before[kind]} to {most[kind]}",
             )
 
 

@@ -35,7 +35,7 @@ WEIGHTS: Final = {
 }  # fmt: skip
 
 # A life run mostly goes back and forth, so that there is something to compete for.
-_STATUSES: Final = ("active",) * 6 + ("paused",) * 6 + ("completed", "failed", "cancelled", "archived")
+_STATUSES: Final = ("active",) * 12 + ("paused",) * 12 + ("completed", "failed", "cancelled", "archived")
 _ENDED: Final = ("completed", "failed", "cancelled")
 
 
@@ -330,10 +330,15 @@ class Mixer:
     def _slot(self, kind: str) -> tuple[tuple[str, int], str]:
         slot = (kind, self._random.randrange(SLOTS))
         name = self.task.runs.life if kind == "life" else self.task.runs.victim
-        return slot, name(slot[1], self._generations.get(slot, 0))
+        # A hint of how far the others are: who lags behind meets only runs that are gone.
+        hint = self.db.kv.get(self.task.runs.control, f"{kind}{slot[1]}", 0)
+        generation = self._generations[slot] = max(hint, self._generations.get(slot, 0))
+        return slot, name(slot[1], generation)
 
     def _next(self, slot: tuple[str, int]) -> None:
-        self._generations[slot] = self._generations.get(slot, 0) + 1
+        generation = self._generations[slot] = self._generations[slot] + 1
+        if self._random.random() < 0.5:  # not always: some are to write into runs that are gone
+            self.db.kv.put(self.task.runs.control, f"{slot[0]}{slot[1]}", generation)
 
     def _status(self, _: str) -> None:
         slot, run = self._slot("life")
@@ -347,7 +352,7 @@ class Mixer:
         if isinstance(answer, inmem.RunNotFoundError):
             self._ask("create", run, {}, lambda _: self.db.runs.create_run(run_id=run).version)
         elif isinstance(answer, inmem.InvalidTransitionError):
-            stuck = answer.from_status in _ENDED and self._random.random() < 0.3
+            stuck = answer.from_status in _ENDED and self._random.random() < 0.7
             if answer.from_status == "archived" or stuck:
                 self._next(slot)
 

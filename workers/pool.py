@@ -189,6 +189,9 @@ class WorkerPool:
         self._arguments = arguments
         self._name = name
         self._context: Any = multiprocessing.get_context(start_method)
+        if start_method == "forkserver":
+            # Imported once for all workers: with a hundred of them that is most of their start.
+            self._context.set_forkserver_preload([target.__module__])
         self._processes: list[Any] = []
         self._conns: dict[Connection, int] = {}
 

@@ -19,6 +19,7 @@ from workers.account import AgentReport
 from workers.checking import Check
 from workers.fleet import FleetResult
 from workers.replay import ReplayResult
+from workers.stress import StressResult
 
 
 def rate(count: int, seconds: float) -> float:
@@ -257,6 +258,72 @@ def replay_verdict(result: ReplayResult) -> str:
     if not result.ok:
         return f"FAILED: {len(result.problems())} problems, {rejected} rejected"
     return f"OK: {len(result.inventory.items)} runs equal their source, {rejected} rejected"
+
+
+def stress_as_data(result: StressResult) -> dict[str, Any]:
+    """The result of a stress as plain data."""
+    options = result.options
+    asked = sum(figures.asked for figures in result.figures.values())
+    acknowledged = sum(figures.acknowledged for figures in result.figures.values())
+    return {
+        "ok": result.ok,
+        "seed": options.seed,
+        "workers": options.workers,
+        "durability": result.durability,
+        "work_s": round(result.work_s, 3),
+        "verify_s": round(result.verify_s, 3),
+        "asked": asked,
+        "acknowledged": acknowledged,
+        "asked_per_s": round(rate(asked, result.work_s), 1),
+        "reruns": sum(told.reruns for told in result.told),
+        "operations": {
+            name: {
+                "asked": figures.asked, "acknowledged": figures.acknowledged, "refused": figures.refused,
+                "unknown": figures.unknown, "mean_ms": round(figures.mean_ms, 3),
+                "p99_ms": round(figures.p99_ms, 3),
+            }
+            for name, figures in result.figures.items()
+        },
+        "checks": checks_as_data(result.checks),
+        "problems": result.problems(),
+        "histories": result.histories or None,
+    }  # fmt: skip
+
+
+def print_stress(console: Console, result: StressResult) -> None:
+    """The short report: what was asked and answered, checks, verdict."""
+    data = stress_as_data(result)
+    title = f"{result.options.workers} workers, {result.durability} store, {result.work_s:.1f} s"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("operation")
+    for heading in ("asked", "acked", "mean ms", "p99 ms"):
+        table.add_column(heading, justify="right")
+    table.add_column("refused")
+    for name, row in data["operations"].items():
+        refused = ", ".join(f"{count:,} {error}" for error, count in row["refused"].items())
+        numbers = (row["asked"], row["acknowledged"], row["mean_ms"], row["p99_ms"])
+        table.add_row(name, *map(_number, numbers), refused)
+    console.print(table)
+    console.print(
+        f"{data['asked']:,} operations, {data['asked_per_s']:,.0f}/s; {data['acknowledged']:,} acknowledged; "
+        f"{data['reruns']:,} reruns of transactions.",
+        highlight=False,
+    )
+    if result.checks:
+        print_checks(console, result.checks, result.verify_s)
+    print_problems(console, data["problems"])
+    if result.histories:
+        console.print(f"Histories: {result.histories}", highlight=False, markup=False)
+    console.print(stress_verdict(result), highlight=False, markup=False, style="bold")
+
+
+def stress_verdict(result: StressResult) -> str:
+    """One line: the verdict."""
+    if not result.ok:
+        kept = f"; histories in {result.histories}" if result.histories else ""
+        return f"FAILED: {max(1, len(result.problems()))} problems{kept}"
+    asked = sum(figures.asked for figures in result.figures.values())
+    return f"OK: seed {result.options.seed}, {result.options.workers} workers, {asked:,} operations"
 
 
 def printable(text: str) -> str:

@@ -80,21 +80,21 @@ class TestResult:
 
     def test_the_digest_is_the_seeds(self, site: Site) -> None:
         digests = []
-        for seed, method in ((3, "spawn"), (3, "fork"), (3, "forkserver"), (4, "fork")):
+        for seed, method in ((3, "spawn"), (3, "forkserver"), (4, "fork")):
             data = site.run_json("workers.fleet", *SMALL, "--seed", seed, "--start-method", method)
             assert data["ok"]
             digests.append(data["digest"])
             site.assert_nothing_left()
-        assert digests[0] == digests[1] == digests[2] != digests[3]
+        assert digests[0] == digests[1] != digests[2]
 
     @pytest.mark.parametrize("durability", ["memory", "buffered", "sync"])
     def test_each_durability(self, site: Site, durability: str) -> None:
-        data = site.run_json("workers.fleet", "--workers", 2, "--steps", 10, "--durability", durability)
+        data = site.run_json("workers.fleet", *QUICK, "--steps", 10, "--durability", durability)
         assert data["ok"]
         assert data["durability"] == durability
 
     def test_one_agent_alone(self, site: Site) -> None:
-        data = site.run_json("workers.fleet", "--workers", 1, "--steps", 20)
+        data = site.run_json("workers.fleet", *QUICK, "--workers", 1, "--steps", 20)
         assert data["ok"]
         assert data["total"]["reruns"] == 0
 
@@ -177,7 +177,8 @@ class TestOutput:
 class TestInterrupted:
     @pytest.mark.parametrize("to_group", [False, True], ids=["parent", "group"])
     def test_ctrl_c_leaves_no_process_and_no_file(self, site: Site, to_group: bool) -> None:
-        site.settings.clear()  # as it is without any settings
+        if to_group:
+            site.settings.clear()  # as it is without any settings
         process, database_id = started(site, *ENDLESS)
         assert site.images(database_id)
         assert len(site.agents(process.pid)) == 3
@@ -236,7 +237,7 @@ class TestFailures:
         site.assert_nothing_left(database_id)
 
     def test_a_killed_writer_does_not(self, site: Site) -> None:
-        process, database_id = started(site, "--workers", 3, "--steps", 500, "--timeout", 100)
+        process, database_id = started(site, "--workers", 3, "--steps", 250, "--timeout", 100)
         (writer,) = (pid for pid, words in site.processes().items() if "inmem.writer" in words)
         os.kill(writer, signal.SIGKILL)
         code, text = finish(process)
@@ -244,36 +245,34 @@ class TestFailures:
         assert "OK: seed" in text
         site.assert_nothing_left(database_id)
 
-    @pytest.mark.parametrize(
-        "damage", ["value", "event", "counter", "delete", "cell", "trace", "status", "run"]
-    )
-    def test_a_change_behind_the_fleets_back_is_noticed(self, tmp_path: Path, damage: str) -> None:
+    def test_a_change_behind_the_fleets_back_is_noticed(self, tmp_path: Path) -> None:
         path = str(tmp_path / "store")
         spec = FleetSpec(seed=2, workers=2, steps=12)
         with Interrupt() as interrupt, inmem.open(path) as db:
             result = run_fleet(spec, FleetOptions(path=path), interrupt)
             assert result.ok, result.problems()
-            again = verify(db, spec, result.runs, result.reports)
-            assert again.ok
-            run = result.runs.of(1)
-            if damage == "value":
-                db.kv.put(run, "spent", float(db.kv.get(run, "spent")))
-            elif damage == "event":
-                db.events.append(run, "step.done", {"step": 11, "cost": 1})
-            elif damage == "counter":
-                db.kv.add(result.runs.shared, "total:calls")
-            elif damage == "delete":
-                db.kv.delete(run, "phase")
-            elif damage == "cell":
-                db.cells.set(run, "focus", {"part": 1})
-            elif damage == "trace":
-                db.traces.record(run, inmem.Thought("late"), parent_id="s000003")
-            elif damage == "status":
-                alive = next(r for r in (run, result.runs.of(0)) if db.runs.get_run(r).status != "archived")
-                db.runs.archive_run(alive)
-            else:
-                db.runs.delete_run(run)
-            verdict = verify(db, spec, result.runs, result.reports)
-        assert not verdict.ok
-        assert verdict.problems()
-        assert verdict.digest != again.digest
+            before = verify(db, spec, result.runs, result.reports)
+            assert before.ok
+            run, shared = result.runs.of(1), result.runs.shared
+            alive = next(r for r in map(result.runs.of, (0, 1)) if db.runs.get_run(r).status != "archived")
+            wrong: set[str] = set()
+            digests = [before.digest]
+            for damage, noticed_by in (
+                (lambda: db.kv.put(run, "spent", float(db.kv.get(run, "spent"))), {"working memory"}),
+                (lambda: db.events.append(run, "step.done", {}), {"agents' logs", "acknowledged heads", "chains"}),
+                (lambda: db.kv.add(shared, "total:calls"), {"shared totals"}),
+                (lambda: db.cells.set(run, "focus", {"part": 1}), {"cells"}),
+                (lambda: db.traces.record(run, inmem.Thought("late")), {"traces", "trace queries"}),
+                (lambda: db.cells.set(shared, "task:000000", {}), {"task board"}),
+                (lambda: db.runs.archive_run(alive), {"runs", "statistics"}),
+                (lambda: db.runs.delete_run(run), set()),
+            ):
+                damage()
+                verdict = verify(db, spec, result.runs, result.reports)
+                found = {check.name for check in verdict.checks if not check.ok}
+                assert found >= wrong | noticed_by
+                assert len(verdict.problems()) == len(found)
+                wrong = found
+                digests.append(verdict.digest)
+            # The board is no part of the digest: who got which task is a matter of luck.
+            assert len(set(digests)) == len(digests) - 1

@@ -81,7 +81,7 @@ class TestCommand:
 
     def test_a_person_is_told(self, site: Site, source: Path) -> None:
         spoil(source)
-        done = site.run("workers.replay", source, "--workers", 2)
+        done = site.run("workers.replay", source, *QUICK)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "OK: 16 runs equal their source, 8 rejected" in done.stdout
         assert "rejected cut.traj: invalid JSON, or cut short" in done.stderr
@@ -108,7 +108,7 @@ class TestCommand:
         site.assert_nothing_left()
 
     def test_one_file_can_be_given(self, site: Site, source: Path) -> None:
-        data = site.run_json("workers.replay", source / "runs.json", "--workers", 2)
+        data = site.run_json("workers.replay", source / "runs.json", *QUICK)
         assert data["ok"]
         assert data["runs"] == 12
 
@@ -157,7 +157,7 @@ class TestAgain:
     ) -> None:
         path = tmp_path / "store"
         first = site.run_json("workers.replay", source, "--path", path, *QUICK)
-        again = site.run_json("workers.replay", source, "--path", path, "--workers", 2)
+        again = site.run_json("workers.replay", source, "--path", path, *QUICK)
         assert (first["new"], first["complete"]) == (15, 0)
         assert (again["new"], again["complete"], again["steps"]) == (0, 15, 0)
         assert again["ok"]
@@ -183,7 +183,7 @@ class TestAgain:
         root, path = tmp_path / "data", tmp_path / "store"
         root.mkdir()
         for number in range(4):
-            (root / f"run-{number}.traj").write_text(json.dumps(swe_run(400 + number)))
+            (root / f"run-{number}.traj").write_text(json.dumps(swe_run(300 + number)))
         process = site.start("workers.replay", root, "--path", path, "--durability", "sync")
         loaders = wait_for(lambda: site.agents(process.pid), "the loaders")
         wait_for(lambda: (path / "settings.json").exists(), "the store")
@@ -200,12 +200,12 @@ class TestAgain:
 
     def test_two_at_once_double_nothing(self, site: Site, source: Path, tmp_path: Path) -> None:
         path = tmp_path / "store"
-        both = [site.start("workers.replay", source, "--path", path, "--json") for _ in range(2)]
+        both = [site.start("workers.replay", source, "--path", path, "--json", *QUICK) for _ in range(2)]
         texts = [process.communicate(timeout=100) for process in both]
         assert [process.returncode for process in both] == [0, 0], texts
         results = [json.loads(out) for out, _ in texts]
         assert sum(data["steps"] for data in results) == (4 + 5 + 6) + 12 * 4
-        assert site.run_json("workers.replay", source, "--path", path)["complete"] == 15
+        assert site.run_json("workers.replay", source, "--path", path, *QUICK)["complete"] == 15
 
     @pytest.mark.parametrize("damage", ["event", "progress", "others"])
     def test_damage_is_noticed_when_loading_again(
@@ -243,8 +243,8 @@ class TestRealRuns:
         assert data["events"] > data["steps"] > 2_000
         assert data["primitives"]["runs"] == {"completed": 97, "failed": 116}
         assert data["primitives"]["traces"]["recorded"] > 2 * data["steps"]
-        again = site.run_json("workers.replay", REAL_DATA, "--workers", 2, "--path", path)
-        assert (again["ok"], again["complete"], again["events"]) == (True, 213, 0)
+        again = site.run_json("workers.replay", REAL_DATA / "swe-agent", "--path", path, *QUICK)
+        assert (again["ok"], again["complete"], again["events"]) == (True, 13, 0)
 
 
 def loaded(trajectory: Trajectory) -> PlainStore:
