@@ -34,6 +34,7 @@ MAX_MESSAGE_BYTES: Final = 64 * MIB  # one request or answer; checked before dec
 MAX_TRANSACTION_BYTES: Final = 48 * MIB  # of a commit's encoded body; leaves room for the envelope
 MAX_TRANSACTION_OPS: Final = 100_000  # writes and procedure calls in one commit: bounds a batch
 MAX_READ_SET: Final = 200_000  # keys and ranges validated for one commit
+MAX_TAGS: Final = 256  # of one trace or run: each is an index entry
 MAX_RANGE_WALK: Final = 20_000  # records the writer walks to validate one range; then it is a conflict
 MAX_BATCH: Final = 512  # requests in one group commit: bounds latency under a flood
 MAX_BATCH_BYTES: Final = 64 * MIB  # bytes in one group commit: bounds memory and one WAL record

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from inmem.errors import InvalidInputError, InvalidKeyError, InvalidRunIdError
+from inmem.config import MAX_TAGS
+from inmem.errors import InvalidInputError, InvalidKeyError, InvalidRunIdError, LimitError
 
 MAX_KEY_BYTES: Final = 511  # LMDB's compiled-in limit
 MAX_NAME_BYTES: Final = 320  # user keys and cell names: prefix + 320 + index suffix fits 511
@@ -158,6 +159,16 @@ def encode_prefix(value: object, argument: str = "prefix") -> bytes:
 def encode_label(value: object, argument: str) -> bytes:
     """A tag, an event type or a trace type as bytes: 1-128 bytes of UTF-8."""
     return encode_name(value, argument, MAX_LABEL_BYTES)
+
+
+def check_tag_count(count: int) -> None:
+    """Refuse more tags than one trace or run may have.
+
+    Raises:
+        LimitError: over MAX_TAGS; each tag is an index entry.
+    """
+    if count > MAX_TAGS:
+        raise LimitError(f"{count} tags, the limit is {MAX_TAGS}", what="tags", size=count, limit=MAX_TAGS)
 
 
 def encode_id(value: object, argument: str) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 from inmem import values
 from inmem.errors import InvalidInputError
-from inmem.keys import MAX_KEY_BYTES, MAX_NAME_BYTES, encode_label
+from inmem.keys import MAX_KEY_BYTES, MAX_NAME_BYTES, check_tag_count, encode_label
 
 MAX_PREFIX_BYTES = MAX_KEY_BYTES - MAX_NAME_BYTES - 2
 
@@ -31,6 +31,14 @@ def check_prefix(prefix: object, argument: str = "prefix") -> bytes:
     return prefix
 
 
+def check_namespace(namespace: object) -> bytes:
+    """A namespace's prefix: tenant, app and agent. Less of it would reach other agents' runs."""
+    checked = check_prefix(namespace, "namespace")
+    if checked.count(b"/") != 2 or not all(checked.split(b"/")):
+        raise InvalidInputError("namespace is not tenant/app/agent", argument="namespace")
+    return checked
+
+
 def check_name(name: object, limit: int, argument: str = "name") -> str:
     """A name given as UTF-8 bytes; as text."""
     check_type(argument, name, bytes)
@@ -48,6 +56,7 @@ def check_labels(labels: object, argument: str = "tags") -> list[str]:
     """Tags: a list of distinct labels."""
     check_type(argument, labels, list)
     assert isinstance(labels, list)
+    check_tag_count(len(labels))
     for label in labels:
         encode_label(label, argument)
     if len(set(labels)) != len(labels):

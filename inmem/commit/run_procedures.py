@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inmem.commit.arguments import check_labels, check_map, check_prefix, check_type
+from inmem.commit.arguments import check_labels, check_map, check_namespace, check_prefix, check_type
 from inmem.commit.workspace import Workspace
 from inmem.errors import CorruptionError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
 from inmem.keys import Key, TypeTag, check_run_id, range_of, successor
@@ -16,7 +16,7 @@ def create(
     workspace: Workspace, namespace: bytes, run_id: str, parent_run: str, tags: list[str], metadata: bytes
 ) -> int:
     """Create a run; the time of its creation."""
-    key = run.run_key(check_prefix(namespace, "namespace"), check_run_id(run_id))
+    key = run.run_key(check_namespace(namespace), check_run_id(run_id))
     workspace.check_open(key)
     if workspace.record(key) is not None:
         raise RunExistsError(f"run {run_id} exists", run_id=run_id)
@@ -37,7 +37,7 @@ def update(
     metadata: bytes,
 ) -> bytes:
     """Change a run: status (empty: keep), error, tags to add, metadata to merge. The new record."""
-    key = run.run_key(check_prefix(namespace, "namespace"), check_run_id(run_id))
+    key = run.run_key(check_namespace(namespace), check_run_id(run_id))
     workspace.check_open(key)
     stored = workspace.get(key)
     if stored is None:
@@ -74,7 +74,7 @@ def _write(
 
 def delete(workspace: Workspace, namespace: bytes, run_id: str) -> list[Any]:
     """Remove a run with all it has, and fence it: `[kv, events, cells, traces, had a record]`."""
-    prefix = check_prefix(namespace, "namespace") + b"/" + check_run_id(run_id).encode()
+    prefix = check_namespace(namespace) + b"/" + check_run_id(run_id).encode()
     if workspace.is_fenced(prefix):
         raise RunDeletedError(f"run {run_id} was deleted before", run_id=run_id)
     key = run.run_key(namespace, run_id)

@@ -19,7 +19,7 @@ import msgpack
 
 from inmem import values
 from inmem.errors import InvalidInputError, InvalidTransitionError
-from inmem.keys import TypeTag, shorten
+from inmem.keys import TypeTag, check_tag_count, shorten
 
 
 class RunStatus(StrEnum):
@@ -153,6 +153,7 @@ def changed(
 
     Raises:
         InvalidTransitionError: the table does not allow the status.
+        LimitError: the run would have too many tags.
     """
     completed_at = run.completed_at
     if status is not None:
@@ -162,12 +163,14 @@ def changed(
                 from_status=run.status.value, to_status=status.value,
             )
         completed_at = now_us if status in ENDED else completed_at
+    all_tags = (*run.tags, *(tag for tag in tags if tag not in run.tags))
+    check_tag_count(len(all_tags))
     return replace(
         run,
         status=status or run.status,
         error=run.error if error is None else error,
         completed_at=completed_at,
-        tags=(*run.tags, *(tag for tag in tags if tag not in run.tags)),
+        tags=all_tags,
         metadata=run.metadata if metadata is None else run.metadata | metadata,
         updated_at=now_us,
         version=run.version + 1,

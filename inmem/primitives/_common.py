@@ -14,7 +14,7 @@ from inmem.client.attachment import Attachment
 from inmem.client.transaction import commit_call, commit_put, resolved_as
 from inmem.config import MAX_TTL_S
 from inmem.errors import CommitUnknownError, InvalidInputError
-from inmem.keys import encode_label, shorten
+from inmem.keys import check_tag_count, encode_label, shorten
 
 
 class Host(Protocol):
@@ -73,11 +73,14 @@ def check_tags(tags: object) -> list[str]:
     Raises:
         InvalidInputError: not a sequence of `str`.
         InvalidKeyError: a tag is empty, over 128 bytes or has NUL.
+        LimitError: there are more than 256.
     """
     if isinstance(tags, str | bytes) or not isinstance(tags, Iterable):
         raise InvalidInputError("tags must be a sequence of str", argument="tags")
     # Through the bytes: the `str` of a member of an enum may be another text than what it holds.
-    return list(dict.fromkeys(encode_label(label, "tags").decode() for label in tags))
+    labels = list(dict.fromkeys(encode_label(label, "tags").decode() for label in tags))
+    check_tag_count(len(labels))
+    return labels
 
 
 def check_metadata(metadata: object) -> dict[str, Any]:

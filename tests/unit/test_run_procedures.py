@@ -14,9 +14,11 @@ from procedures import BAD_IDS, BAD_MAPS, BAD_PREFIXES, BAD_TAGS, RUN, Stored
 
 from inmem import values
 from inmem.commit import cell_procedures, run_procedures, trace_procedures
+from inmem.commit.arguments import check_namespace
 from inmem.commit.procedures import event_append
 from inmem.commit.run_procedures import create, delete, repair_indices, update
 from inmem.commit.workspace import fence_of
+from inmem.config import MAX_TAGS
 from inmem.errors import (
     CorruptionError,
     InmemError,
@@ -434,3 +436,18 @@ class TestThroughTheCommitter:
         error_of(client.send(call("run.delete", HOME, "r"), call("run.delete", HOME, "nothing")))
         results_of(client.send(put(kv_key("r", "k"), 2)))
         assert bench.value(kv_key("r", "k")) == 2
+
+
+def test_a_namespace_is_all_of_tenant_app_and_agent() -> None:
+    """Less of it, with a run id that completes it, would name another agent's runs."""
+    for namespace in (b"default/default", b"default", b"a/b/c/d", b"a//c", b"/b/c"):
+        with pytest.raises(InvalidInputError, match="namespace"):
+            check_namespace(namespace)
+    assert check_namespace(b"a/b/c") == b"a/b/c"
+
+
+def test_tags_have_a_limit_also_when_they_come_one_by_one() -> None:
+    full = run.created("r", None, tuple(f"t{n}" for n in range(MAX_TAGS)), {}, 1)
+    assert run.changed(full, 2, tags=("t0",)).tags == full.tags
+    with pytest.raises(LimitError):
+        run.changed(full, 2, tags=("one more",))
