@@ -328,8 +328,8 @@ def check_traces(check: Check, ops: list[Op], final: FinalState) -> None:
         fine = whole if op.outcome == OK else absent if op.outcome == REFUSED else whole or absent
         check.require(fine, f"{op}: {op.outcome}, there is {have}")
     for (run, name), op in winners.items():
-        have = left[run].pop(name, None)
-        check.require(have == (None, [op.worker, op.n]), f"{name} of {run}: {op} won it, there is {have}")
+        there = left[run].pop(name, None)
+        check.require(there == (None, [op.worker, op.n]), f"{name} of {run}: {op} won it, there is {there}")
     for run, names in left.items():
         extra = [name for name in names if (run, name) not in maybe]
         check.require(not extra, f"{run}: traces that nobody recorded: {shorten(sorted(extra))}")

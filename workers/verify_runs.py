@@ -15,6 +15,7 @@ from workers.account import AgentReport
 from workers.canonical import digest_of, same, shorten
 from workers.checking import (
     Check,
+    ExpectedRun,
     check_cells,
     check_kv,
     check_log,
@@ -26,7 +27,7 @@ from workers.checking import (
     trace_data,
     type_name,
 )
-from workers.expect import ExpectedFleet, ExpectedRun, agent_run, scratch_log, scratch_run
+from workers.expect import ExpectedFleet, agent_run, scratch_log, scratch_run
 from workers.life import Scratch, at, claims, fleet_metadata, fleet_tags, job_name, scratches, task_name
 from workers.plan import FleetRuns, FleetSpec
 from workers.reasoning import all_traces
@@ -235,11 +236,11 @@ def check_board(
     for source, name, version in (("board", task_name, 3), ("queue", job_name, 2)):
         for number in range(spec.workers * claims(spec, source)):
             owner = owners[source].get(number)
-            want = ({"state": "done", "by": owner}, version)
+            done = ({"state": "done", "by": owner}, version)
             have = left.pop(name(number), None)
             check.require(
-                owner is not None and have is not None and same(list(have), list(want)),
-                f"task {number} of the {source} is {have}, expected {want}",
+                owner is not None and have is not None and same(list(have), list(done)),
+                f"task {number} of the {source} is {have}, expected {done}",
             )
     taken = spec.workers * claims(spec, "queue")
     have = left.pop("queue", None)
