@@ -5,19 +5,19 @@ so only after the rest of it was written; an entry is written anew only when
 its reader has said that it has the answer. Whatever does not fit goes through
 the socket, and the slot's mail counter says that it did.
 
-One file per incarnation of the writer, a slot per session, 4,096 bytes:
+One file per incarnation of the writer, a slot per session, 12,288 bytes:
 
     offset  size  field
     0       4     waiter: 1 while the client sleeps on this word
     8       8     mail: frames sent to this session through the socket
-    64      96    entry 0
-    160     96    entry 1 ... entry 31
+    64      376   entry 0
+    440     376   entry 1 ... entry 31
 
-    entry:  0   8   sequence, 0 for empty; written last
-            8   1   status
-            9   1   length of the result
-            16  8   version
-            24  72  result, MessagePack
+    entry:  0   8    sequence, 0 for empty; written last
+            8   1    status
+            10  2    length of the result
+            16  8    version
+            24  352  result, MessagePack
 
 A client that finds no answer sets the waiter word and sleeps on it with
 futex(2); the writer clears it and wakes. The two could each miss the other's
@@ -41,15 +41,15 @@ from inmem.files import open_private
 
 SLOTS: Final = 4096  # sessions with a slot; more of them use the socket
 RING: Final = 32  # unfetched answers of one session
-RESULT_BYTES: Final = 72  # an append's result takes 45
+RESULT_BYTES: Final = 352  # an append's result takes 45, an error with its message and fields 150 to 300
 
-_SLOT_BYTES: Final = 4096
-_ENTRY_BYTES: Final = 96
+_SLOT_BYTES: Final = 3 * 4096
+_ENTRY_BYTES: Final = 376
 _ENTRIES: Final = 64
 _SLOT_WORDS: Final = _SLOT_BYTES // 8
 _ENTRY_WORDS: Final = _ENTRY_BYTES // 8
 _MAIL_WORD: Final = 1
-_BODY: Final = struct.Struct("<BB6xQ72s")
+_BODY: Final = struct.Struct("<BxH4xQ352s")
 assert _ENTRIES + RING * _ENTRY_BYTES <= _SLOT_BYTES and 8 + _BODY.size == _ENTRY_BYTES
 
 _SYS_FUTEX: Final = 202  # x86-64
