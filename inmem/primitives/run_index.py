@@ -8,6 +8,7 @@ under the namespace, apart from what the runs store.
 from __future__ import annotations
 
 import builtins
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -149,26 +150,17 @@ class RunReads:
         return RunStats(sum(counts.values()), counts)
 
 
-class ScopedRuns(RunReads):
-    """Runs outside a transaction: each change is a commit of its own, on this scope's run."""
+class RunChanges(RunReads, ABC):
+    """What can be done to this scope's run; when it happens is for the subclass."""
 
-    __slots__ = ("_commit",)
+    __slots__ = ()
 
-    def __init__(self, reader: Reader, commit: Autocommit, namespace: bytes, run_id: str) -> None:
-        super().__init__(reader, namespace, run_id)
-        self._commit = commit
-
-    def create_run(
-        self, *, parent_run: str | None = None, tags: Sequence[str] = (),
+    @abstractmethod
+    def _update(
+        self, *, status: RunStatus | None = None, error: str | None = None, tags: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> RunMetadata:
-        """Create this run. See `RunIndex.create_run`."""
-        run_id, parent, labels, described = _creation(self._own(), parent_run, tags, metadata)
-        run: RunMetadata = self._commit.call(
-            "run.create", self._namespace, run_id, parent or "", labels, values.encode(described, "metadata"),
-            convert=lambda now_us: rules.created(run_id, parent, tuple(labels), described, now_us),
-        )
-        return run
+        """Change status, error, tags (to add) and metadata (to merge)."""
 
     def update_status(self, status: RunStatus, *, error: str | None = None) -> RunMetadata:
         """Change this run's status. See `RunIndex.update_status`."""
@@ -206,6 +198,28 @@ class ScopedRuns(RunReads):
         """Merge metadata into this run's. See `RunIndex.update_metadata`."""
         return self._update(metadata=_required_metadata(metadata))
 
+
+class ScopedRuns(RunChanges):
+    """Runs outside a transaction: each change is a commit of its own, on this scope's run."""
+
+    __slots__ = ("_commit",)
+
+    def __init__(self, reader: Reader, commit: Autocommit, namespace: bytes, run_id: str) -> None:
+        super().__init__(reader, namespace, run_id)
+        self._commit = commit
+
+    def create_run(
+        self, *, parent_run: str | None = None, tags: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> RunMetadata:
+        """Create this run. See `RunIndex.create_run`."""
+        run_id, parent, labels, described = _creation(self._own(), parent_run, tags, metadata)
+        run: RunMetadata = self._commit.call(
+            "run.create", self._namespace, run_id, parent or "", labels, values.encode(described, "metadata"),
+            convert=lambda now_us: rules.created(run_id, parent, tuple(labels), described, now_us),
+        )
+        return run
+
     def delete_run(self) -> DeletedRun:
         """Remove this run for good. See `RunIndex.delete_run`."""
         run_id = self._own()
@@ -226,7 +240,7 @@ class ScopedRuns(RunReads):
         return run
 
 
-class TransactionRuns(RunReads):
+class TransactionRuns(RunChanges):
     """Runs inside a transaction: changes wait for the commit."""
 
     __slots__ = ("_txn",)
@@ -250,42 +264,6 @@ class TransactionRuns(RunReads):
         run = rules.created(run_id, parent, tuple(labels), described, self._txn.now_us())
         self._show(None, run)
         return run
-
-    def update_status(self, status: RunStatus, *, error: str | None = None) -> RunMetadata:
-        """Change this run's status at commit. See `RunIndex.update_status`."""
-        return self._update(status=_status(status), error=_error(error))
-
-    def complete_run(self) -> RunMetadata:
-        """Active to completed."""
-        return self._update(status=RunStatus.COMPLETED)
-
-    def fail_run(self, error: str) -> RunMetadata:
-        """Active to failed, with what went wrong."""
-        return self._update(status=RunStatus.FAILED, error=_required_error(error))
-
-    def cancel_run(self) -> RunMetadata:
-        """Active or paused to cancelled."""
-        return self._update(status=RunStatus.CANCELLED)
-
-    def pause_run(self) -> RunMetadata:
-        """Active to paused."""
-        return self._update(status=RunStatus.PAUSED)
-
-    def resume_run(self) -> RunMetadata:
-        """Paused to active."""
-        return self._update(status=RunStatus.ACTIVE)
-
-    def archive_run(self) -> RunMetadata:
-        """To archived: hidden from queries, its data readable."""
-        return self._update(status=RunStatus.ARCHIVED)
-
-    def add_tags(self, tags: Sequence[str]) -> RunMetadata:
-        """Add tags to this run at commit. See `RunIndex.add_tags`."""
-        return self._update(tags=check_tags(tags))
-
-    def update_metadata(self, metadata: Mapping[str, Any]) -> RunMetadata:
-        """Merge metadata into this run's at commit. See `RunIndex.update_metadata`."""
-        return self._update(metadata=_required_metadata(metadata))
 
     def delete_run(self) -> DeletedRun:
         """Not possible here: a deletion cannot be taken back, and is atomic by itself.
