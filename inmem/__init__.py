@@ -4,7 +4,7 @@ One writer process owns the store and serializes commits; every other process
 reads shared snapshots directly from memory. Start with `inmem.open`.
 """
 
-from inmem.database import Database, RepairReport, Status, open
+from inmem.database import CheckpointReport, Database, RepairReport, Status, open
 from inmem.errors import (
     AlreadyExistsError,
     AppendOnlyError,
@@ -64,6 +64,7 @@ __all__ = [
     "CellNotFoundError",
     "ChainVerification",
     "CheckReport",
+    "CheckpointReport",
     "ClosedError",
     "CommitUnknownError",
     "ConfigMismatchError",

@@ -80,10 +80,17 @@ class Settings:
         low=4 * MIB, high=MAP_BYTES // 4,
     )
     segment_bytes: int = _setting(
-        64 * MIB, "store", "a WAL segment is closed at this size", low=64 * 1024, high=1 << 32
+        16 * MIB, "store", "a WAL segment is closed at this size", low=64 * 1024, high=1 << 32
     )
     fsync_interval_ms: int = _setting(
         100, "store", "the most a power cut may lose in buffered mode", low=1, high=60_000
+    )
+    checkpoint_wal_bytes: int = _setting(
+        64 * MIB, "store", "a log larger than this, and than the image, is replaced by a checkpoint",
+        low=64 * 1024, high=1 << 40,
+    )
+    checkpoint_interval_s: float = _setting(
+        300.0, "store", "after this long a sixteenth of such a log is enough", low=0.1, high=1e9
     )
     linger_s: float = _setting(
         2.0, "store", "the writer leaves this long after its last client", low=0.0, high=1e9

@@ -7,6 +7,7 @@ lies where, not what is in it.
     settings.json   identity, format version and stored settings
     control         see `inmem.control`
     wal/            log segments
+    checkpoints/    the copy that the log goes on from, if there is one
     writer.lock     held alone by the writer for as long as it lives
     launch.lock     held by whoever creates the directory or starts a writer
     clients.lock    held shared by every client
@@ -62,6 +63,7 @@ class DataDirectory:
         self.settings_file = self.path / "settings.json"
         self.control_file = self.path / "control"
         self.wal = self.path / "wal"
+        self.checkpoints = self.path / "checkpoints"
         self.writer_lock = self.path / "writer.lock"
         self.launch_lock = self.path / "launch.lock"
         self.clients_lock = self.path / "clients.lock"

@@ -11,6 +11,7 @@ Client to writer:
              answered_below u64 (big-endian), then the body of `writeset`
     SYNC     kind u8, request number u64
     STATUS   kind u8, request number u64
+    CHECKPOINT  kind u8, request number u64; answered when it is in place
     GOODBYE  kind u8, session 16 bytes
 
 Writer to client:
@@ -34,6 +35,7 @@ COMMIT: Final = 2
 SYNC: Final = 3
 STATUS: Final = 4
 GOODBYE: Final = 5
+CHECKPOINT: Final = 6
 WELCOME: Final = 16
 ANSWER: Final = 17
 REPLY: Final = 18

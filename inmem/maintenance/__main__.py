@@ -1,4 +1,4 @@
-"""`python -m inmem.maintenance check DIRECTORY`: a helper as a process of its own.
+"""`python -m inmem.maintenance HELPER DIRECTORY [FILE]`: a helper as a process of its own.
 
 It prints one JSON document. `inmem.open` imports the helpers, so none of them
 can be the program that runs: this module can.
@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from inmem.maintenance import check
+from inmem.maintenance import check, checkpoint
 
-_HELPERS = {"check": check.main}
+_HELPERS: dict[str, Callable[..., int]] = {"check": check.main, "checkpoint": checkpoint.main}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; the exit status of the helper."""
     parser = argparse.ArgumentParser(prog="python -m inmem.maintenance", description=__doc__)
     parser.add_argument("helper", choices=sorted(_HELPERS))
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH")
     options = parser.parse_args(arguments)
-    return _HELPERS[options.helper](options.directory)
+    return _HELPERS[options.helper](*options.paths)
 
 
 if __name__ == "__main__":

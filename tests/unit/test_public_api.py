@@ -17,7 +17,7 @@ from inmem import errors
 PUBLIC = {
     "__version__",
     # opening, and handles
-    "open", "Database", "RunScope", "Status", "CheckReport", "RepairReport",
+    "open", "Database", "RunScope", "Status", "CheckReport", "CheckpointReport", "RepairReport",
     # names
     "Namespace", "RunId", "TypeTag", "Key",
     # primitives and their records

@@ -1,0 +1,95 @@
+"""The checkpoint helper: copies one snapshot of the live image into a file, for the writer.
+
+Invariant: it writes the file that it was told to write and nothing else; the
+writer, which started it, gives that file its name when it is durable and
+verified. It ends when its writer does.
+
+    python -m inmem.maintenance checkpoint DIRECTORY FILE    one JSON document
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from inmem import failpoints
+from inmem.directory import DataDirectory, Identity
+from inmem.errors import CorruptionError, InmemError, WriterUnavailableError, to_wire
+from inmem.storage.checkpoint import COPIED, Stand, Written, verify_checkpoint, write_checkpoint
+from inmem.storage.environment import Table
+from inmem.storage.snapshot import Image, Snapshot
+from inmem.storage.store import POSITION_KEY, Position, unpack_position
+
+_MAX_AGE_S: Final = 86_400.0  # of the snapshot; what it pins is bounded by a generation switch
+_LOOK_EVERY: Final = 10_000  # entries between two looks whether the writer lives
+
+
+def copy_snapshot(
+    snapshot: Snapshot, identity: Identity, file: Path, parent: int | None
+) -> tuple[Stand, Written]:
+    """Write a snapshot to a new, verified, durable file; `parent` is the process that must live on.
+
+    Raises:
+        CorruptionError: the image has no position, or the file does not read back.
+        WriterUnavailableError: the parent has ended.
+        OSError: the disk.
+    """
+    position = unpack_position(dict(snapshot.table(Table.META)).get(POSITION_KEY), file)
+    if position is None:
+        raise CorruptionError("the image has no position: nothing was ever published in it")
+    stand = stand_of(position, identity)
+    tables = ((table, _while_alive(snapshot.table(table), parent)) for table in COPIED)
+    written = write_checkpoint(file, stand, tables)
+    # What the log is cut for has been read back once.
+    if verify_checkpoint(file) != (stand, written):
+        raise CorruptionError(f"{file} does not read back as it was written", file=str(file), offset=0)
+    return stand, written
+
+
+def stand_of(position: Position, identity: Identity) -> Stand:
+    """What a copy of an image at a position stands for."""
+    return Stand(
+        identity.database_id, position.version, position.checksum, position.epoch, position.clock_us,
+        dict(identity.stored),
+    )
+
+
+def _while_alive(items: Iterator[tuple[bytes, bytes]], parent: int | None) -> Iterator[tuple[bytes, bytes]]:
+    for number, item in enumerate(items):
+        if parent is not None and number % _LOOK_EVERY == 0 and os.getppid() != parent:
+            raise WriterUnavailableError("the writer that wanted this copy has ended")
+        yield item
+
+
+def main(path: Path, file: Path) -> int:
+    """Copy the live image of a directory for the process that started this one."""
+    parent = os.getppid()
+    os.umask(0o077)
+    document: dict[str, Any]
+    try:
+        directory = DataDirectory(path)
+        identity = directory.identity()
+        control = directory.control()
+        image = Image(control, directory.stem(identity))
+        snapshot = image.snapshot(_MAX_AGE_S)
+        failpoints.reached("copying")
+        try:
+            stand, written = copy_snapshot(snapshot, identity, file, parent)
+        finally:
+            snapshot.close()
+            image.close()
+            control.close()
+        document = {
+            "version": stand.version, "checksum": stand.checksum, "entries": written.entries,
+            "bytes": written.bytes,
+        }
+    except OSError as error:
+        document = {"error": to_wire(InmemError(f"the checkpoint cannot be written: {error}"))}
+    except InmemError as error:
+        document = {"error": to_wire(error)}
+    json.dump(document, sys.stdout)
+    return 1 if "error" in document else 0

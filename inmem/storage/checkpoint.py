@@ -1,0 +1,260 @@
+"""Checkpoints: all tables of one version in one file, which the log then goes on from.
+
+Invariant: a file that reads without an error is, byte for byte, what was
+written from one snapshot, to its end; anything else is refused with file and
+offset. A checkpoint takes its name only when it is durable, and what it
+replaces goes only after that: at every moment the newest one and the log
+after it hold everything.
+
+The format is ours and not the engine's, so that a file outlives a change of
+LMDB's and holds no free pages. A backup is the same thing under another name.
+
+File: a head of 16 bytes, then frames, all integers little-endian.
+
+    offset  size  field
+    0       8     magic, b"INMEMCKP"
+    8       4     format version
+    12      4     flags, 0; a reader refuses flags that it does not know
+    16      ...   frames, back to back
+
+    frame: payload length u32, checksum u64, payload
+
+The checksum is xxh3_64 of the payload, seeded with the checksum of the frame
+before (0 for the first, whose payload has the head's 16 bytes before it when
+it is hashed): so no frame can be missing, doubled, moved or exchanged. The
+payloads are MessagePack:
+
+    the first   map: database (16 bytes), version, checksum (of the version's
+                record in the log), epoch, clock_us, settings (map)
+    the others  [table, [key, value, key, value, ...]], keys in their order,
+                tables in theirs
+    the last    [-1, number of entries in all frames before]
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import msgpack
+from xxhash import xxh3_64_intdigest
+
+from inmem.config import FORMAT_VERSION
+from inmem.errors import CorruptionError, FormatVersionError
+from inmem.files import open_private, sync_directory
+from inmem.storage.environment import Table
+
+# What is copied. The order of expiry could be derived, but that would cost more than its bytes.
+COPIED: Final = (Table.DATA, Table.SESSIONS, Table.FENCES, Table.EXPIRY)
+MAGIC: Final = b"INMEMCKP"
+_HEAD: Final = struct.Struct("<8sII")
+_FRAME: Final = struct.Struct("<IQ")
+_FRAME_BYTES: Final = 1 << 20  # payload at which a frame ends: bounds memory on both sides
+_MAX_FRAME: Final = 1 << 27  # far above a frame of one largest value
+_END: Final = -1
+_NAME: Final = re.compile(r"[0-9]{20}\.checkpoint\Z")
+_FIELDS: Final = {
+    "database": bytes, "version": int, "checksum": int, "epoch": int, "clock_us": int, "settings": dict
+}
+assert _HEAD.size == 16 and _FRAME.size == 12
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """What a checkpoint stands for: whose it is, and the record of the log that led to it."""
+
+    database: bytes
+    version: int
+    checksum: int
+    epoch: int
+    clock_us: int
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How much was written."""
+
+    entries: int
+    bytes: int
+
+
+def checkpoint_path(directory: Path, version: int) -> Path:
+    """Where the checkpoint of a version is."""
+    return directory / f"{version:020d}.checkpoint"
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """The checkpoints of a directory, oldest first; other files are not looked at."""
+    try:
+        return sorted(path for path in directory.iterdir() if _NAME.match(path.name))
+    except FileNotFoundError:
+        return []
+
+
+def write_checkpoint(path: Path, stand: Stand, tables: Iterable[tuple[Table, Iterable[Any]]]) -> Written:
+    """Write a new file, mode 0600, durable with its name on return.
+
+    `tables` gives each table with its entries in order. Cost: about 1 µs an
+    entry, and the disk's time.
+
+    Raises:
+        FileExistsError: the path is taken.
+        OSError: the disk; what was written is left for the caller to remove.
+    """
+    fd = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    with os.fdopen(fd, "wb") as file:
+        head = _HEAD.pack(MAGIC, FORMAT_VERSION, 0)
+        file.write(head)
+        payload = msgpack.packb({name: getattr(stand, name) for name in _FIELDS})
+        checksum = xxh3_64_intdigest(head + payload)
+        file.write(_FRAME.pack(len(payload), checksum) + payload)
+        entries = 0
+        for table, items in tables:
+            for flat in _in_chunks(items):
+                payload = msgpack.packb([int(table), flat])
+                checksum = xxh3_64_intdigest(payload, checksum)
+                file.write(_FRAME.pack(len(payload), checksum))
+                file.write(payload)
+                entries += len(flat) // 2
+        payload = msgpack.packb([_END, entries])
+        file.write(_FRAME.pack(len(payload), xxh3_64_intdigest(payload, checksum)) + payload)
+        file.flush()
+        os.fsync(file.fileno())
+        size = file.tell()
+    sync_directory(path.parent)
+    return Written(entries, size)
+
+
+def _in_chunks(items: Iterable[tuple[bytes, bytes]]) -> Iterator[list[bytes]]:
+    flat: list[bytes] = []
+    size = 0
+    for key, value in items:
+        flat.append(key)
+        flat.append(value)
+        size += len(key) + len(value)
+        if size >= _FRAME_BYTES:
+            yield flat
+            flat, size = [], 0
+    if flat:
+        yield flat
+
+
+class CheckpointReader:
+    """A file as it is read: its `stand` first, then its entries. Use it with `with`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+        self._file: BinaryIO = os.fdopen(open_private(path, os.O_RDONLY), "rb", buffering=1 << 20)
+        try:
+            self.bytes = os.fstat(self._file.fileno()).st_size
+            self.stand = self._read_stand()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _corrupt(self, problem: str) -> CorruptionError:
+        return CorruptionError(
+            f"{self.path} at {self._offset}: {problem}", file=str(self.path), offset=self._offset
+        )
+
+    def _read_stand(self) -> Stand:
+        head = self._file.read(_HEAD.size)
+        if len(head) < _HEAD.size:
+            raise self._corrupt("the file is cut short")
+        magic, version, flags = _HEAD.unpack(head)
+        if magic != MAGIC:
+            raise self._corrupt("no checkpoint or backup")
+        self._offset = _HEAD.size
+        try:
+            payload, self._checksum = self._read_frame(head, 0)
+        except CorruptionError:
+            # Only where the rest does not read as ours: a damaged byte must not look like a new release.
+            if version == FORMAT_VERSION and not flags:
+                raise
+            raise self._corrupt(f"damaged, or of format version {version} with flags {flags:#x}") from None
+        if version != FORMAT_VERSION or flags:
+            raise FormatVersionError(
+                f"{self.path} has format version {version} and flags {flags:#x}, "
+                f"this release reads version {FORMAT_VERSION} without flags",
+                found=version, supported=FORMAT_VERSION,
+            )
+        fields = self._unpack(payload)
+        if type(fields) is not dict or any(type(fields.get(n)) is not t for n, t in _FIELDS.items()):
+            raise self._corrupt("the first frame does not say what this is")
+        return Stand(**{name: fields[name] for name in _FIELDS})
+
+    def _read_frame(self, before: bytes, seed: int) -> tuple[bytes, int]:
+        frame = self._file.read(_FRAME.size)
+        if len(frame) < _FRAME.size:
+            raise self._corrupt("the file is cut short")
+        length, checksum = _FRAME.unpack(frame)
+        if length > _MAX_FRAME:
+            raise self._corrupt(f"a frame of {length} bytes")
+        payload = self._file.read(length)
+        if len(payload) < length:
+            raise self._corrupt("the file is cut short")
+        if xxh3_64_intdigest(before + payload if before else payload, seed) != checksum:
+            raise self._corrupt("a frame has a wrong checksum")
+        self._offset += _FRAME.size + length
+        return payload, checksum
+
+    def _unpack(self, payload: bytes) -> Any:
+        try:
+            return msgpack.unpackb(payload)
+        except (ValueError, TypeError) as error:
+            raise self._corrupt(f"a frame does not parse: {error}") from None
+
+    def frames(self) -> Iterator[tuple[Table, list[tuple[bytes, bytes]]]]:
+        """The entries, some at a time: (table, [(key, value), ...]). Once, to the end.
+
+        Raises:
+            CorruptionError: with the offset of the frame that cannot be right.
+        """
+        entries = 0
+        checksum = self._checksum
+        while True:
+            payload, checksum = self._read_frame(b"", checksum)
+            table, content = self._unpack(payload)
+            if table == _END:
+                if content != entries:
+                    raise self._corrupt(f"{entries} entries, and the end says {content}")
+                if self._file.read(1):
+                    raise self._corrupt("something follows the end")
+                return
+            if table not in COPIED:
+                raise self._corrupt(f"entries of table {table}")
+            entries += len(content) // 2
+            yield Table(table), list(zip(content[::2], content[1::2], strict=True))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def verify_checkpoint(path: Path) -> tuple[Stand, Written]:
+    """Read a whole file; what it stands for and how much it holds.
+
+    Raises:
+        CorruptionError, FormatVersionError: it is not what was written.
+    """
+    with CheckpointReader(path) as reader:
+        entries = sum(len(items) for _, items in reader.frames())
+        return reader.stand, Written(entries, reader.bytes)
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint to recover from, None without any."""
+    return next(reversed(checkpoint_files(directory)), None)
