@@ -46,6 +46,8 @@ _MAX_SCOPES = 8192  # bound scopes kept for reuse
 class Status:
     """What a writer says of itself. Sizes in bytes, counters since it started.
 
+    `memory_free_bytes` is what is left of the memory that the image is in: a
+    switch of generation needs as much as the image holds.
     `oldest_snapshot_age_s` is for how long the oldest open snapshot has not
     been of the newest version (seconds), None without one. `repeated` counts requests that were
     answered from memory because they arrived again.
@@ -61,6 +63,7 @@ class Status:
     image_file_bytes: int
     quota_bytes: int
     wal_bytes: int
+    memory_free_bytes: int
     clients: int
     sessions: int
     oldest_snapshot_age_s: float | None

@@ -307,7 +307,8 @@ class Pipeline:
             body = core.encode()
             if body is None:
                 return
-            while len(self._sent) >= self._settings.pipeline_window:
+            window = self._settings.pipeline_window
+            while self._sent and (len(self._sent) >= window or not self._session.has_room(body)):
                 self._settle()
             sequence = self._session.submit(body, sync=self._sync, timeout_s=self._settings.timeout_s)
             self._sent.append((sequence, core))

@@ -24,7 +24,7 @@ import msgpack
 import zmq
 
 from inmem.board import SUPPORTED, Board
-from inmem.config import FORMAT_VERSION, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
+from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT_BYTES, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 from inmem.control import EPOCH, GROUP, Control, ControlState
 from inmem.errors import (
     BusyError,
@@ -62,6 +62,7 @@ _CROWD: Final = 2  # groups of more commits mean that others wait too: then a sp
 _SLEEP_US: Final = 1000  # first sleep; doubles, so that a missed wake is cheap and a long wait too
 _SLEEP_MAX_US: Final = _SLICE_MS * 1000
 _BUSY_DELAY_S: Final = 0.01
+_PATIENCE_S: Final = 1.0  # without an answer of a living writer: far beyond a large commit's time
 _LINGER_MS: Final = 100  # for the goodbye, which may also be lost
 
 
@@ -180,6 +181,8 @@ class Session:
         self._replies: dict[int, tuple[int, int, bytes]] = {}
         self._requests = 0
         self._resent_from = 0  # where the last gap began, until something is answered
+        self._silent_since: float | None = None  # nothing was answered since
+        self._patience_s = _PATIENCE_S
         self._line: Line | None = None
         self._closed = False
         self._welcome: dict[str, Any] | None = None
@@ -204,6 +207,11 @@ class Session:
         with self._lock:
             return self._submit(body, sync, time.monotonic() + timeout_s)
 
+    def has_room(self, body: bytes) -> bool:
+        """Whether a commit can be sent while the unanswered ones are under way."""
+        waiting = self._pending
+        return not waiting or sum(len(p.body) for p in waiting.values()) + len(body) <= MAX_IN_FLIGHT_BYTES
+
     def outcome(self, sequence: int, timeout_s: float) -> Applied:
         """Wait for a submitted commit; raises like `commit`."""
         with self._lock:
@@ -216,6 +224,11 @@ class Session:
             raise BusyError(
                 f"{len(self._pending)} commits of this thread are unanswered",
                 what="commits in flight", limit=self._attachment.settings.max_in_flight,
+            )
+        if not self.has_room(body):
+            raise BusyError(
+                f"the unanswered commits of this thread and this one of {len(body)} bytes are too large",
+                what="bytes in flight", limit=MAX_IN_FLIGHT_BYTES,
             )
         line = self._line
         if line is None or self._attachment.control.words[EPOCH] != line.epoch:
@@ -310,14 +323,31 @@ class Session:
         if isinstance(came, tuple):
             assert sequence is not None
             self._resent_from = 0
+            self._silent_since = None
             self._pending.pop(sequence, None)
             self._answers[sequence] = came
         elif came is not None:
             self._take(line, came, deadline)
         elif line.is_dead() or self._attachment.control.words[EPOCH] != line.epoch:
             self._connect(deadline)
-        elif time.monotonic() >= deadline:
-            raise TimeoutError
+        else:
+            now = time.monotonic()
+            if now >= deadline:
+                raise TimeoutError
+            self._bear_silence(line, now)
+
+    def _bear_silence(self, line: Line, now: float) -> None:
+        """Send again what a writer that lives does not answer, ever more rarely.
+
+        A connection can break without anybody dying, and libzmq mends it
+        without a word: what was on its way is lost.
+        """
+        if self._silent_since is None:
+            self._silent_since, self._patience_s = now, _PATIENCE_S
+        elif now - self._silent_since >= self._patience_s:
+            self._silent_since = now
+            self._patience_s *= 2
+            self._send_again(line, 0)
 
     def _take(self, line: Line, frame: bytes, deadline: float) -> None:
         kind = frame[0]
@@ -330,6 +360,7 @@ class Session:
             self._replies[number] = status, version, result
             return
         line.took_mail()
+        self._silent_since = None
         if number in self._pending:
             if status in (APPLIED, FAILED):
                 self._resent_from = 0

@@ -24,7 +24,7 @@ from inmem.commit.procedures import PROCEDURES
 from inmem.commit.validation import RecentWrites, validate
 from inmem.commit.workspace import DATA, Workspace
 from inmem.errors import InmemError, InvalidInputError, InvariantError, StoreFullError, to_wire
-from inmem.keys import Key, TypeTag
+from inmem.keys import Key, TypeTag, shorten
 from inmem.record import is_live, pack
 from inmem.storage.environment import Table
 from inmem.storage.store import Position, PublishError, Store, StoreTransaction, entry_bytes
@@ -140,6 +140,17 @@ class Committer:
         self._reached = reached  # told of each step, so that tests can stop the world there
         self._recent = RecentWrites(version)
         self._fences = {bytes(digest) for digest, _ in store.items(Table.FENCES)}
+
+    def move_to(self, store: Store) -> None:
+        """Go on with a copy of the store."""
+        assert store.position == self._store.position, "the copy is not of this moment"
+        self._store = store
+
+    def begin_epoch(self, epoch: int, now_us: int) -> None:
+        """Everything from now on is of this epoch; an empty group says so to log and image."""
+        self._epoch = epoch
+        self.sessions.must_write = True
+        self.commit([], now_us)
 
     def commit(self, requests: Sequence[Request], now_us: int) -> list[Answer]:
         """Decide and publish a group; one answer for each request, in order.
@@ -350,7 +361,7 @@ class Committer:
 def _call(workspace: Workspace, name: str, arguments: list[Any]) -> Any:
     procedure = PROCEDURES.get(name)
     if procedure is None:
-        raise InvalidInputError(f"no commit procedure {name!r}", argument="procedure")
+        raise InvalidInputError(f"no commit procedure {shorten(name)}", argument="procedure")
     if len(arguments) != procedure.__code__.co_argcount - 1:
         raise InvalidInputError(f"{name} got {len(arguments)} arguments", argument="procedure")
     try:

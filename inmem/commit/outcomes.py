@@ -202,7 +202,7 @@ def _decode(record: bytes) -> _Session:
         return _Session(
             last, answered_below, active_s, {item[0]: Outcome(*item[1:]) for item in outcomes}
         )
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise CorruptionError(f"a session record does not parse: {error}", file="image", offset=0) from None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from inmem.commit.arguments import check_labels, check_map, check_namespace, check_prefix, check_type
 from inmem.commit.workspace import Workspace
 from inmem.errors import CorruptionError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
-from inmem.keys import Key, TypeTag, check_run_id, range_of, successor
+from inmem.keys import Key, TypeTag, check_run_id, range_of, shorten, successor
 from inmem.model import run
 from inmem.model.indices import INDEX_TAGS, entries_of
 
@@ -47,7 +47,7 @@ def update(
     try:
         wanted = run.RunStatus(status) if status else None
     except ValueError:
-        raise InvalidInputError(f"there is no status {status!r}", argument="status") from None
+        raise InvalidInputError(f"there is no status {shorten(status)}", argument="status") from None
     old = run.unpack(run_id, stored)
     new = run.changed(
         old, workspace.now_us, status=wanted, error=error, tags=tuple(check_labels(tags)),

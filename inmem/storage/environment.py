@@ -99,24 +99,30 @@ def image_parent(directory: DataDirectory, wanted: str, quota_bytes: int) -> Pat
     if wanted:
         parent = Path(wanted)
         make_private_dir(parent)
-        if _free(parent) < quota_bytes:
+        if free_bytes(parent) < quota_bytes:
             raise StoreFullError(
-                f"{parent} has {_free(parent)} bytes free, the quota is {quota_bytes}",
-                used_bytes=_free(parent), quota_bytes=quota_bytes,
+                f"{parent} has {free_bytes(parent)} bytes free, the quota is {quota_bytes}",
+                used_bytes=free_bytes(parent), quota_bytes=quota_bytes,
                 hint="Enlarge the memory behind image_dir, or create the store with a smaller quota.",
             )
         return parent
     runtime = runtime_directory()
-    if str(runtime).startswith("/dev/shm") and _free(runtime) >= 2 * quota_bytes:
+    if str(runtime).startswith("/dev/shm") and free_bytes(runtime) >= 2 * quota_bytes:
         return runtime
     return directory.path
 
 
-def create_image(parent: Path, stem: str, generation: int) -> Path:
-    """A new, empty image directory; older ones of the same stem are removed."""
+def remove_images(parent: Path, stem: str, keep: Path | None) -> None:
+    """Remove the images of a stem, but for one: what killed writers have left."""
     for old in parent.glob(f"{stem}*.image"):
-        remove_image(old)
+        if old != keep:
+            remove_image(old)
+
+
+def create_image(parent: Path, stem: str, generation: int) -> Path:
+    """A new, empty image directory."""
     path = parent / f"{stem}{generation}.image"
+    remove_image(path)
     while True:
         try:
             os.mkdir(path, 0o700)
@@ -130,6 +136,7 @@ def remove_image(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _free(path: Path) -> int:
+def free_bytes(path: Path) -> int:
+    """What the file system of a path has left."""
     info = os.statvfs(path)
     return info.f_bavail * info.f_frsize

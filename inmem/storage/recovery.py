@@ -32,7 +32,7 @@ from inmem.control import DURABLE, PID, VERSION, Control, boot_id
 from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError, StoreFullError
 from inmem.storage.checkpoint import CheckpointReader, Stand, newest_checkpoint
-from inmem.storage.environment import create_image, image_parent, remove_image
+from inmem.storage.environment import create_image, image_parent, remove_image, remove_images
 from inmem.storage.store import Position, PublishError, Store
 from inmem.storage.wal import Wal
 from inmem.storage.wal_files import Position as WalPosition
@@ -107,6 +107,7 @@ def recover(
     if store is None:
         generation += 1
         parent = image_parent(directory, settings.image_dir, settings.quota_bytes)
+        remove_images(parent, stem, None)
         path = create_image(parent, stem, generation)
         store = Store(path, max_readers=settings.max_readers, quota_bytes=settings.quota_bytes)
     try:
@@ -217,8 +218,10 @@ def _check_durable_end(
         CorruptionError: names the file and where the log ends in it.
     """
     end = logged.end.version if logged is not None and logged.end is not None else 0
-    if stand is not None and logged is not None and not logged.segments:
-        end = stand.version  # a log that was not begun, or was lost whole: the checkpoint alone may be enough
+    if stand is not None and logged is not None and not logged.records:
+        # All of the log was released, or it was not begun, or lost whole: the checkpoint alone may be enough.
+        if logged.end is None or logged.end.checksum == stand.checksum:
+            end = stand.version
     durable = control.words[DURABLE]
     if logged is None or end >= durable:
         return

@@ -26,6 +26,8 @@ POSITION_KEY: Final = b"position"
 _ENTRY_OVERHEAD: Final = 16  # node header and pointer of LMDB, rounded up
 _DELETE_HEADROOM: Final = 16  # a sixteenth of the quota is kept for commits that only delete
 _LOAD_FRAMES: Final = 32  # of a checkpoint, about a MiB each, in one store transaction
+_SLACK: Final = 8  # an eighth of the quota, or half of what lives, may be pinned by old snapshots
+_STUCK_TRANSACTIONS: Final = 64  # a reader this far behind is not between two reads
 _FILE_FACTOR: Final = 3  # the file may grow to this many quotas while old snapshots pin pages
 
 
@@ -53,6 +55,7 @@ class Store:
     def __init__(self, path: Path, *, max_readers: int, quota_bytes: int) -> None:
         self.path = path
         self.quota_bytes = quota_bytes
+        self._max_readers = max_readers
         try:
             self._env, self._tables = open_for_writing(path, max_readers)
         except lmdb.Error as error:
@@ -91,6 +94,40 @@ class Store:
             raise PublishError(error) from error
         self.begin().publish(position)
         self.measure()
+
+    def copy_to(self, path: Path) -> Store:
+        """This store in another image directory, compact, as of now. Cost: about 1 ns a byte.
+
+        Raises:
+            PublishError: the memory behind it is full; what was copied is left there.
+        """
+        try:
+            self._env.copy(str(path), compact=True)
+        except lmdb.Error as error:
+            raise PublishError(error) from error
+        return Store(path, max_readers=self._max_readers, quota_bytes=self.quota_bytes)
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The files of the image."""
+        return self.path / "data.mdb", self.path / "lock.mdb"
+
+    def is_held_up(self) -> bool:
+        """Whether the file has grown far beyond its content and an old snapshot is why.
+
+        Cost: 1 µs, or about 30 µs where the file is that large.
+        """
+        if self._has_slack():
+            return False
+        self.measure()
+        if self._has_slack():
+            return False
+        pinned = self.oldest_pinned()
+        return pinned is not None and pinned < self.last_transaction() - _STUCK_TRANSACTIONS
+
+    def _has_slack(self) -> bool:
+        slack = max(self.quota_bytes // _SLACK, self.live_bytes // 2)
+        return self.file_bytes - self.live_bytes <= slack
 
     def items(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         """All entries of a table."""

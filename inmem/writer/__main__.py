@@ -20,6 +20,7 @@ from inmem.directory import DataDirectory
 from inmem.errors import BusyError, InmemError, to_wire
 from inmem.files import FileLock
 from inmem.writer.actor import Writer
+from inmem.writer.watch import living_writer
 
 _LOG_BYTES = 4 * 1024 * 1024
 _LOG_FILES = 3
@@ -54,6 +55,7 @@ def _serve(directory: DataDirectory, foreground: bool, starter: _Starter) -> Non
                 raise BusyError(f"{directory.path} has a writer already", what="writer")
             lock.release()
             time.sleep(_PROBE_S)  # only a client that looks whether there is a writer
+        _refuse_a_second_writer(directory)
         _set_up_logging(directory, foreground)
         writer = Writer(directory, lock, foreground=foreground)
         signal.signal(signal.SIGTERM, lambda *_: writer.request_stop())
@@ -72,6 +74,19 @@ def _serve(directory: DataDirectory, foreground: bool, starter: _Starter) -> Non
         writer.stop()
     finally:
         lock.close()
+
+
+def _refuse_a_second_writer(directory: DataDirectory) -> None:
+    control = directory.control()
+    try:
+        pid = living_writer(directory, control)
+    finally:
+        control.close()
+    if pid is not None:
+        raise BusyError(
+            f"{directory.path} has a writer, process {pid}, whose lock file was removed", what="writer",
+            hint="It takes its lock again within seconds.",
+        )
 
 
 def _set_up_logging(directory: DataDirectory, foreground: bool) -> None:

@@ -16,12 +16,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgpack
-import zmq
 
 from inmem import board as board_module
 from inmem import failpoints
@@ -31,9 +29,7 @@ from inmem.commit.committer import Answer, Committer, Log, NoLog, Request
 from inmem.commit.outcomes import Sessions
 from inmem.config import (
     FORMAT_VERSION,
-    MAX_BATCH_BYTES,
-    MAX_MESSAGE_BYTES,
-    MAX_SOCKET_PATH,
+    MIB,
     PROTOCOL_VERSION,
     SWEEP_LIMIT,
 )
@@ -44,14 +40,13 @@ from inmem.errors import (
     FormatVersionError,
     InmemError,
     InvalidInputError,
-    LimitError,
     StoreFullError,
     to_wire,
 )
-from inmem.files import FileLock, make_private_dir, private_umask
+from inmem.files import FileLock, make_private_dir
 from inmem.model.event_log import CHAIN_IDS
-from inmem.storage.environment import Table, remove_image
-from inmem.storage.recovery import Recovered, recover
+from inmem.storage.environment import Table, create_image, free_bytes, remove_image, remove_images
+from inmem.storage.recovery import recover
 from inmem.storage.store import PublishError
 from inmem.storage.wal import WalBrokenError
 from inmem.wire import (
@@ -74,98 +69,18 @@ from inmem.wire import (
     welcome,
 )
 from inmem.writer.checkpointer import Checkpointer
+from inmem.writer.mailbox import TICK_S, Mailbox
+from inmem.writer.watch import Watch
 
-_TICK_S: Final = 0.2  # how late timers may be; expired keys go within a second
 _SLOW_TICK_S: Final = 5.0  # dead readers, idle sessions, stale files
+_WATCH_S: Final = 1.0  # between two looks at the writer's own files
+_RELIEVE_EVERY: Final = 32  # groups between two looks at the size of the image: 20 KiB each at most
+_SWITCH_RETRY_S: Final = 5.0  # after a switch that found no memory
+_LOCK_POLL_S: Final = 0.002
+_LOCK_PATIENCE_S: Final = 5.0  # for a writer that was started although this one lives: it looks, and leaves
 _TICKS: Final = 18_000  # an hour of ticks: the longest that a snapshot may be open
-_SPIN: Final = 20  # yields before blocking: a client that was just answered often asks again at once
-_GATHER: Final = 4  # yields for more messages to come in, where commits come together
-_QUEUE: Final = 4096  # messages that the socket holds for one peer, each way
 
 log = logging.getLogger("inmem.writer")
-
-
-class Mailbox:
-    """The ROUTER socket: who may connect, how much it holds, where answers go.
-
-    Answers leave through here and nowhere else.
-    """
-
-    def __init__(self, path: Path) -> None:
-        if len(str(path)) > MAX_SOCKET_PATH:
-            raise LimitError(
-                f"socket path {path} is too long", what="socket path",
-                size=len(str(path)), limit=MAX_SOCKET_PATH,
-            )
-        self.path = path
-        self.endpoint = f"ipc://{path}"
-        self._context = zmq.Context()
-        socket = self._socket = self._context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        socket.setsockopt(zmq.RCVHWM, _QUEUE)
-        socket.setsockopt(zmq.SNDHWM, _QUEUE)
-        socket.setsockopt(zmq.IPC_FILTER_UID, os.geteuid())
-        socket.setsockopt(zmq.RCVTIMEO, int(_TICK_S * 1000))
-        self._receive = socket.recv_multipart
-        self._send = socket.send_multipart
-        self._last = 0  # messages taken the last time
-        self._look: Callable[[int], Any] = socket.getsockopt
-        path.unlink(missing_ok=True)
-        while True:
-            try:
-                with private_umask():
-                    socket.bind(self.endpoint)
-                return
-            except FileNotFoundError:  # another database's writer removed the empty directory
-                make_private_dir(path.parent)
-
-    def take(self, limit: int) -> list[list[bytes]]:
-        """What has arrived, at most `limit` messages; waits a tick if nothing has."""
-        messages: list[list[bytes]] = []
-        receive, look = self._receive, self._look
-        size = 0
-        spin = _SPIN
-        # Where commits came together last time, more are on their way: a group costs little more than one.
-        gather = min(_GATHER, 2 * (self._last - 1)) if self._last else 0
-        while len(messages) < limit and size < MAX_BATCH_BYTES:
-            # Looking is far cheaper than the exception of a receive that finds nothing.
-            if not look(zmq.EVENTS) & zmq.POLLIN:
-                if messages and not gather:
-                    break
-                if messages:
-                    gather -= 1
-                    os.sched_yield()
-                    continue
-                if spin:
-                    spin -= 1
-                    os.sched_yield()
-                    continue
-            try:
-                message = receive()  # blocks, for a tick at most, only when nothing was there
-            except zmq.Again:
-                break
-            messages.append(message)
-            size += len(message[-1])
-        self._last = len(messages)
-        return messages
-
-    def answer(self, peer: bytes, frame: bytes) -> None:
-        """Send a frame; never blocks. A peer that does not read loses it, and may ask again."""
-        try:
-            self._send((peer, frame), zmq.NOBLOCK)
-        except zmq.Again:
-            log.warning("answer dropped peer=%s", peer.hex())
-
-    def exists(self) -> bool:
-        """Whether clients can still find the socket."""
-        return self.path.exists()
-
-    def close(self) -> None:
-        """Close the socket and remove its file."""
-        self._socket.close(0)
-        self._context.term()
-        self.path.unlink(missing_ok=True)
 
 
 class Writer:
@@ -177,9 +92,11 @@ class Writer:
         self._foreground = foreground
         self._stopping = threading.Event()
         self._peers: dict[bytes, int] = {}  # peer -> pid, for the status
-        self._clients = FileLock(directory.clients_lock)
+        self._clients = [FileLock(directory.clients_lock)]  # more than one if the file was replaced
         self._idle_since: float | None = None
         self._next_slow = 0.0
+        self._next_watch = 0.0
+        self._no_switch_before = 0.0
         self._next_timer = 0.0
         self._ticks: deque[tuple[int, float]] = deque(maxlen=_TICKS)  # last transaction at each tick
 
@@ -191,7 +108,6 @@ class Writer:
         self._control = control = directory.control(writable=True)
         old_offset = control.words[CLOCK] if (s := control.read()) and s.boot == boot_id() else None
         recovered = recover(directory, identity, control, failpoints.reached)
-        self._recovered: Recovered = recovered
         report = recovered.report
         log.info(
             "recovered adopted=%s reason=%r checkpoint=%d replayed=%d seconds=%.3f version=%d epoch=%d "
@@ -219,30 +135,45 @@ class Writer:
             owner=recovered.owner, chain=CHAIN_IDS[settings.chain],
             always_sync=settings.durability == "sync", reached=failpoints.reached,
         )
-        # A first, empty group: the image says the new epoch, and has a position to be adopted by.
-        sessions.must_write = True
-        self._committer.commit([], self._clock.now_us())
-        stem = directory.stem(identity)
-        runtime = runtime_directory()
-        for ending in ("sock", "answers"):
-            for stale in runtime.glob(f"{stem}*.{ending}"):
-                stale.unlink(missing_ok=True)
-        self._mailbox = Mailbox(runtime / f"{stem}{recovered.epoch}.sock")
-        self._board = (
-            Board(runtime / f"{stem}{recovered.epoch}.answers", create=True)
-            if board_module.SUPPORTED else None
-        )
-        self._slots = Slots(self._board)
+        self._generation = recovered.generation
+        self._inode = directory.inode()
+        self._stem = directory.stem(identity)
+        remove_images(self._store.path.parent, self._stem, self._store.path)
+        self._open_doors(recovered.epoch)
         control.update(
             image=str(self._store.path), endpoint=self._mailbox.endpoint, boot=boot_id(),
-            generation=recovered.generation, epoch=recovered.epoch, clock=self._clock.offset,
+            generation=self._generation, epoch=self._epoch, clock=self._clock.offset,
             version=self._committer.version, durable=self._log.durable_version,
             pid=os.getpid(), namespace=pid_namespace(),
         )
         control.flush()
+        self._image_files = Watch(self._store.files)
+        free = free_bytes(self._store.path.parent)
+        if free + self._store.file_bytes < 2 * settings.quota_bytes:
+            log.warning(
+                "%s has %d bytes free: too few for two generations of %d bytes; a reader that is stuck "
+                "may fill it", self._store.path.parent, free, settings.quota_bytes,
+            )
         if settings.durability == "buffered":
             threading.Thread(target=self._sync_forever, name="fsync", daemon=True).start()
         log.info("serving pid=%d endpoint=%s", os.getpid(), self._mailbox.endpoint)
+
+    def _open_doors(self, epoch: int) -> None:
+        """Socket and answer board of an epoch; the log and the image say that it began."""
+        self._epoch = epoch
+        self._committer.begin_epoch(epoch, self._clock.now_us())
+        runtime = runtime_directory()
+        for ending in ("sock", "answers"):
+            for stale in runtime.glob(f"{self._stem}*.{ending}"):
+                stale.unlink(missing_ok=True)
+        self._mailbox = Mailbox(runtime / f"{self._stem}{epoch}.sock")
+        self._board = (
+            Board(runtime / f"{self._stem}{epoch}.answers", create=True) if board_module.SUPPORTED else None
+        )
+        self._slots = Slots(self._board)
+        self._door_files = Watch(
+            door.path for door in (self._mailbox, self._board) if door is not None
+        )
 
     def request_stop(self) -> None:
         """End `run` within a tick; safe in a signal handler."""
@@ -251,13 +182,17 @@ class Writer:
     def run(self) -> None:
         """Serve until asked to stop, or until the last client has left for `linger_s`."""
         limit = self._settings.batch_limit
+        groups = 0
         while not self._stopping.is_set():
             messages = self._mailbox.take(limit)
             if messages:
                 self._handle(messages)
+                groups += 1
+                if groups % _RELIEVE_EVERY == 0:
+                    self._relieve(time.monotonic())
             now = time.monotonic()
             if now >= self._next_timer:
-                self._next_timer = now + _TICK_S
+                self._next_timer = now + TICK_S
                 self._on_timer(now)
 
     def stop(self) -> None:
@@ -279,7 +214,7 @@ class Writer:
         self._store.close()
         remove_image(self._store.path)
         log.info("stopped version=%d", self._committer.version)
-        if self._identity.ephemeral:
+        if self._identity.ephemeral and self._owns_directory():
             self.directory.remove()
         leave_runtime_directory()
 
@@ -376,7 +311,7 @@ class Writer:
             known = session in sessions
             slot = self._slots.give(session, self._peers[peer]) if known else -1
             frame = welcome(
-                epoch=self._recovered.epoch, known=known,
+                epoch=self._epoch, known=known,
                 last=sessions.last_sequence(session) if known else 0,
                 slot=slot, board=str(self._board.path) if self._board is not None else "",
             )
@@ -480,8 +415,8 @@ class Writer:
         self._store.measure()
         return {
             "writer_pid": os.getpid(),
-            "epoch": self._recovered.epoch,
-            "generation": self._recovered.generation,
+            "epoch": self._epoch,
+            "generation": self._generation,
             "version": self._committer.version,
             "durable_version": self._log.durable_version,
             "durability": self._settings.durability,
@@ -489,6 +424,7 @@ class Writer:
             "image_file_bytes": self._store.file_bytes,
             "quota_bytes": self._store.quota_bytes,
             "wal_bytes": self._log.bytes,
+            "memory_free_bytes": free_bytes(self._store.path.parent),
             "clients": len(alive),
             "sessions": len(self._committer.sessions),
             "oldest_snapshot_age_s": self._oldest_snapshot_age_s(),
@@ -500,6 +436,99 @@ class Writer:
             "expired": counters.expired,
         }
 
+    # --- generations, and files that vanish --------------------------------------------
+
+    def _relieve(self, now: float) -> None:
+        """Leave the image to a reader that has pinned too much of it, and go on in a copy."""
+        if now >= self._no_switch_before and self._store.is_held_up():
+            self._switch(f"an old snapshot pins {self._store.file_bytes - self._store.live_bytes} bytes", now)
+
+    def _switch(self, why: str, now: float) -> None:
+        """Go on in a copy of the image, the next generation; readers follow at their next read.
+
+        Commits wait meanwhile, about a second a gigabyte. A reader that is in
+        the old image keeps what it sees, and its memory, until it goes on.
+        """
+        old = self._store
+        parent = old.path.parent
+        make_private_dir(parent)
+        free = free_bytes(parent)
+        if free < old.live_bytes + old.live_bytes // 4 + MIB:
+            log.warning("no switch of generation (%s): %s has %d bytes free", why, parent, free)
+            self._no_switch_before = now + _SWITCH_RETRY_S
+            return
+        began = time.monotonic()
+        path = create_image(parent, self._stem, self._generation + 1)
+        try:
+            store = old.copy_to(path)
+        except (PublishError, StoreFullError, OSError) as error:
+            remove_image(path)
+            log.warning("no switch of generation (%s): %s", why, error)
+            self._no_switch_before = now + _SWITCH_RETRY_S
+            return
+        failpoints.reached("generation_copied")
+        self._committer.move_to(store)
+        self._store = store
+        self._generation += 1
+        self._control.update(image=str(path), generation=self._generation)
+        failpoints.reached("generation_marked")
+        self._image_files = Watch(store.files)
+        self._ticks.clear()  # they count transactions of the old image
+        old.close()
+        remove_image(old.path)
+        log.warning(
+            "generation=%d bytes=%d seconds=%.3f: %s",
+            self._generation, store.file_bytes, time.monotonic() - began, why,
+        )
+
+    def _look_after_files(self, now: float) -> None:
+        """Notice what was removed under this writer, and put it right or leave."""
+        if not self._owns_directory():
+            log.critical("the data directory was removed or replaced: leaving")
+            self._stopping.set()
+            return
+        if not self._lock.is_current():
+            self._lock_again()
+        if not self._clients[-1].is_current():
+            log.warning("%s was removed or replaced", self.directory.clients_lock)
+            self._clients.append(FileLock(self.directory.clients_lock))
+        missing = self._image_files.missing()
+        if missing:
+            self._switch(f"{missing[0]} was removed or replaced", now)
+        missing = self._door_files.missing()
+        if missing:
+            # As if another writer had come: clients see the epoch, connect, and send what is unanswered.
+            log.warning("%s was removed or replaced: opening anew", missing[0])
+            mailbox, board = self._mailbox, self._board
+            self._open_doors(self._epoch + 1)
+            self._control.update(endpoint=self._mailbox.endpoint, epoch=self._epoch)
+            mailbox.close()
+            if board is not None:
+                board.close()
+            self._peers.clear()
+
+    def _owns_directory(self) -> bool:
+        try:
+            return self.directory.inode() == self._inode
+        except OSError:
+            return False
+
+    def _lock_again(self) -> None:
+        """Hold the lock under its name again; if another writer has it, end at once.
+
+        Until then `living_writer` keeps others out.
+        """
+        log.warning("%s was removed or replaced", self.directory.writer_lock)
+        lock = FileLock(self.directory.writer_lock)
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while not lock.try_exclusive():
+            if time.monotonic() >= deadline:
+                log.critical("another process holds the lock: leaving without an answer")
+                os._exit(os.EX_TEMPFAIL)
+            time.sleep(_LOCK_POLL_S)
+        self._lock.close()
+        self._lock = lock
+
     # --- timers ---------------------------------------------------------------------
 
     def _on_timer(self, now: float) -> None:
@@ -507,6 +536,10 @@ class Writer:
         self._control.words[DURABLE] = self._log.durable_version
         self._sweep()
         self._drive_checkpoint(now)
+        self._relieve(now)
+        if now >= self._next_watch:
+            self._next_watch = now + _WATCH_S
+            self._look_after_files(now)
         self._ticks.append((self._store.last_transaction(), now))
         if now >= self._next_slow:
             self._next_slow = now + _SLOW_TICK_S
@@ -547,7 +580,10 @@ class Writer:
                 self._control.words[VERSION] = self._committer.version
 
     def _leave_if_idle(self, now: float) -> None:
-        if not self._clients.try_exclusive():
+        held = [lock for lock in self._clients if lock.try_exclusive()]
+        if len(held) < len(self._clients):
+            for lock in held:
+                lock.release()
             self._idle_since = None
             return
         # Nobody else has it. While it is ours no client gets in.
@@ -557,7 +593,8 @@ class Writer:
             log.info("last client left")
             self._stopping.set()
             return  # keep the lock: a client that comes now waits, and starts the next writer
-        self._clients.release()
+        for lock in held:
+            lock.release()
 
     def _sync_forever(self) -> None:
         """Buffered mode: an fsync at each interval, beside the loop."""
