@@ -188,8 +188,12 @@ class Sessions:
         self.must_write = False
 
 
+# One packer, used by the one thread that decides: building one for each record costs more than packing.
+_pack = msgpack.Packer(autoreset=True).pack
+
+
 def _encode(session: _Session) -> bytes:
-    data: bytes = msgpack.packb((
+    data: bytes = _pack((
         session.last, session.answered_below, session.active_s,
         [(sequence, *outcome) for sequence, outcome in session.outcomes.items()],
     ))

@@ -38,6 +38,7 @@ class Table(IntEnum):
 TABLE_NAMES: Final = {table: table.name.lower().encode() for table in Table}
 LOGGED: Final = (Table.DATA, Table.SESSIONS, Table.FENCES)
 PAGE_BYTES: Final = 4096
+_ORIGIN: Final = "origin"  # a file of an image: the path of its data directory
 # Of LMDB's lock file. A file that is larger than LMDB wants is used as it is, for more readers.
 _LOCK_HEADER_BYTES: Final = 128
 _READER_SLOT_BYTES: Final = 64
@@ -119,16 +120,25 @@ def remove_images(parent: Path, stem: str, keep: Path | None) -> None:
             remove_image(old)
 
 
-def create_image(parent: Path, stem: str, generation: int) -> Path:
-    """A new, empty image directory."""
+def create_image(parent: Path, stem: str, generation: int, origin: Path) -> Path:
+    """A new, empty image directory, which says whose it is: the data directory `origin`."""
     path = parent / f"{stem}{generation}.image"
     remove_image(path)
     while True:
         try:
             os.mkdir(path, 0o700)
+            (path / _ORIGIN).write_bytes(os.fsencode(origin))
             return path
         except FileNotFoundError:  # another database's writer just removed the empty parent
             make_private_dir(parent)
+
+
+def origin_of(image: Path) -> Path | None:
+    """The data directory that an image was made for; None if it does not say."""
+    try:
+        return Path(os.fsdecode((image / _ORIGIN).read_bytes()))
+    except FileNotFoundError:
+        return None
 
 
 def remove_image(path: Path) -> None:

@@ -31,6 +31,9 @@ _STUCK_TRANSACTIONS: Final = 64  # a reader this far behind is not between two r
 _FILE_FACTOR: Final = 3  # the file may grow to this many quotas while old snapshots pin pages
 
 
+_pack = msgpack.Packer(autoreset=True).pack  # of the one thread that publishes
+
+
 class PublishError(Exception):
     """The image could not take a transaction; it stays as it was."""
 
@@ -306,7 +309,7 @@ class StoreTransaction:
             PublishError: the image could not be written and is as it was.
         """
         meta = self._tables[Table.META]
-        data = msgpack.packb(position)
+        data = _pack(position)
         try:
             self._txn.put(VERSION_KEY, position.version.to_bytes(8, "big"), db=meta)
             self._txn.put(POSITION_KEY, data, db=meta)

@@ -70,6 +70,7 @@ from inmem.wire import (
 )
 from inmem.writer.checkpointer import Checkpointer
 from inmem.writer.mailbox import TICK_S, Mailbox
+from inmem.writer.orphans import remove_orphans
 from inmem.writer.watch import Watch
 
 _SLOW_TICK_S: Final = 5.0  # dead readers, idle sessions, stale files
@@ -139,6 +140,7 @@ class Writer:
         self._inode = directory.inode()
         self._stem = directory.stem(identity)
         remove_images(self._store.path.parent, self._stem, self._store.path)
+        remove_orphans(runtime_directory())
         self._open_doors(recovered.epoch)
         control.update(
             image=str(self._store.path), endpoint=self._mailbox.endpoint, boot=boot_id(),
@@ -458,7 +460,7 @@ class Writer:
             self._no_switch_before = now + _SWITCH_RETRY_S
             return
         began = time.monotonic()
-        path = create_image(parent, self._stem, self._generation + 1)
+        path = create_image(parent, self._stem, self._generation + 1, self.directory.path)
         try:
             store = old.copy_to(path)
         except (PublishError, StoreFullError, OSError) as error:

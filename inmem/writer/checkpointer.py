@@ -33,7 +33,7 @@ from inmem.directory import DataDirectory
 from inmem.errors import InmemError, StoreFullError, from_wire
 from inmem.files import make_private_dir, python_environment, sync_directory
 from inmem.storage.checkpoint import checkpoint_files, checkpoint_path
-from inmem.storage.wal import Wal
+from inmem.storage.wal import Wal, WalBrokenError
 
 _EARLY: Final = 16  # after the interval, this part of the size that makes one due is enough
 _RETRY_S: Final = 30.0  # after a failure: a full disk does not become free by asking at each tick
@@ -129,6 +129,8 @@ class Checkpointer:
             return from_wire(document["error"])
         try:
             return self._put_in_place(document)
+        except WalBrokenError:
+            raise
         except OSError as error:
             return StoreFullError(
                 f"the checkpoint cannot be put in place: {error}",
