@@ -222,14 +222,13 @@ class Writer:
 
     # --- messages -------------------------------------------------------------------
 
-    def _handle(self, messages: list[list[bytes]]) -> None:
+    def _handle(self, messages: list[tuple[bytes, bytes]]) -> None:
         requests: list[Request] = []
         peers: list[bytes] = []
         later: list[tuple[bytes, bytes]] = []  # frames that wait for the group
-        for message in messages:
-            if len(message) != 2 or not message[1]:
+        for peer, frame in messages:
+            if not frame:
                 continue  # no client of ours sends this: there is nobody to tell
-            peer, frame = message
             kind = frame[0]
             if kind == COMMIT and len(frame) > COMMIT_HEADER.size:
                 _, flags, session, sequence, answered_below = COMMIT_HEADER.unpack_from(frame)

@@ -43,6 +43,11 @@ _DECODED: Final = 12  # memory that deciding a group takes, for each of its byte
 _GUARD_S: Final = 0.05  # between two looks at the memory: a sender of 2 GB/s makes 100 MB in it
 _PATIENCE: Final = 10  # looks after which shutting the senders has not helped
 
+# Enumerations of pyzmq as plain numbers: each use of one costs half a microsecond.
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
+_MORE: Final = int(zmq.RCVMORE)
+
 log = logging.getLogger("inmem.writer")
 
 
@@ -65,7 +70,7 @@ class Mailbox:
         socket.setsockopt(zmq.SNDHWM, _QUEUE)
         socket.setsockopt(zmq.IPC_FILTER_UID, os.geteuid())
         socket.setsockopt(zmq.RCVTIMEO, int(TICK_S * 1000))
-        self._receive = socket.recv_multipart
+        self._receive = socket.recv
         self._send = socket.send_multipart
         self._last = 0  # messages taken the last time
         self._look: Callable[[int], Any] = socket.getsockopt
@@ -79,13 +84,13 @@ class Mailbox:
                 make_private_dir(path.parent)
         self._guard = Guard(path)
 
-    def take(self, limit: int) -> list[list[bytes]]:
-        """What has arrived, at most `limit` messages; waits a tick if nothing has.
+    def take(self, limit: int) -> list[tuple[bytes, bytes]]:
+        """What has arrived, at most `limit` messages of (peer, frame); waits a tick if nothing has.
 
         libzmq takes from its peers in turn, so a group has something of each
         that waits, and ends early where one of them would fill it.
         """
-        messages: list[list[bytes]] = []
+        messages: list[tuple[bytes, bytes]] = []
         receive, look = self._receive, self._look
         size = 0
         spin = _SPIN
@@ -93,7 +98,7 @@ class Mailbox:
         gather = min(_GATHER, 2 * (self._last - 1)) if self._last else 0
         while len(messages) < limit and size < MAX_BATCH_BYTES:
             # Looking is far cheaper than the exception of a receive that finds nothing.
-            if not look(zmq.EVENTS) & zmq.POLLIN:
+            if not look(_EVENTS) & _POLLIN:
                 if messages and not gather:
                     break
                 if messages:
@@ -105,11 +110,18 @@ class Mailbox:
                     os.sched_yield()
                     continue
             try:
-                message = receive()  # blocks, for a tick at most, only when nothing was there
+                peer = receive()  # blocks, for a tick at most, only when nothing was there
             except zmq.Again:
                 break
-            messages.append(message)
-            size += len(message[-1])
+            frame = receive()  # a ROUTER puts the peer before what it sent, which is one frame at least
+            if look(_MORE):
+                # No client of ours sends several: there is nobody to tell.
+                while look(_MORE):
+                    receive()
+                limit -= 1  # a flood of these must not keep the timers waiting
+                continue
+            messages.append((peer, frame))
+            size += len(frame)
             if (len(messages) % _SHARE == 0 or size > _SHARE_BYTES) and _crowds_out(messages):
                 break
         self._last = len(messages)
@@ -135,7 +147,7 @@ class Mailbox:
         self.path.unlink(missing_ok=True)
 
 
-def _crowds_out(messages: list[list[bytes]]) -> bool:
+def _crowds_out(messages: list[tuple[bytes, bytes]]) -> bool:
     """Whether one peer has its share of a group, or more than that in bytes, and others are in it."""
     counts = Counter(message[0] for message in messages)
     return len(counts) > 1 and (
