@@ -24,7 +24,13 @@ import msgpack
 import zmq
 
 from inmem.board import SUPPORTED, Board
-from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT_BYTES, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
+from inmem.config import (
+    FORMAT_VERSION,
+    MAX_IN_FLIGHT,
+    MAX_IN_FLIGHT_BYTES,
+    MAX_MESSAGE_BYTES,
+    PROTOCOL_VERSION,
+)
 from inmem.control import EPOCH, GROUP, Control, ControlState
 from inmem.errors import (
     BusyError,
@@ -39,6 +45,7 @@ from inmem.wire import (
     ANSWER,
     ANSWER_HEADER,
     APPLIED,
+    CHECKPOINT,
     COMMIT,
     COMMIT_HEADER,
     FAILED,
@@ -62,6 +69,7 @@ _CROWD: Final = 2  # groups of more commits mean that others wait too: then a sp
 _SLEEP_US: Final = 1000  # first sleep; doubles, so that a missed wake is cheap and a long wait too
 _SLEEP_MAX_US: Final = _SLICE_MS * 1000
 _BUSY_DELAY_S: Final = 0.01
+_ASK_AGAIN: Final = 32  # commits between two questions for the lost answer of an older one
 _PATIENCE_S: Final = 1.0  # without an answer of a living writer: far beyond a large commit's time
 _LINGER_MS: Final = 100  # for the goodbye, which may also be lost
 
@@ -121,6 +129,15 @@ class Line:
             pause_us *= 2
         return None
 
+    def look(self, sequence: int) -> tuple[int, int, bytes] | None:
+        """An answer that is on the board already."""
+        board, slot = self._board, self._slot
+        return board.fetch(slot, sequence) if board is not None and board.look(slot, sequence, 0) else None
+
+    def has_mail(self) -> bool:
+        """Whether the board announces a frame that has not come yet."""
+        return self._board is not None and self._board.mail(self._slot) != self._mail
+
     def took_mail(self) -> None:
         """A frame that the board announced has come, whoever received it."""
         self._mail += 1
@@ -156,6 +173,27 @@ class Applied(NamedTuple):
     results: list[Any]
 
 
+class _Patience:
+    """With a writer that lives and does not answer: when to say it again, ever more rarely.
+
+    A connection can break without anybody dying, and libzmq mends it without
+    a word: what was on its way is lost.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def is_over(self) -> bool:
+        """Whether it is time; then it begins anew, twice as long."""
+        now = time.monotonic()
+        if now < self._end:
+            return False
+        self._seconds *= 2
+        self._end = now + self._seconds
+        return True
+
+
 class _Pending:
     __slots__ = ("body", "epoch", "flags")
 
@@ -181,8 +219,7 @@ class Session:
         self._replies: dict[int, tuple[int, int, bytes]] = {}
         self._requests = 0
         self._resent_from = 0  # where the last gap began, until something is answered
-        self._silent_since: float | None = None  # nothing was answered since
-        self._patience_s = _PATIENCE_S
+        self._patience: _Patience | None = None  # runs while nothing is answered
         self._line: Line | None = None
         self._closed = False
         self._welcome: dict[str, Any] | None = None
@@ -281,7 +318,7 @@ class Session:
     # --- requests that change nothing -------------------------------------------------
 
     def request(self, kind: int, timeout_s: float) -> tuple[int, Any]:
-        """Ask for a status or a sync: (version, result). Safe to repeat, so it simply is.
+        """Ask for a status, a sync or a checkpoint: (version, result). Safe to repeat, so it simply is.
 
         Raises:
             WriterUnavailableError: no answer before the deadline.
@@ -291,11 +328,16 @@ class Session:
             self._requests += 1
             number = self._requests
             line: Line | None = None
+            patience: _Patience | None = None
             try:
                 while number not in self._replies:
                     if self._line is None or line is not self._line:
                         line = self._line or self._connect(deadline)
+                        patience = None
+                    if patience is None or patience.is_over():
                         line.send(REQUEST_HEADER.pack(kind, number))
+                        # A checkpoint takes as long as it takes, and a second request means another one.
+                        patience = patience or _Patience(_PATIENCE_S if kind != CHECKPOINT else timeout_s)
                     self._step(deadline)
             except TimeoutError:
                 raise WriterUnavailableError(
@@ -323,34 +365,45 @@ class Session:
         if isinstance(came, tuple):
             assert sequence is not None
             self._resent_from = 0
-            self._silent_since = None
+            self._patience = None
             self._pending.pop(sequence, None)
             self._answers[sequence] = came
+            if next(iter(self._pending), sequence) < sequence:
+                self._catch_up(line, sequence, deadline)
         elif came is not None:
             self._take(line, came, deadline)
         elif line.is_dead() or self._attachment.control.words[EPOCH] != line.epoch:
             self._connect(deadline)
         else:
-            now = time.monotonic()
-            if now >= deadline:
+            if time.monotonic() >= deadline:
                 raise TimeoutError
-            self._bear_silence(line, now)
+            if self._patience is None:
+                self._patience = _Patience(_PATIENCE_S)
+            elif self._patience.is_over():
+                self._send_again(line, 0)
 
-    def _bear_silence(self, line: Line, now: float) -> None:
-        """Send again what a writer that lives does not answer, ever more rarely.
+    def _catch_up(self, line: Line, sequence: int, deadline: float) -> None:
+        """Take in the answers to commits before one that was answered, whose callers did not wait for them.
 
-        A connection can break without anybody dying, and libzmq mends it
-        without a word: what was on its way is lost.
+        They were decided before it. Left alone they would hold up all that
+        the writer may forget, until it takes no more of this session.
         """
-        if self._silent_since is None:
-            self._silent_since, self._patience_s = now, _PATIENCE_S
-        elif now - self._silent_since >= self._patience_s:
-            self._silent_since = now
-            self._patience_s *= 2
-            self._send_again(line, 0)
+        for older in [number for number in self._pending if number < sequence]:
+            came = line.look(older)
+            if came is not None:
+                del self._pending[older]
+                self._answers[older] = came
+        while line.has_mail() and (frame := line.receive()) is not None:
+            self._take(line, frame, deadline)
+        for older, pending in self._pending.items():
+            if older < sequence and sequence % _ASK_AGAIN == 0:  # its answer was lost on the way
+                self._send(line, older, pending)
+        while len(self._answers) > MAX_IN_FLIGHT:  # nobody has asked for the oldest, and it is long ago
+            del self._answers[next(iter(self._answers))]
 
     def _take(self, line: Line, frame: bytes, deadline: float) -> None:
         kind = frame[0]
+        self._patience = None
         if kind == WELCOME:
             self._welcome = parse_map(frame)
             return
@@ -360,7 +413,6 @@ class Session:
             self._replies[number] = status, version, result
             return
         line.took_mail()
-        self._silent_since = None
         if number in self._pending:
             if status in (APPLIED, FAILED):
                 self._resent_from = 0
@@ -440,10 +492,12 @@ class Session:
         """Whether the session is known to the writer; None if that died."""
         attachment = self._attachment
         self._welcome = None
-        line.send(hello(
+        greeting = hello(
             protocol=PROTOCOL_VERSION, format=FORMAT_VERSION, database=attachment.identity.database_id,
             session=self._id, pid=os.getpid(), resume=self._registered,
-        ))
+        )
+        line.send(greeting)
+        patience = _Patience(_PATIENCE_S)
         while self._welcome is None:
             frame = line.receive()
             if frame is not None:
@@ -454,6 +508,8 @@ class Session:
                 raise WriterUnavailableError(
                     "the writer did not welcome this process in time", path=str(attachment.directory.path)
                 )
+            elif patience.is_over():
+                line.send(greeting)
         if "error" in self._welcome:
             raise from_wire(self._welcome["error"])
         return bool(self._welcome["known"])

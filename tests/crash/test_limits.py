@@ -27,7 +27,7 @@ import inmem
 from inmem import wire
 from inmem.commit.committer import Committer, Request
 from inmem.commit.outcomes import Sessions
-from inmem.config import FORMAT_VERSION, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
+from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 from inmem.directory import DataDirectory
 from inmem.model.event_log import CHAIN_IDS
 from inmem.storage.environment import Table
@@ -470,6 +470,24 @@ def test_a_stopped_writer(store_path: Path) -> None:
         assert db.kv.get(RUN, "n") == 2 and [e.payload for e in db.events.iter(RUN)] == ["once"]
         assert db.kv.add(RUN, "n") == 3, "the session goes on in order"
         assert writer_pid(store_path) == pid
+
+
+def test_an_unknown_commit_that_nobody_asks_for_holds_up_nothing(store_path: Path) -> None:
+    """Its outcome must not keep those of all later commits from being forgotten, until there are too many."""
+    with inmem.open(store_path) as db:
+        db.kv.add(RUN, "n")
+        pid = writer_pid(store_path)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(inmem.CommitUnknownError) as caught, db.transaction(RUN, timeout_s=0.1) as txn:
+                txn.kv.add("n")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        for number in range(MAX_IN_FLIGHT + 100):
+            db.kv.put(RUN, "k", number)
+        assert db.kv.get(RUN, "n") == 2
+        caught.value.resend()
+        assert db.kv.get(RUN, "n") == 2 and txn.version
 
 
 def test_an_unknown_commit_resolves_at_the_next_writer(store_path: Path) -> None:

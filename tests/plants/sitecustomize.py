@@ -1,0 +1,123 @@
+"""Bugs to plant into a writer, and a look over its shoulder: the suite has to notice the bugs.
+
+A Python process imports a module of this name as it starts. With this
+directory on PYTHONPATH, a writer (and no other process) does what these name:
+
+    INMEM_TEST_PLANT    one of PLANTS: the writer has this bug
+    INMEM_TEST_PLANTED  a file; a line is added to it when the bug first has its effect
+    INMEM_TEST_SYNCED   a file; it always says how much of which log segment has been synced
+
+So nothing in the package knows of any bug, and a bug that is not there any
+more, since what it replaces has another name, is one that says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def _effective() -> None:
+    """Tell, once, that the planted code runs."""
+    file = os.environ.pop("INMEM_TEST_PLANTED", None)
+    if file is not None:
+        with open(file, "a", encoding="utf-8") as told:
+            told.write(f"{os.getpid()}\n")
+
+
+def skip_validation() -> None:
+    """Nothing that a transaction read is looked at again."""
+    from inmem.commit import committer
+
+    def validate(*_: Any) -> None:
+        _effective()
+
+    assert callable(committer.validate)
+    committer.validate = validate
+
+
+def ack_before_logging() -> None:
+    """A group is published and answered, and written to the log with the next group."""
+    from inmem.storage.wal import Wal
+
+    append = Wal.append
+    waiting: list[tuple[Any, dict[str, Any]]] = []
+
+    def later(self: Any, ops: Any, **position: Any) -> int:
+        if waiting:
+            _effective()
+            earlier, where = waiting.pop()
+            append(self, earlier, **where)
+        waiting.append((list(ops), position))
+        return 0
+
+    Wal.append = later  # type: ignore[method-assign]
+
+
+def publish_before_sync() -> None:
+    """In `sync` mode a group is visible before the log is durable; it is answered afterwards."""
+    from inmem.commit.committer import Committer
+
+    publish = Committer._publish
+
+    def early(self: Any, txn: Any, ops: Any, now_us: int, sync: bool) -> None:
+        if sync:
+            _effective()
+        publish(self, txn, ops, now_us, False)
+        if sync:
+            self._log.sync()
+
+    Committer._publish = early  # type: ignore[method-assign]
+
+
+def drop_deduplication() -> None:
+    """A commit that arrives again is taken for a new one."""
+    from inmem.commit.outcomes import Outcome, Sessions
+
+    find = Sessions.find
+
+    def forget(self: Any, session: bytes, sequence: int, answered_below: int, digest: int) -> Any:
+        found = find(self, session, sequence, answered_below, digest)
+        if isinstance(found, Outcome):
+            _effective()
+            return None
+        return found
+
+    Sessions.find = forget  # type: ignore[method-assign]
+
+
+PLANTS: dict[str, Callable[[], None]] = {
+    plant.__name__: plant
+    for plant in (skip_validation, ack_before_logging, publish_before_sync, drop_deduplication)
+}
+
+
+def note_what_is_synced(file: str) -> None:
+    """Keep account of what a power cut could not take: the bytes of each segment at its last sync."""
+    from inmem.storage.wal_files import Files
+
+    synced: dict[str, int] = {}
+
+    def noted(sync: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
+        def and_note(self: Any, fd: int) -> None:
+            size = os.fstat(fd).st_size  # before: what is written meanwhile may be left out
+            sync(self, fd)
+            synced[os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))] = size
+            with open(f"{file}.new", "w", encoding="utf-8") as new:
+                json.dump(synced, new)
+            os.replace(f"{file}.new", file)
+
+        return and_note
+
+    Files.fsync = noted(Files.fsync)  # type: ignore[method-assign]
+    Files.fdatasync = noted(Files.fdatasync)  # type: ignore[method-assign]
+
+
+if sys.orig_argv[1:3] == ["-m", "inmem.writer"]:
+    if "INMEM_TEST_PLANT" in os.environ:
+        PLANTS[os.environ["INMEM_TEST_PLANT"]]()
+    if "INMEM_TEST_SYNCED" in os.environ:
+        note_what_is_synced(os.environ["INMEM_TEST_SYNCED"])
