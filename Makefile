@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint clean
+.PHONY: help demo chaos test lint clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -17,10 +17,13 @@ help: ## list these targets
 	@echo
 	@echo '  PYTHON=$(PYTHON)  the interpreter that creates the environment'
 	@echo '  VENV=$(VENV)  where the environment is'
-	@echo '  ARGS=...  further arguments of demo (make demo ARGS="--seed 7") and of pytest in test'
+	@echo '  ARGS=...  further arguments of demo and chaos (make demo ARGS="--seed 7") and of pytest in test'
 
 demo: $(STAMP) ## run a fleet of agents on one shared store, and verify what it stored
 	$(BIN)/python -m workers.fleet $(ARGS)
+
+chaos: $(STAMP) ## ten minutes of work while writer and workers are killed, stopped and starved; then look for losses
+	$(BIN)/python -m workers.chaos --minutes 10 $(ARGS)
 
 test: lint ## everything that must pass: ruff, mypy --strict on inmem, pytest
 	$(BIN)/python -m pytest $(ARGS)
@@ -28,6 +31,20 @@ test: lint ## everything that must pass: ruff, mypy --strict on inmem, pytest
 lint: $(STAMP) ## ruff and mypy only
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
+
+# The peers are for measuring only, so they are installed when that is asked for.
+.PHONY: bench bench-quick
+BENCH_STAMP := $(VENV)/.bench
+
+bench: $(BENCH_STAMP) ## measure everything beside its peers and probes, into bench/results: takes an hour
+	$(BIN)/python -m bench $(ARGS)
+
+bench-quick: $(BENCH_STAMP) ## the same with few short rounds, into build/bench: does it all work?
+	$(BIN)/python -m bench --quick $(ARGS)
+
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
 
 clean: ## remove .venv, caches and build products
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

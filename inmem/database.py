@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from inmem.client.attachment import Attachment, attach, detach
@@ -50,7 +50,9 @@ class Status:
     switch of generation needs as much as the image holds.
     `oldest_snapshot_age_s` is for how long the oldest open snapshot has not
     been of the newest version (seconds), None without one. `repeated` counts requests that were
-    answered from memory because they arrived again.
+    answered from memory because they arrived again. `groups` of commits took `group_s` seconds
+    together; `hot` has the runs that were written most of late with their share of the commits,
+    as estimated from a few of them.
     """
 
     writer_pid: int
@@ -73,6 +75,9 @@ class Status:
     batches: int
     repeated: int
     expired: int
+    groups: int = 0
+    group_s: float = 0.0
+    hot: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

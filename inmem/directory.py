@@ -115,12 +115,14 @@ class DataDirectory:
                 hint="A store needs a directory it can write to.",
             )
 
-    def create(self, settings: Settings, *, ephemeral: bool = False) -> None:
+    def create(
+        self, settings: Settings, *, ephemeral: bool = False, database_id: bytes | None = None
+    ) -> None:
         """Write the control file, then the settings, which make it a database.
 
-        The caller holds the launch lock.
+        The caller holds the launch lock, or nobody else knows the directory.
         """
-        database_id = uuid.uuid4().bytes
+        database_id = database_id or uuid.uuid4().bytes
         make_private_dir(self.wal)
         write_durably(self.control_file, Control.initial(database_id))
         document = {

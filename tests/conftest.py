@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from left_behind import Session, files_left, open_files
 from support import Workers, leftovers
 
 import inmem
@@ -29,10 +29,38 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def test_session() -> Iterator[Session]:
+    """This run as a whole: when it ends, nothing of it is left on the machine."""
+    session = Session()
+    session.begin()
+    yield session
+    found = session.end()
+    assert not found, "left behind by these tests:\n" + "\n".join(found)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def open_files_of_a_module(request: pytest.FixtureRequest, test_session: Session) -> Iterator[None]:
+    """What the tests of a module open in this process they close."""
+    before, failed = open_files(), request.session.testsfailed
+    yield
+    if request.session.testsfailed > failed:
+        return  # the traceback that will be shown holds what the test had open
+    found = files_left(before)
+    assert not found, "left open by the tests of this module:\n" + "\n".join(found)
+
+
+@pytest.fixture(autouse=True)
+def stores_of_a_test(test_session: Session) -> Iterator[None]:
+    """Stores without a directory of the test's are known by having been seen."""
+    yield
+    test_session.look()
+
+
 @pytest.fixture
-def scratch() -> Iterator[Path]:
+def scratch(test_session: Session) -> Iterator[Path]:
     """A short, private directory; when the test ends, no store in it has left a process or memory."""
-    path = Path(tempfile.mkdtemp(prefix="it-", dir="/tmp"))
+    path = test_session.scratch()
     try:
         yield path
         found = leftovers(path)

@@ -181,9 +181,17 @@ class Words:
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             os.ftruncate(fd, self.SIZE)
-            self._words = memoryview(mmap.mmap(fd, self.SIZE)).cast("Q")
+            self._map = mmap.mmap(fd, self.SIZE)
         finally:
             os.close(fd)
+        self._view = memoryview(self._map)
+        self._words = self._view.cast("Q")
+
+    def close(self) -> None:
+        """Unmap."""
+        self._words.release()
+        self._view.release()
+        self._map.close()
 
     def __getitem__(self, index: int) -> int:
         return self._words[index + 8]
@@ -303,6 +311,7 @@ class Workers:
             if worker.process.poll() is None:
                 worker.process.kill()
             worker.process.wait()
+        self.words.close()
 
 
 def in_parallel(workers: Workers, target: Callable[..., Any], count: int, *arguments: Any) -> list[Any]:

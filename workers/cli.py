@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from inmem import InmemError
+from inmem.exchange import Rejected
 from workers.fleet import FleetOptions, Observer, run_fleet
 from workers.lifetime import LeftBehind
 from workers.live import Display, display
@@ -37,7 +38,6 @@ from workers.report import (
     stress_verdict,
 )
 from workers.stress import StressObserver, StressOptions, run_stress
-from workers.trajectories import Rejected
 
 MAX_WORKERS: Final = 256  # processes, each with a pipe: far below the usual limit of open files
 DURABILITIES: Final = ("memory", "buffered", "sync")

@@ -1,15 +1,9 @@
 """One recorded run into the store, and back.
 
-Invariant: each step is one transaction that also advances the run's
-`progress` entry, and reads it first. So a step is stored once however often
-and by however many processes a run is loaded: a run that is complete is left
-alone, a half-done one goes on after its last committed step.
-
-Each step is in all five primitives: its events; its traces, below one root;
-the cells `state` (the agent's, after the step) and `status` ("running", and
-in the end how it ended); KV with `progress` and what the trajectory itself
-keeps (`submission`, `lookup:...`). The run is created by the transaction of
-the first step and ended, completed or failed, by that of the last.
+Invariant: whatever was acknowledged is read back, by a process that did not
+write it, and equals the source. How a step is stored is the package's
+business, see `inmem.exchange.recorded`; what a complete run has to hold is
+told here once more, so that a mistake there does not pass for the truth.
 """
 
 from __future__ import annotations
@@ -21,6 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import inmem
+from inmem import RunExistsError as ForeignRun  # the store holds another record under this run id
+from inmem.exchange import Trajectory, TrajectoryStep, done_of, parse_file, rebuild, store_step
 from workers.canonical import same
 from workers.checking import (
     Check,
@@ -36,17 +32,16 @@ from workers.checking import (
     type_name,
 )
 from workers.pool import Link
-from workers.trajectories import Event, Trajectory, TrajectoryStep, parse_file, rebuild
+
+__all__ = ["CHECKS", "Anchor", "ForeignRun", "compare", "expected_kv", "load", "load_step", "read_back"]
 
 PROGRESS_INTERVAL_S: Final = 0.1
+
+Event = tuple[str, Any]  # type, payload
 
 
 class SourceChanged(Exception):
     """A file no longer holds what it held when the work was shared out."""
-
-
-class ForeignRun(Exception):
-    """The store holds another record under this run id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,52 +139,21 @@ def _progress(trajectory: Trajectory, done: int) -> dict[str, Any]:
     return {"digest": trajectory.digest, "steps": len(trajectory.steps), "done": done}
 
 
-def _done(trajectory: Trajectory, progress: Any) -> int:
-    if progress is None:
-        return 0
-    if progress["digest"] != trajectory.digest:
-        raise ForeignRun(f"{trajectory.run_id} holds another record; nothing was changed")
-    return int(progress["done"])
-
-
 def load_step(
     db: Any, trajectory: Trajectory, step: TrajectoryStep, timeout_s: float
 ) -> tuple[int, Any, int]:
     """Commit one step: how many are done now, its last event, and how often it was run again.
-
-    If another process was faster, nothing is written and the event is None.
 
     Raises:
         ForeignRun: the run id is taken by another record.
     """
     calls = 0
 
-    def commit(txn: Any) -> tuple[int, Any]:
+    def attempted() -> None:
         nonlocal calls
         calls += 1
-        done = _done(trajectory, txn.kv.get("progress"))
-        if done != step.index:
-            return done, None
-        if step.index == 0:
-            txn.runs.create_run(tags=trajectory.tags, metadata=trajectory.metadata)
-            txn.cells.init("status", "running")
-        for key, value in step.kv.items():
-            txn.kv.put(key, value)
-        last = None
-        for event_type, payload in step.events:
-            last = txn.events.append(event_type, payload)
-        txn.cells.set("state", step.state)
-        txn.traces.record_many(step.traces)
-        txn.kv.put("progress", _progress(trajectory, done + 1))
-        if done + 1 == len(trajectory.steps):
-            txn.cells.cas("status", 1, step.status)
-            if trajectory.error is None:
-                txn.runs.complete_run()
-            else:
-                txn.runs.fail_run(trajectory.error)
-        return done + 1, last
 
-    done, last = db.transact(trajectory.run_id, commit, timeout_s=timeout_s)
+    done, last = store_step(db, trajectory, step, timeout_s, attempted)
     return done, last, calls - 1
 
 
@@ -201,7 +165,7 @@ def load(link: Link, task: ReplayTask) -> LoadReport:
     link.check()
     with inmem.open(task.store, timeout_s=task.timeout_s) as db:
         for trajectory in _trajectories(task.items):
-            done = _done(trajectory, db.kv.get(trajectory.run_id, "progress"))
+            done = done_of(trajectory, db.kv.get(trajectory.run_id, "progress"))
             count = len(trajectory.steps)
             report.new += done == 0
             report.continued += 0 < done < count

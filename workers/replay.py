@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import inmem
+from inmem.exchange import Rejected, Trajectory, find_files, parse_file
 from workers.checking import Check, check_store
 from workers.lifetime import LeftBehind, opened_store
 from workers.loading import CHECKS, Anchor, LoadReport, ReplayItem, ReplayTask, load, read_back, status_of
 from workers.pool import Interrupt, Outcome, WorkerPool
-from workers.trajectories import Rejected, Trajectory, find_files, parse_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,17 @@ from typing import Annotated
 
 import typer
 
+from inmem.cli.care import backup, checkpoint, restore, salvage
 from inmem.cli.check import check
-from inmem.cli.life import serve, status, stop
+from inmem.cli.config import config
+from inmem.cli.exchange import export, import_
+from inmem.cli.kv import kv
+from inmem.cli.life import serve, start, status, stop
+from inmem.cli.look import cells, events, verify
+from inmem.cli.report import report
+from inmem.cli.runs import run, runs
+from inmem.cli.top import top
+from inmem.cli.traces import traces
 
 app = typer.Typer(
     name="inmem",
@@ -27,8 +36,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (serve, status, stop, check):
+for command in (
+    serve, start, status, stop, top, check, backup, restore, checkpoint, salvage, export, import_
+):
     app.command()(command)
+app.add_typer(config, name="config")
+for look in (runs, run, events, cells, traces, verify, report):
+    app.command(rich_help_panel="Looking into runs")(look)
+app.add_typer(kv, name="kv", rich_help_panel="Looking into runs")
 
 
 def _show_version(wanted: bool) -> None:

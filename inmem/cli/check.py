@@ -12,15 +12,15 @@ from inmem.maintenance.check import CheckReport, check_in_process
 
 @command
 def check(path: StorePath, as_json: AsJson = False) -> None:
-    """Verify image, log, hash chains and indices; commits go on meanwhile.
+    """Verify image, checkpoint, log, hash chains and indices; commits go on meanwhile.
 
-    It changes nothing and starts no writer. Where none serves, the log is
-    replayed into a private image. The exit code is 0 if nothing was found,
-    and 1, with one line for each problem, otherwise.
+    PATH may be a backup, too. It changes nothing and starts no writer. Where
+    none serves, the log is replayed into a private image. The exit code is 0
+    if nothing was found, and 1, with one line for each problem, otherwise.
 
     Example: inmem check ./data
     """
-    report = check_in_process(database_at(path).path)
+    report = check_in_process(path if path.is_file() else database_at(path).path)
     if as_json:
         print_json({"ok": report.ok} | asdict(report))
     else:
@@ -33,7 +33,8 @@ def _print(report: CheckReport) -> None:
     out = console()
     out.print(
         f"version {report.version}: {report.records:,} records, {report.events:,} events in "
-        f"{report.logs:,} event logs, {report.wal_records:,} log records ({size(report.wal_bytes)})",
+        f"{report.logs:,} event logs, checkpoint at {report.checkpoint}, "
+        f"{report.wal_records:,} log records ({size(report.wal_bytes)})",
         soft_wrap=True,
     )
     for note in report.notes:

@@ -1,7 +1,9 @@
 """What all commands share: their common arguments, how they print, how they fail.
 
 Invariant: with `--json` standard output is one JSON document, an error
-included; without it errors go to standard error, as one line with a hint.
+included; of a listing it is one document for each line. Without it errors go
+to standard error, as one line with a hint. Nothing is ever printed that a
+terminal would obey.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from inmem.cli.text import plain
 from inmem.directory import DataDirectory
 from inmem.errors import InmemError, InvalidInputError
 
@@ -25,6 +28,20 @@ StorePath = Annotated[
     Path, typer.Argument(metavar="PATH", envvar="INMEM_PATH", help="The data directory.", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+AsLines = Annotated[bool, typer.Option("--json", help="Print JSON instead, one document a line.")]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run's id; or @agent, @app, @tenant: what runs share.", show_default=False
+    ),
+]
+Tenant = Annotated[str, typer.Option(metavar="NAME", help="The tenant of the namespace.")]
+App = Annotated[str, typer.Option(metavar="NAME", help="Its app.")]
+Agent = Annotated[str, typer.Option(metavar="NAME", help="Its agent.")]
+Full = Annotated[bool, typer.Option("--full", help="Do not shorten anything.")]
+Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="No more than this many.")]
+Since = Annotated[str | None, typer.Option(metavar="TIME", help="From then on: 10m, 2h, 3d, or a date.")]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before then.")]
 
 FAILED = 1
 INTERRUPTED = 130
@@ -42,6 +59,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             function(*args, **kwargs)
         except InmemError as error:
             fail(error, as_json=bool(kwargs.get("as_json")))
+        except BrokenPipeError:
+            raise  # whoever read the output has seen enough: the command ends, without a word
         except OSError as error:
             fail(InmemError(str(error)), as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
@@ -55,7 +74,7 @@ def fail(error: InmemError, *, as_json: bool) -> None:
     if as_json:
         print_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
     else:
-        line = " ".join(f"inmem: {error.message}. {error.hint}".split())
+        line = plain(" ".join(f"inmem: {error.message}. {error.hint}".split()))
         typer.echo(line, err=True)
     raise typer.Exit(FAILED)
 

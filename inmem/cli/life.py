@@ -1,4 +1,4 @@
-"""`inmem serve`, `status`, `stop`: the life of a writer, as an operator sees it.
+"""`inmem serve`, `start`, `status`, `stop`: the life of a writer, as an operator sees it.
 
 Invariant: looking at a store never starts a writer, and the only process that
 is ever signalled is one that holds the writer's lock at that moment.
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from inmem.cli.common import AsJson, StorePath, command, console, database_at, print_fields, print_json, size
-from inmem.client.launcher import launch_lock, running_writer
+from inmem.client.launcher import ensure_writer, launch_lock, running_writer
 from inmem.config import DURABILITIES, Configuration, load
 from inmem.control import DURABLE, VERSION, Control, boot_id
 from inmem.database import open as open_database
@@ -33,6 +33,13 @@ from inmem.writer.__main__ import serve as serve_directory
 NOT_SERVED: Final = 3
 _POLL_S: Final = 0.01
 
+Durability = Annotated[
+    str | None,
+    typer.Option(metavar="|".join(DURABILITIES), help="What a commit survives; fixed at creation."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A TOML file with settings; fixed at creation.")
+]
 Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="How long to wait.")]
 
 
@@ -42,13 +49,8 @@ Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="How 
 @command
 def serve(
     path: StorePath,
-    durability: Annotated[
-        str | None,
-        typer.Option(metavar="|".join(DURABILITIES), help="What a commit survives; fixed at creation."),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A TOML file with settings; fixed at creation.")
-    ] = None,
+    durability: Durability = None,
+    config: ConfigFile = None,
     timeout: Timeout = 10.0,
     as_json: AsJson = False,
 ) -> None:
@@ -113,6 +115,56 @@ def _tell(directory: DataDirectory, ready_fd: int, as_json: bool) -> None:
     else:
         line = f"serving {directory.path} ({durability}) as process {state.pid}; Ctrl-C stops it"
         console().print(line, soft_wrap=True)
+
+
+# --- start --------------------------------------------------------------------------------------
+
+
+@command
+def start(
+    path: StorePath,
+    durability: Durability = None,
+    config: ConfigFile = None,
+    linger: Annotated[
+        bool, typer.Option("--linger", help="It leaves after its last client, as one that a program started.")
+    ] = False,
+    timeout: Timeout = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Start a writer in the background, and return when it serves.
+
+    The directory is created if it is missing. The writer stays until `inmem
+    stop`; with --linger only `linger_s` longer than its last client, so that
+    somebody has to come soon. The exit code is 0 also if one served already.
+
+    Example: inmem start ./data
+    """
+    configuration = load(config, {"durability": durability})
+    directory = DataDirectory(path)
+    deadline = time.monotonic() + timeout
+    _create(directory, configuration, timeout)
+    configuration.with_stored(directory.identity().stored)
+    control = directory.control()
+    try:
+        control.check_machine()
+        before = running_writer(directory, control)
+        state = before or ensure_writer(directory, control, deadline, autostart=True, stays=not linger)
+    finally:
+        control.close()
+    if as_json:
+        print_json({
+            "path": str(directory.path), "writer_pid": state.pid, "epoch": state.epoch,
+            "was_serving": before is not None,
+        })
+        return
+    stored = directory.identity().stored
+    if before is not None:
+        line = f"process {state.pid} serves {directory.path} already"
+    elif linger:
+        line = f"process {state.pid} serves {directory.path}, until {stored['linger_s']:g} s without a client"
+    else:
+        line = f"process {state.pid} serves {directory.path}; end it with: inmem stop {path}"
+    console().print(line, soft_wrap=True)
 
 
 # --- status -------------------------------------------------------------------------------------

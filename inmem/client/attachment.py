@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import resource
 import tempfile
 import threading
 import time
@@ -16,19 +17,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import zmq
-
 from inmem.board import Board
 from inmem.client.launcher import ensure_writer, expired, launch_lock, launching
 from inmem.client.session import Session
 from inmem.config import Configuration, Settings, load
 from inmem.control import ControlState
 from inmem.directory import DataDirectory, runtime_directory
-from inmem.errors import ClosedError, InvalidInputError, WriterUnavailableError
+from inmem.errors import ClosedError, InvalidInputError, LimitError, WriterUnavailableError
 from inmem.files import FileLock
 from inmem.storage.snapshot import Image
 
 _POLL_S: Final = 0.003
+_SPARE_FILES: Final = 32  # starting a writer, opening and connecting take 20; a few threads may do so at once
 
 
 class Attachment:
@@ -43,7 +43,6 @@ class Attachment:
         self.incarnation = 0  # changes in a forked child: what belongs to the parent shows by it
         self.control = directory.control()
         self.closed = False
-        self._context: zmq.Context[Any] | None = None
         self._board: Board | None = None
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -68,7 +67,12 @@ class Attachment:
         return lock
 
     def ensure_writer(self, deadline: float) -> ControlState:
-        """The writer that serves now, started if need be."""
+        """The writer that serves now, started if need be.
+
+        Raises:
+            LimitError: too few open files are left to start it, and to connect to it.
+        """
+        _check_files()
         return ensure_writer(self.directory, self.control, deadline, autostart=self.autostart)
 
     def session(self) -> Session:
@@ -80,14 +84,6 @@ class Attachment:
         except AttributeError:
             session = self._local.session = Session(self)
         return session
-
-    def context(self) -> zmq.Context[Any]:
-        """This process's ZeroMQ context."""
-        if self._context is None:
-            with self._lock:
-                if self._context is None:
-                    self._context = zmq.Context()
-        return self._context
 
     def board(self, path: str) -> Board:
         """The answer board of a writer, mapped once per process."""
@@ -104,9 +100,6 @@ class Attachment:
         if session is not None:
             session.close()
         self.image.close()
-        if self._context is not None:
-            # Sessions of other threads may still be open: their sockets close with the context.
-            self._context.destroy(linger=100)
         self._client_lock.close()
 
     def after_fork_in_child(self) -> None:
@@ -115,9 +108,8 @@ class Attachment:
         The client lock is inherited on purpose: it is shared by both and
         falls when the last of them has closed it.
         """
-        _INHERITED.append((self._context, self._local))
+        _INHERITED.append(self._local)
         self.incarnation += 1
-        self._context = None
         self._board = None
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -136,11 +128,12 @@ def attach(
 
     Raises:
         ConfigMismatchError, PermissionDeniedError, WriterUnavailableError,
-        FormatVersionError, CorruptionError: see SPEC of `open`.
+        FormatVersionError, CorruptionError, LimitError: see SPEC of `open`.
     """
     if path is not None:
         path = _checked(path)
     configuration = load(config, arguments)
+    _check_files()
     deadline = time.monotonic() + configuration.settings.timeout_s
     ephemeral = path is None
     if path is None:
@@ -179,6 +172,26 @@ def _checked(path: object) -> str:
     except UnicodeEncodeError:
         raise InvalidInputError("path has a character that no file name can have", argument="path") from None
     return name
+
+
+def _check_files() -> None:
+    """Refuse to go on with hardly any open file left: libzmq ends the process that has none.
+
+    Raises:
+        LimitError: says how many files are open, and how many may be.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return
+    try:
+        count = sum(int(name) < limit for name in os.listdir("/proc/self/fd"))
+    except OSError:  # not one is left to look with
+        count = limit
+    if count > limit - _SPARE_FILES:
+        raise LimitError(
+            f"{count} files are open in this process, the limit is {limit}", what="open files", size=count,
+            limit=limit, hint=f"Raise the limit (ulimit -n) or close some; {_SPARE_FILES} must be free.",
+        )
 
 
 def _settings(configuration: Configuration, attachment: Attachment) -> Settings:

@@ -85,9 +85,9 @@ def _lock_is_held(directory: DataDirectory) -> bool:
 
 
 def ensure_writer(
-    directory: DataDirectory, control: Control, deadline: float, *, autostart: bool
+    directory: DataDirectory, control: Control, deadline: float, *, autostart: bool, stays: bool = False
 ) -> ControlState:
-    """The writer that serves now; started first if there is none.
+    """The writer that serves now; started first if there is none, which `stays` without clients.
 
     Raises:
         WriterUnavailableError: none could be had before the deadline.
@@ -110,7 +110,7 @@ def ensure_writer(
             with launch_lock(directory, deadline):
                 if running_writer(directory, control) is None and not _lock_is_held(directory):
                     _hold_back(directory, deadline)
-                    if not _launch(directory, deadline):
+                    if not _launch(directory, deadline, stays):
                         deaths += 1
                         if deaths >= _START_TRIES or expired(deadline):
                             raise WriterUnavailableError(
@@ -146,13 +146,16 @@ def _hold_back(directory: DataDirectory, deadline: float) -> None:
         os.close(fd)
 
 
-def _launch(directory: DataDirectory, deadline: float) -> bool:
+def _launch(directory: DataDirectory, deadline: float, stays: bool) -> bool:
     """Start a detached writer and wait until it serves or says why not; False if it died silently."""
     read_fd, write_fd = os.pipe()
     log = open_private(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "inmem.writer", str(directory.path), "--ready-fd", str(write_fd)],
+            [
+                sys.executable, "-m", "inmem.writer", str(directory.path), "--ready-fd", str(write_fd),
+                *(["--stay"] if stays else []),
+            ],
             pass_fds=[write_fd], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
             env=python_environment(), start_new_session=True,
         )

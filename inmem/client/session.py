@@ -5,8 +5,8 @@ what is unanswered is sent again, in order, to whatever writer comes next, and
 is dropped only with its answer. So no failure of the writer reaches a caller
 who has time to wait.
 
-A new writer means a new socket: libzmq redelivers on its own, out of order
-and without our knowledge, so old sockets are closed, never reused.
+A new writer means a new connection, and so does one that has broken: what
+was on its way may be lost, and is sent again.
 
 The answer path is `Line`: it sends frames and waits for answers, which come
 through the board in shared memory (see `inmem.board`) or through the socket.
@@ -21,9 +21,9 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
-import zmq
 
 from inmem.board import SUPPORTED, Board
+from inmem.client.dealer import Dealer
 from inmem.config import (
     FORMAT_VERSION,
     MAX_IN_FLIGHT,
@@ -71,13 +71,14 @@ _SLEEP_MAX_US: Final = _SLICE_MS * 1000
 _BUSY_DELAY_S: Final = 0.01
 _ASK_AGAIN: Final = 32  # commits between two questions for the lost answer of an older one
 _PATIENCE_S: Final = 1.0  # without an answer of a living writer: far beyond a large commit's time
-_LINGER_MS: Final = 100  # for the goodbye, which may also be lost
+_RETRY_S: Final = 0.002  # before another look at who serves; doubles
+_RETRY_MAX_S: Final = 0.1
 
 
 class Line:
     """A socket to one incarnation of the writer, and a way to see its death."""
 
-    def __init__(self, context: zmq.Context[Any], state: ControlState, control: Control) -> None:
+    def __init__(self, state: ControlState, control: Control, deadline: float) -> None:
         self.epoch = state.epoch
         self._control = control
         self._board: Board | None = None
@@ -89,15 +90,13 @@ class Line:
             self._pidfd = os.pidfd_open(state.pid)
         except ProcessLookupError:
             self._died = True
-        socket = self._socket = context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        socket.setsockopt(zmq.SNDHWM, 0)  # the session bounds what is in flight
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.RCVTIMEO, _SLICE_MS)
-        socket.connect(state.endpoint)
-        self.send = socket.send
-        self._receive = socket.recv
+        dealer = self._dealer = Dealer(state.endpoint, MAX_MESSAGE_BYTES)
+        try:
+            self._died |= not dealer.connect(deadline)
+        except BaseException:
+            self.close()
+            raise
+        self.send = dealer.send
 
     def use_board(self, board: Board, slot: int) -> None:
         """From now on answers come through a slot of a board."""
@@ -113,6 +112,9 @@ class Line:
         from its work.
         """
         board = self._board
+        if self._dealer.is_sending:
+            self._dealer.pump(_SLICE_MS)
+            return None
         if board is None:
             return self.receive()
         slot = self._slot
@@ -144,23 +146,27 @@ class Line:
 
     def receive(self) -> bytes | None:
         """The next frame of the socket; None after a slice without one."""
-        try:
-            frame: bytes = self._receive()
-        except zmq.Again:
-            return None
-        return frame
+        return self._dealer.receive(_SLICE_MS)
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether a frame is on its way out."""
+        return self._dealer.is_sending
 
     def is_dead(self) -> bool:
-        """Whether the writer's process has ended."""
+        """Whether the writer's process has ended, or the connection to it."""
+        self._dealer.pump(0)
+        if self._dealer.ended:
+            return True
         if not self._died and self._pidfd >= 0:
             poll = select.poll()
             poll.register(self._pidfd, select.POLLIN)
             self._died = bool(poll.poll(0))
         return self._died
 
-    def close(self, linger_ms: int = 0) -> None:
-        """Close the socket; what was sent may still leave for a while."""
-        self._socket.close(linger_ms)
+    def close(self) -> None:
+        """Close the socket; what it has taken still arrives."""
+        self._dealer.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
@@ -176,8 +182,7 @@ class Applied(NamedTuple):
 class _Patience:
     """With a writer that lives and does not answer: when to say it again, ever more rarely.
 
-    A connection can break without anybody dying, and libzmq mends it without
-    a word: what was on its way is lost.
+    It may have dropped the answer, to a client that did not read for long.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -358,6 +363,8 @@ class Session:
         Raises:
             TimeoutError: the deadline has passed.
         """
+        if self._attachment.closed:
+            raise ClosedError("the database is closed")
         line = self._line
         if line is None:
             line = self._connect(deadline)
@@ -377,7 +384,7 @@ class Session:
         else:
             if time.monotonic() >= deadline:
                 raise TimeoutError
-            if self._patience is None:
+            if self._patience is None or line.is_sending:
                 self._patience = _Patience(_PATIENCE_S)
             elif self._patience.is_over():
                 self._send_again(line, 0)
@@ -466,17 +473,25 @@ class Session:
         """
         if self._closed:
             raise ClosedError("the database is closed")
+        pause_s = _RETRY_S
         while True:
             self._drop_line()
             state = self._attachment.ensure_writer(deadline)
-            line = Line(self._attachment.context(), state, self._attachment.control)
             try:
-                known = self._greet(line, deadline)
-            except BaseException:
+                line = Line(state, self._attachment.control, deadline)
+                try:
+                    known = self._greet(line, deadline)
+                except BaseException:
+                    line.close()
+                    raise
+            except TimeoutError:
+                raise self._not_welcome() from None
+            if known is None:  # that writer died too, or has just begun to listen at another place
                 line.close()
-                raise
-            if known is None:  # that writer died too
-                line.close()
+                if time.monotonic() >= deadline:
+                    raise self._not_welcome()
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _RETRY_MAX_S)
                 continue
             self._line = line
             if not known:
@@ -505,14 +520,17 @@ class Session:
             elif line.is_dead() or attachment.control.words[EPOCH] != line.epoch:
                 return None
             elif time.monotonic() >= deadline:
-                raise WriterUnavailableError(
-                    "the writer did not welcome this process in time", path=str(attachment.directory.path)
-                )
+                raise self._not_welcome()
             elif patience.is_over():
                 line.send(greeting)
         if "error" in self._welcome:
             raise from_wire(self._welcome["error"])
         return bool(self._welcome["known"])
+
+    def _not_welcome(self) -> WriterUnavailableError:
+        return WriterUnavailableError(
+            "the writer did not welcome this process in time", path=str(self._attachment.directory.path)
+        )
 
     def _take_slot(self, line: Line) -> None:
         assert self._welcome is not None
@@ -533,11 +551,7 @@ class Session:
         """Say goodbye, if nothing is unanswered, and close the line."""
         with self._lock:
             if self._line is not None and not self._pending and not self._line.is_dead():
-                try:
-                    self._line.send(GOODBYE_HEADER.pack(GOODBYE, self._id))
-                except zmq.ZMQError:
-                    pass  # the thread that closed the database closed this socket with it
-                self._line.close(linger_ms=_LINGER_MS)
+                self._line.send(GOODBYE_HEADER.pack(GOODBYE, self._id))
             self._closed = True
             self._drop_line()
 

@@ -25,6 +25,7 @@ from inmem.commit.validation import RecentWrites, validate
 from inmem.commit.workspace import DATA, Workspace
 from inmem.errors import InmemError, InvalidInputError, InvariantError, StoreFullError, to_wire
 from inmem.keys import Key, TypeTag, shorten
+from inmem.model.importing import is_mark
 from inmem.record import is_live, pack
 from inmem.storage.environment import Table
 from inmem.storage.store import Position, PublishError, Store, StoreTransaction, entry_bytes
@@ -145,7 +146,13 @@ class Committer:
         self._always_sync = always_sync
         self._reached = reached  # told of each step, so that tests can stop the world there
         self._recent = RecentWrites(version)
-        self._fences = {bytes(digest) for digest, _ in store.items(Table.FENCES)}
+        self._fences: set[bytes] = set()  # digests of deleted runs
+        self._marks: dict[bytes, bytes] = {}  # by digest, of runs that are being imported
+        for digest, value in store.items(Table.FENCES):
+            if is_mark(value):
+                self._marks[bytes(digest)] = bytes(value)
+            else:
+                self._fences.add(bytes(digest))
 
     def move_to(self, store: Store) -> None:
         """Go on with a copy of the store."""
@@ -210,6 +217,7 @@ class Committer:
         before = self.version
         counters = self.counters.copy()
         fences: list[bytes] = []
+        marks = self._marks.copy()
         ops: list[Op] = []
         answers: list[Answer] = []
         sync = self._always_sync
@@ -226,6 +234,7 @@ class Committer:
             self.version = before
             self.counters = counters
             self._fences.difference_update(fences)
+            self._marks = marks
             self.sessions.undo()
             raise
         txn.abort()
@@ -277,14 +286,16 @@ class Committer:
         """The operations of a valid request as log and image take them, and its results."""
         if request.reads or request.ranges or request.expiry_us:
             validate(request, txn, self._recent, now_us)
-        if len(request.ops) == 1 and request.ops[0][0] == OP_PUT and not self._fences:
+        if len(request.ops) == 1 and request.ops[0][0] == OP_PUT and not self._fences and not self._marks:
             # The commonest commit, without a workspace: this is the hot path.
             _, key, payload, expires = request.ops[0]
             self._check_plain(key)
             self._store.admit(entry_bytes(key, payload) + 16)
             self._recent.wrote(key[: key.index(0) + 2], version)
             return [(PUT, DATA, key, pack(version, now_us, expires, payload))], _NO_RESULTS, []
-        workspace = Workspace(txn, self._fences, version=version, now_us=now_us, chain=self._chain)
+        workspace = Workspace(
+            txn, self._fences, version=version, now_us=now_us, chain=self._chain, marks=self._marks
+        )
         results = []
         for op in request.ops:
             if op[0] == OP_CALL:
@@ -301,6 +312,11 @@ class Committer:
         for bucket in workspace.buckets:
             self._recent.wrote(bucket, version)
         packed = msgpack.packb(results) if results else _NO_RESULTS
+        for digest, mark in workspace.new_marks.items():  # as it was again if the group fails
+            if mark is None:
+                self._marks.pop(digest, None)
+            else:
+                self._marks[digest] = mark
         return workspace.ops, packed, workspace.new_fences
 
     @staticmethod

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from inmem.commit import cell_procedures, run_procedures, trace_procedures
+from inmem.commit import cell_procedures, import_procedures, run_procedures, trace_procedures
 from inmem.commit.workspace import Workspace
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import InvalidInputError, LimitError
@@ -126,6 +126,13 @@ PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
     "cell.init": cell_procedures.init,
     "cell.set": cell_procedures.assign,
     "event.append": event_append,
+    "import.abort": import_procedures.abort,
+    "import.begin": import_procedures.begin,
+    "import.cells": import_procedures.cells,
+    "import.entries": import_procedures.entries,
+    "import.events": import_procedures.events,
+    "import.finish": import_procedures.finish,
+    "import.traces": import_procedures.traces,
     "index.repair": run_procedures.repair_indices,
     "kv.add": kv_add,
     "kv.delete": kv_delete,

@@ -7,18 +7,20 @@ their only world; they get time and version from it and have no others.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
-import xxhash
-
-from inmem.errors import RunDeletedError
+from inmem.errors import BusyError, RunDeletedError
 from inmem.keys import Key, TypeTag, bucket_of, owner_of
+from inmem.model.importing import fence_of as fence_of
 from inmem.record import is_live, pack, payload_of
 from inmem.storage.environment import Table
 from inmem.storage.wal_format import DELETE, DELETE_RANGE, PUT
 
 DATA = int(Table.DATA)
+_NO_MARKS: Final[Mapping[bytes, bytes]] = MappingProxyType({})
 
 
 class BaseState(Protocol):
@@ -31,25 +33,24 @@ class BaseState(Protocol):
     ) -> Iterator[tuple[bytes, bytes]]: ...
 
 
-def fence_of(owner: bytes) -> bytes:
-    """The digest under which a deleted run is remembered for good."""
-    return xxhash.xxh3_128_digest(owner)
-
-
 class Workspace:
     """What procedures work on."""
 
     def __init__(
-        self, base: BaseState, fences: Collection[bytes], *, version: int, now_us: int, chain: int
+        self, base: BaseState, fences: Collection[bytes], *, version: int, now_us: int, chain: int,
+        marks: Mapping[bytes, bytes] = _NO_MARKS,
     ) -> None:
         self._base = base
         self._fences = fences
+        self._marks = marks
         self.version = version
         self.now_us = now_us
         self.chain = chain
         self.ops: list[tuple[Any, ...]] = []
         self.buckets: set[bytes] = set()
         self.new_fences: list[bytes] = []
+        self.new_marks: dict[bytes, bytes | None] = {}  # of imports; None: taken away
+        self._admitted: bytes | None = None
         self._changed: dict[bytes, bytes | None] = {}
         self._cleared: list[tuple[bytes, bytes]] = []
         self._highest: dict[bytes, bytes] = {}  # the last key put in each bucket: `last` without a walk
@@ -96,10 +97,10 @@ class Workspace:
         for key in mine[at:]:
             yield key, payload_of(self._changed[key] or b"")
 
-    def put(self, key: bytes, payload: bytes, expires_at: int = 0) -> None:
-        """Write a record at this commit's version."""
+    def put(self, key: bytes, payload: bytes, expires_at: int = 0, timestamp: int = 0) -> None:
+        """Write a record at this commit's version, and its time unless another is given."""
         self.check_open(key)
-        record = pack(self.version, self.now_us, expires_at, payload)
+        record = pack(self.version, timestamp or self.now_us, expires_at, payload)
         self._changed[key] = record
         self.ops.append((PUT, DATA, key, record))
         bucket = bucket_of(key)
@@ -135,15 +136,44 @@ class Workspace:
         digest = fence_of(owner)
         return digest in self._fences or digest in self.new_fences
 
+    def mark(self, owner: bytes) -> bytes | None:
+        """The mark of the import of a run, None if it is not being imported."""
+        digest = fence_of(owner)
+        return self.new_marks[digest] if digest in self.new_marks else self._marks.get(digest)
+
+    def set_mark(self, owner: bytes, mark: bytes | None) -> None:
+        """Close a run to all but its import, or with None open it again."""
+        digest = fence_of(owner)
+        self.new_marks[digest] = mark
+        fences = int(Table.FENCES)
+        self.ops.append((DELETE, fences, digest) if mark is None else (PUT, fences, digest, mark))
+
+    @contextmanager
+    def admitted(self, owner: bytes) -> Iterator[None]:
+        """Let writes into a run that is being imported pass: they are the import's."""
+        self._admitted = fence_of(owner)
+        try:
+            yield
+        finally:
+            self._admitted = None
+
     def check_open(self, key: bytes) -> None:
-        """Refuse work on a key of a deleted run.
+        """Refuse work on a key of a deleted run, or of one that is being imported by others.
 
         Raises:
             RunDeletedError: names the run.
+            BusyError: names the run, which is not whole yet.
         """
-        if not self._fences and not self.new_fences:
+        if not (self._fences or self.new_fences or self._marks or self.new_marks):
             return
         digest = fence_of(owner := owner_of(key))
         if digest in self._fences or digest in self.new_fences:
             run_id = owner.decode(errors="replace").rpartition("/")[2]
             raise RunDeletedError(f"run {run_id} was deleted: {Key(key)!r} is not written", run_id=run_id)
+        if digest != self._admitted and self.mark(owner) is not None:
+            run_id = owner.decode(errors="replace").rpartition("/")[2]
+            raise BusyError(
+                f"run {run_id} is being imported: {Key(key)!r} is not written", what=f"run {run_id}",
+                hint="Wait for the import. One that was killed is finished by importing the file again, "
+                "and given up with: inmem import PATH --discard RUN.",
+            )

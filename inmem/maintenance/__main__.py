@@ -1,4 +1,4 @@
-"""`python -m inmem.maintenance HELPER DIRECTORY [FILE]`: a helper as a process of its own.
+"""`python -m inmem.maintenance HELPER PATH ...`: a helper as a process of its own.
 
 It prints one JSON document. `inmem.open` imports the helpers, so none of them
 can be the program that runs: this module can.
@@ -11,9 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from inmem.maintenance import check, checkpoint
+from inmem.maintenance import backup, check, checkpoint, salvage
 
-_HELPERS: dict[str, Callable[..., int]] = {"check": check.main, "checkpoint": checkpoint.main}
+_HELPERS: dict[str, Callable[..., int]] = {
+    "backup": backup.main, "check": check.main, "checkpoint": checkpoint.main, "salvage": salvage.main,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

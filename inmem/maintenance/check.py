@@ -6,71 +6,84 @@ is one that recovery would adopt, else it replays the log into a private one.
 
 What is looked at, and how it stays right while commits go on:
 
-- The log, from end to end: checksums, chain, order, operations. It grows
-  while it is read, and a write under way looks like a torn tail; so a live
-  log in which something is wrong is read again before that is believed.
+- The checkpoint, whole, and the log, from end to end: checksums, chain,
+  order, operations, and that the one goes on from the other. The log grows
+  while it is read, a write under way looks like a torn tail, and a new
+  checkpoint takes the place of both; so where a writer serves, what is wrong
+  is read again before that is believed.
 - The records, run by run: keys, versions, values, hash chains, indices. Each
   run is read from one snapshot. Between runs the snapshot is renewed, because
   an open one pins the memory that commits have replaced.
 - The order of expiry, the sessions, the fences and the position of the image.
 
-    python -m inmem.maintenance check DIRECTORY    one JSON document
+A backup is checked in the same way: the file, whole, then what is in it.
+
+    python -m inmem.maintenance check PATH    one JSON document
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import xxhash
 
 from inmem import values
 from inmem.commit.outcomes import Sessions
 from inmem.commit.workspace import fence_of
-from inmem.control import DURABLE, PID, Control, ControlState, boot_id
+from inmem.config import check_stored
+from inmem.control import DURABLE, PID, Control
 from inmem.directory import DataDirectory, Identity
-from inmem.errors import CorruptionError, InmemError, InvalidInputError, from_wire, to_wire
-from inmem.files import FileLock, python_environment
+from inmem.errors import CorruptionError, InmemError, InvalidInputError
 from inmem.keys import MAX_NAME_BYTES, Key, TypeTag
+from inmem.maintenance.process import DiedOfDamage, answer, run_helper
+from inmem.maintenance.sources import (
+    MAX_AGE_S,
+    Moment,
+    is_served,
+    live_image,
+    moment_in,
+    moment_of,
+    private_place,
+)
 from inmem.model import cell, event_log, run, trace
 from inmem.model.indices import INDEX_TAGS, entries_of
 from inmem.record import expires_at, payload_of, version_of
+from inmem.storage.checkpoint import CheckpointReader, Stand, newest_checkpoint, verify_checkpoint
 from inmem.storage.environment import LOGGED, Table
-from inmem.storage.recovery import owner_of, replay_privately
+from inmem.storage.recovery import (
+    begin_of,
+    end_version,
+    fill,
+    owner_of,
+    private_store,
+    replay_privately,
+    stand_of_ours,
+)
 from inmem.storage.snapshot import VERSION_KEY, Image, Snapshot
-from inmem.storage.store import POSITION_KEY, Position, Store, unpack_position
+from inmem.storage.store import Position, Store
 from inmem.storage.wal_scan import scan
 
-_FOREIGN: Final = "the image in memory belongs to another database, boot or directory"
 _MAX_PROBLEMS: Final = 1000  # a damaged store has more than anybody reads
-_MAX_AGE_S: Final = 3600.0  # of one snapshot: bounds the check of one run
 _RENEW_S: Final = 0.5  # a snapshot is given back at the first new run after this
 _CHUNK: Final = 50_000  # keys, or runs, that are in memory at a time
 _LOG_READINGS: Final = 3  # of a live log before its problem is believed
-_CONTROL_PATIENCE_S: Final = 1.0  # an update of the control file takes microseconds
-_END_PATIENCE_S: Final = 5.0  # for a check that was asked to end
 _PROGRAM: Final = ["-m", "inmem.maintenance", "check"]
 _ALL_KEYS: Final = (b"", b"\xff" * 512)
-# A damaged image can make reading it fatal; every other signal came from somebody.
-_FATAL: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
     """What a check found; an empty `problems` is a pass.
 
-    `records` of the image, `events` in `logs`, `wal_records` in the log and
+    `records` of the image, `events` in `logs`, `wal_records` in the log, the
+    version of the `checkpoint` that the log goes on from (0 without one) and
     the last commit `version` that was looked at. `notes` are no problems: what
     could not be looked at, and what the next writer will put right.
     """
@@ -82,6 +95,7 @@ class CheckReport:
     events: int = 0
     wal_records: int = 0
     wal_bytes: int = 0
+    checkpoint: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -91,44 +105,26 @@ class CheckReport:
 
 
 def check_in_process(path: Path) -> CheckReport:
-    """Check a database from a fresh process and return what it found.
+    """Check a database, or a backup, from a fresh process and return what it found.
 
     Raises:
         InmemError: the check could not be done.
     """
-    with subprocess.Popen(
-        [sys.executable, *_PROGRAM, str(path)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=python_environment(),
-    ) as process:
-        try:
-            out, err = process.communicate()
-        except BaseException:
-            process.terminate()
-            try:
-                process.wait(_END_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
-    if -process.returncode in _FATAL:
-        name = signal.Signals(-process.returncode).name
-        return CheckReport(problems=[f"the check died of {name}: the image cannot be read"])
     try:
-        document = json.loads(out)
-    except ValueError:
-        last = err.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-        raise InmemError(f"the check ended with status {process.returncode}: {last[0][-500:]}") from None
-    if "error" in document:
-        raise from_wire(document["error"])
-    return CheckReport(**document)
+        return CheckReport(**run_helper([*_PROGRAM, str(path)], "check"))
+    except DiedOfDamage as signal_name:
+        return CheckReport(problems=[f"the check died of {signal_name}: the image cannot be read"])
 
 
 def check(path: Path) -> CheckReport:
-    """Check a database here. Cost: about 10 µs a record; memory is bounded.
+    """Check a database, or a backup, here. Cost: about 10 µs a record; memory is bounded.
 
     Raises:
-        InvalidInputError: there is no database.
+        InvalidInputError: there is neither.
         InmemError: identity or control file cannot be used.
     """
+    if path.is_file():
+        return _BackupCheck(path).run()
     directory = DataDirectory(path)
     if not directory.exists():
         raise InvalidInputError(f"{directory.path} holds no inmem database", argument="path")
@@ -147,31 +143,8 @@ class _Source(Protocol):
     def records(self) -> Iterator[tuple[int, bytes, bytes]]:
         """(version that may not be exceeded, key, record), in key order, each run of one moment."""
 
-    def moment(self) -> AbstractContextManager[_Moment]:
+    def moment(self) -> AbstractContextManager[Moment]:
         """All tables as of one moment."""
-
-
-class _Moment:
-    """All tables, at one moment."""
-
-    def __init__(
-        self, get: Callable[[bytes], bytes | None], rows: Callable[[Table], Iterator[tuple[bytes, bytes]]]
-    ) -> None:
-        self.get = get  # of the table DATA
-        self._rows = rows
-
-    def rows(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
-        """All of one table."""
-        try:
-            yield from self._rows(table)
-        except InmemError:
-            raise
-        except Exception as error:  # whatever the engine says of a page that is none
-            raise CorruptionError(f"the image cannot be read: {type(error).__name__}: {error}") from error
-
-    def position(self) -> Position | None:
-        """What the image says of itself."""
-        return unpack_position(dict(self.rows(Table.META)).get(POSITION_KEY), Path("image"))
 
 
 class _Shared:
@@ -180,18 +153,13 @@ class _Shared:
     def __init__(self, image: Image) -> None:
         self._image = image
 
-    @contextmanager
-    def moment(self) -> Iterator[_Moment]:
-        snapshot = self._image.snapshot(_MAX_AGE_S)
-        try:
-            yield _Moment(snapshot.get, snapshot.table)
-        finally:
-            snapshot.close()
+    def moment(self) -> AbstractContextManager[Moment]:
+        return moment_of(self._image)
 
     def records(self) -> Iterator[tuple[int, bytes, bytes]]:
         start: bytes | None = _ALL_KEYS[0]
         while start is not None:
-            snapshot = self._image.snapshot(_MAX_AGE_S)
+            snapshot = self._image.snapshot(MAX_AGE_S)
             try:
                 start = yield from self._stretch(snapshot, start)
             finally:
@@ -221,13 +189,8 @@ class _Private:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    @contextmanager
-    def moment(self) -> Iterator[_Moment]:
-        txn = self._store.begin()
-        try:
-            yield _Moment(txn.get, self._store.items)
-        finally:
-            txn.abort()
+    def moment(self) -> AbstractContextManager[Moment]:
+        return moment_in(self._store)
 
     def records(self) -> Iterator[tuple[int, bytes, bytes]]:
         version = self._store.position.version if self._store.position else 0
@@ -235,36 +198,20 @@ class _Private:
             yield version, key, record
 
 
-class _Check:
-    def __init__(self, directory: DataDirectory, identity: Identity, control: Control) -> None:
-        self.directory = directory
-        self.identity = identity
-        self.control = control
-        self.owner = owner_of(directory, identity)
-        self.counts = dict.fromkeys(("version", "records", "logs", "events", "wal_records", "wal_bytes"), 0)
+class TableCheck:
+    """Problems as they are found, and the tables, whose rules are the same wherever they lie."""
+
+    def __init__(self) -> None:
+        names = ("version", "records", "logs", "events", "wal_records", "wal_bytes", "checkpoint")
+        self.counts = dict.fromkeys(names, 0)
         self.problems: list[str] = []
         self.more = 0
         self.notes: list[str] = []
 
-    def run(self) -> CheckReport:
-        image = self._image()
-        if image is not None:
-            try:
-                self._guarded(lambda: self._check_image(_Shared(image)))
-            finally:
-                image.close()
-        elif self._keeps_log:
-            self._check_log(None)
-            self._guarded(self._replay)
-        else:
-            self.notes.append("no image in memory, and a memory database keeps no log: nothing to check")
-        if self.more:
-            self.problems.append(f"{self.more} more problems")
-        return CheckReport(problems=self.problems, notes=self.notes, **self.counts)
-
-    @property
-    def _keeps_log(self) -> bool:
-        return bool(self.identity.stored["durability"] != "memory")
+    def report(self) -> CheckReport:
+        """What was found until now."""
+        problems = [*self.problems, *([f"{self.more} more problems"] if self.more else [])]
+        return CheckReport(problems=problems, notes=self.notes, **self.counts)
 
     def _problem(self, text: str) -> None:
         if len(self.problems) >= _MAX_PROBLEMS:
@@ -278,128 +225,6 @@ class _Check:
             step()
         except (CorruptionError, FileNotFoundError) as error:
             self._problem(str(error))
-
-    def _is_served(self) -> bool:
-        if not self.directory.writer_lock.exists():  # a lock would create it
-            return False
-        lock = FileLock(self.directory.writer_lock)
-        try:
-            return not lock.try_shared()
-        finally:
-            lock.close()
-
-    # --- the image ----------------------------------------------------------------------
-
-    def _image(self) -> Image | None:
-        """The image that recovery would adopt, or None."""
-        state = self._control_state()
-        if state is None:
-            self.notes.append("a writer died while it changed the control file; the next one repairs that")
-            return None
-        stem = self.directory.stem(self.identity)
-        path = Path(state.image)
-        if not state.image or state.boot != boot_id() or not path.is_dir():
-            self._say_replay("no image in memory")
-            return None
-        if not path.name.startswith(stem):
-            self._say_replay(_FOREIGN)
-            return None
-        image = Image(self.control, stem)
-        try:
-            with _Shared(image).moment() as moment:
-                position = moment.position()
-        except CorruptionError:
-            return image  # met again, and reported, when it is checked
-        except InmemError as error:
-            if Path(state.image).is_dir() and self._control_state() == state:
-                self._problem(f"the image cannot be opened: {error}")
-            self._say_replay("the image is gone or cannot be opened")
-        else:
-            if position is None or position.owner == self.owner or self._is_served():
-                return image
-            self._say_replay(_FOREIGN)
-        image.close()
-        return None
-
-    def _control_state(self) -> ControlState | None:
-        deadline = time.monotonic() + _CONTROL_PATIENCE_S
-        while (state := self.control.read()) is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        return state
-
-    def _say_replay(self, reason: str) -> None:
-        if self._keeps_log:
-            self.notes.append(f"{reason}: the log was replayed into a private one")
-
-    def _check_image(self, source: _Shared) -> None:
-        with source.moment() as moment:
-            position = moment.position()
-            stated = dict(moment.rows(Table.META)).get(VERSION_KEY, b"")
-        if position is None:
-            self._problem("the image has no position")
-            return
-        self.counts["version"] = position.version
-        if position.owner != self.owner:
-            self._problem("the image belongs to another database, boot or directory")
-        if int.from_bytes(stated, "big") != position.version:
-            self._problem(
-                f"the image shows version {int.from_bytes(stated, 'big')}, "
-                f"but stands at version {position.version}"
-            )
-        if self._keeps_log:
-            self._check_log(position)
-        self._check_tables(source)
-
-    # --- the log ------------------------------------------------------------------------
-
-    def _check_log(self, position: Position | None) -> None:
-        for left in reversed(range(_LOG_READINGS)):
-            problems, notes = self._read_log(position)
-            if not problems or not left or not self._is_served():
-                break
-        for problem in problems:
-            self._problem(problem)
-        self.notes += notes
-
-    def _read_log(self, position: Position | None) -> tuple[list[str], list[str]]:
-        # Before the log: what is durable now must be in what is read from here on.
-        durable, clean = self.control.words[DURABLE], self.control.words[PID] == 0
-        problems: list[str] = []
-        notes: list[str] = []
-        self.counts["wal_records"] = self.counts["wal_bytes"] = 0
-        try:
-            found = scan(self.directory.wal, self.identity.database_id)
-            self.counts["wal_bytes"] = sum(segment.end for segment in found.segments)
-            for record in found.iter_records():
-                self.counts["wal_records"] += 1
-                if any(op[1] not in LOGGED for op in record.ops):
-                    problems.append(f"{record.file} at {record.offset}: writes to a table that has no log")
-            if position is not None and found.find(position.version, position.checksum) is None:
-                problems.append(f"the log lacks version {position.version}, at which the image stands")
-        except (InmemError, OSError) as error:
-            return [*problems, str(error)], notes
-        end = found.end.version if found.end else 0
-        if end < durable:
-            problems.append(f"the log ends at version {end}, but version {durable} was durable")
-        if found.torn is not None:
-            torn = found.torn
-            text = f"{torn.file} at {torn.offset}: torn tail of {torn.dropped_bytes} bytes, {torn.reason}"
-            if clean:
-                problems.insert(0, f"{text}, though its writer left cleanly")
-            elif problems:
-                problems.insert(0, text)
-            else:
-                notes.append(f"{text}; the next writer cuts it off")
-        return problems, notes
-
-    def _replay(self) -> None:
-        with _scratch(self.directory) as scratch, replay_privately(
-            self.directory, self.identity, scratch
-        ) as store:
-            self.counts["version"] = store.position.version if store.position else 0
-            self._check_tables(_Private(store))
-
-    # --- the tables ---------------------------------------------------------------------
 
     def _check_tables(self, source: _Source) -> None:
         for name in ("records", "logs", "events"):
@@ -449,7 +274,7 @@ class _Check:
                     self._problem(f"{prefix.decode(errors='replace')}: was deleted, but has records")
         seen.clear()
 
-    def _check_expiry(self, moment: _Moment) -> None:
+    def _check_expiry(self, moment: Moment) -> None:
         """Every record that expires has its entry in the order of expiry.
 
         An entry of an earlier value of a key may be left over. But each record
@@ -464,7 +289,7 @@ class _Check:
         if expiring:
             self._name_missing(moment)
 
-    def _name_missing(self, moment: _Moment) -> None:
+    def _name_missing(self, moment: Moment) -> None:
         entries = _expiring(moment)
         while chunk := dict.fromkeys(islice(entries, _CHUNK)):
             for entry, _ in moment.rows(Table.EXPIRY):
@@ -475,7 +300,176 @@ class _Check:
                 return
 
 
-def _expiring(moment: _Moment) -> Iterator[bytes]:
+class _Check(TableCheck):
+    def __init__(self, directory: DataDirectory, identity: Identity, control: Control) -> None:
+        super().__init__()
+        self.directory = directory
+        self.identity = identity
+        self.control = control
+        self.owner = owner_of(directory, identity)
+        self._whole: tuple[Path, Stand] | None = None  # a checkpoint that was read to its end
+
+    def run(self) -> CheckReport:
+        """Look at everything."""
+        image = self._image()
+        if image is not None:
+            try:
+                self._guarded(lambda: self._check_image(_Shared(image)))
+            finally:
+                image.close()
+        elif self._keeps_log:
+            self._check_log(None)
+            self._guarded(self._replay)
+        else:
+            self.notes.append("no image in memory, and a memory database keeps no log: nothing to check")
+        return self.report()
+
+    @property
+    def _keeps_log(self) -> bool:
+        return bool(self.identity.stored["durability"] != "memory")
+
+    # --- the image ----------------------------------------------------------------------
+
+    def _image(self) -> Image | None:
+        """The image that recovery would adopt, or None."""
+        found = live_image(self.directory, self.identity, self.control)
+        if found.problem is not None:
+            self._problem(found.problem)
+        if found.image is None:
+            self._say_replay(found.reason)
+        return found.image
+
+    def _say_replay(self, reason: str) -> None:
+        if self._keeps_log:
+            self.notes.append(f"{reason}: the log was replayed into a private one")
+
+    def _check_image(self, source: _Shared) -> None:
+        with source.moment() as moment:
+            position = moment.position()
+            stated = dict(moment.rows(Table.META)).get(VERSION_KEY, b"")
+        if position is None:
+            self._problem("the image has no position")
+            return
+        self.counts["version"] = position.version
+        if position.owner != self.owner:
+            self._problem("the image belongs to another database, boot or directory")
+        if int.from_bytes(stated, "big") != position.version:
+            self._problem(
+                f"the image shows version {int.from_bytes(stated, 'big')}, "
+                f"but stands at version {position.version}"
+            )
+        if self._keeps_log:
+            self._check_log(position)
+        self._check_tables(source)
+
+    # --- the log ------------------------------------------------------------------------
+
+    def _check_log(self, position: Position | None) -> None:
+        for left in reversed(range(_LOG_READINGS)):
+            problems, notes = self._read_log(position)
+            if not problems or not left or not is_served(self.directory):
+                break
+        for problem in problems:
+            self._problem(problem)
+        self.notes += notes
+
+    def _read_log(self, position: Position | None) -> tuple[list[str], list[str]]:
+        # Before the log: what is durable now must be in what is read from here on.
+        durable, clean = self.control.words[DURABLE], self.control.words[PID] == 0
+        problems: list[str] = []
+        notes: list[str] = []
+        self.counts["wal_records"] = self.counts["wal_bytes"] = self.counts["checkpoint"] = 0
+        try:
+            stand = self._checkpoint()
+        except (InmemError, OSError) as error:
+            problems.append(str(error))
+            stand = None
+        try:
+            found = scan(self.directory.wal, self.identity.database_id)
+            self.counts["wal_bytes"] = sum(segment.end for segment in found.segments)
+            for record in found.iter_records():
+                self.counts["wal_records"] += 1
+                if any(op[1] not in LOGGED for op in record.ops):
+                    problems.append(f"{record.file} at {record.offset}: writes to a table that has no log")
+            if position is not None and found.find(position.version, position.checksum) is None:
+                problems.append(f"the log lacks version {position.version}, at which the image stands")
+            if not problems:
+                begin_of(found, self._whole[0] if stand and self._whole else None, stand)
+        except (InmemError, OSError) as error:
+            return [*problems, str(error)], notes
+        end = end_version(found, stand)
+        if end < durable:
+            problems.append(f"the log ends at version {end}, but version {durable} was durable")
+        if found.torn is not None:
+            torn = found.torn
+            text = f"{torn.file} at {torn.offset}: torn tail of {torn.dropped_bytes} bytes, {torn.reason}"
+            if clean:
+                problems.insert(0, f"{text}, though its writer left cleanly")
+            elif problems:
+                problems.insert(0, text)
+            else:
+                notes.append(f"{text}; the next writer cuts it off")
+        return problems, notes
+
+    def _checkpoint(self) -> Stand | None:
+        """What the newest checkpoint stands for, after reading all of it, once."""
+        path = newest_checkpoint(self.directory.checkpoints)
+        if path is None:
+            return None
+        if self._whole is None or self._whole[0] != path:
+            stand_of_ours(path, self.identity)
+            self._whole = path, verify_checkpoint(path)[0]
+        stand = self._whole[1]
+        self.counts["checkpoint"] = stand.version
+        return stand
+
+    def _replay(self) -> None:
+        with private_place(self.directory.path, "check") as scratch, replay_privately(
+            self.directory, self.identity, scratch
+        ) as store:
+            self.counts["version"] = store.position.version if store.position else 0
+            self._check_tables(_Private(store))
+
+
+def image_problems(image: Image) -> list[str]:
+    """What is wrong with the tables of an image, whatever log it has."""
+    found = TableCheck()
+    found._guarded(lambda: found._check_tables(_Shared(image)))
+    return found.report().problems
+
+
+class _BackupCheck(TableCheck):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def run(self) -> CheckReport:
+        """Read the whole file, then load it and look at its tables."""
+        self._guarded(self._check_file)
+        return self.report()
+
+    def _check_file(self) -> None:
+        stand, written = verify_checkpoint(self.path)
+        self.counts["version"] = self.counts["checkpoint"] = stand.version
+        self.notes.append(
+            f"a copy of database {stand.database.hex()} as of version {stand.version}: "
+            f"{written.entries} entries, {written.bytes} bytes"
+        )
+        try:
+            check_stored(stand.settings, str(self.path))
+        except InvalidInputError as error:
+            self._problem(str(error))
+        # Not beside the file: a backup may be on a medium that is read-only or slow.
+        with (
+            tempfile.TemporaryDirectory(prefix="inmem-check-") as scratch,
+            private_store(Path(scratch)) as store,
+            CheckpointReader(self.path) as reader,
+        ):
+            fill(store, reader, (stand.database,))
+            self._check_tables(_Private(store))
+
+
+def _expiring(moment: Moment) -> Iterator[bytes]:
     """For each record that expires the entry that it must have in the order of expiry."""
     for key, record in moment.rows(Table.DATA):
         if len(record) >= 24 and record[0] & 0x80:
@@ -568,37 +562,6 @@ def _record_problem(tag: int, rest: bytes, payload: bytes) -> str | None:
     return None
 
 
-@contextmanager
-def _scratch(directory: DataDirectory) -> Iterator[Path]:
-    """A private place for an image, removed afterwards; what killed checks have left goes too."""
-    for old in directory.path.glob("check-*.scratch"):
-        if not Path(f"/proc/{old.name[6:-8]}").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    path = directory.path / f"check-{os.getpid()}.scratch"
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(mode=0o700)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def main(path: Path) -> int:
     """Print the report, or the error, as JSON."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        document: dict[str, Any] = asdict(check(path))
-    except InmemError as error:
-        document = _described(error)
-    except OSError as error:
-        document = _described(InmemError(f"the check could not be done: {error}"))
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    print(json.dumps(document))
-    return 0
-
-
-def _described(error: InmemError) -> dict[str, Any]:
-    code, message, fields = to_wire(error)
-    plain = {name: value for name, value in fields.items() if isinstance(value, str | int | float)}
-    return {"error": [code, message, plain]}
+    return answer(lambda: asdict(check(path)), "check")

@@ -2,9 +2,9 @@
 
 Invariant: it writes the file that it was told to write and nothing else; the
 writer, which started it, gives that file its name when it is durable and
-verified. It ends when its writer does.
+verified. It ends when its writer does, and then leaves no file.
 
-    python -m inmem.maintenance checkpoint DIRECTORY FILE    one JSON document
+    python -m inmem.maintenance checkpoint DIRECTORY FILE WRITER    one JSON document
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from inmem import failpoints
 from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError, WriterUnavailableError, to_wire
+from inmem.maintenance.process import from_os_error
 from inmem.storage.checkpoint import COPIED, Stand, Written, verify_checkpoint, write_checkpoint
 from inmem.storage.environment import Table
 from inmem.storage.snapshot import Image, Snapshot
 from inmem.storage.store import POSITION_KEY, Position, unpack_position
 
-_MAX_AGE_S: Final = 86_400.0  # of the snapshot; what it pins is bounded by a generation switch
+COPY_MAX_AGE_S: Final = 86_400.0  # of the snapshot; what it pins is bounded by a generation switch
 _LOOK_EVERY: Final = 10_000  # entries between two looks whether the writer lives
 
 
@@ -43,11 +44,22 @@ def copy_snapshot(
         raise CorruptionError("the image has no position: nothing was ever published in it")
     stand = stand_of(position, identity)
     tables = ((table, _while_alive(snapshot.table(table), parent)) for table in COPIED)
+    return stand, write_verified(file, stand, tables)
+
+
+def write_verified(
+    file: Path, stand: Stand, tables: Iterable[tuple[Table, Iterable[tuple[bytes, bytes]]]]
+) -> Written:
+    """Write a new, durable file and read it back: something will be removed because it is there.
+
+    Raises:
+        CorruptionError: the file does not read back.
+        OSError: the disk.
+    """
     written = write_checkpoint(file, stand, tables)
-    # What the log is cut for has been read back once.
     if verify_checkpoint(file) != (stand, written):
         raise CorruptionError(f"{file} does not read back as it was written", file=str(file), offset=0)
-    return stand, written
+    return written
 
 
 def stand_of(position: Position, identity: Identity) -> Stand:
@@ -65,9 +77,9 @@ def _while_alive(items: Iterator[tuple[bytes, bytes]], parent: int | None) -> It
         yield item
 
 
-def main(path: Path, file: Path) -> int:
-    """Copy the live image of a directory for the process that started this one."""
-    parent = os.getppid()
+def main(path: Path, file: Path, writer: Path) -> int:
+    """Copy the live image of a directory for the writer that started this one."""
+    parent = int(str(writer))  # and not who the parent is now: the writer may have ended already
     os.umask(0o077)
     document: dict[str, Any]
     try:
@@ -75,7 +87,7 @@ def main(path: Path, file: Path) -> int:
         identity = directory.identity()
         control = directory.control()
         image = Image(control, directory.stem(identity))
-        snapshot = image.snapshot(_MAX_AGE_S)
+        snapshot = image.snapshot(COPY_MAX_AGE_S)
         failpoints.reached("copying")
         try:
             stand, written = copy_snapshot(snapshot, identity, file, parent)
@@ -88,7 +100,10 @@ def main(path: Path, file: Path) -> int:
             "bytes": written.bytes,
         }
     except OSError as error:
-        document = {"error": to_wire(InmemError(f"the checkpoint cannot be written: {error}"))}
+        document = {"error": to_wire(from_os_error("the checkpoint cannot be written", error))}
+    except WriterUnavailableError as error:
+        file.unlink(missing_ok=True)
+        document = {"error": to_wire(error)}
     except InmemError as error:
         document = {"error": to_wire(error)}
     json.dump(document, sys.stdout)

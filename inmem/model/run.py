@@ -155,6 +155,7 @@ def changed(
         InvalidTransitionError: the table does not allow the status.
         LimitError: the run would have too many tags.
     """
+    now_us = max(now_us, run.updated_at)  # an imported run may come from a store whose time is ahead
     completed_at = run.completed_at
     if status is not None:
         if not is_valid_transition(run.status, status):

@@ -86,6 +86,7 @@ BODIES: Final[dict[int, type[Any]]] = {
 _KINDS: Final = {cls: kind for kind, cls in BODIES.items()}
 _NAMES: Final = {ToolCall: "ToolCall", Decision: "Decision", Query: "Query", Thought: "Thought",
                  ErrorTrace: "Error"}
+BODY_NAMES: Final[dict[str, type[Any]]] = {name: cls for cls, name in _NAMES.items()} | {"Custom": Custom}
 RESERVED_NAMES: Final = frozenset(_NAMES.values())
 _STR_FIELDS: Final = {ToolCall: "tool_name", Decision: "question", Query: "query_type", Thought: "content",
                       ErrorTrace: "error_type"}

@@ -39,7 +39,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import msgpack
 from xxhash import xxh3_64_intdigest
@@ -53,6 +53,7 @@ from inmem.storage.environment import Table
 COPIED: Final = (Table.DATA, Table.SESSIONS, Table.FENCES, Table.EXPIRY)
 MAGIC: Final = b"INMEMCKP"
 _HEAD: Final = struct.Struct("<8sII")
+_VERSION_AT: Final = 8
 _FRAME: Final = struct.Struct("<IQ")
 _FRAME_BYTES: Final = 1 << 20  # payload at which a frame ends: bounds memory on both sides
 _MAX_FRAME: Final = 1 << 27  # far above a frame of one largest value
@@ -145,6 +146,14 @@ def _in_chunks(items: Iterable[tuple[bytes, bytes]]) -> Iterator[list[bytes]]:
         yield flat
 
 
+class Lost(NamedTuple):
+    """Bytes of a damaged file in which no frame can be proved whole, and why."""
+
+    offset: int
+    end: int
+    reason: str
+
+
 class CheckpointReader:
     """A file as it is read: its `stand` first, then its entries. Use it with `with`."""
 
@@ -178,6 +187,7 @@ class CheckpointReader:
             # Only where the rest does not read as ours: a damaged byte must not look like a new release.
             if version == FORMAT_VERSION and not flags:
                 raise
+            self._offset = _VERSION_AT
             raise self._corrupt(f"damaged, or of format version {version} with flags {flags:#x}") from None
         if version != FORMAT_VERSION or flags:
             raise FormatVersionError(
@@ -231,7 +241,49 @@ class CheckpointReader:
             if table not in COPIED:
                 raise self._corrupt(f"entries of table {table}")
             entries += len(content) // 2
-            yield Table(table), list(zip(content[::2], content[1::2], strict=True))
+            yield Table(table), _pairs(content)
+
+    def whole_frames(self) -> Iterator[tuple[Table, list[tuple[bytes, bytes]]] | Lost]:
+        """Like `frames`, and on beyond damage: each frame that is proved whole, and what lies between.
+
+        A frame is proved by its checksum, which is seeded with that of the
+        frame before as it is stored. So behind a damaged payload the next
+        frame is proved again; and a frame in which the checksum alone is
+        damaged is proved by the one behind it. Nothing is found any more
+        behind a damaged length.
+        """
+        offset, seeds = self._offset, [self._checksum]
+        lost: int | None = None  # where the frames that are not proved begin
+        reason, doubtful = "", None  # the content of the one that is not, if the one before it is
+        while True:
+            frame = self._file.read(_FRAME.size)
+            length, stored = _FRAME.unpack(frame) if len(frame) == _FRAME.size else (self.bytes, 0)
+            end = offset + _FRAME.size + length
+            if length > _MAX_FRAME or end > self.bytes:
+                begin = offset if lost is None else lost
+                yield Lost(begin, self.bytes, reason or "the file is cut short, or a length is damaged")
+                return
+            payload = self._file.read(length)
+            computed = [xxh3_64_intdigest(payload, seed) for seed in seeds]
+            if stored in computed:
+                if lost is not None and doubtful is not None and computed.index(stored) == 1:
+                    table, content = self._unpack(doubtful)
+                    yield Table(table), _pairs(content)
+                elif lost is not None:
+                    yield Lost(lost, offset, reason)
+                lost, reason, doubtful, seeds = None, "", None, [stored]
+                table, content = self._unpack(payload)
+                if table == _END:
+                    if end < self.bytes:
+                        yield Lost(end, self.bytes, "something follows the end")
+                    return
+                yield Table(table), _pairs(content)
+            elif lost is None:
+                lost, reason, doubtful = offset, "a frame has a wrong checksum", payload
+                seeds = [stored, computed[0]]
+            else:
+                doubtful, seeds = None, [stored]
+            offset = end
 
     def close(self) -> None:
         """Close the file."""
@@ -242,6 +294,10 @@ class CheckpointReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _pairs(flat: list[bytes]) -> list[tuple[bytes, bytes]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def verify_checkpoint(path: Path) -> tuple[Stand, Written]:

@@ -77,14 +77,25 @@ def _reserve_reader_slots(file: Path, max_readers: int) -> None:
 
 
 def open_for_reading(path: Path) -> tuple[Any, dict[Table, Any]]:
-    """The environment and its tables, read-only."""
+    """The environment and its tables, read-only.
+
+    Raises:
+        FileNotFoundError: a file of it is gone. LMDB would make a new lock
+            file, in which the writer would not see what this process reads.
+    """
     check_private_dir(path)
+    os.stat(path / "data.mdb")
+    lock_file = path / "lock.mdb"
+    lock = os.stat(lock_file)
     # One spare transaction halves the cost of a read; the image is closed before a fork.
     env = lmdb.open(
         str(path), map_size=MAP_BYTES, max_dbs=len(Table), readonly=True, create=False, lock=True,
         max_spare_txns=1,
     )
     try:
+        if not os.path.samestat(lock, os.stat(lock_file)):  # removed just now: this one is of LMDB's making
+            lock_file.unlink(missing_ok=True)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(lock_file))
         return env, {table: env.open_db(name, create=False) for table, name in TABLE_NAMES.items()}
     except BaseException:
         env.close()
@@ -147,6 +158,9 @@ def remove_image(path: Path) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """What the file system of a path has left."""
-    info = os.statvfs(path)
+    """What the file system of a path has left; nothing if the path is gone."""
+    try:
+        info = os.statvfs(path)
+    except FileNotFoundError:
+        return 0
     return info.f_bavail * info.f_frsize

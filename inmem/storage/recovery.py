@@ -21,13 +21,13 @@ callers may hold versions that a power cut took from the log.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from inmem.config import MAX_BATCH
+from inmem.config import MAP_BYTES, MAX_BATCH
 from inmem.control import DURABLE, PID, VERSION, Control, boot_id
 from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError, StoreFullError
@@ -36,10 +36,12 @@ from inmem.storage.environment import create_image, image_parent, remove_image, 
 from inmem.storage.store import Position, PublishError, Store
 from inmem.storage.wal import Wal
 from inmem.storage.wal_files import Position as WalPosition
+from inmem.storage.wal_format import Record
 from inmem.storage.wal_scan import ScanResult, rewrite_tail, scan
 
 _REPLAY_BYTES: Final = 8 * 1024 * 1024  # of the log in one store transaction: bounds dirty pages
-_POWER_CUT_GAP: Final = 1 << 32  # versions skipped when it is unknown what was published
+_PRIVATE_READERS: Final = 8  # of a store that one process reads
+POWER_CUT_GAP: Final = 1 << 32  # versions skipped when it is unknown what was published
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def recover(
     logged = scan(directory.wal, identity.database_id) if keeps_log else None
     # Whose stand is read even if the image is adopted: the log cannot begin before it for nothing.
     checkpoint = newest_checkpoint(directory.checkpoints) if keeps_log else None
-    stand = _stand_of(checkpoint, identity) if checkpoint is not None else None
+    stand = stand_of_ours(checkpoint, identity) if checkpoint is not None else None
     _check_durable_end(directory, control, logged, stand)
     stem = directory.stem(identity)
     store, start, reason = _adopt(Path(before.image) if before.image else None, stem, owner, logged, identity)
@@ -108,7 +110,7 @@ def recover(
         generation += 1
         parent = image_parent(directory, settings.image_dir, settings.quota_bytes)
         remove_images(parent, stem, None)
-        path = create_image(parent, stem, generation)
+        path = create_image(parent, stem, generation, directory.path)
         store = Store(path, max_readers=settings.max_readers, quota_bytes=settings.quota_bytes)
     try:
         replayed = 0
@@ -120,7 +122,7 @@ def recover(
             # What will be served must be durable first: pages may look clean after a failed fsync.
             rewrite_tail(logged)
             reached("tail")
-            replayed = _replay(store, logged, start, owner)
+            replayed = replay(store, logged.iter_records(start), owner)
             reached("replayed")
         position = store.position
         version = epoch = clock_us = 0
@@ -154,7 +156,7 @@ def recover(
     return Recovered(store, log, generation, epoch, version, clock_us, owner, report)
 
 
-def _stand_of(checkpoint: Path, identity: Identity) -> Stand:
+def stand_of_ours(checkpoint: Path, identity: Identity) -> Stand:
     """What a checkpoint says that it stands for; it has to be this database's."""
     with CheckpointReader(checkpoint) as reader:
         stand = reader.stand
@@ -176,20 +178,52 @@ def _load(
         StoreFullError: it does not fit the memory that there is.
     """
     if checkpoint is None:
+        return begin_of(logged, None, None)
+    with CheckpointReader(checkpoint) as reader:
+        start = begin_of(logged, checkpoint, reader.stand)
+        fill(store, reader, owner)
+    return start
+
+
+def begin_of(logged: ScanResult, checkpoint: Path | None, stand: Stand | None) -> WalPosition | None:
+    """Where the log goes on from its checkpoint; None for all of it, which is then as old as the database.
+
+    Raises:
+        CorruptionError: it does not go on from there.
+    """
+    if stand is None:
         if logged.segments and logged.find(0, 0) is None:
             raise _no_start(logged, "begins in the middle, and there is no checkpoint that it goes on from")
         return None
-    with CheckpointReader(checkpoint) as reader:
-        stand = reader.stand
-        start = logged.find(stand.version, stand.checksum)
-        if start is None and logged.segments:
-            raise _no_start(logged, f"does not go on from {checkpoint}, at version {stand.version}")
-        position = Position(stand.version, stand.checksum, stand.clock_us, stand.epoch, owner)
-        try:
-            store.load(reader.frames(), position)
-        except PublishError as error:
-            raise _too_small(store, error) from error
+    start = logged.find(stand.version, stand.checksum)
+    if start is None and logged.segments:
+        raise _no_start(logged, f"does not go on from {checkpoint}, at version {stand.version}")
     return start
+
+
+def fill(store: Store, reader: CheckpointReader, owner: tuple[Any, ...]) -> None:
+    """Load an empty store from a file.
+
+    Raises:
+        CorruptionError: the file is damaged.
+        StoreFullError: there is no room behind the store.
+    """
+    stand = reader.stand
+    position = Position(stand.version, stand.checksum, stand.clock_us, stand.epoch, owner)
+    try:
+        store.load(reader.frames(), position)
+    except PublishError as error:
+        raise too_small(store, error) from error
+
+
+@contextmanager
+def private_store(scratch: Path) -> Iterator[Store]:
+    """A new, empty store for one process, in a directory of the caller's; closed afterwards."""
+    store = Store(scratch, max_readers=_PRIVATE_READERS, quota_bytes=MAP_BYTES)
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 def _no_start(logged: ScanResult, problem: str) -> CorruptionError:
@@ -197,7 +231,8 @@ def _no_start(logged: ScanResult, problem: str) -> CorruptionError:
     return CorruptionError(f"{first} at 0: the log {problem}", file=str(first), offset=0)
 
 
-def _too_small(store: Store, error: PublishError) -> StoreFullError:
+def too_small(store: Store, error: PublishError) -> StoreFullError:
+    """What a user is told if an image cannot take what was kept."""
     return StoreFullError(
         f"the data does not fit the memory for the image: {error}",
         used_bytes=store.file_bytes, quota_bytes=store.quota_bytes,
@@ -217,12 +252,8 @@ def _check_durable_end(
     Raises:
         CorruptionError: names the file and where the log ends in it.
     """
-    end = logged.end.version if logged is not None and logged.end is not None else 0
-    if stand is not None and logged is not None and not logged.records:
-        # All of the log was released, or it was not begun, or lost whole: the checkpoint alone may be enough.
-        if logged.end is None or logged.end.checksum == stand.checksum:
-            end = stand.version
     durable = control.words[DURABLE]
+    end = end_version(logged, stand) if logged is not None else 0
     if logged is None or end >= durable:
         return
     file, offset, reason = directory.wal, 0, "the log has no segment"
@@ -236,6 +267,15 @@ def _check_durable_end(
     )
 
 
+def end_version(logged: ScanResult, stand: Stand | None) -> int:
+    """The version that a log, and the checkpoint that it goes on from, lead to."""
+    end = logged.end
+    # All of the log was released, or it was not begun, or lost whole: the checkpoint alone may be enough.
+    if stand is not None and not logged.records and (end is None or end.checksum == stand.checksum):
+        return stand.version
+    return end.version if end is not None else 0
+
+
 def _next_base(recovered: int, control: Control, adopted: bool, same_boot: bool) -> int:
     """The version to go on from: above all that can have been published."""
     clean = control.words[PID] == 0
@@ -246,7 +286,7 @@ def _next_base(recovered: int, control: Control, adopted: bool, same_boot: bool)
         return max(recovered, published)
     if same_boot:  # the control file is memory that outlived the writer: at most a group behind
         return max(recovered, published + MAX_BATCH + 1)
-    return max(recovered, published) + _POWER_CUT_GAP
+    return max(recovered, published) + POWER_CUT_GAP
 
 
 def _adopt(
@@ -279,29 +319,38 @@ def _adopt(
 
 
 @contextmanager
-def replay_privately(directory: DataDirectory, identity: Identity, scratch: Path) -> Iterator[Store]:
-    """A store rebuilt from the log in a directory of the caller's; nothing else is touched."""
-    settings = identity.settings
-    store = Store(scratch, max_readers=settings.max_readers, quota_bytes=settings.quota_bytes)
-    try:
-        logged = scan(directory.wal, identity.database_id)
-        owner = owner_of(directory, identity)
+def replay_privately(
+    directory: DataDirectory, identity: Identity, scratch: Path, control: Control | None = None
+) -> Iterator[Store]:
+    """A store rebuilt from checkpoint and log in a directory of the caller's; nothing else is touched.
+
+    With the control file it is refused, as recovery does, if the log ends
+    before what was durable.
+    """
+    with private_store(scratch) as store:
+        # First: a writer removes of the log only what a checkpoint that is newer than this one holds.
         checkpoint = newest_checkpoint(directory.checkpoints)
-        if checkpoint is not None:
-            _stand_of(checkpoint, identity)
-        _replay(store, logged, _load(store, checkpoint, logged, owner), owner)
+        stand = stand_of_ours(checkpoint, identity) if checkpoint is not None else None
+        logged = scan(directory.wal, identity.database_id)
+        if control is not None:
+            _check_durable_end(directory, control, logged, stand)
+        owner = owner_of(directory, identity)
+        start = _load(store, checkpoint, logged, owner)
+        replay(store, logged.iter_records(start), owner)
         yield store
-    finally:
-        store.close()
 
 
-def _replay(store: Store, logged: ScanResult, start: WalPosition | None, owner: tuple[Any, ...]) -> int:
-    """Apply all records after `start` (None: all); returns how many."""
+def replay(store: Store, records: Iterable[Record], owner: tuple[Any, ...]) -> int:
+    """Apply records of the log, in their order; returns how many. Cost: about 5 µs a write.
+
+    Raises:
+        StoreFullError: there is no room behind the store.
+    """
     count = held = 0
     txn = None
     last = None
     try:
-        for record in logged.iter_records(start):
+        for record in records:
             txn = txn or store.begin()
             txn.apply(record.ops)
             last = Position(record.version, record.checksum, record.clock_us, record.epoch, owner)
@@ -313,5 +362,5 @@ def _replay(store: Store, logged: ScanResult, start: WalPosition | None, owner: 
         if txn is not None and last is not None:
             txn.publish(last)
     except PublishError as error:
-        raise _too_small(store, error) from error
+        raise too_small(store, error) from error
     return count

@@ -10,6 +10,11 @@ would free the parent's reader slots, after which the parent reads pages that
 the writer has reused. So the image is closed in the parent right before a
 fork, and both sides open it again at their next read. Where a snapshot is
 open at that moment it cannot be closed: then the child refuses.
+
+Threads read without a lock while another one leaves the image, for a fork or
+for the next generation. A read that meets a closed environment is done again;
+a snapshot that begins notes itself before it looks whether the image was
+left, and who leaves looks for snapshots after saying so: one of them sees.
 """
 
 from __future__ import annotations
@@ -40,6 +45,45 @@ _ATTACH_PATIENCE_S: Final = 10.0  # a switch of image takes milliseconds, a reco
 _RETRY_S: Final = 0.001
 
 
+class _Opened:
+    """An image that this process has open, and the snapshots that are open in it."""
+
+    __slots__ = ("_to_close", "data", "env", "generation", "is_left", "live", "path", "tables")
+
+    def __init__(self, path: Path, generation: int) -> None:
+        self.env, self.tables = open_for_reading(path)
+        self.data = self.tables[Table.DATA]
+        self.path = str(path)
+        self.generation = generation
+        self.live: dict[int, tuple[Any, float]] = {}  # snapshot -> transaction, end of its time
+        self.is_left = False  # no snapshot may begin here any more
+        self._to_close = [self.env]
+
+    def is_needed(self) -> bool:
+        """Whether a snapshot is open that may still be read."""
+        now = time.monotonic()
+        return any(end >= now for _, end in list(self.live.values()))
+
+    def end(self, snapshot: int) -> None:
+        """A snapshot ends; the last one of an image that was left closes it."""
+        found = self.live.pop(snapshot, None)
+        if found is not None:
+            found[0].abort()
+            if self.is_left and not self.live:
+                self.close()
+
+    def close(self) -> None:
+        """Close it; what is open in it ends."""
+        self.is_left = True
+        self.live.clear()
+        if self._to_close:
+            try:
+                env = self._to_close.pop()
+            except IndexError:
+                return  # another thread was faster
+            env.close()
+
+
 class Image:
     """The image that the control file names, opened read-only, once per process."""
 
@@ -49,43 +93,46 @@ class Image:
         self._stem = stem
         self._revive = revive
         self._lock = threading.Lock()
-        self._env: Any = None
-        self._tables: dict[Table, Any] = {}
-        self._data: Any = None
-        self._generation = -1
-        self._live: dict[int, Any] = {}  # the transactions of open snapshots, by id of the snapshot
-        self._path = ""  # of the environment, as the control file named it
+        self._now: _Opened | None = None
+        self._before: _Opened | None = None  # the generation before, while snapshots are open in it
         self._closed = False
 
     def get(self, key: bytes) -> bytes | None:
         """The record under a key in the newest committed version. Cost: about 1 µs."""
         while True:
-            env = self._env
-            if env is None or self._control.words[GENERATION] != self._generation:
-                env = self._attach()
+            now = self._now
+            if now is None or self._control.words[GENERATION] != now.generation:
+                now = self._attach()
             try:
-                record: bytes | None = env.begin(self._data).get(key)
+                record: bytes | None = now.env.begin(now.data).get(key)
                 return record
             except lmdb.ReadersFullError:
-                self._free_reader_slots(env)
+                self._free_reader_slots(now.env)
             except lmdb.Error as error:
-                if self._env is env:
-                    raise _as_corruption(error, env) from error
+                if self._now is now:
+                    raise _as_corruption(error, now.env) from error
                 # Another thread closed it for a fork or a switch: read again.
 
     def snapshot(self, max_age_s: float) -> Snapshot:
         """One committed version, held open until closed or too old. Cost: about 3 µs."""
+        if self._before is not None:
+            with self._lock:
+                self._leave_before()
         while True:
-            env = self._env
-            if env is None or self._control.words[GENERATION] != self._generation:
-                env = self._attach()
+            now = self._now
+            if now is None or self._control.words[GENERATION] != now.generation:
+                now = self._attach()
             try:
-                return Snapshot(self, env.begin(self._data), max_age_s)
+                snapshot = Snapshot(self, now, max_age_s)
             except lmdb.ReadersFullError:
-                self._free_reader_slots(env)
+                self._free_reader_slots(now.env)
             except lmdb.Error as error:
-                if self._env is env:
-                    raise _as_corruption(error, env) from error
+                if self._now is now:
+                    raise _as_corruption(error, now.env) from error
+            else:
+                if not now.is_left:
+                    return snapshot
+                snapshot.close()
 
     def now_us(self) -> int:
         """Store time, microseconds."""
@@ -100,14 +147,14 @@ class Image:
                 hint="Close snapshots, use fewer threads, or create the store with a larger max_readers.",
             )
 
-    def _attach(self) -> Any:
+    def _attach(self) -> _Opened:
         """Open the image that the control file names now; if there is none, have a writer make one."""
         deadline = time.monotonic() + _ATTACH_PATIENCE_S
         while True:
             with self._lock:
-                env = self._try_attach()
-            if env is not None:
-                return env
+                opened = self._try_attach()
+            if opened is not None:
+                return opened
             if time.monotonic() > deadline:
                 raise WriterUnavailableError(
                     f"{self._control.path.parent} has no image in memory",
@@ -117,45 +164,60 @@ class Image:
                 self._revive(deadline)  # without the lock: it may take a while, and a fork waits for it
             time.sleep(_RETRY_S)
 
-    def _try_attach(self) -> Any:
-        """The environment of now, None if there is none at this moment."""
+    def _try_attach(self) -> _Opened | None:
+        """The image of now, None if there is none at this moment."""
         if self._closed:
             raise ClosedError("the database is closed")
         state = self._control.read()
         if state is None:
             return None
-        if self._env is not None and state.generation == self._generation:
-            return self._env
+        if self._now is not None and state.generation == self._now.generation:
+            return self._now
         path = Path(state.image)
         # A copied directory names its original's image, which is none of its business.
         if not state.generation or not path.name.startswith(self._stem):
             return None
         if state.image in _STRANDED:
             raise ForkError("the process forked while a snapshot or transaction was open")
-        self._detach()
+        self._leave()
+        if self._before is not None and self._before.path == state.image:
+            self._leave_before(at_once=True)  # LMDB would not open it twice
         try:
-            env, tables = open_for_reading(path)
+            opened = _Opened(path, state.generation)
         except FileNotFoundError:
             return None  # replaced or removed just now; the control file will say
         except lmdb.Error as error:
             if not path.is_dir() or self._control.words[GENERATION] != state.generation:
                 return None
             raise CorruptionError(f"{path}: {error}", file=state.image, offset=0) from error
-        self._env, self._tables, self._data = env, tables, tables[Table.DATA]
-        self._generation, self._path = state.generation, state.image
-        return env
+        self._now = opened
+        return opened
 
-    def _detach(self) -> None:
-        env, self._env, self._generation = self._env, None, -1
-        self._live.clear()
-        if env is not None:
-            env.close()
+    def _leave(self) -> None:
+        """Close the image, or leave that to the snapshots that are open in it."""
+        left, self._now = self._now, None
+        if left is None:
+            return
+        self._leave_before(at_once=True)  # of more than two the memory would not be bounded
+        left.is_left = True
+        if left.is_needed():
+            self._before = left
+        else:
+            left.close()
+
+    def _leave_before(self, at_once: bool = False) -> None:
+        """Close the generation before if nothing in it is needed; at once, whatever is open in it."""
+        before = self._before
+        if before is not None and (at_once or not before.is_needed()):
+            self._before = None
+            before.close()
 
     def close(self) -> None:
         """Close the image; open snapshots of it end."""
         with self._lock:
             self._closed = True
-            self._detach()
+            self._leave()
+            self._leave_before(at_once=True)
 
     # Around a fork. Between before_fork and after_fork_* the lock is held, so
     # that no other thread opens the image again inside the window.
@@ -163,21 +225,24 @@ class Image:
     def before_fork(self) -> None:
         """Close the image unless a snapshot is open on it."""
         self._lock.acquire()
-        if not self._live:
-            self._detach()
+        now = self._now
+        if now is not None and not now.live:
+            self._now = None
+            now.close()
 
     def after_fork_in_parent(self) -> None:
         """Go on; the next read opens the image again."""
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Start afresh, or refuse if the parent had snapshots open."""
+        """Start afresh, or refuse what the parent had snapshots open in."""
         self._lock = threading.Lock()
-        if self._env is not None:
-            _INHERITED.append((self._env, self._tables, self._live))
-            _STRANDED.add(self._path)
-            self._env, self._generation = None, -1
-            self._live = {}
+        for opened in (self._now, self._before):
+            if opened is not None:
+                _INHERITED.append((opened, opened.live))
+                _STRANDED.add(opened.path)
+                opened.live = {}  # a snapshot that is dropped here must not touch its transaction
+        self._now = self._before = None
 
 
 # Objects of a parent's LMDB environment are kept alive in the child, never closed.
@@ -189,15 +254,16 @@ _STRANDED: set[str] = set()
 class Snapshot:
     """One committed version of the image. Not to be shared between threads."""
 
-    __slots__ = ("_born", "_ended_by", "_image", "_max_age_s", "_txn", "now_us")
+    __slots__ = ("_born", "_ended_by", "_home", "_max_age_s", "_txn", "now_us")
 
-    def __init__(self, image: Image, txn: Any, max_age_s: float) -> None:
-        self._image = image
-        self._txn = txn
+    def __init__(self, image: Image, home: _Opened, max_age_s: float) -> None:
+        self._home = home
+        self._txn: Any = None
+        self._txn = home.env.begin(home.data)
         self._born = time.monotonic()
         self._max_age_s = max_age_s
         self._ended_by: str | None = None
-        image._live[id(self)] = txn
+        home.live[id(self)] = self._txn, self._born + max_age_s
         self.now_us = image.now_us()
 
     def _open(self) -> Any:
@@ -206,7 +272,7 @@ class Snapshot:
             if self._ended_by is not None:
                 raise SnapshotTooOldError(self._ended_by)  # as often as it is asked: why does not change
             raise ClosedError("the snapshot is closed")
-        if id(self) not in self._image._live:
+        if id(self) not in self._home.live:
             self._txn = None
             self._ended_by = "the image of this snapshot was replaced"
             raise SnapshotTooOldError(self._ended_by)
@@ -220,7 +286,7 @@ class Snapshot:
     @property
     def version(self) -> int:
         """The commit version that this snapshot shows."""
-        data = self._open().get(VERSION_KEY, db=self._image._tables[Table.META])
+        data = self._open().get(VERSION_KEY, db=self._home.tables[Table.META])
         return int.from_bytes(data, "big") if data else 0
 
     def get(self, key: bytes) -> bytes | None:
@@ -233,8 +299,8 @@ class Snapshot:
         return record
 
     def _ended(self, error: lmdb.Error) -> InmemError:
-        if id(self) in self._image._live:
-            return _as_corruption(error, self._image._env)
+        if id(self) in self._home.live:
+            return _as_corruption(error, self._home.env)
         return SnapshotTooOldError("the image of this snapshot was replaced")
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -249,16 +315,15 @@ class Snapshot:
         """All of one table; for checks and copies."""
         txn = self._open()
         try:
-            yield from txn.cursor(self._image._tables[table])
+            yield from txn.cursor(self._home.tables[table])
         except lmdb.Error as error:
             raise self._ended(error) from error
 
     def close(self) -> None:
         """End it; the memory that it pinned can be used again."""
         txn, self._txn = self._txn, None
-        if txn is not None and id(self) in self._image._live:
-            del self._image._live[id(self)]
-            txn.abort()
+        if txn is not None:
+            self._home.end(id(self))
 
     def __del__(self) -> None:
         # A forgotten snapshot must not pin memory, nor its id stand for another object.

@@ -16,12 +16,14 @@ Reading back, by what is found first:
     a bad header in the last segment, no record in it   torn tail, to be cut
     zeros to the end of the last segment                torn tail, to be cut
     zeros to the end of another, the chain goes on      the end of that segment
+
+A salvage reads a log that is refused: see `scan_pieces`.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +56,7 @@ from inmem.storage.wal_format import (
 )
 
 _CHUNK: Final = 1 << 20  # bytes read at a time: bounds memory where records are small
+_BLOCK: Final = 4096  # what is given up where the disk cannot read
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,9 @@ class ScanResult:
             return self.end
         for segment in self.segments:
             if segment.first_version <= version <= segment.last_version:
-                for _, end, header, _ in _walk_segment(self, segment, SEGMENT_HEADER_BYTES, verify=False):
+                for _, end, header, _ in _walk_whole(
+                    self.files, segment.file, SEGMENT_HEADER_BYTES, segment.end, verify=False
+                ):
                     if header.version == version and header.checksum == checksum:
                         return Position(segment.number, end, version, checksum, header.epoch)
         start = self.start
@@ -117,16 +122,7 @@ class ScanResult:
             begin = SEGMENT_HEADER_BYTES
             if after is not None and segment.number == after.segment:
                 begin = after.offset
-            name = str(segment.file)
-            for offset, end, header, payload in _walk_segment(self, segment, begin, verify=True):
-                try:
-                    ops = decode_ops(payload)
-                except ValueError as error:
-                    raise _corrupt(segment.file, offset, str(error)) from None
-                yield Record(
-                    header.version, header.epoch, header.durable_version, header.previous,
-                    header.checksum, header.clock_us, ops, name, offset, end,
-                )
+            yield from _records(self.files, segment.file, begin, segment.end)
 
 
 def scan(directory: Path, database_id: bytes, *, files: Files | None = None) -> ScanResult:
@@ -200,7 +196,7 @@ def rewrite_tail(result: ScanResult) -> Position | None:
         return None
     last = result.segments[-1]
     begin = 0  # the header too, unless a durable record proves it
-    for _, end, header, _ in _walk_segment(result, last, SEGMENT_HEADER_BYTES, verify=False):
+    for _, end, header, _ in _walk_whole(files, last.file, SEGMENT_HEADER_BYTES, last.end, verify=False):
         if header.version > result.durable_version:
             break
         begin = end
@@ -219,6 +215,190 @@ def rewrite_tail(result: ScanResult) -> Position | None:
         files.close(fd)
     files.sync_directory(result.directory)
     return result.end
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Records that follow on each other without a break, in one segment or several.
+
+    `previous` is the checksum of the record that came before the first.
+    """
+
+    spans: tuple[tuple[Path, int, int], ...]  # file, begin, end
+    previous: int
+    first_version: int
+    last_version: int
+    records: int
+    files: Files
+
+    def iter_records(self) -> Iterator[Record]:
+        """Each record, in order, one in memory at a time.
+
+        Raises:
+            CorruptionError: a payload with a right checksum is no list of
+                operations, or the file changed since the scan.
+        """
+        for path, begin, end in self.spans:
+            yield from _records(self.files, path, begin, end)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Bytes `begin` to `end` of a file in which no whole record of this database was found, and why."""
+
+    file: Path
+    begin: int
+    end: int
+    reason: str
+
+
+def scan_pieces(
+    directory: Path, database_id: bytes, *, files: Files | None = None,
+    begun: Callable[[Path], None] = lambda path: None,
+) -> tuple[list[Piece], list[Gap]]:
+    """All whole records of a log that may be damaged anywhere, and all that lies between them.
+
+    Which pieces can be used is for the caller to say: a piece is proved to
+    follow on a state only by the checksum that its first record names. What
+    no record was found in is a gap; what the disk cannot read is one too.
+    Nothing is changed; `begun` is told of each segment. Cost: about 3 µs a
+    record, and a look at every byte where the log is damaged.
+
+    Raises:
+        FormatVersionError: a whole header of another format version.
+    """
+    found = segment_files(directory) if directory.is_dir() else []
+    look = _Pieces(database_id, _Readable(files or Files()))
+    expected = found[0][0] if found else 0
+    for number, path in found:
+        if number != expected:
+            look.gap(segment_path(directory, expected), 0, 0, f"the segment is missing, {number} is there")
+        begun(path)
+        look.segment(number, path)
+        expected = number + 1
+    look.finish()
+    return look.pieces, look.gaps
+
+
+class _Pieces:
+    """The pieces and gaps as they are found, and the piece that the next record may belong to."""
+
+    def __init__(self, database_id: bytes, files: Files) -> None:
+        self.pieces: list[Piece] = []
+        self.gaps: list[Gap] = []
+        self._files = files
+        self._chain = _Chain(database_id)
+        self._spans: list[tuple[Path, int, int]] = []
+        self._first: RecordHeader | None = None
+
+    def gap(self, path: Path, begin: int, end: int, reason: str) -> None:
+        """Nothing whole is there."""
+        self.gaps.append(Gap(path, begin, end, reason))
+
+    def segment(self, number: int, path: Path) -> None:
+        """Read one segment to its end."""
+        files, chain = self._files, self._chain
+        fd = files.open(path, READ)
+        try:
+            source = _Source(files, fd, path, files.size(fd))
+            offset = 0
+            try:
+                header = decode_segment_header(source.read(SEGMENT_HEADER_BYTES, 0))
+                if header.database_id != chain.database_id or header.segment != number:
+                    raise ValueError("a segment header of another database or number")
+                _check_format(path, header)
+                offset = SEGMENT_HEADER_BYTES
+            except ValueError as error:
+                offset = self._next(source, 0, str(error))
+            while offset < source.size:
+                offset = self._run(source, offset)
+        finally:
+            files.close(fd)
+
+    def _run(self, source: _Source, offset: int) -> int:
+        """Take the records from `offset` on; where the next may be found after they end."""
+        begin = end = offset
+        walk = _walk(source, offset, None)
+        try:
+            for at, after, header, _ in walk:
+                if header.database_id != self._chain.database_id:
+                    raise _BadBytes("a record of another database")
+                if not self._follows(header):
+                    self._span(source.path, begin, at)
+                    self.finish()
+                    begin = at
+                self._take(header)
+                end = after
+        except _BadBytes as bad:
+            self._span(source.path, begin, end)
+            if _zeros_only(source, end):
+                return source.size  # the end of a segment
+            return self._next(source, end, bad.reason)
+        self._span(source.path, begin, end)
+        return source.size
+
+    def _next(self, source: _Source, offset: int, reason: str) -> int:
+        """Where the next whole record starts, at the end if there is none; what is before it is a gap."""
+        witness = _search(source, offset + 1, self._chain.database_id, None)
+        end = source.size if witness is None else witness[0]
+        self.gap(source.path, offset, end, reason)
+        return end
+
+    def _follows(self, header: RecordHeader) -> bool:
+        chain = self._chain
+        return self._first is None or (
+            header.previous == chain.checksum and header.version > chain.version
+            and header.epoch >= chain.epoch
+        )
+
+    def _take(self, header: RecordHeader) -> None:
+        chain = self._chain
+        self._first = self._first or header
+        chain.checksum, chain.version, chain.epoch = header.checksum, header.version, header.epoch
+        chain.records += 1
+
+    def _span(self, path: Path, begin: int, end: int) -> None:
+        if end > begin:
+            self._spans.append((path, begin, end))
+
+    def finish(self) -> None:
+        """The piece ends here."""
+        chain, first = self._chain, self._first
+        if first is not None:
+            self.pieces.append(Piece(
+                tuple(self._spans), first.previous, first.version, chain.version, chain.records,
+                self._files,
+            ))
+        self._chain, self._spans, self._first = _Chain(chain.database_id), [], None
+
+
+class _Readable(Files):
+    """Files of which every byte can be read: what the disk cannot read is zeros, which prove nothing."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        return self._files.open(path, flags, mode)
+
+    def read(self, fd: int, count: int, offset: int) -> bytes:
+        try:
+            return self._files.read(fd, count, offset)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        count = min(count, self.size(fd) - offset)
+        if count <= _BLOCK:
+            return bytes(count)
+        parts = []
+        while count > 0:
+            part = self.read(fd, min(count, _BLOCK - offset % _BLOCK), offset)
+            if not part:
+                break
+            parts.append(part)
+            offset += len(part)
+            count -= len(part)
+        return b"".join(parts)
 
 
 class _BadBytes(Exception):
@@ -312,20 +492,33 @@ def _walk(
         offset = end
 
 
-def _walk_segment(
-    result: ScanResult, segment: Segment, offset: int, *, verify: bool
+def _walk_whole(
+    files: Files, path: Path, begin: int, end: int, *, verify: bool
 ) -> Iterator[tuple[int, int, RecordHeader, memoryview]]:
-    """Like `_walk`, of a segment that a scan found whole up to its end."""
-    fd = result.files.open(segment.file, READ)
-    end = offset
+    """Like `_walk`, of what a scan found whole."""
+    fd = files.open(path, READ)
+    at = begin
     try:
-        for step in _walk(_Source(result.files, fd, segment.file, segment.end), offset, None, verify):
-            end = step[1]
+        for step in _walk(_Source(files, fd, path, end), begin, None, verify):
+            at = step[1]
             yield step
     except _BadBytes as bad:
-        raise _corrupt(segment.file, end, f"{bad.reason}, and did when it was scanned") from None
+        raise _corrupt(path, at, f"{bad.reason}, and did when it was scanned") from None
     finally:
-        result.files.close(fd)
+        files.close(fd)
+
+
+def _records(files: Files, path: Path, begin: int, end: int) -> Iterator[Record]:
+    name = str(path)
+    for offset, after, header, payload in _walk_whole(files, path, begin, end, verify=True):
+        try:
+            ops = decode_ops(payload)
+        except ValueError as error:
+            raise _corrupt(path, offset, str(error)) from None
+        yield Record(
+            header.version, header.epoch, header.durable_version, header.previous, header.checksum,
+            header.clock_us, ops, name, offset, after,
+        )
 
 
 def _read_segment_header(
@@ -341,13 +534,7 @@ def _read_segment_header(
         if witness is not None:
             raise _corrupt(path, 0, f"{error}, and a record follows at {witness[0]}") from None
         return Torn(path, 0, source.size, str(error))
-    if header.format_version != FORMAT_VERSION or header.flags:
-        raise FormatVersionError(
-            f"{path} has format version {header.format_version} and flags {header.flags:#x}, "
-            f"this release reads version {FORMAT_VERSION} without flags",
-            found=header.format_version,
-            supported=FORMAT_VERSION,
-        )
+    _check_format(path, header)
     if header.database_id != database_id:
         raise _corrupt(path, 0, f"a segment of another database, {header.database_id.hex()}")
     if header.segment != number:
@@ -355,6 +542,16 @@ def _read_segment_header(
     if chain is not None and header.previous != chain.checksum:
         raise _corrupt(path, 0, "the segment does not follow on the last record before it")
     return header
+
+
+def _check_format(path: Path, header: SegmentHeader) -> None:
+    if header.format_version != FORMAT_VERSION or header.flags:
+        raise FormatVersionError(
+            f"{path} has format version {header.format_version} and flags {header.flags:#x}, "
+            f"this release reads version {FORMAT_VERSION} without flags",
+            found=header.format_version,
+            supported=FORMAT_VERSION,
+        )
 
 
 def _judge(source: _Source, offset: int, reason: str, chain: _Chain, is_last: bool) -> Torn | None:

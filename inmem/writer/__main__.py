@@ -11,6 +11,7 @@ import json
 import logging
 import logging.handlers
 import os
+import resource
 import signal
 import sys
 import time
@@ -27,15 +28,19 @@ _LOG_FILES = 3
 _PROBE_S = 0.002
 
 
-def serve(directory: DataDirectory, *, foreground: bool, ready_fd: int | None = None) -> None:
+def serve(
+    directory: DataDirectory, *, foreground: bool, stays: bool = False, ready_fd: int | None = None
+) -> None:
     """Be the writer of a directory until asked to stop; says on `ready_fd` that it serves, or why not.
+
+    One in the foreground, or one that `stays`, does not leave with its last client.
 
     Raises:
         BusyError: another writer has the directory.
     """
     starter = _Starter(ready_fd)
     try:
-        _serve(directory, foreground, starter)
+        _serve(directory, foreground, stays, starter)
     except InmemError as error:
         code, message, fields = to_wire(error)
         plain = {k: v for k, v in fields.items() if isinstance(v, str | int | float | None)}
@@ -46,7 +51,7 @@ def serve(directory: DataDirectory, *, foreground: bool, ready_fd: int | None = 
         raise
 
 
-def _serve(directory: DataDirectory, foreground: bool, starter: _Starter) -> None:
+def _serve(directory: DataDirectory, foreground: bool, stays: bool, starter: _Starter) -> None:
     os.umask(0o077)
     lock = FileLock(directory.writer_lock)
     try:
@@ -56,8 +61,9 @@ def _serve(directory: DataDirectory, foreground: bool, starter: _Starter) -> Non
             lock.release()
             time.sleep(_PROBE_S)  # only a client that looks whether there is a writer
         _refuse_a_second_writer(directory)
+        _allow_open_files()
         _set_up_logging(directory, foreground)
-        writer = Writer(directory, lock, foreground=foreground)
+        writer = Writer(directory, lock, foreground=foreground or stays)
         signal.signal(signal.SIGTERM, lambda *_: writer.request_stop())
         signal.signal(signal.SIGINT, lambda *_: writer.request_stop())
         try:
@@ -74,6 +80,12 @@ def _serve(directory: DataDirectory, foreground: bool, starter: _Starter) -> Non
         writer.stop()
     finally:
         lock.close()
+
+
+def _allow_open_files() -> None:
+    """Each client's thread is a connection, and the soft limit is often for a program with few files."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _refuse_a_second_writer(directory: DataDirectory) -> None:
@@ -133,13 +145,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m inmem.writer", description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--ready-fd", type=int, help="detach, and report readiness on this descriptor")
+    parser.add_argument("--stay", action="store_true", help="do not leave with the last client")
     options = parser.parse_args(arguments)
     directory = DataDirectory(options.directory)
     detached = options.ready_fd is not None
     if detached:
         _detach()
     try:
-        serve(directory, foreground=not detached, ready_fd=options.ready_fd)
+        serve(directory, foreground=not detached, stays=options.stay, ready_fd=options.ready_fd)
     except InmemError as error:
         if not detached:
             print(f"inmem: {error} ({error.hint})", file=sys.stderr)

@@ -9,6 +9,10 @@ looks at the memory of the process itself: beyond the limit it shuts the
 connections that are sending at that moment, and if that does not help, all.
 A client of ours connects again and sends what is unanswered: to be shut out
 costs it time, and nothing else.
+
+libzmq also ends the process that cannot accept a connection for want of a
+descriptor. So the limit is raised as far as it goes, and the guard shuts the
+newest connections when they come near it.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import ctypes
 import fcntl
 import logging
 import os
+import resource
 import socket as sockets
 import stat
 import termios
@@ -41,6 +46,7 @@ _SHARE: Final = 32  # messages of one peer in a group that others are in too: wh
 _SHARE_BYTES: Final = MIB  # a group this large ends as soon as it is known that others wait
 _DECODED: Final = 12  # memory that deciding a group takes, for each of its bytes: small values cost most
 _GUARD_S: Final = 0.05  # between two looks at the memory: a sender of 2 GB/s makes 100 MB in it
+_SPARE_FILES: Final = 4096  # or a quarter of what is allowed: what may come in between two looks
 _PATIENCE: Final = 10  # looks after which shutting the senders has not helped
 
 # Enumerations of pyzmq as plain numbers: each use of one costs half a microsecond.
@@ -174,6 +180,7 @@ class Guard:
     def _run(self) -> None:
         beyond = 0
         while not self._stopping.wait(_GUARD_S):
+            self._keep_descriptors()
             used = self._used()
             if used > MAX_MAILBOX_BYTES:
                 _return_free_memory()  # what a large group has left behind is no message
@@ -191,12 +198,27 @@ class Guard:
                 # All is shut and gone: what is left is the writer's own, whatever it is.
                 self._base, beyond = anonymous_bytes(), 0
 
+    def _keep_descriptors(self) -> None:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        excess = len(os.listdir("/proc/self/fd")) - limit + min(_SPARE_FILES, limit // 4)
+        if excess <= 0:
+            return
+        shut = 0
+        for connection in self._connections(newest_first=True):
+            connection.shutdown(sockets.SHUT_RDWR)
+            shut += 1
+            if shut >= excess:
+                break
+        log.warning("%d open files are allowed: shut the %d newest connections", limit, shut)
+
     def _used(self) -> int:
         return anonymous_bytes() - self._base - self.explained
 
-    def _connections(self) -> Iterator[sockets.socket]:
+    def _connections(self, *, newest_first: bool = False) -> Iterator[sockets.socket]:
         """Every accepted connection, as a duplicate that the block closes."""
-        for name in os.listdir("/proc/self/fd"):
+        names = os.listdir("/proc/self/fd")
+        # Descriptors are given out from the lowest: what came last has the highest, as long as few have left.
+        for name in sorted(names, key=int, reverse=True) if newest_first else names:
             try:
                 # Only of a socket: to close a copy of another file's descriptor may drop its locks.
                 if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):

@@ -18,11 +18,11 @@ from plain_store import PlainStore
 from test_trajectories import swe_run, swe_step, tau_run
 
 import inmem
+from inmem.exchange import Trajectory, parse_file
 from workers.checking import Check
 from workers.loading import CHECKS, Anchor, ForeignRun, compare, expected_kv, load_step
 from workers.pool import Interrupt
 from workers.replay import ReplayObserver, check_run_queries, merge, share_out, take_inventory
-from workers.trajectories import Trajectory, parse_file
 
 QUICK = ("--workers", 2, "--start-method", "fork")  # where neither is what is tested
 

@@ -14,7 +14,7 @@ refused, as are duplicate keys, of which a reader would see only the last.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +49,37 @@ def read_json(path: Path) -> Any:
         raise Unstorable(f"cannot be read: {error.strerror}") from None
     if not raw.strip():
         raise Unstorable("empty file")
+    return parse_json(raw)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, numbered from 0; one is in memory at a time.
+
+    Raises:
+        Unstorable: it cannot be read, has no line, or one that is too long.
+    """
+    number = 0
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(MAX_FILE_BYTES):
+                if len(line) == MAX_FILE_BYTES:
+                    raise Unstorable(f"a line of more than {MAX_FILE_BYTES:,} bytes")
+                if line.strip():
+                    yield number, line
+                    number += 1
+    except OSError as error:
+        raise Unstorable(f"cannot be read: {error.strerror}") from None
+    if not number:
+        raise Unstorable("empty file")
+
+
+def parse_json(raw: bytes) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        Unstorable: it is no text, is cut short or wrong, repeats a key, or is
+            nested too deeply.
+    """
     try:
         return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique, parse_int=_parse_int)
     except UnicodeDecodeError as error:

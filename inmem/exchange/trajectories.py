@@ -6,14 +6,18 @@ the source is left out, and a reader of the store needs no source. Traces,
 state and status say the same again, for who looks for something. Knows no
 store and no process.
 
-Two formats are known:
+Two formats are known, and told apart by the name of the file if nobody says
+which it is:
 
-    *.traj   SWE-agent: one object; `trajectory` holds steps (action,
-             observation, response, state, thought and more), `history` the
-             messages; either may be missing. `state` is JSON text in older
-             files and an object in newer ones.
-    *.json   tau-bench: a list of runs (task_id, trial, reward, info, traj),
-             `traj` being chat messages; a tool call's arguments are JSON text.
+    swe-agent     *.traj: one object; `trajectory` holds steps (action,
+                  observation, response, state, thought and more), `history`
+                  the messages; either may be missing. `state` is JSON text in
+                  older files and an object in newer ones.
+    openai-chat   *.json, *.jsonl: chat messages with tool calls, whose
+                  arguments are JSON text. A run is an object with `messages`,
+                  or one of tau-bench (task_id, trial, reward, info, traj),
+                  `traj` being the messages. A file holds a list of runs, or
+                  one run, or the messages of one, or a run in each line.
 
 A run is cut into steps at each message of the assistant: step 0 is what came
 before the first. Events of a step, in order: its messages (`system`, `user`,
@@ -35,12 +39,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import inmem
-from workers.canonical import canonical
-from workers.recorded_traces import Called, StepTraces, label, text
-from workers.storable import Unstorable, convert, expect, kind_of, read_json, restore
+from inmem.exchange.recorded_traces import Called, StepTraces, label, text
+from inmem.exchange.storable import (
+    Unstorable,
+    convert,
+    expect,
+    kind_of,
+    parse_json,
+    read_json,
+    read_lines,
+    restore,
+)
+from inmem.primitives.trace_store import NewTrace
 
 SUFFIXES: Final = (".json", ".traj")
+FORMATS: Final = ("swe-agent", "openai-chat")
 MAX_NAME_CHARS: Final = 40  # of a file's name within a run id, which has at most 64 characters
 MAX_LOOKUP_BYTES: Final = 200  # of what is looked up, within a key, which has at most 320 bytes
 
@@ -64,7 +77,7 @@ class TrajectoryStep:
     kv: dict[str, Any]
     state: dict[str, Any]  # the agent's, after the step
     status: Any  # "running", and with the last step how it ended
-    traces: tuple[inmem.NewTrace, ...]
+    traces: tuple[NewTrace, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,28 +113,58 @@ def find_files(root: Path) -> list[Path]:
 
 
 def parse_file(
-    path: Path, source: str, wanted: Container[int] | None = None
+    path: Path, source: str, wanted: Container[int] | None = None, source_format: str | None = None
 ) -> Iterator[tuple[int, Trajectory | Rejected]]:
     """Everything in one file, numbered: trajectories, and what had to be rejected.
 
     `source` names the file in messages; `wanted` limits the work to some of
-    the numbers. Bad data never raises.
+    the numbers; `source_format` is one of FORMATS, None goes by the file's
+    name. Bad data never raises.
     """
+    if source_format == "openai-chat" and path.suffix == ".jsonl":
+        yield from _chat_lines(path, source, wanted)
+        return
     try:
         data = read_json(path)
     except Unstorable as error:
         yield 0, Rejected(source, str(error))
         return
-    if path.suffix == ".traj":
+    if source_format == "swe-agent" or (source_format is None and path.suffix == ".traj"):
         yield 0, _attempt(source, path.stem, data, swe_agent)
+    elif source_format == "openai-chat" and _is_one_run(data):
+        yield 0, _attempt(source, path.stem, data, openai_chat)
     elif not isinstance(data, list):
         yield 0, Rejected(source, f"is {kind_of(data)}, expected a list of runs")
     elif not data:
         yield 0, Rejected(source, "an empty list: no runs")
     else:
+        mapping = tau_bench if source_format is None else openai_chat
         for number, record in enumerate(data):
             if wanted is None or number in wanted:
-                yield number, _attempt(f"{source}[{number}]", path.stem, record, tau_bench)
+                yield number, _attempt(f"{source}[{number}]", path.stem, record, mapping)
+
+
+def _chat_lines(
+    path: Path, source: str, wanted: Container[int] | None
+) -> Iterator[tuple[int, Trajectory | Rejected]]:
+    try:
+        for number, line in read_lines(path):
+            if wanted is None or number in wanted:
+                place = f"{source}[{number}]"
+                try:
+                    record = parse_json(line)
+                except Unstorable as error:
+                    yield number, Rejected(place, str(error))
+                else:
+                    yield number, _attempt(place, path.stem, record, openai_chat)
+    except Unstorable as error:
+        yield 0, Rejected(source, str(error))
+
+
+def _is_one_run(data: Any) -> bool:
+    """Whether this is a run, and not a list of them; a list of messages is one run."""
+    first = data[0] if isinstance(data, list) and data else None
+    return isinstance(data, dict) or (isinstance(first, dict) and "role" in first)
 
 
 def _attempt(
@@ -201,22 +244,50 @@ def tau_bench(record: Any, name: str) -> Trajectory:
     return build.trajectory(outcome, error, ["tau-bench", *tags], metadata)
 
 
+def openai_chat(record: Any, name: str) -> Trajectory:
+    """The mapping of one run as chat messages: of tau-bench, with `messages`, or the bare messages.
+
+    Raises:
+        Unstorable: it is not such a run, or holds what cannot be stored.
+    """
+    if isinstance(record, dict) and "messages" not in record:
+        return tau_bench(record, name)
+    bare = isinstance(record, list)
+    run = {"messages": record} if bare else expect(record, dict, "a run")
+    messages = _messages(run["messages"], "messages")
+    if not messages:
+        raise Unstorable("messages is empty")
+    build = _Builder(record, "openai-chat", name)
+    build.start("messages")
+    segments = _segments(messages)
+    for number, segment in enumerate(segments):
+        build.messages(segment)
+        build.close_step(number + 1 == len(segments), None, None)
+    model = run.get("model")
+    tags = ["openai-chat"] + ([f"model:{model}"] if isinstance(model, str) else [])
+    metadata = {key: run[key] for key in ("id", "model", "metadata") if key in run}
+    return build.trajectory("unknown", None, tags, metadata)
+
+
 def rebuild(events: Iterable[Event]) -> Any:
     """The source record, from the events of a run."""
-    record: dict[str, Any] = {}
+    record: Any = {}
     messages: list[Any] = []
     elements: dict[int, dict[str, Any]] = {}
     lists: list[str] = []
+    bare = False
     for event_type, payload in events:
         if event_type == "source":
             record, lists = restore(payload["record"]), payload["lists"]
+            if record is None:
+                record, bare = {}, True
         elif event_type in ("thought", "action", "observation", "context"):
             elements.setdefault(payload["step"], {}).update(restore(payload["fields"]))
         elif event_type != "tool_call":
             messages.append(restore(payload["message"]))
     for key in lists:
         record[key] = messages if key != "trajectory" else [elements[step] for step in sorted(elements)]
-    return record
+    return messages if bare else record
 
 
 @dataclass(slots=True)
@@ -237,6 +308,9 @@ class _Builder:
     _notes: list[str] = field(default_factory=list)
 
     def start(self, *listed: str) -> None:
+        if isinstance(self.record, list):  # the messages and nothing else
+            self._event("source", {"record": None, "lists": list(listed)})
+            return
         rest = {key: part for key, part in self.record.items() if key not in listed}
         has = [key for key in listed if key in self.record]
         self._event("source", {"record": self._convert(rest, "the record"), "lists": has})
@@ -281,6 +355,9 @@ class _Builder:
             self._open_calls[call_id] = (str(function.get("name")), arguments, called)
 
     def _answer(self, call_id: str, message: Any, kept: Any) -> None:
+        name: str
+        arguments: Any
+        called: Called | None
         name, arguments, called = self._open_calls.pop(call_id, ("", None, None))
         stored = kept.get("content") if isinstance(kept, dict) else None
         self._traces.answer(called, message.get("content"), stored)
@@ -336,7 +413,8 @@ class _Builder:
     def trajectory(
         self, outcome: str, error: str | None, tags: Iterable[str], metadata: dict[str, Any]
     ) -> Trajectory:
-        digest = hashlib.sha256(canonical(self.record).encode()).hexdigest()
+        canonical = json.dumps(self.record, sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
         return Trajectory(
             run_id=f"{self.source_format}:{_safe(self.name)}:{digest[:12]}",
             name=self.name,

@@ -19,7 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import inmem
+from inmem.model.trace import Custom, ErrorTrace, Thought, ToolCall
+from inmem.primitives.trace_store import NewTrace
 
 # What a shell, an editor or a tool says when something went wrong.
 _FAILURES: Final = (
@@ -78,32 +79,32 @@ class StepTraces:
         arguments = {"action": text(command)}
         self.actions.append(Called(self.index, text(name), arguments, kept, duration_ms, error))
 
-    def close(self, state: dict[str, Any], entries: list[str]) -> tuple[inmem.NewTrace, ...]:
+    def close(self, state: dict[str, Any], entries: list[str]) -> tuple[NewTrace, ...]:
         """All traces, parents before children."""
         root = f"s{self.index:06d}"
         data = {"step": self.index, "roles": self.roles, "state": state, "entries": entries}
-        traces = [inmem.NewTrace(inmem.Custom("Step", data), id=root, tags=("step",))]
+        traces = [NewTrace(Custom("Step", data), id=root, tags=("step",))]
         number = 0
 
         def add(body: Any, tags: tuple[str, ...] = ()) -> str:
             nonlocal number
             name = f"{root}.{number:05d}"
             number += 1
-            traces.append(inmem.NewTrace(body, id=name, parent_id=root, tags=tags))
+            traces.append(NewTrace(body, id=name, parent_id=root, tags=tags))
             return name
 
         for content in self.thought or self.said:
-            add(inmem.Thought(text(content)))
+            add(Thought(text(content)))
         for called in self.calls or self.actions:
-            body = inmem.ToolCall(called.name, called.arguments, called.result, called.duration_ms)
+            body = ToolCall(called.name, called.arguments, called.result, called.duration_ms)
             name = add(body, (label(f"tool:{called.name}"),))
             if called.error is not None:
-                error = inmem.ErrorTrace("tool", called.error, recoverable=True)
-                traces.append(inmem.NewTrace(error, id=f"{name}.e", parent_id=name, tags=("failure",)))
+                error = ErrorTrace("tool", called.error, recoverable=True)
+                traces.append(NewTrace(error, id=f"{name}.e", parent_id=name, tags=("failure",)))
         for late in self.late:
-            add(inmem.Custom("Result", late))
+            add(Custom("Result", late))
         if self.failure is not None:
-            add(inmem.ErrorTrace("run", self.failure, recoverable=False), ("failure",))
+            add(ErrorTrace("run", self.failure, recoverable=False), ("failure",))
         return tuple(traces)
 
 

@@ -1,0 +1,205 @@
+"""`inmem backup`, `restore`, `checkpoint`, `salvage`: keeping what is stored, and getting it back.
+
+Invariant: nothing that exists is ever replaced, and what these commands could
+not finish has no name. Only `checkpoint` needs a writer, and starts one as
+any program does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from inmem.cli.common import AsJson, StorePath, command, console, database_at, print_fields, print_json, size
+from inmem.database import CHECKPOINT_TIMEOUT_S
+from inmem.database import open as open_database
+from inmem.maintenance.backup import backup_in_process
+from inmem.maintenance.backup import restore as restore_directory
+from inmem.maintenance.process import Progress
+from inmem.maintenance.salvage import SalvageReport, salvage_in_process
+
+_SHOWN: Final = 20  # runs and places of a salvage: `--json` has all
+
+# PATH may be left out although it comes first, which a parser of arguments cannot tell by itself.
+First = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH", help="The data directory; INMEM_PATH may stand for it.", show_default=False
+    ),
+]
+NewFile = Annotated[Path | None, typer.Argument(metavar="FILE", help="The new file.", show_default=False)]
+NewPath = Annotated[
+    Path | None, typer.Argument(metavar="NEW", help="The new data directory.", show_default=False)
+]
+
+
+@contextmanager
+def _progress(as_json: bool) -> Iterator[Progress]:
+    """A line on a terminal that says what goes on; nothing elsewhere."""
+    errors = Console(stderr=True, highlight=False, markup=False)
+    if as_json or not errors.is_terminal:
+        yield lambda text: None
+        return
+    with errors.status("...") as status:
+        yield status.update
+
+
+def _source_and_new(first: Path, second: Path | None) -> tuple[Path, Path]:
+    if second is not None:
+        return first, second
+    path = os.environ.get("INMEM_PATH")
+    if not path:
+        raise typer.BadParameter("what it is to make, or INMEM_PATH, is missing", param_hint="PATH")
+    return Path(path), first
+
+
+@command
+def backup(path: First, file: NewFile = None, as_json: AsJson = False) -> None:
+    """Copy a database to one new file, while it is used or not.
+
+    The file holds one moment, is for this user only, durable and read back.
+    It starts no writer: where none serves, the log is replayed privately.
+
+    Example: inmem backup ./data ./data.backup
+    """
+    source, new = _source_and_new(path, file)
+    with _progress(as_json) as progress:
+        report = backup_in_process(database_at(source).path, new, progress)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        console().print(
+            f"version {report.version} of {report.path} is in {report.file}: {report.entries:,} entries, "
+            f"{size(report.bytes)}, {report.seconds:.1f} s",
+            soft_wrap=True,
+        )
+
+
+@command
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The backup.", show_default=False)],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", envvar="INMEM_PATH", help="The new data directory.", show_default=False
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Make a new data directory from a backup.
+
+    The whole file is verified before the directory appears. It is a database
+    of its own, with the settings of the backup: programs that were connected
+    to the old one have to open it anew.
+
+    Example: inmem restore ./data.backup ./data
+    """
+    with _progress(as_json) as progress:
+        report = restore_directory(file, path, progress)
+    if as_json:
+        print_json(asdict(report))
+        return
+    console().print(
+        f"{report.path} holds version {report.backup_version} of {report.file}: {report.entries:,} entries, "
+        f"durability {report.durability}, {report.seconds:.1f} s",
+        soft_wrap=True,
+    )
+    for note in report.notes:
+        console().print(f"note: {note}", soft_wrap=True)
+
+
+@command
+def checkpoint(
+    path: StorePath,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.001, help="How long to wait.")
+    ] = CHECKPOINT_TIMEOUT_S,
+    as_json: AsJson = False,
+) -> None:
+    """Write what is stored to one file and drop the log before it; commits go on.
+
+    The writer does this by itself as the log grows: before a planned restart
+    it makes that restart quick.
+
+    Example: inmem checkpoint ./data
+    """
+    with open_database(database_at(path).path) as database, _progress(as_json) as progress:
+        progress("copying")
+        report = database.checkpoint(timeout_s=timeout)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        console().print(
+            f"version {report.version}: {report.entries:,} entries, {size(report.bytes)}, "
+            f"{report.seconds:.1f} s; the log has {size(report.wal_bytes)} left",
+            soft_wrap=True,
+        )
+
+
+@command
+def salvage(path: First, new: NewPath = None, as_json: AsJson = False) -> None:
+    """Write what can be proved good of a damaged database to a new directory.
+
+    For a database that is refused with file and offset, and of which there is
+    no backup. The old directory is not changed. The new one holds a state
+    that the old one had at one moment: of a log that is damaged in the middle
+    only what comes before, because a later record may build on a lost one.
+    The best source is the image that a killed writer left in memory; it is
+    used if it is intact, so do not restart the machine before a salvage.
+    What had to be left is listed. The exit code is 0 if there is a new
+    database, whatever it lacks.
+
+    Example: inmem salvage ./data ./salvaged
+    """
+    source, target = _source_and_new(path, new)
+    with _progress(as_json) as progress:
+        report = salvage_in_process(database_at(source).path, target, progress)
+    if as_json:
+        print_json({"complete": not report.dropped} | asdict(report))
+    else:
+        _print(report)
+
+
+def _print(report: SalvageReport) -> None:
+    out = console()
+    print_fields({
+        "new database": report.target,
+        "taken from": report.source,
+        "as of version": f"{report.version:,}",
+        "known durable": f"{report.durable:,}",
+        "known published": f"{report.published:,}",
+        "entries": f"{report.entries:,}",
+        "log records replayed": f"{report.replayed:,}",
+        "check": f"{len(report.problems):,} problems" if report.problems else "nothing wrong was found",
+    })
+    if report.dropped:
+        table = Table("left out of", "bytes", "versions", "records", "because", box=None, pad_edge=False)
+        for one in report.dropped[:_SHOWN]:
+            versions = f"{one.first_version}-{one.last_version}" if one.last_version else "unknown"
+            table.add_row(
+                Path(one.file).name, f"{one.offset}-{one.end}", versions, f"{one.records:,}", one.what
+            )
+        out.print(table)
+        _say_more(len(report.dropped))
+    else:
+        out.print("nothing was left out")
+    for run, kinds in list(report.lost_runs.items())[:_SHOWN]:
+        out.print(f"lost of {run}: {', '.join(kinds)}", soft_wrap=True)
+    _say_more(len(report.lost_runs))
+    for note in report.notes:
+        out.print(f"note: {note}", soft_wrap=True)
+    for problem in report.problems:
+        out.print(f"problem: {problem}", soft_wrap=True)
+
+
+def _say_more(count: int) -> None:
+    if count > _SHOWN:
+        console().print(f"and {count - _SHOWN:,} more: --json has all")

@@ -1,0 +1,294 @@
+"""`inmem export`, `inmem import`: runs as files of JSON Lines.
+
+Invariant: a file that is not whole has no name, and a run that is not whole
+cannot be found. Exporting starts no writer and disturbs none; importing opens
+the store as any program does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Final
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from inmem.cli.common import (
+    FAILED,
+    Agent,
+    App,
+    AsJson,
+    Tenant,
+    command,
+    console,
+    database_at,
+    print_json,
+    size,
+)
+from inmem.database import open as open_database
+from inmem.exchange import (
+    FORMATS,
+    Exported,
+    Imported,
+    count_runs,
+    discard_import,
+    export_runs,
+    import_recorded,
+    import_runs,
+)
+from inmem.exchange.recorded import Recorded
+from inmem.keys import Namespace
+
+_SHOWN: Final = 10  # names of runs in a line: `--json` has all
+_STANDARD: Final = Path("-")
+
+# PATH may be left out although it comes first, which a parser of arguments cannot tell by itself.
+First = Annotated[
+    Path | None,
+    typer.Argument(metavar="[PATH]", help="The data directory, if not INMEM_PATH.", show_default=False),
+]
+
+
+@command
+def export(
+    path: First = None,
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; all if none is named.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="The file; - is standard output.", show_default=False
+        ),
+    ] = None,
+    tenant: Tenant = "default",
+    app: App = "default",
+    agent: Agent = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Write runs to a file of JSON Lines: everything that they hold, exactly.
+
+    Each run is of one moment. Equal runs give equal bytes. No writer is
+    started; where none serves, checkpoint and log are replayed privately.
+    What runs share (@agent, @app, @tenant) is no run and not exported.
+
+    Example: inmem export ./data triage-7 -o triage-7.jsonl
+    """
+    place, names = _split(path, [Path(name) for name in runs or []], is_path=Path.is_dir)
+    if output is None:
+        raise typer.BadParameter("where to write to is missing", param_hint="-o")
+    if output == _STANDARD and as_json:
+        raise typer.BadParameter("standard output cannot be both file and document", param_hint="-o")
+    directory = database_at(place).path
+    namespace = Namespace(tenant, app, agent)
+    wanted = [str(name) for name in names] or None
+    target: Path | BinaryIO = sys.stdout.buffer if output == _STANDARD else output
+    with _bar(as_json, MofNCompleteColumn(), TextColumn("{task.fields[detail]}")) as bar:
+        total = None
+        if bar is not None:
+            total = len(wanted) if wanted else count_runs(directory, namespace)
+        task = None if bar is None else bar.add_task("exporting runs", total=total, detail="")
+
+        def tell(report: Exported) -> None:
+            if bar is not None and task is not None:
+                bar.update(task, completed=report.runs, detail=f"{report.records:,} records")
+
+        report = export_runs(directory, target, wanted, namespace=namespace, progress=tell)
+    if as_json:
+        print_json(asdict(report))
+        return
+    out = console() if output != _STANDARD else Console(stderr=True, highlight=False, markup=False)
+    out.print(f"{_counted(report)} in {report.file}, {size(report.bytes)}", soft_wrap=True)
+    if report.skipped:
+        out.print(f"left out, being imported: {_some(report.skipped)}", soft_wrap=True)
+
+
+@command
+def import_(
+    path: First = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE...", help="What to import; - is standard input.")
+    ] = None,
+    source_format: Annotated[
+        str | None,
+        typer.Option("--format", metavar="|".join(FORMATS), help="Recorded runs of agents, and no export."),
+    ] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Pass over runs that exist and differ.")
+    ] = False,
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="Import a run under another id.")
+    ] = None,
+    discard: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="Instead: remove what a killed import has left of a run."),
+    ] = None,
+    tenant: Tenant = "default",
+    app: App = "default",
+    agent: Agent = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Import runs that were exported; each is there as a whole or not at all.
+
+    All of the file is verified first: counts, checksums, hash chains. Runs
+    that are there already, exactly so, are left alone: after an interruption
+    just do it again. A run that exists and differs is refused, and nothing is
+    imported. With --format FILE holds recorded runs of agents instead.
+
+    Example: inmem import ./data triage-7.jsonl
+    """
+    place, names = _split(path, files or [], is_path=lambda given: not given.is_file() and given != _STANDARD)
+    if bool(names) is bool(discard):
+        raise typer.BadParameter("name a file to import, or a run to --discard", param_hint="FILE")
+    if source_format is not None and source_format not in FORMATS:
+        raise typer.BadParameter(f"must be one of {', '.join(FORMATS)}", param_hint="--format")
+    if source_format is not None and (skip_existing or rename):
+        raise typer.BadParameter("recorded runs have ids of their own", param_hint="--format")
+    renamed = dict(_pair(text) for text in rename or [])
+    for name in names:
+        if name != _STANDARD:
+            name.stat()  # before a store is made for it
+    if discard:
+        database_at(place)
+    with open_database(place, tenant=tenant, app=app, agent=agent) as database:
+        if discard:
+            for run_id in discard:
+                discard_import(database, run_id)
+            if as_json:
+                print_json({"discarded": discard})
+            else:
+                console().print(f"removed: {_some(discard)}", soft_wrap=True)
+        elif source_format is not None:
+            with _bar(as_json, TextColumn("{task.fields[detail]}")) as bar:
+                task = None if bar is None else bar.add_task("storing", total=None, detail="")
+
+                def tell(source: str, steps: int) -> None:
+                    if bar is not None and task is not None:
+                        bar.update(task, detail=f"{steps:,} steps, {source}")
+
+                recorded = import_recorded(database, names, source_format, progress=tell)
+            _print_recorded(recorded, as_json)
+        else:
+            reports = [_import_one(database, name, skip_existing, renamed, as_json) for name in names]
+            if as_json:
+                print_json([asdict(report) for report in reports])
+
+
+import_.__name__ = "import"  # which a function cannot be called where it is defined
+
+
+def _import_one(
+    database: Any, file: Path, skip_existing: bool, renamed: dict[str, str], as_json: bool
+) -> Imported:
+    with _seekable(file) as whole, _bar(as_json, DownloadColumn()) as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if bar is not None:
+                if what not in tasks:
+                    tasks[what] = bar.add_task(what, total=total)
+                bar.update(tasks[what], completed=done)
+
+        report = import_runs(
+            database, whole, skip_existing=skip_existing, rename=renamed, progress=tell
+        )
+    report.file = str(file)
+    if not as_json:
+        out = console()
+        out.print(f"{_counted(report)} of {file} are in {database.path}", soft_wrap=True)
+        for what, runs in (
+            ("there already, and the same", report.unchanged), ("passed over, they differ", report.skipped),
+            ("begun anew after a killed import", report.cleared),
+        ):  # fmt: skip
+            if runs:
+                out.print(f"{what}: {_some(runs)}", soft_wrap=True)
+    return report
+
+
+def _print_recorded(report: Recorded, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(report))
+    else:
+        out = console()
+        out.print(
+            f"{report.new:,} new runs, {report.continued:,} continued, {report.complete:,} there already: "
+            f"{report.steps:,} steps, {report.events:,} events, {report.traces:,} traces",
+            soft_wrap=True,
+        )
+        for note in report.notes:
+            out.print(f"note: {note}", soft_wrap=True)
+        for rejected in report.rejected:
+            typer.echo(f"inmem: {rejected.source} is no recorded run: {rejected.reason}", err=True)
+    if report.rejected:
+        raise typer.Exit(FAILED)
+
+
+def _split(first: Path | None, rest: list[Path], *, is_path: Any) -> tuple[Path, list[Path]]:
+    """The data directory and the other arguments: with INMEM_PATH the first may be one of these."""
+    known = os.environ.get("INMEM_PATH")
+    if first is not None and (not known or is_path(first)):
+        return first, rest
+    if not known:
+        raise typer.BadParameter("it is missing, and so is INMEM_PATH", param_hint="PATH")
+    return Path(known), rest if first is None else [first, *rest]
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, sign, new = text.partition("=")
+    if not sign:
+        raise typer.BadParameter(f"{text!r} is not OLD=NEW", param_hint="--rename")
+    return old, new
+
+
+@contextmanager
+def _seekable(file: Path) -> Iterator[Path]:
+    """A file that can be read twice: standard input is kept on the disk meanwhile."""
+    if file != _STANDARD:
+        yield file
+        return
+    with tempfile.NamedTemporaryFile(prefix="inmem-import-") as copy:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+        copy.flush()
+        yield Path(copy.name)
+
+
+@contextmanager
+def _bar(as_json: bool, *columns: Any) -> Iterator[Progress | None]:
+    """A progress bar on a terminal; None elsewhere."""
+    errors = Console(stderr=True, highlight=False, markup=False)
+    if as_json or not errors.is_terminal:
+        yield None
+        return
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), *columns, TimeElapsedColumn(),
+        console=errors, transient=True,
+    )
+    with bar:
+        yield bar
+
+
+def _counted(report: Exported | Imported) -> str:
+    return (
+        f"{report.runs:,} runs ({report.kv:,} entries, {report.cells:,} cells, {report.events:,} events, "
+        f"{report.traces:,} traces)"
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

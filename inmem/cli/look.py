@@ -1,0 +1,267 @@
+"""`inmem events`, `cells`, `verify`: what one run holds.
+
+Invariant: of `inmem.cli.view`: these commands only look.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Annotated, Any, Final
+
+import typer
+
+from inmem.cli.common import (
+    FAILED,
+    Agent,
+    App,
+    AsJson,
+    AsLines,
+    Full,
+    Limit,
+    RunName,
+    StorePath,
+    Tenant,
+    command,
+    console,
+    print_json,
+)
+from inmem.cli.listing import Listing, note
+from inmem.cli.run_view import Logged, RunView
+from inmem.cli.text import clock, day, padded, plain, short_time
+from inmem.cli.view import View
+from inmem.errors import InvalidInputError, SnapshotTooOldError, WriterUnavailableError
+from inmem.exchange.jsonvalues import to_json
+from inmem.keys import Namespace
+from inmem.model.event_log import HASH_BYTES
+
+_POLL_S: Final = 0.02  # between two looks at whether something was committed: reads of memory
+_LOOK_S: Final = 0.5  # at the store itself, whatever the control file says
+_TAIL: Final = 10  # events before the ones that are followed
+NAME_CELLS: Final = (16, 40)  # of a column: at first, and at most
+_TYPE_CELLS: Final = (12, 24)
+
+
+# --- events -------------------------------------------------------------------------------------
+
+
+@command
+def events(
+    run: RunName,
+    path: StorePath,
+    event_type: Annotated[
+        str | None, typer.Option("--type", metavar="TYPE", help="Only events of this type.")
+    ] = None,
+    start: Annotated[
+        int | None, typer.Option("--from", metavar="N", min=0, help="From this sequence on.")
+    ] = None,
+    last: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the last of them.")] = None,
+    limit: Limit = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with new ones as they commit, until Ctrl-C.")
+    ] = False,
+    full: Full = False,
+    tenant: Tenant = "default",
+    app: App = "default",
+    agent: Agent = "default",
+    as_json: AsLines = False,
+) -> None:
+    """The events of a run, in their order.
+
+    With --follow the last ten come first, unless --from or --last says
+    otherwise, and a writer that is replaced makes no difference.
+
+    Example: inmem events trip-to-oslo ./data --follow
+    """
+    if start is not None and last is not None:
+        raise InvalidInputError("--from and --last exclude each other", argument="last")
+    with (
+        View(path, Namespace(tenant, app, agent)) as view,
+        Listing(as_json=as_json, full=full, limit=limit) as listing,
+    ):
+        log = RunView(view, run)
+        if follow and start is None and last is None:
+            last = _TAIL
+        begin = start or 0
+        if last is not None:
+            begin = _first_of_last(log, last, event_type)
+        printer = _EventPrinter(log, listing, begin, event_type)
+        printer.print_new()
+        if follow:
+            printer.follow()
+        elif not listing.rows and not as_json:
+            note(f"{run} has no such events" if event_type or start else f"{run} has no events")
+
+
+def _first_of_last(log: RunView, count: int, event_type: str | None) -> int:
+    """The sequence from which on there are so many."""
+    if event_type is None:
+        return max(0, log.length() - count)
+    first = log.length()
+    for number, logged in enumerate(log.events(0, event_type, reverse=True), 1):
+        first = logged.event.sequence
+        if number == count:
+            break
+    return first
+
+
+class _EventPrinter:
+    """Prints the events of a log, and knows which comes next."""
+
+    def __init__(self, log: RunView, listing: Listing, start: int, event_type: str | None) -> None:
+        self._log = log
+        self._listing = listing
+        self._next = start
+        self._type = event_type
+        self._day = ""
+
+    def print_new(self) -> None:
+        """Print all that there are from the next one on."""
+        for logged in self._log.events(self._next, self._type):
+            if self._listing.is_full:
+                return
+            self._next = logged.event.sequence + 1
+            self._print(logged)
+
+    def _print(self, logged: Logged) -> None:
+        event, listing = logged.event, self._listing
+        if listing.as_json:
+            listing.document({
+                "sequence": event.sequence, "type": event.event_type, "payload": to_json(event.payload),
+                "timestamp": event.timestamp, "hash": event.hash.hex(),
+            })
+            return
+        today = day(event.timestamp)
+        if today != self._day:
+            self._day = today
+            listing.line((today, "dim"))
+        listing.row(
+            (f"{event.sequence:>6}  ", "dim"), (clock(event.timestamp) + "  ", "cyan"),
+            (listing.column(plain(event.event_type), _TYPE_CELLS) + "  ", "bold"),
+            value=event.payload, has_value=True,
+        )
+
+    def follow(self) -> None:
+        """Print events as they commit, over restarts of the writer, until interrupted or enough."""
+        seen: tuple[int, ...] = ()
+        next_look = 0.0
+        while not self._listing.is_full:
+            self._listing.flush()
+            now, mark = time.monotonic(), self._log.view.mark()
+            if mark == seen and now < next_look:
+                time.sleep(_POLL_S)
+                continue
+            seen, next_look = mark, now + _LOOK_S
+            self._log.view.follow()
+            try:
+                if self._type is None and self._log.length() < self._next:
+                    note(f"the log of {self._log.name} is shorter than it was: from its beginning")
+                    self._next = 0
+                self.print_new()
+            except (SnapshotTooOldError, WriterUnavailableError):
+                seen = ()  # between two images: the next look is at the new one
+                time.sleep(_POLL_S)
+
+
+# --- cells --------------------------------------------------------------------------------------
+
+
+@command
+def cells(
+    run: RunName,
+    path: StorePath,
+    prefix: Annotated[str | None, typer.Option(metavar="TEXT", help="Only names that begin so.")] = None,
+    limit: Limit = None,
+    full: Full = False,
+    tenant: Tenant = "default",
+    app: App = "default",
+    agent: Agent = "default",
+    as_json: AsLines = False,
+) -> None:
+    """The cells of a run with their versions, in order of their names.
+
+    Example: inmem cells trip-to-oslo ./data
+    """
+    with (
+        View(path, Namespace(tenant, app, agent)) as view,
+        Listing(as_json=as_json, full=full, limit=limit) as listing,
+    ):
+        now_us = view.now_us()
+        for cell in RunView(view, run).cells(prefix):
+            if listing.is_full:
+                break
+            if as_json:
+                listing.document({
+                    "name": cell.name, "value": to_json(cell.value), "version": cell.version,
+                    "updated_at": cell.updated_at,
+                })
+                continue
+            listing.row(
+                (listing.column(plain(cell.name), NAME_CELLS), "bold"), (f"  v{cell.version:<5} ", "green"),
+                (padded(short_time(cell.updated_at, now_us), 11) + "  ", "cyan"),
+                value=cell.value, has_value=True,
+            )
+        if not listing.rows and not as_json:
+            note(f"{run} has no cells")
+
+
+# --- verify -------------------------------------------------------------------------------------
+
+
+@command
+def verify(
+    run: RunName,
+    path: StorePath,
+    anchor: Annotated[
+        str | None,
+        typer.Option(metavar="N:HASH", help="A sequence and its hash, kept elsewhere: shows a cut log."),
+    ] = None,
+    tenant: Tenant = "default",
+    app: App = "default",
+    agent: Agent = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Whether the hash chain of a run's events is whole.
+
+    The exit code is 0 if it is, 1 if an event was changed, lost, inserted or
+    moved. What it prints of the last event can be the anchor of a later call.
+
+    Example: inmem verify trip-to-oslo ./data
+    """
+    kept = None if anchor is None else _anchor(anchor)
+    with View(path, Namespace(tenant, app, agent)) as view:
+        log = RunView(view, run)
+        verdict = log.verify(kept)
+        head = log.head() if verdict.is_valid else None
+    if as_json:
+        document: dict[str, Any] = {"run": run} | asdict(verdict)
+        if head is not None:
+            document["head"] = {"sequence": head.sequence, "hash": head.hash.hex()}
+        print_json(document)
+    else:
+        out = console()
+        if not verdict.is_valid:
+            problem = plain(verdict.error or "")
+            out.print(f"broken at event {verdict.first_invalid}: {problem}", style="bold red", soft_wrap=True)
+            out.print(f"the {verdict.length:,} events before it are whole", soft_wrap=True)
+        elif head is None:
+            out.print(f"{run} has no events", soft_wrap=True)
+        else:
+            out.print(f"whole: {verdict.length:,} events", style="bold green", soft_wrap=True)
+            out.print(f"anchor: {head.sequence}:{head.hash.hex()}", style="dim", soft_wrap=True)
+    if not verdict.is_valid:
+        raise typer.Exit(FAILED)
+
+
+def _anchor(text: str) -> tuple[int, bytes]:
+    sequence, _, digest = text.partition(":")
+    try:
+        kept = int(sequence), bytes.fromhex(digest)
+    except ValueError:
+        kept = -1, b""
+    if kept[0] < 0 or len(kept[1]) != HASH_BYTES:
+        raise InvalidInputError(
+            "the anchor is not a sequence, a colon and 64 hexadecimal digits", argument="anchor",
+            hint="An earlier verify printed one.",
+        )
+    return kept

@@ -1,0 +1,392 @@
+"""`inmem runs`, `run`: which runs there are, and what one of them holds.
+
+Invariant: of `inmem.cli.view`: these commands only look.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Annotated, Any, Final
+
+import typer
+
+from inmem.cli.common import (
+    Agent,
+    App,
+    AsJson,
+    AsLines,
+    Full,
+    RunName,
+    Since,
+    StorePath,
+    Tenant,
+    Until,
+    command,
+    print_json,
+)
+from inmem.cli.listing import Listing, note
+from inmem.cli.run_view import RunView
+from inmem.cli.text import (
+    full_time,
+    moment_us,
+    padded,
+    plain,
+    short_time,
+    span,
+)
+from inmem.cli.tree import drawn
+from inmem.cli.view import Moment, View, readable
+from inmem.errors import RunNotFoundError, SnapshotTooOldError
+from inmem.exchange.jsonvalues import to_json
+from inmem.keys import Namespace, TypeTag, check_run_id, encode_label
+from inmem.model.run import RunMetadata, RunStatus, run_key, unpack
+from inmem.record import payload_of
+
+_USUAL: Final = 50  # runs that are shown unless more are wanted
+_CHUNK: Final = 200  # runs of one moment
+_PLACE_BYTES: Final = 8 + 65  # time of creation, and more than any run id
+_LAST: Final = 5  # events, and
+_FIRST: Final = 8  # cells, entries and types of traces of a summary
+STATUS_STYLES: Final = {
+    RunStatus.ACTIVE: "green", RunStatus.COMPLETED: "blue", RunStatus.FAILED: "bold red",
+    RunStatus.CANCELLED: "yellow", RunStatus.PAUSED: "magenta", RunStatus.ARCHIVED: "dim",
+}
+
+
+# --- finding ------------------------------------------------------------------------------------
+
+
+class _Finder:
+    """Runs from the narrowest index that the conditions allow, the newest first."""
+
+    def __init__(
+        self, view: View, *, status: RunStatus | None = None, tags: tuple[str, ...] = (),
+        parent: str | None = None, since: int = 0, until: int | None = None, archived: bool = False,
+    ) -> None:
+        self._view = view
+        self._namespace = view.namespace.prefix()
+        self._status = status
+        self._tags = frozenset(tags)
+        self._parent = parent
+        self._archived = archived or status is RunStatus.ARCHIVED
+        self._since = since.to_bytes(8, "big")
+        self._until = b"\xff" * _PLACE_BYTES if until is None else until.to_bytes(8, "big")
+        if parent is not None:
+            names = [(TypeTag.RUN_BY_PARENT, parent.encode())]
+        elif tags:
+            names = [(TypeTag.RUN_BY_TAG, encode_label(tags[0], "tag"))]
+        else:
+            names = [(TypeTag.RUN_BY_STATUS, s.value.encode()) for s in RunStatus if status in (None, s)]
+        self._heads = [b"%b\0%c%b\0" % (self._namespace, tag, name) for tag, name in names]
+
+    def find(self, *, oldest_first: bool = False) -> Iterator[RunMetadata]:
+        """All that match, in order of creation; a chunk at a time, each of one moment.
+
+        A run keeps its place whatever becomes of it, so none is missed or
+        found twice because its status changes between two chunks.
+        """
+        first, last = self._since, self._until
+        while first < last:
+            try:
+                with self._view.moment() as moment:
+                    places = self._places(moment, first, last, oldest_first)
+                    chunk = list(itertools.islice(places, _CHUNK))
+                    runs = [run for place in chunk if (run := self._run(moment, place[8:])) is not None]
+            except SnapshotTooOldError:
+                continue
+            yield from (run for run in runs if self._matches(run))
+            if len(chunk) < _CHUNK:
+                return
+            first, last = (chunk[-1] + b"\0", last) if oldest_first else (first, chunk[-1])
+
+    def _places(self, moment: Moment, first: bytes, last: bytes, oldest_first: bool) -> Iterator[bytes]:
+        def under(head: bytes) -> Iterator[bytes]:
+            for key, _ in moment.stream(head + first, head + last, reverse=not oldest_first):
+                yield key[len(head) :]
+
+        return heapq.merge(*map(under, self._heads), reverse=not oldest_first)
+
+    def _run(self, moment: Moment, run_id: bytes) -> RunMetadata | None:
+        with readable(f"run {run_id.decode(errors='backslashreplace')}"):
+            record = moment.read(run_key(self._namespace, run_id.decode()))
+            return None if record is None else unpack(run_id.decode(), payload_of(record))
+
+    def _matches(self, run: RunMetadata) -> bool:
+        return (
+            (self._status is None or run.status is self._status)
+            and (self._archived or run.status is not RunStatus.ARCHIVED)
+            and self._tags <= set(run.tags)
+            and (self._parent is None or run.parent_run == self._parent)
+        )
+
+
+def metadata_of(view: View, run: str) -> RunMetadata | None:
+    """A run's own record."""
+    record = view.read(run_key(view.namespace.prefix(), check_run_id(run)))
+    with readable(f"run {run}"):
+        return None if record is None else unpack(run, payload_of(record))
+
+
+def run_document(run: RunMetadata) -> dict[str, Any]:
+    """A run for programs."""
+    return asdict(run) | {"status": run.status.value, "metadata": to_json(run.metadata)}
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+@command
+def runs(
+    path: StorePath,
+    status: Annotated[
+        RunStatus | None, typer.Option(help="Only runs of this status.", show_choices=True)
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="TAG", help="Only with this tag; repeat it.")
+    ] = None,
+    parent: Annotated[str | None, typer.Option(metavar="RUN", help="Only children of this run.")] = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="No more than this many.")] = _USUAL,
+    tree: Annotated[bool, typer.Option("--tree", help="Draw the children of each below it.")] = False,
+    archived: Annotated[bool, typer.Option("--archived", help="Archived ones too.")] = False,
+    full: Full = False,
+    tenant: Tenant = "default",
+    app: App = "default",
+    agent: Agent = "default",
+    as_json: AsLines = False,
+) -> None:
+    """The runs of a namespace, the newest first.
+
+    --since and --until are about when a run was created.
+
+    Example: inmem runs ./data --status failed --since 2h
+    """
+    if parent is not None:
+        check_run_id(parent, "parent")
+    with (
+        View(path, Namespace(tenant, app, agent)) as view,
+        Listing(as_json=as_json, full=full, limit=limit) as listing,
+    ):
+        now_us = view.now_us()
+        finder = _Finder(
+            view, status=status, tags=tuple(tag or ()), parent=parent, archived=archived,
+            since=0 if since is None else moment_us(since, now_us, "since"),
+            until=None if until is None else moment_us(until, now_us, "until"),
+        )
+        table = _RunTable(listing, now_us)
+        filtered = any((status, tag, parent, since, until))
+        found = _tree(view, finder, filtered, archived) if tree else ((run, "", 0) for run in finder.find())
+        for run, guides, depth in found:
+            if listing.is_full:
+                note(f"only the first {limit:,}: --limit N shows more")
+                break
+            table.add(run, guides, depth)
+        if not listing.rows and not as_json:
+            note("no such runs" if filtered else "no runs")
+
+
+def _tree(
+    view: View, finder: _Finder, filtered: bool, archived: bool
+) -> Iterator[tuple[RunMetadata, str, int]]:
+    """The runs that were found, each with what is below it."""
+
+    def tops() -> Iterator[RunMetadata]:
+        for run in finder.find():
+            above = metadata_of(view, run.parent_run) if run.parent_run and not filtered else None
+            # Others stand below their parents.
+            if above is None or (above.status is RunStatus.ARCHIVED and not archived):
+                yield run
+
+    def below(run: RunMetadata) -> Iterator[RunMetadata]:
+        return _Finder(view, parent=run.run_id, archived=archived).find(oldest_first=True)
+
+    return drawn(tops(), below)
+
+
+class _RunTable:
+    """One line for each run."""
+
+    _ID: Final = (36, 80)  # with the guides of a tree
+
+    def __init__(self, listing: Listing, now_us: int) -> None:
+        self._listing = listing
+        self._now_us = now_us
+
+    def add(self, run: RunMetadata, guides: str, depth: int) -> None:
+        listing = self._listing
+        if listing.as_json:
+            listing.document(run_document(run) | ({"depth": depth} if guides or depth else {}))
+            return
+        if not listing.rows:
+            listing.line((f"{'STATUS':<9}  {'CREATED':<11}  {'TOOK':>7}  {'RUN':<36}  TAGS", "dim"))
+        words = " ".join(plain(tag) for tag in run.tags)
+        if run.error:
+            words = f"{words}  {plain(run.error)}".strip()
+        listing.words(
+            (f"{run.status.value:<9}  ", STATUS_STYLES[run.status]),
+            (f"{padded(short_time(run.created_at, self._now_us), 11)}  ", "cyan"),
+            (f"{took(run, self._now_us):>7}  ", ""), (guides, "dim"),
+            (listing.column(guides + run.run_id, self._ID)[len(guides) :] + "  ", "bold"),
+            rest=words,
+        )
+
+
+def took(run: RunMetadata, now_us: int) -> str:
+    """For how long a run went, or has gone until now."""
+    end = run.completed_at or (now_us if run.status is RunStatus.ACTIVE else run.updated_at)
+    return span((end - run.created_at) / 1e6)
+
+
+# --- run ----------------------------------------------------------------------------------------
+
+
+@command
+def run(
+    run: RunName,
+    path: StorePath,
+    full: Full = False,
+    tenant: Tenant = "default",
+    app: App = "default",
+    agent: Agent = "default",
+    as_json: AsJson = False,
+) -> None:
+    """A run at a glance: its record, and what it holds of each primitive.
+
+    Example: inmem run trip-to-oslo ./data
+    """
+    with View(path, Namespace(tenant, app, agent)) as view:
+        store = RunView(view, run)
+        metadata = None if run.startswith("@") else metadata_of(view, run)
+        if metadata is None and store.is_empty():
+            raise RunNotFoundError(
+                f"there is no run {run} in {view.namespace}", run_id=run,
+                hint="See which there are: inmem runs PATH. Another namespace: --tenant, --app, --agent.",
+            )
+        if as_json:
+            print_json(_summary(store, metadata))
+        else:
+            with Listing(as_json=False, full=full) as listing:
+                _Summary(listing, store, metadata).show()
+
+
+def _summary(store: RunView, metadata: RunMetadata | None) -> dict[str, Any]:
+    types, whole = store.trace_types(1000)
+    head = store.head()
+    return {
+        "run": store.name,
+        "metadata": None if metadata is None else run_document(metadata),
+        "children": 0 if metadata is None else _children(store.view, metadata.run_id),
+        "counts": store.counts(),
+        "last_event": None if head is None else {
+            "sequence": head.sequence, "type": head.event_type, "timestamp": head.timestamp,
+            "payload": to_json(head.payload),
+        },
+        "trace_types": types,
+        "all_trace_types": whole,
+        "version": _version(store.view),
+    }
+
+
+def _version(view: View) -> int:
+    with view.moment() as moment:
+        return moment.version
+
+
+def _children(view: View, run_id: str) -> int:
+    return sum(1 for _ in _Finder(view, parent=run_id, archived=True).find())
+
+
+class _Summary:
+    """What `run` shows to people."""
+
+    def __init__(self, listing: Listing, store: RunView, metadata: RunMetadata | None) -> None:
+        self._listing = listing
+        self._store = store
+        self._run = metadata
+        self._now_us = store.view.now_us()
+
+    def show(self) -> None:
+        self._head()
+        counts = self._store.counts()
+        self._events(counts["events"])
+        self._cells(counts["cells"])
+        self._traces(counts["traces"])
+        self._entries(counts["kv"])
+
+    def _field(self, name: str, text: str, style: str = "") -> None:
+        self._listing.words((f"{name:<10}", "dim"), rest=text, style=style)
+
+    def _head(self) -> None:
+        run, listing = self._run, self._listing
+        listing.line((self._store.name, "bold"))
+        if run is None:
+            if not self._store.name.startswith("@"):
+                self._field("status", "none: it was never created")
+            return
+        self._field("status", f"{run.status.value} ({took(run, self._now_us)})", STATUS_STYLES[run.status])
+        if run.error:
+            self._field("error", plain(run.error), "red")
+        self._field("created", full_time(run.created_at))
+        self._field("updated", f"{full_time(run.updated_at)} (change {run.version})")
+        if run.completed_at is not None:
+            self._field("completed", full_time(run.completed_at))
+        if run.parent_run is not None:
+            self._field("parent", run.parent_run)
+        children = _children(self._store.view, run.run_id)
+        if children:
+            self._field("children", f"{children:,}")
+        if run.tags:
+            self._field("tags", " ".join(plain(tag) for tag in run.tags))
+        if run.metadata:
+            listing.row(("metadata  ", "dim"), value=run.metadata, has_value=True)
+
+    def _heading(self, name: str, count: int, more: str = "") -> None:
+        self._listing.line(("", ""))
+        self._listing.line((f"{name:<10}", "bold"), (f"{count:,}{more}", ""))
+
+    def _events(self, count: int) -> None:
+        self._heading("events", count, f", the last {_LAST}" if count > _LAST else "")
+        for logged in self._store.events(max(0, count - _LAST)):
+            event = logged.event
+            self._listing.row(
+                (f"{event.sequence:>6}  ", "dim"),
+                (padded(short_time(event.timestamp, self._now_us), 11) + "  ", "cyan"),
+                (self._listing.column(plain(event.event_type), (12, 24)) + "  ", "bold"),
+                value=event.payload, has_value=True,
+            )
+
+    def _cells(self, count: int) -> None:
+        self._heading("cells", count, f", the first {_FIRST}" if count > _FIRST else "")
+        for cell in itertools.islice(self._store.cells(), _FIRST):
+            self._listing.row(
+                ("  " + self._listing.column(plain(cell.name), (14, 32)), "bold"),
+                (f"  v{cell.version:<5} ", "green"), value=cell.value, has_value=True,
+            )
+
+    def _traces(self, count: int) -> None:
+        self._heading("traces", count)
+        if not count:
+            return
+        types, whole = self._store.trace_types(_FIRST)
+        words = [f"{plain(name)} {number:,}" for name, number in types.items()]
+        self._listing.words(("  ", ""), rest=" · ".join(words) + ("" if whole else " · …"))
+        first = next(self._store.traces(), None)
+        last = next(self._store.traces(reverse=True), None)
+        if first is not None and last is not None:
+            between = span((last.timestamp - first.timestamp) / 1e6)
+            self._listing.words(
+                ("  ", ""), style="dim",
+                rest=f"from {full_time(first.timestamp)} to {full_time(last.timestamp)} ({between})",
+            )
+
+    def _entries(self, count: int) -> None:
+        self._heading("kv", count, f", the first {_FIRST}" if count > _FIRST else "")
+        for entry in itertools.islice(self._store.entries(), _FIRST):
+            self._listing.row(
+                ("  " + self._listing.column(plain(entry.key), (14, 32)) + "  ", "bold"),
+                value=entry.value, has_value=True,
+            )

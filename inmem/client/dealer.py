@@ -1,0 +1,185 @@
+"""A connection to the writer's mailbox: a ZeroMQ DEALER that needs no thread.
+
+Invariant: frames leave and arrive whole and in order, sending never blocks,
+and a connection that has ended says so. It knows frames, not what is in them.
+
+libzmq gives every context a thread for its sockets. A commit then wakes that
+thread, which wakes the writer's: on few cores, waking costs more than all the
+work on the bytes. A client has one connection and one caller, so it can write
+to the Unix socket itself, in the protocol that the writer's ROUTER speaks:
+ZMTP 3.0 (https://rfc.zeromq.org/spec/23/), of which a DEALER needs this much:
+
+    greeting   64 bytes: ff, 8 zeros, 7f; version 3 0; mechanism "NULL" in 20
+               bytes; as-server 0; 31 zeros
+    command    flags 04, length u8, body; long: flags 06, length u64 big-endian
+    message    flags 00, length u8, body; long: flags 02, length u64 big-endian
+    READY      the first command each way: "\\5READY", then properties: length
+               u8 and name, length u32 big-endian and value
+
+Nothing but READY may be sent before the peer's READY has come.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from typing import Final
+
+_GREETING: Final = (b"\xff" + bytes(8) + b"\x7f" + b"\3\0" + b"NULL".ljust(20, b"\0") + bytes(32))
+_PROPERTY: Final = b"\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
+_READY: Final = b"\4%c" % (6 + len(_PROPERTY)) + b"\5READY" + _PROPERTY
+_SIGNATURE: Final = b"\xff\x7f"  # first and tenth byte of a greeting; what is between may differ
+assert len(_GREETING) == 64
+
+_MORE: Final = 1
+_LONG: Final = 2
+_COMMAND: Final = 4
+_CHUNK: Final = 1 << 18
+_RETRY_S: Final = 0.001  # while the queue of connections is full
+
+
+class Dealer:
+    """One connection. Not to be shared between threads."""
+
+    def __init__(self, endpoint: str, max_frame_bytes: int) -> None:
+        self.ended = False
+        self._max_frame_bytes = max_frame_bytes
+        self._path = endpoint.removeprefix("ipc://")
+        self._unsent = bytearray()
+        self._buffer = bytearray()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        self._send = self._socket.send
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+
+    def connect(self, deadline: float) -> bool:
+        """Connect and shake hands; False if nobody is there, or somebody else.
+
+        Raises:
+            TimeoutError: there was no answer before the deadline (of `time.monotonic`).
+        """
+        while True:
+            try:
+                self._socket.connect(self._path)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError("the queue of connections is full") from None
+                time.sleep(_RETRY_S)
+            except OSError:
+                self.ended = True
+                return False
+        self._write(_GREETING + _READY)
+        while not self.ended and len(self._buffer) < len(_GREETING):
+            self._wait(deadline)
+        if bytes(self._buffer[0:1] + self._buffer[9:10]) != _SIGNATURE:
+            self.ended = True
+            return False
+        del self._buffer[: len(_GREETING)]
+        while not self.ended:
+            item = self._next()
+            if item is not None:
+                return bool(item[0] & _COMMAND) and item[1].startswith(b"\5READY")
+            self._wait(deadline)
+        return False
+
+    def _wait(self, deadline: float) -> None:
+        left_ms = (deadline - time.monotonic()) * 1000
+        if left_ms <= 0:
+            raise TimeoutError("the other side does not answer")
+        self._exchange(left_ms)
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame; what the socket does not take now goes with the next call of anything."""
+        size = len(frame)
+        head = b"\0%c" % size if size < 256 else b"\2" + size.to_bytes(8, "big")
+        self._write(head + frame)
+
+    def _write(self, data: bytes) -> None:
+        if self._unsent:
+            self._unsent += data
+            self._flush()
+            return
+        try:
+            sent = self._send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.ended = True
+            return
+        if sent < len(data):
+            self._unsent += memoryview(data)[sent:]
+            self._poll.modify(self._socket, select.POLLIN | select.POLLOUT)
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: self._send(memoryview(self._unsent)[:_CHUNK])]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.ended = True
+            return
+        self._poll.modify(self._socket, select.POLLIN)
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether something waits to be sent."""
+        return bool(self._unsent) and not self.ended
+
+    def receive(self, timeout_ms: float) -> bytes | None:
+        """The next frame; None if none comes in time, or the connection has ended."""
+        deadline = time.monotonic() + timeout_ms / 1000
+        while True:
+            while (item := self._next()) is not None:
+                if not item[0] & _COMMAND:
+                    return item[1]
+            left_ms = (deadline - time.monotonic()) * 1000
+            if self.ended or left_ms <= 0:
+                return None
+            self._exchange(left_ms)
+
+    def pump(self, timeout_ms: float) -> None:
+        """Wait until the socket takes or has something, and serve it."""
+        if not self.ended:
+            self._exchange(timeout_ms)
+
+    def _exchange(self, timeout_ms: float) -> None:
+        for _, events in self._poll.poll(timeout_ms):
+            if events & select.POLLOUT:
+                self._flush()
+            if events & ~select.POLLOUT:
+                try:
+                    data = self._socket.recv(_CHUNK)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    data = b""
+                self._buffer += data
+                self.ended = self.ended or not data
+
+    def _next(self) -> tuple[int, bytes] | None:
+        """Flags and body of the next frame in the buffer, None if it is not whole yet."""
+        buffer = self._buffer
+        if len(buffer) < 2:
+            return None
+        flags, size, begin = buffer[0], buffer[1], 2
+        if flags & _LONG:
+            if len(buffer) < 9:
+                return None
+            size, begin = int.from_bytes(buffer[1:9], "big"), 9
+        if flags & _MORE or flags > _LONG | _COMMAND or size > self._max_frame_bytes:
+            self.ended = True  # nothing that our writer sends
+            return None
+        if len(buffer) < begin + size:
+            return None
+        body = bytes(buffer[begin : begin + size])
+        del buffer[: begin + size]
+        return flags, body
+
+    def close(self) -> None:
+        """Close the socket; what it has taken still arrives."""
+        self.ended = True
+        self._socket.close()

@@ -1,0 +1,113 @@
+"""Helpers as processes of their own: how one is run, and how it answers.
+
+Invariant: what a helper prints is lines of JSON: `{"progress": text}` any
+number of times, then one document, `{"error": ...}` if it failed. Whatever a
+damaged image does to a helper, whoever wanted its answer goes on.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from inmem.errors import InmemError, StoreFullError, from_wire, to_wire
+from inmem.files import python_environment
+
+Progress = Callable[[str], None]
+
+_END_PATIENCE_S: Final = 5.0  # for a helper that was asked to end
+# A damaged image can make reading it fatal; every other signal came from somebody.
+_FATAL: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
+
+
+def silent(text: str) -> None:
+    """A progress that nobody follows."""
+
+
+class DiedOfDamage(Exception):
+    """The helper was ended by what it read; its text is the signal's name."""
+
+
+def run_helper(program: Sequence[str], what: str, progress: Progress = silent) -> dict[str, Any]:
+    """Run a Python program that is a helper, and return its document; `what` is its name in messages.
+
+    Raises:
+        DiedOfDamage: a fatal signal ended it.
+        InmemError: what it says, or that it said nothing.
+    """
+    document: dict[str, Any] | None = None
+    with tempfile.TemporaryFile() as errors, subprocess.Popen(
+        [sys.executable, *program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+        env=python_environment(),
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                try:
+                    said = json.loads(line)
+                except ValueError:
+                    continue
+                if "progress" in said:
+                    progress(said["progress"])
+                else:
+                    document = said
+            process.wait()
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(_END_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+        errors.seek(0)
+        complaint = errors.read().decode(errors="replace").strip()
+    if -process.returncode in _FATAL:
+        raise DiedOfDamage(signal.Signals(-process.returncode).name)
+    if document is None:
+        last = complaint.splitlines()[-1:] or ["it said nothing"]
+        raise InmemError(f"the {what} ended with status {process.returncode}: {last[0][-500:]}")
+    if "error" in document:
+        raise from_wire(document["error"])
+    return document
+
+
+def answer(work: Callable[[], dict[str, Any]], what: str) -> int:
+    """Be a helper: print what `work` returns, or why it failed; the exit status.
+
+    SIGTERM and SIGINT end it with what it has begun undone, and no answer.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        document = work()
+    except InmemError as error:
+        document = _described(error)
+    except OSError as error:
+        document = _described(from_os_error(f"the {what} could not be done", error))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    print(json.dumps(document))
+    return 0
+
+
+def tell(text: str) -> None:
+    """The progress of a helper, for whoever runs it."""
+    print(json.dumps({"progress": text}), flush=True)
+
+
+def from_os_error(problem: str, error: OSError) -> InmemError:
+    """What a failed system call means to a user: a full disk, or what the system says."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFullError(f"{problem}: {error}", hint="Free space on the disk.")
+    return InmemError(f"{problem}: {error}")
+
+
+def _described(error: InmemError) -> dict[str, Any]:
+    code, message, fields = to_wire(error)
+    plain = {name: value for name, value in fields.items() if isinstance(value, str | int | float)}
+    return {"error": [code, message, plain]}
