@@ -179,7 +179,7 @@ class _Report:
             "traces": self._trace_rows(traces),
             "timeline": self._timeline(events, traces, scale),
             "gaps": [[round(a, 5), round(b, 5)] for a, b in scale.gaps],
-            "ticks": [[round(place, 5), clock(us)] for place, us in scale.ticks(5)],
+            "ticks": _ticks(scale),
             "cells": cells,
             "kv": entries,
             "left": self._left,
@@ -300,6 +300,15 @@ class _Report:
             [1 - is_event, number, round(scale.place(begin), 5), round(scale.place(end), 5)]
             for begin, is_event, number, end in sorted(rows)
         ]
+
+
+def _ticks(scale: Scale) -> list[list[Any]]:
+    """Places on the line and what is written there: the time of day, or the day where there are several."""
+    of_one_day = day(scale.first) == day(scale.last)
+    return [
+        [round(place, 5), clock(us) if of_one_day else f"{day(us)} {clock(us)[:5]}"]
+        for place, us in scale.ticks(5)
+    ]
 
 
 def plain_line(trace: Trace) -> str:

@@ -1,7 +1,7 @@
 """The attachment: what one process holds of one database, shared by all its handles.
 
-Invariant: one image, one control mapping, one client lock and one ZeroMQ
-context per process and directory; one session per thread. A forked child
+Invariant: one image, one control mapping and one client lock per process
+and directory; one session per thread. A forked child
 starts with none of its parent's sessions, sockets or LMDB objects.
 """
 
@@ -175,7 +175,7 @@ def _checked(path: object) -> str:
 
 
 def _check_files() -> None:
-    """Refuse to go on with hardly any open file left: libzmq ends the process that has none.
+    """Refuse to go on with hardly any open file left: what fails first then would say something else.
 
     Raises:
         LimitError: says how many files are open, and how many may be.
