@@ -4,54 +4,11 @@ One writer process owns the store and serializes commits; every other process
 reads shared snapshots directly from memory. Start with `inmem.open`.
 """
 
-from inmem.database import CheckpointReport, Database, RepairReport, Status, open
-from inmem.errors import (
-    AlreadyExistsError,
-    AppendOnlyError,
-    BusyError,
-    CellExistsError,
-    CellNotFoundError,
-    ClosedError,
-    CommitUnknownError,
-    ConfigMismatchError,
-    ConflictError,
-    CorruptionError,
-    ForkError,
-    FormatVersionError,
-    InmemError,
-    InvalidInputError,
-    InvalidKeyError,
-    InvalidRunIdError,
-    InvalidTransitionError,
-    InvalidValueError,
-    InvariantError,
-    LimitError,
-    NotFoundError,
-    PermissionDeniedError,
-    RetryableError,
-    RunDeletedError,
-    RunExistsError,
-    RunNotFoundError,
-    SnapshotTooOldError,
-    StoreFullError,
-    TraceExistsError,
-    TraceNotFoundError,
-    VersionMismatchError,
-    WriterUnavailableError,
-)
-from inmem.keys import Key, Namespace, RunId, TypeTag
-from inmem.maintenance.check import CheckReport
-from inmem.model.cell import State
-from inmem.model.event_log import Appended, ChainVerification, Event
-from inmem.model.run import DeletedRun, RunMetadata, RunStats, RunStatus, is_valid_transition
-from inmem.model.trace import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace, TraceTree
-from inmem.primitives.event_log import EventLog, PendingAppend
-from inmem.primitives.kv import KVStore, PendingNumber, Versioned
-from inmem.primitives.run_index import CreateRunOptions, RunIndex, RunQuery
-from inmem.primitives.state_cell import PendingVersion, StateCell
-from inmem.primitives.trace_store import NewTrace, TraceStore
-from inmem.scopes import Pipeline, RunScope, Snapshot, Transaction, transactional
-from inmem.values import Value
+import sys
+import typing
+
+if typing.TYPE_CHECKING:
+    from inmem.exports import *
 
 __version__ = "0.1.0"
 
@@ -135,3 +92,18 @@ __all__ = [
     "open",
     "transactional",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    """Load the exports at the first use of one; see `inmem.exports`."""
+    if name not in __all__:  # also asked for modules of the package, which Python then imports
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import inmem.exports  # noqa: F401 - to have it loaded
+
+    exports = sys.modules["inmem.exports"]
+    globals().update((each, getattr(exports, each)) for each in exports.__all__)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -177,7 +177,7 @@ def runs(
             since=0 if since is None else moment_us(since, now_us, "since"),
             until=None if until is None else moment_us(until, now_us, "until"),
         )
-        table = _RunTable(listing, now_us)
+        table = _RunTable(listing, now_us, tree)
         filtered = any((status, tag, parent, since, until))
         found = _tree(view, finder, filtered, archived) if tree else ((run, "", 0) for run in finder.find())
         for run, guides, depth in found:
@@ -212,14 +212,15 @@ class _RunTable:
 
     _ID: Final = (36, 80)  # with the guides of a tree
 
-    def __init__(self, listing: Listing, now_us: int) -> None:
+    def __init__(self, listing: Listing, now_us: int, is_tree: bool) -> None:
         self._listing = listing
         self._now_us = now_us
+        self._is_tree = is_tree
 
     def add(self, run: RunMetadata, guides: str, depth: int) -> None:
         listing = self._listing
         if listing.as_json:
-            listing.document(run_document(run) | ({"depth": depth} if guides or depth else {}))
+            listing.document(run_document(run) | ({"depth": depth} if self._is_tree else {}))
             return
         if not listing.rows:
             listing.line((f"{'STATUS':<9}  {'CREATED':<11}  {'TOOK':>7}  {'RUN':<36}  TAGS", "dim"))

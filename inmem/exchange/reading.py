@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
+from inmem.client.attachment import _registry
 from inmem.control import Control
 from inmem.database import Database
 from inmem.directory import DataDirectory, Identity
@@ -82,7 +83,7 @@ def source_of(database: Database) -> Source:
 
 @contextmanager
 def source_at(path: Path) -> Iterator[Source]:
-    """A database that this process has not opened. No writer is started; one that serves stays meanwhile.
+    """A database by its path, whether this process has opened it or not. No writer is started; one that serves stays meanwhile.
 
     Where there is no image in memory, checkpoint and log are replayed into a
     private one, which takes about the time of a restart, and its memory.
@@ -95,6 +96,11 @@ def source_at(path: Path) -> Iterator[Source]:
     if not directory.exists():
         raise InvalidInputError(f"{directory.path} holds no inmem database", argument="path")
     identity = directory.identity()
+    held = _registry.get(str(directory.path))
+    if held is not None and not held.closed:  # LMDB opens an image once in a process
+        mine = held.image
+        yield Source(lambda: mine.snapshot(MAX_AGE_S), "image")
+        return
     with ExitStack() as stack:
         control = directory.control()
         stack.callback(control.close)

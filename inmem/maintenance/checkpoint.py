@@ -2,7 +2,7 @@
 
 Invariant: it writes the file that it was told to write and nothing else; the
 writer, which started it, gives that file its name when it is durable and
-verified. It ends when its writer does, and then leaves no file.
+verified. It ends when its writer does.
 
     python -m inmem.maintenance checkpoint DIRECTORY FILE WRITER    one JSON document
 """
@@ -72,9 +72,14 @@ def stand_of(position: Position, identity: Identity) -> Stand:
 
 def _while_alive(items: Iterator[tuple[bytes, bytes]], parent: int | None) -> Iterator[tuple[bytes, bytes]]:
     for number, item in enumerate(items):
-        if parent is not None and number % _LOOK_EVERY == 0 and os.getppid() != parent:
-            raise WriterUnavailableError("the writer that wanted this copy has ended")
+        if number % _LOOK_EVERY == 0:
+            _look_after(parent)
         yield item
+
+
+def _look_after(parent: int | None) -> None:
+    if parent is not None and os.getppid() != parent:
+        raise WriterUnavailableError("the writer that wanted this copy has ended")
 
 
 def main(path: Path, file: Path, writer: Path) -> int:
@@ -90,6 +95,7 @@ def main(path: Path, file: Path, writer: Path) -> int:
         snapshot = image.snapshot(COPY_MAX_AGE_S)
         failpoints.reached("copying")
         try:
+            _look_after(parent)  # the next writer's helper makes a file of the same name
             stand, written = copy_snapshot(snapshot, identity, file, parent)
         finally:
             snapshot.close()
@@ -101,9 +107,6 @@ def main(path: Path, file: Path, writer: Path) -> int:
         }
     except OSError as error:
         document = {"error": to_wire(from_os_error("the checkpoint cannot be written", error))}
-    except WriterUnavailableError as error:
-        file.unlink(missing_ok=True)
-        document = {"error": to_wire(error)}
     except InmemError as error:
         document = {"error": to_wire(error)}
     json.dump(document, sys.stdout)

@@ -58,14 +58,12 @@ class Checkpointer:
         self._last = time.monotonic()
         self._base = 0  # bytes of the log that the last checkpoint could not free
         make_private_dir(directory.checkpoints)
-        # A name of its own: the helper of a writer that was killed may still be about to make its file.
-        self._temporary = directory.checkpoints / f"{_TEMPORARY}-{os.getpid()}"
+        self._temporary = directory.checkpoints / _TEMPORARY
         self._clear()
 
     def _clear(self) -> None:
-        """Remove what a writer that was killed has left: files without a name, older checkpoints."""
-        for left in self._directory.checkpoints.glob(f"{_TEMPORARY}*"):
-            left.unlink(missing_ok=True)
+        """Remove what a writer that was killed has left: a file without a name, older checkpoints."""
+        self._temporary.unlink(missing_ok=True)
         for older in checkpoint_files(self._directory.checkpoints)[:-1]:
             older.unlink()
 

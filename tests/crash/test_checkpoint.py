@@ -503,7 +503,7 @@ def test_many_keys(store_path: Path) -> None:
 
         def helper() -> int:
             line = f"inmem.maintenance checkpoint {store_path}"
-            copying = any(entry.name.startswith("unfinished") for entry in directory.iterdir())
+            copying = (directory / "unfinished").exists()
             return next((pid for pid, text in processes_of(store_path) if copying and line in text), 0)
 
         asking = Asking(db)
@@ -521,7 +521,6 @@ def test_many_keys(store_path: Path) -> None:
         asking.join(60.0)  # it asks the next writer, which has one made from the beginning
         assert isinstance(asking.outcome, inmem.CheckpointReport), asking.outcome
         wait_until(lambda: not alive(orphan), "the helper of the dead writer ends")
-        assert len(os.listdir(directory)) == 1, "and takes its file with it"
         assert epoch(store_path) == before + 1
         assert asking.outcome.entries >= keys and len(os.listdir(directory)) == 1
 

