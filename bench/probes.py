@@ -2,12 +2,13 @@
 
 Machines are shared and noisy, so a rate of inmem means something only beside
 a probe that ran in the same round. Each probe is a function `(seconds) ->
-operations per second`.
+operations per second`, or gives one for as long as its block lasts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -53,6 +54,39 @@ def lmdb_get() -> Iterator[Callable[[float], float]]:
         env.close()
     finally:
         shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def lmdb_put() -> Iterator[Callable[[float], float]]:
+    """LMDB in this process: begin, encode, put of a 50-byte value, commit, in memory and without any sync."""
+    directory = tempfile.mkdtemp(prefix="inmem-probe-", dir="/dev/shm")
+    try:
+        env = lmdb.open(directory, map_size=1 << 28, sync=False)
+        keys = [b"key-%05d" % n for n in range(10_000)]
+        with env.begin(write=True) as txn:
+            for key in keys:
+                txn.put(key, msgpack.packb(VALUE))
+        following = itertools.cycle(keys[::7])
+
+        def put() -> None:
+            with env.begin(write=True) as txn:
+                txn.put(next(following), msgpack.packb(VALUE))
+
+        yield lambda seconds: rate(put, seconds)
+        env.close()
+    finally:
+        shutil.rmtree(directory)
+
+
+def msgpack_encode(seconds: float) -> float:
+    """Encoding of a 50-byte value."""
+    return rate(lambda: msgpack.packb(VALUE), seconds)
+
+
+def msgpack_decode(seconds: float) -> float:
+    """Decoding of a 50-byte value."""
+    packed = msgpack.packb(VALUE)
+    return rate(lambda: msgpack.unpackb(packed), seconds)
 
 
 def _echo(endpoint: str) -> None:

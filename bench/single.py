@@ -1,0 +1,49 @@
+"""How fast is each operation for one client, beside its peers and the probes? `python -m bench.single`
+
+One process, `buffered` durability, values of 50 bytes, at the facade. Writes
+are checked by reading them back, counts by counting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+from bench import probes, workloads
+from bench.harness import Options, bench, main
+
+SUBJECTS = (
+    "inmem", "redis", "redis no log", "sqlite", "stratadb", "stratadb in process", "diskcache", "manager"
+)  # fmt: skip
+
+GET, PUT, PUT_MANY = "kv get", "kv put", "kv put_many of 100"
+APPEND, CAS, TRACE = "event append", "cell cas", "trace record, 2 tags"
+STEP, MODIFY = "transaction: kv + event + cell + trace", "transaction: read, modify, write"
+
+
+def run(options: Options) -> dict[str, Any]:
+    """All operations, one client."""
+    with bench("single", "one client: how fast is each operation?", options, SUBJECTS) as b, \
+            contextlib.ExitStack() as stack:
+        b.load()
+        get = stack.enter_context(probes.lmdb_get())
+        put = stack.enter_context(probes.lmdb_put())
+        echo = stack.enter_context(probes.zmq_echo())
+        for operation, build in {
+            GET: workloads.get, PUT: workloads.put, PUT_MANY: workloads.put_many, APPEND: workloads.append,
+            CAS: workloads.cas, TRACE: workloads.trace, STEP: workloads.step, MODIFY: workloads.increment,
+        }.items():
+            b.cases(operation, build)
+            if operation != GET:
+                b.case(operation, "probe: zmq echo", lambda: echo(options.seconds))
+        b.case(GET, "probe: lmdb get", lambda: get(options.seconds))
+        b.case(GET, "probe: msgpack decode", lambda: probes.msgpack_decode(options.seconds))
+        b.case(PUT, "probe: lmdb put", lambda: put(options.seconds))
+        b.case(PUT, "probe: msgpack encode", lambda: probes.msgpack_encode(options.seconds))
+        b.rounds()
+        return b.document()
+
+
+if __name__ == "__main__":
+    sys.exit(main("single", __doc__, run))
