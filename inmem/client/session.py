@@ -200,12 +200,12 @@ class _Patience:
 
 
 class _Pending:
-    __slots__ = ("body", "epoch", "flags")
+    __slots__ = ("body", "flags", "sent")
 
     def __init__(self, body: bytes, flags: int) -> None:
         self.body = body
         self.flags = flags
-        self.epoch = 0  # of the writer that it was first sent to
+        self.sent = 0  # how often
 
 
 class Session:
@@ -283,7 +283,7 @@ class Session:
         return sequence
 
     def _send(self, line: Line, sequence: int, pending: _Pending) -> None:
-        pending.epoch = pending.epoch or line.epoch
+        pending.sent += 1
         answered_below = next(iter(self._pending))
         header = COMMIT_HEADER.pack(COMMIT, pending.flags, self._id, sequence, answered_below)
         line.send(header + pending.body)
@@ -293,7 +293,7 @@ class Session:
         try:
             while sequence not in answers:
                 if sequence in self._lost:
-                    raise self._unknown(sequence, "its session was lost with the store's memory", False)
+                    raise self._unknown(sequence, "no writer knows its session any more", False)
                 self._step(deadline, sequence)
         except (TimeoutError, WriterUnavailableError) as error:
             why = f"no answer within {timeout_s} s" if isinstance(error, TimeoutError) else str(error)
@@ -440,20 +440,25 @@ class Session:
             time.sleep(_BUSY_DELAY_S)
             self._send_again(line, number)
         elif code == "session_unknown":
-            self._renew(line.epoch)
+            self._renew(number)
             self._connect(deadline)
         else:
             raise InmemError(
                 f"the writer refused a commit: {message}", hint="Report this: it should not happen."
             )
 
-    def _renew(self, epoch: int) -> None:
-        """Begin a new session. What only this writer has seen, and refused, moves to it."""
+    def _renew(self, refused: int) -> None:
+        """Begin a new session. What was refused for that, from `refused` on, moves to it.
+
+        What was sent more than once, or before, may have been applied while
+        the session was known: nobody can tell any more.
+        """
         waiting, self._pending = self._pending, {}
         self._id = os.urandom(16)
         self._registered = False
         for sequence, pending in waiting.items():
-            if pending.epoch in (0, epoch):
+            if not pending.sent or (pending.sent == 1 and sequence >= refused):
+                pending.sent = 0
                 self._pending[sequence] = pending
             else:
                 self._lost.add(sequence)
@@ -495,7 +500,7 @@ class Session:
                 continue
             self._line = line
             if not known:
-                self._renew(epoch=-1)
+                self._renew(self._next)
                 continue
             self._registered = True
             self._take_slot(line)

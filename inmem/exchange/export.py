@@ -352,13 +352,15 @@ class _RunWriter:
 
 @contextmanager
 def _opened(file: Path | str | BinaryIO) -> Iterator[BinaryIO]:
-    """The stream, or a new file that takes its name at the end."""
+    """The stream, or a new file that takes its name at the end; a device or a pipe is written to."""
     if not isinstance(file, Path | str):
         yield file
         return
-    target = Path(os.path.abspath(file))
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a directory")
+    target = Path(os.path.realpath(file))
+    if target.exists() and not target.is_file():
+        with target.open("wb") as out:
+            yield out
+        return
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     try:
         with os.fdopen(fd, "w+b", buffering=1 << 20) as out:

@@ -83,7 +83,7 @@ def source_of(database: Database) -> Source:
 
 @contextmanager
 def source_at(path: Path) -> Iterator[Source]:
-    """A database by its path, whether this process has opened it or not. No writer is started; one that serves stays meanwhile.
+    """A database by its path. No writer is started; one that serves stays meanwhile.
 
     Where there is no image in memory, checkpoint and log are replayed into a
     private one, which takes about the time of a restart, and its memory.

@@ -33,6 +33,7 @@ payloads are MessagePack:
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
@@ -173,8 +174,17 @@ class CheckpointReader:
             f"{self.path} at {self._offset}: {problem}", file=str(self.path), offset=self._offset
         )
 
+    def _read(self, count: int) -> bytes:
+        """`count` bytes, fewer only at the end. A sector that cannot be read is damage."""
+        try:
+            return self._file.read(count)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise self._corrupt("the disk cannot read it") from error
+
     def _read_stand(self) -> Stand:
-        head = self._file.read(_HEAD.size)
+        head = self._read(_HEAD.size)
         if len(head) < _HEAD.size:
             raise self._corrupt("the file is cut short")
         magic, version, flags = _HEAD.unpack(head)
@@ -201,13 +211,13 @@ class CheckpointReader:
         return Stand(**{name: fields[name] for name in _FIELDS})
 
     def _read_frame(self, before: bytes, seed: int) -> tuple[bytes, int]:
-        frame = self._file.read(_FRAME.size)
+        frame = self._read(_FRAME.size)
         if len(frame) < _FRAME.size:
             raise self._corrupt("the file is cut short")
         length, checksum = _FRAME.unpack(frame)
         if length > _MAX_FRAME:
             raise self._corrupt(f"a frame of {length} bytes")
-        payload = self._file.read(length)
+        payload = self._read(length)
         if len(payload) < length:
             raise self._corrupt("the file is cut short")
         if xxh3_64_intdigest(before + payload if before else payload, seed) != checksum:
@@ -235,7 +245,7 @@ class CheckpointReader:
             if table == _END:
                 if content != entries:
                     raise self._corrupt(f"{entries} entries, and the end says {content}")
-                if self._file.read(1):
+                if self._read(1):
                     raise self._corrupt("something follows the end")
                 return
             if table not in COPIED:
@@ -250,20 +260,22 @@ class CheckpointReader:
         frame before as it is stored. So behind a damaged payload the next
         frame is proved again; and a frame in which the checksum alone is
         damaged is proved by the one behind it. Nothing is found any more
-        behind a damaged length.
+        behind a damaged length, or where the disk cannot read.
         """
         offset, seeds = self._offset, [self._checksum]
         lost: int | None = None  # where the frames that are not proved begin
         reason, doubtful = "", None  # the content of the one that is not, if the one before it is
         while True:
-            frame = self._file.read(_FRAME.size)
-            length, stored = _FRAME.unpack(frame) if len(frame) == _FRAME.size else (self.bytes, 0)
-            end = offset + _FRAME.size + length
-            if length > _MAX_FRAME or end > self.bytes:
-                begin = offset if lost is None else lost
-                yield Lost(begin, self.bytes, reason or "the file is cut short, or a length is damaged")
+            try:
+                frame = self._read(_FRAME.size)
+                length, stored = _FRAME.unpack(frame) if len(frame) == _FRAME.size else (self.bytes, 0)
+                end = offset + _FRAME.size + length
+                if length > _MAX_FRAME or end > self.bytes:
+                    raise self._corrupt("the file is cut short, or a length is damaged")
+                payload = self._read(length)
+            except CorruptionError as error:
+                yield Lost(offset if lost is None else lost, self.bytes, reason or error.message)
                 return
-            payload = self._file.read(length)
             computed = [xxh3_64_intdigest(payload, seed) for seed in seeds]
             if stored in computed:
                 if lost is not None and doubtful is not None and computed.index(stored) == 1:

@@ -326,24 +326,20 @@ def test_what_is_exchanged_or_missing_is_refused(released: Path, scratch: Path) 
         for file, data in whole.items():
             file.write_bytes(data)
     assert number == 4
+
+    # A writer that died before it removed an older one: the newest counts, and the others go.
+    with CheckpointReader(scratch / "checkpoint-0") as reader:
+        older = checkpoint_path(newest.parent, reader.stand.version)
+    shutil.copy(scratch / "checkpoint-0", older)
+    (newest.parent / "unfinished").write_bytes(b"half of one")
     with inmem.open(released) as db:
+        assert os.listdir(newest.parent) == [newest.name]
         assert [event.payload for event in db.events.iter(RUN)] == [0, 1, 2, 0, 1, 2, 3, 4]
         assert db.check().problems == [] and db.check().checkpoint == stand.version
 
 
 def fields_of(stand: Stand) -> Iterator[Any]:
     return (getattr(stand, name) for name in stand.__slots__)
-
-
-def test_an_older_checkpoint_beside_the_newest_does_no_harm(released: Path, scratch: Path) -> None:
-    """A writer that died before it removed one: the newest counts, and the older one goes."""
-    with CheckpointReader(scratch / "checkpoint-0") as reader:
-        older = checkpoint_path(released / "checkpoints", reader.stand.version)
-    shutil.copy(scratch / "checkpoint-0", older)
-    (released / "checkpoints" / "unfinished").write_bytes(b"half of one")
-    with inmem.open(released) as db:
-        assert db.events.len(RUN) == 8
-        assert len(os.listdir(released / "checkpoints")) == 1 and not older.exists()
 
 
 def test_a_checkpoint_never_gets_ahead_of_the_durable_log(store_path: Path, scratch: Path) -> None:
@@ -455,19 +451,20 @@ def test_the_log_stays_bounded_under_writes(
             largest = max(largest, db.status().wal_bytes)
             versions.update(file.name for file in checkpoints(store_path))
             workers.check()
-            return len(versions) >= 5
+            report = db.check()  # while checkpoint and log are replaced under it
+            assert report.problems == [], report
+            return len(versions) >= 4
 
-        wait_until(grown, "five checkpoints by size")
+        wait_until(grown, "four checkpoints by size")
         workers.words.stop()
         workers.results()
         begun = segment_files(store_path / "wal")[-1][0]
         final = db.status()
-        assert db.check().problems == []
+        largest = max(largest, final.wal_bytes)
         # A copy takes a few tenths of a second, in which the log goes on growing.
-        assert begun * segment > 2 * largest or largest < 4 * limit, (begun, largest)
-        assert final.wal_bytes <= largest + limit
-    (only,) = checkpoints(store_path)
-    assert verify_checkpoint(only)[0].version <= final.version
+        assert largest < max(4 * limit, begun * segment * 3 // 4), (begun, largest)
+        wait_until(lambda: len(checkpoints(store_path)) == 1, "the older ones are removed")
+        assert db.check().problems == []
     print(f"{begun} segments were begun, the log had {largest / MIB:.1f} MiB at most")
 
 

@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 import zmq
 from crash_workers import RUN
-from support import control_state, wait_until, writer_pid
+from support import Words, control_state, wait_until, writer_pid
 
 import inmem
+from inmem import board as board_module
+from inmem.board import Board
 from inmem.client import session as session_module
 from inmem.client.attachment import Attachment
 from inmem.config import MAX_BATCH, MAX_IN_FLIGHT_BYTES
@@ -530,3 +532,104 @@ def test_guard_type_is_what_the_mailbox_uses(scratch: Path) -> None:
     with mailbox(scratch / "s") as box:
         assert isinstance(box._guard, Guard) and box._guard._thread.is_alive()
     assert not box._guard._thread.is_alive()
+
+
+# --- sessions that expire ---------------------------------------------------------------------------
+
+# A writer that looks for idle sessions at each tick, and whose wall clock is as far ahead as a file is long.
+HURRIED = """
+import os, sys
+if "inmem.writer" in sys.orig_argv:
+    import time
+    _real = time.time_ns
+    time.time_ns = lambda: _real() + os.stat({path!r}).st_size * 10**9
+    import inmem.writer.actor
+    assert inmem.writer.actor._SLOW_TICK_S
+    inmem.writer.actor._SLOW_TICK_S = 0.1
+"""
+
+
+def test_a_session_that_expired_does_not_take_old_commits_along(
+    store_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was applied under the old session, unknown to its caller, is not sent under the new one."""
+    ahead, site = scratch / "ahead", scratch / "site"
+    ahead.touch()
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(HURRIED.format(path=str(ahead)))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("INMEM_SESSION_TTL_S", "600")
+    with inmem.open(store_path) as db:
+        assert db.kv.add(RUN, "n") == 1
+        pid = writer_pid(store_path)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(inmem.CommitUnknownError) as unknown:  # noqa: SIM117
+                with db.transaction(RUN, timeout_s=0.1) as txn:
+                    txn.kv.add("n")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: db.kv.get(RUN, "n") == 2, "it is applied, though nobody looks for the answer")
+        os.truncate(ahead, 700)
+        found: list[int] = []
+
+        def count() -> None:  # with a session of its own, which goes with the thread
+            found.append(db.status().sessions)
+
+        def expired() -> bool:
+            thread = threading.Thread(target=count)
+            thread.start()
+            thread.join()
+            return found[-1] == 1
+
+        wait_until(expired, "the session of this thread has expired")
+        assert db.kv.add(RUN, "n") == 3, "the next commit has a session again, and it alone was sent"
+        assert db.kv.get(RUN, "n") == 3
+        with pytest.raises(inmem.CommitUnknownError, match="no writer knows"):
+            unknown.value.resend(timeout_s=1.0)
+        assert db.kv.add(RUN, "n") == 4 and writer_pid(store_path) == pid
+
+
+# --- the board ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not board_module.SUPPORTED, reason="there is no board on this machine")
+def test_no_answer_on_the_board_is_missed(scratch: Path) -> None:
+    """Two processes, an answer to each question, no look beyond those around a sleep: all come, whole."""
+    count, slot = 20_000, 3
+    rng = random.Random(SEED)
+    writer = Board(scratch / "board", create=True)
+    asked = Words(scratch / "asked")
+    assert writer.clear(slot)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            for sequence in range(1, count + 1):
+                while asked[0] < sequence:
+                    os.sched_yield()
+                writer.post(slot, sequence, sequence % 3, sequence * 7, sequence.to_bytes(4, "big") * 8)
+                writer.wake([slot])
+            status = 0
+        finally:
+            os._exit(status)
+    client = Board(scratch / "board")
+    late = 0
+    try:
+        for sequence in range(1, count + 1):
+            asked[0] = sequence
+            for _ in range(rng.randrange(4)):
+                os.sched_yield()
+            slept = 0
+            while not client.look(slot, sequence, 0):
+                client.sleep(slot, sequence, 0, 1000)
+                slept += 1
+                assert slept < 30_000, "the answer does not come"
+            late += slept > 1
+            expected = (sequence % 3, sequence * 7, sequence.to_bytes(4, "big") * 8)
+            assert client.fetch(slot, sequence) == expected
+        assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        client.close()
+        writer.close()
+    print(f"{count} answers, {late} came after more than one sleep")

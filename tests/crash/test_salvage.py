@@ -38,6 +38,7 @@ from inmem.storage.wal_format import PUT
 from inmem.storage.wal_scan import scan, scan_pieces
 
 MIB = 1 << 20
+SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))
 DATABASE = bytes(range(16))
 
 
@@ -90,11 +91,20 @@ class Salvaged:
 # --- the log --------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, History]:
+    """A stopped store with a known history; to be copied."""
+    path = tmp_path_factory.mktemp("known") / "store"
+    print(f"seed {SEED}")
+    return path, make_history(path, random.Random(SEED))
+
+
 @pytest.fixture
-def bench(scratch: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> tuple[Bench, History]:
-    history = make_history(scratch / "store", rng)
+def bench(
+    known: tuple[Path, History], scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Bench, History]:
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # no power fails here, and there are many
-    return Bench(scratch / "store", scratch / "copy", monkeypatch), history
+    return Bench(known[0], scratch / "copy", monkeypatch), known[1]
 
 
 def test_damage_anywhere_gives_the_state_before_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -352,3 +353,39 @@ def test_a_damaged_file_that_ends_too_early(tmp_path: Path, one_each: None) -> N
         assert len(lost) == 1 and lost[0].end == cut
     path.write_bytes(data + b"more")
     assert whole(path) == (all_frames, [Lost(len(data), len(data) + 4, "something follows the end")])
+
+
+class Unreadable:
+    """A file with a sector that the disk cannot read."""
+
+    def __init__(self, file: Any, at: int) -> None:
+        self._file, self._at = file, at
+
+    def read(self, count: int) -> bytes:
+        begin = self._file.tell()
+        if begin <= self._at < begin + count:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return bytes(self._file.read(count))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def test_what_the_disk_cannot_read_is_damage(tmp_path: Path, one_each: None) -> None:
+    path = tmp_path / "c"
+    data = make(path, many_frames())
+    all_frames, _ = whole(path)
+    bounds = frames_of(data)
+    for number, (begin, end) in enumerate(bounds[1:-1]):
+        for at in (begin, begin + 12, end - 1):
+            for wanted in ("frames", "whole_frames"):
+                with CheckpointReader(path) as reader:
+                    reader._file = Unreadable(reader._file, at)  # type: ignore[assignment]
+                    if wanted == "frames":
+                        with pytest.raises(CorruptionError, match="cannot read") as caught:
+                            list(reader.frames())
+                        assert caught.value.offset == begin
+                        continue
+                    *frames, lost = reader.whole_frames()
+                assert [(part[0], part[1][0][0]) for part in frames] == all_frames[:number]
+                assert isinstance(lost, Lost) and (lost.offset, lost.end) == (begin, len(data))
