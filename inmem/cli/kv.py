@@ -35,7 +35,7 @@ from inmem.cli.view import View
 from inmem.database import Database
 from inmem.database import open as open_database
 from inmem.errors import InvalidInputError, NotFoundError
-from inmem.exchange.jsonvalues import to_json
+from inmem.exchange.jsonvalues import from_json, to_json
 from inmem.keys import Namespace, TypeTag, encode_name
 from inmem.scopes import RunScope
 
@@ -143,7 +143,7 @@ def _parsed(text: str) -> Any:
         raise ValueError(f"{name} is no JSON")
 
     try:
-        return json.loads(text, parse_constant=refused)
+        return from_json(json.loads(text, parse_constant=refused))
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(
             f"VALUE is no JSON: {error}", argument="value", hint="A text needs quotes of its own, or --text."

@@ -68,13 +68,15 @@ from inmem.storage.recovery import (
 )
 from inmem.storage.snapshot import VERSION_KEY, Image, Snapshot
 from inmem.storage.store import Position, Store
+from inmem.storage.wal_files import segment_files
 from inmem.storage.wal_scan import scan
 
 _MAX_PROBLEMS: Final = 1000  # a damaged store has more than anybody reads
 _RENEW_S: Final = 0.5  # a snapshot is given back at the first new run after this
 _CHUNK: Final = 50_000  # keys, or runs, that are in memory at a time
 _LOG_READINGS: Final = 3  # of a live log before its problem is believed, and
-_ALL_READINGS: Final = 30  # with those under which a checkpoint replaced it: one a second, at the most
+_ALL_READINGS: Final = 50  # with those during which a checkpoint replaced it
+_PAUSE_S: Final = 0.01  # between two of them
 _PROGRAM: Final = ["-m", "inmem.maintenance", "check"]
 _ALL_KEYS: Final = (b"", b"\xff" * 512)
 
@@ -368,20 +370,26 @@ class _Check(TableCheck):
     def _check_log(self, position: Position | None) -> None:
         counted = 0
         for _ in range(_ALL_READINGS):
-            before = newest_checkpoint(self.directory.checkpoints)
+            before = self._begin()
             problems, notes = self._read_log(position)
             if not problems or not is_served(self.directory):
                 break
             # What a new checkpoint took away while it was read says nothing.
-            counted += before == newest_checkpoint(self.directory.checkpoints)
+            counted += before == self._begin()
             if counted == _LOG_READINGS:
                 break
+            time.sleep(_PAUSE_S)
         else:
             notes = [f"checkpoints replaced the log faster than it could be read: {problems[0]}"]
             problems = []
         for problem in problems:
             self._problem(problem)
         self.notes += notes
+
+    def _begin(self) -> tuple[Path | None, Path | None]:
+        """Where what is kept begins: the newest checkpoint and the oldest segment."""
+        segments = segment_files(self.directory.wal) if self.directory.wal.is_dir() else []
+        return newest_checkpoint(self.directory.checkpoints), segments[0][1] if segments else None
 
     def _read_log(self, position: Position | None) -> tuple[list[str], list[str]]:
         # Before the log: what is durable now must be in what is read from here on.

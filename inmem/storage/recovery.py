@@ -11,6 +11,9 @@ The image in memory is adopted only if
 2. the record that led to its last version is found in the log by version and
    checksum (there is no log in `memory` mode).
 
+Then only the end of the log is read. Damage before it costs nothing as long
+as there is an image; `check` finds it, and the next checkpoint heals it.
+
 Otherwise it is set aside; the newest checkpoint is loaded, and the log after
 it replayed. The log has to go on from that checkpoint, or, without one, to
 begin with the database: a segment that is missing at its front is damage.
@@ -81,8 +84,8 @@ def recover(
 ) -> Recovered:
     """Bring image and log together; the caller holds the writer's lock.
 
-    Cost: milliseconds with an image in memory; from the log about 5 µs a
-    write. Nothing durable is removed.
+    Cost: milliseconds with an image in memory, and 1 µs for each record in the
+    last segment; from a checkpoint 0.3 µs an entry, from the log 5 µs a write. Nothing durable is removed.
 
     Raises:
         CorruptionError: the log is damaged before its durable end.
@@ -97,13 +100,30 @@ def recover(
         before = control.read()
         assert before is not None
     keeps_log = settings.durability != "memory"
-    logged = scan(directory.wal, identity.database_id) if keeps_log else None
-    # Whose stand is read even if the image is adopted: the log cannot begin before it for nothing.
-    checkpoint = newest_checkpoint(directory.checkpoints) if keeps_log else None
-    stand = stand_of_ours(checkpoint, identity) if checkpoint is not None else None
-    _check_durable_end(directory, control, logged, stand)
     stem = directory.stem(identity)
-    store, start, reason = _adopt(Path(before.image) if before.image else None, stem, owner, logged, identity)
+    store, reason = _candidate(Path(before.image) if before.image else None, stem, owner, identity)
+    logged = start = checkpoint = stand = None
+    try:
+        if keeps_log:
+            if store is not None and store.position is not None:
+                logged = scan(directory.wal, identity.database_id, since=store.position.version)
+                start = logged.find(store.position.version, store.position.checksum)
+                if start is None:
+                    stands = store.position.version
+                    reason = f"the image {store.path} stands at version {stands}, which the log does not hold"
+                    store.close()
+                    store = None
+            if store is None:
+                logged = scan(directory.wal, identity.database_id)
+            assert logged is not None
+            # Whose stand is read even if the image is adopted: the log cannot begin before it for nothing.
+            checkpoint = newest_checkpoint(directory.checkpoints)
+            stand = stand_of_ours(checkpoint, identity) if checkpoint is not None else None
+            _check_durable_end(directory, control, logged, stand)
+    except BaseException:
+        if store is not None:
+            store.close()
+        raise
     adopted = store is not None
     generation = before.generation
     if store is None:
@@ -289,33 +309,27 @@ def _next_base(recovered: int, control: Control, adopted: bool, same_boot: bool)
     return max(recovered, published) + POWER_CUT_GAP
 
 
-def _adopt(
-    image: Path | None, stem: str, owner: tuple[Any, ...], logged: ScanResult | None, identity: Identity
-) -> tuple[Store | None, WalPosition | None, str]:
-    """The image of the last writer if it can be trusted: (store, where the log goes on, why)."""
+def _candidate(
+    image: Path | None, stem: str, owner: tuple[Any, ...], identity: Identity
+) -> tuple[Store | None, str]:
+    """The image of the last writer if it is this directory's and of this boot, else why not."""
     if image is None or not image.is_dir():
-        return None, None, "no image in memory"
+        return None, "no image in memory"
     if not image.name.startswith(stem):  # not even opened: its own writer may be at work
-        return None, None, f"the image {image} belongs to another directory"
+        return None, f"the image {image} belongs to another directory"
     settings = identity.settings
     try:
         store = Store(image, max_readers=settings.max_readers, quota_bytes=settings.quota_bytes)
     except (InmemError, OSError) as error:
-        return None, None, f"the image {image} cannot be opened: {error}"
-    position = store.position
-    if position is None:
+        return None, f"the image {image} cannot be opened: {error}"
+    if store.position is None:
         reason = "is empty"
-    elif position.owner != owner:
+    elif store.position.owner != owner:
         reason = "belongs to another database, boot or directory"
-    elif logged is None:
-        return store, None, "adopted"
     else:
-        start = logged.find(position.version, position.checksum)
-        if start is not None:
-            return store, start, "adopted"
-        reason = f"stands at version {position.version}, which the log does not hold"
+        return store, "adopted"
     store.close()
-    return None, None, f"the image {image} {reason}"
+    return None, f"the image {image} {reason}"
 
 
 @contextmanager

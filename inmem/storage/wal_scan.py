@@ -125,11 +125,16 @@ class ScanResult:
             yield from _records(self.files, segment.file, begin, segment.end)
 
 
-def scan(directory: Path, database_id: bytes, *, files: Files | None = None) -> ScanResult:
+def scan(
+    directory: Path, database_id: bytes, *, since: int | None = None, files: Files | None = None
+) -> ScanResult:
     """Read and verify a whole log; nothing is changed.
 
-    Payloads are decoded by `iter_records` only. Cost: about 1 µs a record;
-    memory is bounded by a MiB and the largest record.
+    With `since`, segments that hold nothing after that version are taken as
+    they are, unread: for whoever has a state of that version already, and
+    needs of the log only where to go on. Payloads are decoded by
+    `iter_records` only. Cost: about 1 µs a record; memory is bounded by a MiB
+    and the largest record.
 
     Raises:
         CorruptionError: damage, with file and offset; see the table above.
@@ -142,19 +147,21 @@ def scan(directory: Path, database_id: bytes, *, files: Files | None = None) -> 
             missing = segment_path(directory, before + 1)
             raise _corrupt(missing, 0, f"the segment is missing, {number} is there")
     chain = _Chain(database_id)
-    segments: list[Segment] = []
+    segments = [] if since is None else _unread(found, since, database_id, files)
+    unread = len(segments)
     torn: Torn | None = None
-    for number, path in found:
+    for number, path in found[unread:]:
         is_last = number == found[-1][0]
         fd = files.open(path, READ)
         try:
             size = files.size(fd)
             source = _Source(files, fd, path, size)
-            header = _read_segment_header(source, number, chain if segments else None, database_id, is_last)
+            begun = len(segments) > unread
+            header = _read_segment_header(source, number, chain if begun else None, database_id, is_last)
             if isinstance(header, Torn):
                 torn = header
                 break
-            if not segments:
+            if not begun:
                 chain.checksum = header.previous
             first, end = chain.records, SEGMENT_HEADER_BYTES
             first_version = 0
@@ -175,6 +182,34 @@ def scan(directory: Path, database_id: bytes, *, files: Files | None = None) -> 
         directory, database_id, tuple(segments), end_position, chain.records,
         chain.durable_version, chain.clock_us, torn, files,
     )
+
+
+def _unread(
+    found: list[tuple[int, Path]], since: int, database_id: bytes, files: Files
+) -> list[Segment]:
+    """The oldest segments, up to the last one that begins at or before a version, which is to be read."""
+    heads: list[Segment] = []
+    for number, path in found:
+        fd = files.open(path, READ)
+        try:
+            size = files.size(fd)
+            data = files.read(fd, SEGMENT_HEADER_BYTES + RECORD_HEADER_BYTES, 0)
+        finally:
+            files.close(fd)
+        try:
+            previous = decode_segment_header(data).previous
+        except ValueError:
+            break
+        if len(data) < SEGMENT_HEADER_BYTES + RECORD_HEADER_BYTES:
+            break
+        first = unpack_record_header(data, SEGMENT_HEADER_BYTES)
+        if first.magic != RECORD_MAGIC or first.database_id != database_id or first.version > since:
+            break
+        heads.append(Segment(number, path, size, previous, first.version, first.version))
+    return [
+        Segment(one.number, one.file, one.end, one.previous, one.first_version, after.first_version - 1)
+        for one, after in pairwise(heads)
+    ]
 
 
 def rewrite_tail(result: ScanResult) -> Position | None:

@@ -43,7 +43,8 @@ def fill(path: Path) -> None:
         db.runs.create_run(run_id="hidden")
         db.runs.archive_run("hidden")
         run = db.run(RUN)
-        run.kv.put_many({"goal": {"city": "Oslo"}, "raw": b"\x00\xff", EVIL: EVIL, "long": LONG, "nan": float("nan")})
+        run.kv.put_many({"goal": {"city": "Oslo"}, "raw": b"\x00\xff", EVIL: EVIL, "long": LONG})
+        run.kv.put("nan", float("nan"))
         run.kv.put("soon", 1, ttl=1000)
         run.events.append_many([("even" if n % 2 == 0 else "odd", {"n": n}) for n in range(600)])
         run.events.append(f"type {EVIL}", EVIL)
@@ -78,7 +79,8 @@ def path(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 def invoke(*arguments: object, code: int = 0, **more: Any) -> Any:
-    done = CliRunner().invoke(app, [str(a) for a in arguments], env={"INMEM_PATH": None, "COLUMNS": "100"}, **more)
+    variables = {"INMEM_PATH": None, "COLUMNS": "100"}
+    done = CliRunner().invoke(app, [str(a) for a in arguments], env=variables, **more)
     assert done.exit_code == code, (done.output, done.exception)
     return done
 
@@ -195,7 +197,8 @@ class TestRuns:
         assert self.names(path, "--tag", "child", "--status", "completed") == [f"{RUN}.1"]
         assert self.names(path, "--tag", "nightly", "--tag", "child") == []
         assert self.names(path, "--parent", f"{RUN}.0") == [f"{RUN}.0.deep"]
-        assert self.names(path, "--since", "1h") == self.names(path) and self.names(path, "--until", "1h") == []
+        assert self.names(path, "--since", "1h") == self.names(path)
+        assert self.names(path, "--until", "1h") == []
         assert "hidden" in self.names(path, "--archived") and "hidden" not in self.names(path)
         assert self.names(path, "--agent", "other") == []
         assert "no such runs" in invoke("runs", path, "--status", "paused").stderr
@@ -205,7 +208,8 @@ class TestRuns:
 
     def test_the_tree(self, path: Path) -> None:
         shown = invoke("runs", path, "--tree").stdout.splitlines()[1:]
-        for line, drawing in zip(shown, (RUN, f"├─ {RUN}.0", f"│  └─ {RUN}.0.deep", f"├─ {RUN}.1"), strict=False):
+        drawings = (RUN, f"├─ {RUN}.0", f"│  └─ {RUN}.0.deep", f"├─ {RUN}.1")
+        for line, drawing in zip(shown, drawings, strict=False):
             assert f"s  {drawing} " in line + " "
         depths = [(run["run_id"], run["depth"]) for run in lines("runs", path, "--tree")]
         assert depths == [(RUN, 0), (f"{RUN}.0", 1), (f"{RUN}.0.deep", 2), (f"{RUN}.1", 1), (f"{RUN}.2", 1)]
@@ -255,12 +259,14 @@ class TestEvents:
     def test_a_run_without_events_says_so(self, path: Path) -> None:
         assert "has no events" in invoke("events", f"{RUN}.1", path).stderr
 
-    def test_one_chunk_is_read_for_the_first_of_them(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_chunk_is_read_for_the_first_of_them(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         taken = []
         scan = Moment.stream
         monkeypatch.setattr(
             Moment, "stream",
-            lambda self, *a, **k: (taken.append(item) or item for item in scan(self, *a, **k)),  # type: ignore[func-returns-value]
+            lambda self, *a, **k: (taken.append(item) or item for item in scan(self, *a, **k)),
         )  # fmt: skip
         with View(path, Namespace()) as view:
             assert next(RunView(view, RUN).events()).event.sequence == 0
@@ -284,7 +290,8 @@ class TestCellsTracesVerify:
         assert [trace["id"] for trace in lines("traces", RUN, path, "--type", "ToolCall")] == ["call"]
         assert [trace["id"] for trace in lines("traces", RUN, path, "--tag", "plan")] == ["root"]
         assert len(lines("traces", RUN, path, "--since", "1h", "--limit", 3)) == 3
-        assert [t["id"] for t in lines("traces", RUN, path, "--since", "1h", "--root", "call")] == ["call", "error"]
+        below = lines("traces", RUN, path, "--since", "1h", "--root", "call")
+        assert [trace["id"] for trace in below] == ["call", "error"]
 
     def test_a_whole_chain(self, path: Path) -> None:
         done = invoke("verify", RUN, path)
@@ -292,7 +299,8 @@ class TestCellsTracesVerify:
         anchor = done.stdout.split()[-1]
         assert document("verify", RUN, path, "--anchor", anchor)["is_valid"]
         other = anchor.replace(anchor[-64:], "0" * 64)
-        assert document("verify", RUN, path, "--anchor", other, code=1)["error"] == "hash differs from the anchor"
+        verdict = document("verify", RUN, path, "--anchor", other, code=1)
+        assert verdict["error"] == "hash differs from the anchor"
         assert "64 hexadecimal digits" in invoke("verify", RUN, path, "--anchor", "x", code=1).stderr
 
     def test_a_broken_chain(self, store_path: Path) -> None:
@@ -407,7 +415,9 @@ class TestStartAndConfig:
         assert "until 0.1 s without a client" in shown
         wait_until(lambda: not writer_pid(store_path), "it has left")
 
-    def test_settings_and_where_they_come_from(self, store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_settings_and_where_they_come_from(
+        self, store_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with inmem.open(store_path, durability="sync"):
             pass
         monkeypatch.setenv("INMEM_TIMEOUT_S", "3")
@@ -422,13 +432,16 @@ class TestStartAndConfig:
     def test_durability_changes_while_no_writer_serves(self, store_path: Path) -> None:
         with inmem.open(store_path) as db:
             version = db.kv.put(RUN, "key", 1)
-            assert "works by the settings" in invoke("config", "set", "durability", "sync", store_path, code=1).stderr
+            refused = invoke("config", "set", "durability", "sync", store_path, code=1)
+            assert "works by the settings" in refused.stderr
         stop_writer(store_path)
-        assert "durability is sync, it was buffered" in invoke("config", "set", "durability", "sync", store_path).stdout
+        changed = invoke("config", "set", "durability", "sync", store_path)
+        assert changed.stdout == "durability is sync, it was buffered\n"
         assert DataDirectory(store_path).identity().stored["durability"] == "sync"
         with inmem.open(store_path, durability="sync") as db:
-            assert db.kv.get_versioned(RUN, "key").version == version  # type: ignore[union-attr]
-            assert db.status().durability == "sync" and db.kv.put(RUN, "key", 2) <= db.status().durable_version
+            assert db.kv.get_versioned(RUN, "key").version == version
+            assert db.kv.put(RUN, "key", 2) <= db.status().durable_version
+            assert db.status().durability == "sync"
         stop_writer(store_path)
         assert document("config", "set", "durability", "buffered", store_path)["old"] == "sync"
 
