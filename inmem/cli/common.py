@@ -72,7 +72,9 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 def fail(error: InmemError, *, as_json: bool) -> None:
     """Print an error and end with 1."""
     if as_json:
-        print_json({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        # In one line: of a listing it is the last one.
+        document = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
+        typer.echo(json.dumps(document))
     else:
         line = plain(" ".join(f"inmem: {error.message}. {error.hint}".split()))
         typer.echo(line, err=True)

@@ -206,7 +206,7 @@ def list_(
             if as_json:
                 listing.document(entry_document(entry))
                 continue
-            ends = "" if entry.ttl_s is None else f"(for {span(entry.ttl_s)}) "
+            ends = "" if entry.ttl_s is None else f"({span(entry.ttl_s)} left) "
             listing.row(
                 (listing.column(plain(entry.key), NAME_CELLS) + "  ", "bold"), (ends, "yellow"),
                 value=entry.value, has_value=True,

@@ -38,7 +38,7 @@ from inmem.model.event_log import HASH_BYTES
 _POLL_S: Final = 0.02  # between two looks at whether something was committed: reads of memory
 _LOOK_S: Final = 0.5  # at the store itself, whatever the control file says
 _TAIL: Final = 10  # events before the ones that are followed
-NAME_CELLS: Final = (16, 40)  # of a column: at first, and at most
+NAME_CELLS: Final = (16, 32)  # of a column: at first, and at most
 _TYPE_CELLS: Final = (12, 24)
 
 

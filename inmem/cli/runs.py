@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any, Final
 
@@ -50,6 +50,9 @@ _CHUNK: Final = 200  # runs of one moment
 _PLACE_BYTES: Final = 8 + 65  # time of creation, and more than any run id
 _LAST: Final = 5  # events, and
 _FIRST: Final = 8  # cells, entries and types of traces of a summary
+_TYPE_CELLS: Final = (12, 24)  # of columns: at first, and at most
+_NAME_CELLS: Final = (14, 32)
+_KEY_CELLS: Final = (14, 33)
 STATUS_STYLES: Final = {
     RunStatus.ACTIVE: "green", RunStatus.COMPLETED: "blue", RunStatus.FAILED: "bold red",
     RunStatus.CANCELLED: "yellow", RunStatus.PAUSED: "magenta", RunStatus.ARCHIVED: "dim",
@@ -349,22 +352,30 @@ class _Summary:
         self._listing.line(("", ""))
         self._listing.line((f"{name:<10}", "bold"), (f"{count:,}{more}", ""))
 
+    def _measure(self, names: Iterable[str], cells: tuple[int, int]) -> None:
+        """Make a column as wide as all that it has to hold, before its first row."""
+        for name in names:
+            self._listing.column(plain(name), cells)
+
     def _events(self, count: int) -> None:
         self._heading("events", count, f", the last {_LAST}" if count > _LAST else "")
-        for logged in self._store.events(max(0, count - _LAST)):
-            event = logged.event
+        events = [logged.event for logged in self._store.events(max(0, count - _LAST))]
+        self._measure((event.event_type for event in events), _TYPE_CELLS)
+        for event in events:
             self._listing.row(
                 (f"{event.sequence:>6}  ", "dim"),
                 (padded(short_time(event.timestamp, self._now_us), 11) + "  ", "cyan"),
-                (self._listing.column(plain(event.event_type), (12, 24)) + "  ", "bold"),
+                (self._listing.column(plain(event.event_type), _TYPE_CELLS) + "  ", "bold"),
                 value=event.payload, has_value=True,
             )
 
     def _cells(self, count: int) -> None:
         self._heading("cells", count, f", the first {_FIRST}" if count > _FIRST else "")
-        for cell in itertools.islice(self._store.cells(), _FIRST):
+        cells = list(itertools.islice(self._store.cells(), _FIRST))
+        self._measure((cell.name for cell in cells), _NAME_CELLS)
+        for cell in cells:
             self._listing.row(
-                ("  " + self._listing.column(plain(cell.name), (14, 32)), "bold"),
+                ("  " + self._listing.column(plain(cell.name), _NAME_CELLS), "bold"),
                 (f"  v{cell.version:<5} ", "green"), value=cell.value, has_value=True,
             )
 
@@ -386,8 +397,10 @@ class _Summary:
 
     def _entries(self, count: int) -> None:
         self._heading("kv", count, f", the first {_FIRST}" if count > _FIRST else "")
-        for entry in itertools.islice(self._store.entries(), _FIRST):
+        entries = list(itertools.islice(self._store.entries(), _FIRST))
+        self._measure((entry.key for entry in entries), _KEY_CELLS)
+        for entry in entries:
             self._listing.row(
-                ("  " + self._listing.column(plain(entry.key), (14, 32)) + "  ", "bold"),
+                ("  " + self._listing.column(plain(entry.key), _KEY_CELLS) + "  ", "bold"),
                 value=entry.value, has_value=True,
             )

@@ -27,21 +27,30 @@ class Sampler:
         self.group_s = 0.0  # spent on groups, from their validation to their answers
         self.due = 0.0  # when the next look is
         self._weights: dict[bytes, float] = {}  # commits by run, older ones counting less
+        self._looked = False  # since the last `forget`
 
     def look(self, requests: Sequence[Request], now: float) -> None:
         """Take one commit of a group for all of them. Cost: about 10 µs."""
         self.due = now + _EVERY_S
+        self._looked = True
         body = requests[self.groups % len(requests)].body
         if len(body) > _MAX_BYTES:
             return
         run = _run_of(body)
         if run:
             if len(self._weights) >= _MAX_RUNS and run not in self._weights:
-                self.forget()
+                self._thin()
             self._weights[run] = self._weights.get(run, 0.0) + len(requests)
 
     def forget(self) -> None:
-        """Let what was seen until now count half, and drop what counts least."""
+        """Let what was seen until now count half; all goes if nothing was seen since the last time."""
+        if self._looked:
+            self._thin()
+        else:
+            self._weights.clear()
+        self._looked = False
+
+    def _thin(self) -> None:
         kept = sorted(self._weights.items(), key=lambda item: -item[1])[: _MAX_RUNS // 2]
         self._weights = {run: weight / 2 for run, weight in kept if weight >= 0.25}
 

@@ -268,7 +268,7 @@ def released(scratch: Path) -> Path:
 
 def test_an_idle_store_opens_after_its_checkpoint(store_path: Path) -> None:
     """With all of the log released, it is the checkpoint that says up to where all was durable."""
-    for ending in (stop_writer, kill_writer, kill_writer):
+    for ending in (stop_writer, kill_writer):
         with inmem.open(store_path) as db:
             db.kv.add(RUN, "n")
             version = db.checkpoint().version
@@ -279,7 +279,7 @@ def test_an_idle_store_opens_after_its_checkpoint(store_path: Path) -> None:
         assert scan(store_path / "wal", DataDirectory(store_path).identity().database_id).records == 0
         assert check(store_path).problems == []
     with inmem.open(store_path) as db:
-        assert db.kv.get(RUN, "n") == 3 and db.kv.put(RUN, "m", 1) > version
+        assert db.kv.get(RUN, "n") == 2 and db.kv.put(RUN, "m", 1) > version
 
 
 def test_what_is_exchanged_or_missing_is_refused(released: Path, scratch: Path) -> None:
@@ -453,9 +453,9 @@ def test_the_log_stays_bounded_under_writes(
             workers.check()
             report = db.check()  # while checkpoint and log are replaced under it
             assert report.problems == [], report
-            return len(versions) >= 4
+            return len(versions) >= 3
 
-        wait_until(grown, "four checkpoints by size")
+        wait_until(grown, "three checkpoints by size")
         workers.words.stop()
         workers.results()
         begun = segment_files(store_path / "wal")[-1][0]
@@ -494,7 +494,7 @@ def test_many_keys(store_path: Path) -> None:
     with inmem.open(store_path) as db:
         for start in range(0, keys, batch):
             some = range(start, start + batch)
-            db.kv.put_many(RUN, {f"key-{n:07}": {"n": n, "pad": "x" * 20} for n in some})
+            db.kv.put_many(RUN, {f"key-{n:07}": "x" * 24 + str(n) for n in some})
         pid = writer_pid(store_path)
         directory = store_path / "checkpoints"
 
@@ -529,7 +529,7 @@ def test_many_keys(store_path: Path) -> None:
     with inmem.open(store_path) as db:
         line = recovered(store_path)
         assert db.kv.count(RUN) == keys + 1 and db.kv.get(RUN, "after") == after - 1
-        assert db.kv.get(RUN, f"key-{keys - 1:07}") == {"n": keys - 1, "pad": "x" * 20}
+        assert db.kv.get(RUN, f"key-{keys - 1:07}") == "x" * 24 + str(keys - 1)
     assert int(line["checkpoint"]) == asking.outcome.version
     # Of the log no more than what came after the checkpoint, and each session's coming and going.
     assert after <= int(line["replayed"]) <= after + 20

@@ -27,7 +27,7 @@ class Following:
     """`inmem events RUN --follow --json`, running."""
 
     def __init__(self, run: str, store: Path, *more: str) -> None:
-        self.process = subprocess.Popen(
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
             [*PROGRAM, "events", run, str(store), "--follow", "--json", *more], env=environment(),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
         )  # fmt: skip
@@ -39,7 +39,7 @@ class Following:
     def read(self) -> list[dict[str, Any]]:
         """All that was printed until now."""
         while select.select([self._out], [], [], 0)[0]:
-            data = self._out.read1(65536)  # type: ignore[attr-defined]
+            data = self._out.read1(65536)
             if not data:
                 break
             *whole, self._rest = (self._rest + data).split(b"\n")
@@ -52,8 +52,11 @@ class Following:
     def end(self) -> str:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        _, errors = self.process.communicate(timeout=WAIT_S)
-        return errors.decode()
+        self.process.wait(WAIT_S)
+        self.read()
+        assert self.process.stderr is not None
+        with self._out, self.process.stderr as errors:
+            return errors.read().decode()
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def fleet(store_path: Path, scratch: Path) -> Iterator[subprocess.Popen[bytes]]:
     with (scratch / "fleet.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "workers.fleet", "--path", str(store_path), "--workers", "2",
-             "--steps", "120", "--quiet"],
+             "--steps", "200", "--quiet"],
             cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     try:
@@ -81,21 +84,21 @@ def test_a_fleet_is_watched_over_the_death_of_its_writer(
     following = Following(agent, store_path, "--from", "0")
     try:
         following.until(20)
-        assert fleet.poll() is None, "it was over before it was looked at"
+        before = len(following.read())
+        kill_writer(store_path)
         for arguments in (("runs", "--tree"), ("run", agent), ("cells", agent), ("traces", agent),
                           ("kv", "ls", agent), ("verify", agent)):  # fmt: skip
             invoke(*arguments, store_path)
         invoke("report", agent, store_path, "-o", scratch / "run.html")
-        kill_writer(store_path)
-        following.until(len(following.read()) + 20)
         assert fleet.wait(WAIT_S) == 0, (scratch / "fleet.log").read_text()
         total = document("run", agent, store_path)["counts"]["events"]
+        assert total > before, "the agent was done before its writer was killed"
         following.until(total)
     finally:
         errors = following.end()
     assert following.process.returncode == 130 and "Traceback" not in errors
     # Each event once, in order, as it is in the log.
-    assert following.read() == lines("events", agent, store_path)
+    assert following.events == lines("events", agent, store_path)
     assert [event["sequence"] for event in following.events] == list(range(total))
     stop_writer(store_path)
     for arguments in (("runs",), ("run", agent), ("events", agent), ("verify", agent)):
@@ -172,5 +175,5 @@ class TestFollow:
             assert following.process.wait(WAIT_S) == 1
         finally:
             following.end()
-        last = following.read()[-1]["error"]
+        last = following.events[-1]["error"]
         assert "was removed or replaced" in last["message"] and moved.exists()

@@ -126,7 +126,7 @@ class TestInABrowser:
         browser.evaluate(
             "(() => { const script = document.createElement('script');"
             " try { script.text = 'window.injected = 1'; document.head.append(script); } catch { }"
-            " try { document.body.innerHTML += '<img src=x onerror=\"window.injected = 1\">'; } catch { } })()"
+            " try { document.body.innerHTML = '<img src=x onerror=\"window.injected = 1\">'; } catch { } })()"
         )
         assert browser.evaluate("typeof window.injected") == "undefined"
         fetched = browser.evaluate("fetch('https://127.0.0.1:9/').then(() => 'sent', () => 'refused')")

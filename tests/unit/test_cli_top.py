@@ -95,8 +95,9 @@ class TestSampler:
             key = Namespace().run_prefix(f"run-{number}") + b"\0\x01key"
             sampler.look([self.body([OP_PUT, key, b"\xc0", 0])], 1.0)
         assert 0 < len(sampler.hottest()) <= 16
-        for _ in range(20):
-            sampler.forget()
+        sampler.forget()
+        assert sampler.hottest()  # some of it is of this time
+        sampler.forget()
         assert sampler.hottest() == {}
 
 
