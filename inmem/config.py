@@ -24,6 +24,7 @@ FORMAT_VERSION: Final = 1  # of the data directory: settings, WAL and image
 
 DURABILITIES: Final = ("memory", "buffered", "sync")
 CHAINS: Final = ("xxh3", "sha256")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 MIB: Final = 1024 * 1024
 
@@ -113,6 +114,12 @@ class Settings:
     max_in_flight: int = _setting(
         MAX_IN_FLIGHT, "store", "unanswered commits of one session", low=1, high=MAX_IN_FLIGHT
     )
+    log_level: str = _setting(
+        "info", "store", "what the writer writes to writer.log, and nothing below it", choices=LOG_LEVELS
+    )
+    slow_commit_ms: int = _setting(
+        1000, "store", "a group of commits that takes longer is told in writer.log", low=1, high=3_600_000
+    )
 
     timeout_s: float = _setting(
         10.0, "client", "bounds opening, and is the default deadline of a commit",
@@ -132,6 +139,8 @@ class Settings:
 _FIELDS: Final = {f.name: f for f in fields(Settings)}
 _SECTIONS: Final = frozenset(f.metadata["section"] for f in _FIELDS.values())
 STORED: Final = tuple(n for n, f in _FIELDS.items() if f.metadata["section"] == "store")
+# Stored settings that came later: a directory, or a backup, that lacks them has their defaults.
+_LATER: Final = frozenset({"log_level", "slow_commit_ms"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +203,10 @@ def load(
 
 def check_stored(values: Any, source: str) -> dict[str, Any]:
     """Stored settings read back from a data directory, checked name by name."""
-    if not isinstance(values, dict) or set(values) != set(STORED):
+    if not isinstance(values, dict) or set(values) | _LATER != set(STORED):
         raise InvalidInputError(f"{source} does not hold exactly the stored settings")
-    return {name: _checked(name, value, source) for name, value in values.items()}
+    whole = {name: _FIELDS[name].default for name in _LATER} | values
+    return {name: _checked(name, whole[name], source) for name in STORED}
 
 
 def _from_toml(path: str | os.PathLike[str] | None) -> dict[str, Any]:

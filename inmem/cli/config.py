@@ -36,7 +36,7 @@ _REASONS: Final = {
     "chain": "each event log keeps the hash that it began with",
     "image_dir": "the image of a writer that was killed is looked for where it was",
 }
-_CHANGEABLE: Final = frozenset({"durability"})
+_CHANGEABLE: Final = frozenset({"durability", "log_level", "slow_commit_ms"})
 
 
 class _ShowByDefault(TyperGroup):
@@ -125,7 +125,10 @@ def set_(
     timeout: Timeout = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """Change a stored setting, while no writer serves: durability, from buffered to sync and back.
+    """Change a stored setting, while no writer serves.
+
+    These can be changed: durability, from buffered to sync and back;
+    log_level; slow_commit_ms. Of others it says why not.
 
     Programs that have the database open keep the old setting in mind until
     they open it anew.
@@ -165,7 +168,7 @@ def change(directory: DataDirectory, name: str, text: str, deadline: float) -> t
             finally:
                 control.close()
             document = json.loads(directory.settings_file.read_bytes())
-            old = document["settings"][name]
+            old = directory.identity().stored[name]  # as it is now, under the locks
             document["settings"][name] = new
             check_stored(document["settings"], str(directory.settings_file))
             write_durably(directory.settings_file, json.dumps(document, indent=2).encode() + b"\n")

@@ -11,21 +11,26 @@ import json
 import logging
 import logging.handlers
 import os
+import platform
 import resource
 import signal
 import sys
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from inmem.directory import DataDirectory
 from inmem.errors import BusyError, InmemError, to_wire
 from inmem.files import FileLock
 from inmem.writer.actor import Writer
+from inmem.writer.journal import Journal, LineFormatter
 from inmem.writer.watch import living_writer
 
 _LOG_BYTES = 4 * 1024 * 1024
 _LOG_FILES = 3
 _PROBE_S = 0.002
+
+log = Journal()
 
 
 def serve(
@@ -69,13 +74,13 @@ def _serve(directory: DataDirectory, foreground: bool, stays: bool, starter: _St
         try:
             writer.start()
         except BaseException:
-            logging.getLogger("inmem.writer").exception("could not start")
+            log.critical("not_started", trace=True)
             raise
         starter.tell({"ready": True})
         try:
             writer.run()
         except BaseException:
-            logging.getLogger("inmem.writer").exception("failed")
+            log.critical("failed", trace=True)
             raise
         writer.stop()
     finally:
@@ -109,9 +114,21 @@ def _set_up_logging(directory: DataDirectory, foreground: bool) -> None:
     ]
     if foreground:
         handlers.append(logging.StreamHandler())
-    logging.basicConfig(
-        level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s pid=%(process)d %(message)s"
-    )
+    for handler in handlers:
+        handler.setFormatter(LineFormatter())
+    try:
+        level = directory.identity().settings.log_level
+    except InmemError:  # which the writer is about to be refused for, too
+        level = "info"
+    logging.basicConfig(level=level.upper(), handlers=handlers)
+    log.info("starting", release=_release(), python=platform.python_version())
+
+
+def _release() -> str:
+    try:
+        return version("inmem")
+    except PackageNotFoundError:  # run from its sources
+        return "unknown"
 
 
 class _Starter:

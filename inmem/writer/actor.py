@@ -11,11 +11,10 @@ of publishing is shared (group commit).
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,6 +68,7 @@ from inmem.wire import (
     welcome,
 )
 from inmem.writer.checkpointer import Checkpointer
+from inmem.writer.journal import Journal
 from inmem.writer.mailbox import TICK_S, Mailbox
 from inmem.writer.orphans import remove_orphans
 from inmem.writer.sampler import Sampler
@@ -80,9 +80,12 @@ _RELIEVE_EVERY: Final = 32  # groups between two looks at the size of the image:
 _SWITCH_RETRY_S: Final = 5.0  # after a switch that found no memory
 _LOCK_POLL_S: Final = 0.002
 _LOCK_PATIENCE_S: Final = 5.0  # for a writer that was started although this one lives: it looks, and leaves
+_TELL_SLOW_S: Final = 1.0  # between two lines about slow groups
+_GONE: Final = "was removed or replaced"
+_NOT_DURABLE: Final = "the log cannot be made durable: stopping, what is unanswered stays so"
 _TICKS: Final = 18_000  # an hour of ticks: the longest that a snapshot may be open
 
-log = logging.getLogger("inmem.writer")
+log = Journal()
 
 
 class Writer:
@@ -100,6 +103,9 @@ class Writer:
         self._next_slow = 0.0
         self._next_watch = 0.0
         self._no_switch_before = 0.0
+        self._tell_slow_after = 0.0
+        self._refused: Counter[str] = Counter()  # requests by code, since they were told
+        self._told: Counter[str] = Counter()  # commits, as they were counted then
         self._next_timer = 0.0
         self._ticks: deque[tuple[int, float]] = deque(maxlen=_TICKS)  # last transaction at each tick
 
@@ -108,18 +114,18 @@ class Writer:
         directory = self.directory
         self._identity = identity = directory.identity()
         self._settings = settings = identity.settings
+        self._slow_s = settings.slow_commit_ms / 1000
         self._control = control = directory.control(writable=True)
         old_offset = control.words[CLOCK] if (s := control.read()) and s.boot == boot_id() else None
         recovered = recover(directory, identity, control, failpoints.reached)
         report = recovered.report
         log.info(
-            "recovered adopted=%s reason=%r checkpoint=%d replayed=%d seconds=%.3f version=%d epoch=%d "
-            "generation=%d",
-            report.adopted, report.reason, report.checkpoint, report.replayed, report.seconds,
-            recovered.version, recovered.epoch, recovered.generation,
+            "recovered", adopted=report.adopted, reason=report.reason, checkpoint=report.checkpoint,
+            replayed=report.replayed, seconds=report.seconds, version=recovered.version,
+            epoch=recovered.epoch, generation=recovered.generation,
         )
         if report.torn:
-            log.warning("torn tail cut: %s", report.torn)
+            log.warning("torn", problem=f"torn tail cut: {report.torn}")
         self._store = recovered.store
         self._log: Log = recovered.log or NoLog()
         self._checkpointer: Checkpointer | None = None
@@ -155,12 +161,13 @@ class Writer:
         free = free_bytes(self._store.path.parent)
         if free + self._store.file_bytes < 2 * settings.quota_bytes:
             log.warning(
-                "%s has %d bytes free: too few for two generations of %d bytes; a reader that is stuck "
-                "may fill it", self._store.path.parent, free, settings.quota_bytes,
+                "little_memory", path=self._store.path.parent, free_bytes=free,
+                quota_bytes=settings.quota_bytes,
+                problem="too few for two generations: a reader that is stuck may fill it",
             )
         if settings.durability == "buffered":
             threading.Thread(target=self._sync_forever, name="fsync", daemon=True).start()
-        log.info("serving pid=%d endpoint=%s", os.getpid(), self._mailbox.endpoint)
+        log.info("serving", endpoint=self._mailbox.endpoint, durability=settings.durability)
 
     def _open_doors(self, epoch: int) -> None:
         """Socket and answer board of an epoch; the log and the image say that it began."""
@@ -217,7 +224,8 @@ class Writer:
         self._log.close()
         self._store.close()
         remove_image(self._store.path)
-        log.info("stopped version=%d", self._committer.version)
+        self._tell_refusals()
+        log.info("stopped", version=self._committer.version)
         if self._identity.ephemeral and self._owns_directory():
             self.directory.remove()
         leave_runtime_directory()
@@ -246,20 +254,24 @@ class Writer:
             began = time.monotonic()
             self._answer(requests, peers, self._commit(requests))
             if requests:
-                self._measure(requests, began)
+                sampler, now = self._sampler, time.monotonic()
+                sampler.groups += 1
+                sampler.group_s += now - began
+                if now >= sampler.due or now - began >= self._slow_s:
+                    self._look_at(requests, now, now - began)
         for peer, greeting in greeted:
             self._welcome(peer, greeting)
         for peer, frame in later:
             self._reply(peer, frame)
 
-    def _measure(self, requests: list[Request], began: float) -> None:
-        """How long a group took, and now and then what was in it. Cost: 0.2 µs a group."""
-        now = time.monotonic()
-        sampler = self._sampler
-        sampler.groups += 1
-        sampler.group_s += now - began
-        if now >= sampler.due:
-            sampler.look(requests, now)
+    def _look_at(self, requests: list[Request], now: float, took_s: float) -> None:
+        """Of a group that was slow, tell; of any other, take a sample."""
+        self._sampler.look(requests, now)
+        if took_s >= self._slow_s and now >= self._tell_slow_after:
+            self._tell_slow_after = now + _TELL_SLOW_S
+            log.warning(
+                "slow", seconds=took_s, commits=len(requests), bytes=sum(len(r.body) for r in requests)
+            )
 
     def _answer(self, requests: list[Request], peers: list[bytes], answers: list[Answer]) -> None:
         """Small answers go onto the board, others through the socket; then everybody is woken."""
@@ -287,7 +299,7 @@ class Writer:
         try:
             answers = self._committer.commit(requests, self._clock.now_us())
         except WalBrokenError:
-            log.critical("the log cannot be made durable: stopping without an answer", exc_info=True)
+            log.critical("log_broken", trace=True, problem=_NOT_DURABLE)
             os._exit(os.EX_IOERR)
         words = self._control.words
         words[VERSION] = self._committer.version
@@ -308,6 +320,7 @@ class Writer:
             if session not in self._committer.sessions and not fields["resume"]:
                 self._committer.sessions.register(session, self._clock.now_us())
         except InmemError as error:
+            self._refused[error.code] += 1
             return error
         self._peers[peer] = fields["pid"]
         return session, fields["resume"]
@@ -364,7 +377,7 @@ class Writer:
             else:
                 result = self._status()
         except WalBrokenError:
-            log.critical("the log cannot be made durable: stopping without an answer", exc_info=True)
+            log.critical("log_broken", trace=True, problem=_NOT_DURABLE)
             os._exit(os.EX_IOERR)
         except InmemError as error:
             self._tell(peer, number, error)
@@ -375,6 +388,7 @@ class Writer:
         """Answer a request that is no commit: with its result, or an error."""
         status, content = APPLIED, result
         if isinstance(result, InmemError):
+            self._refused[result.code] += 1
             status, content = REFUSED, to_wire(result)
         frame = answer(status, number, self._committer.version, msgpack.packb(content), REPLY)
         self._mailbox.answer(peer, frame)
@@ -398,14 +412,14 @@ class Writer:
         try:
             checkpointer.begin()
         except WalBrokenError:
-            log.critical("the log cannot be made durable: stopping", exc_info=True)
+            log.critical("log_broken", trace=True, problem=_NOT_DURABLE)
             os._exit(os.EX_IOERR)
         except OSError as error:
             self._end_checkpoint(StoreFullError(f"no checkpoint can be begun: {error}"))
 
     def _end_checkpoint(self, result: dict[str, Any] | InmemError) -> None:
         if isinstance(result, InmemError):
-            log.warning("checkpoint failed: %s", result)
+            log.warning("checkpoint_failed", error=result)
         for peer, number in self._wanted:
             self._tell(peer, number, result)
         self._wanted, self._wanted_next = self._wanted_next, []
@@ -417,7 +431,7 @@ class Writer:
         try:
             result = checkpointer.finish()
         except WalBrokenError:
-            log.critical("the log cannot be made durable: stopping", exc_info=True)
+            log.critical("log_broken", trace=True, problem=_NOT_DURABLE)
             os._exit(os.EX_IOERR)
         if result is not None:
             self._end_checkpoint(result)
@@ -480,7 +494,7 @@ class Writer:
             store = old.copy_to(path)
         except (PublishError, InmemError, OSError) as error:
             remove_image(path)
-            log.warning("no switch of generation (%s): %s", why, error)
+            log.warning("no_switch", problem=f"no switch of generation: {error}", why=why)
             self._no_switch_before = now + _SWITCH_RETRY_S
             return
         failpoints.reached("generation_copied")
@@ -494,20 +508,20 @@ class Writer:
         old.close()
         remove_image(old.path)
         log.warning(
-            "generation=%d bytes=%d seconds=%.3f: %s",
-            self._generation, store.file_bytes, time.monotonic() - began, why,
+            "generation", generation=self._generation, bytes=store.file_bytes,
+            seconds=time.monotonic() - began, why=why,
         )
 
     def _look_after_files(self, now: float) -> None:
         """Notice what was removed under this writer, and put it right or leave."""
         if not self._owns_directory():
-            log.critical("the data directory was removed or replaced: leaving")
+            log.critical("leaving", problem="the data directory was removed or replaced")
             self._stopping.set()
             return
         if not self._lock.is_current():
             self._lock_again()
         if not self._clients[-1].is_current():
-            log.warning("%s was removed or replaced", self.directory.clients_lock)
+            log.warning("file_gone", path=self.directory.clients_lock, problem=_GONE)
             self._clients.append(FileLock(self.directory.clients_lock))
         missing = self._image_files.missing()
         if missing and now >= self._no_switch_before:
@@ -515,7 +529,7 @@ class Writer:
         missing = self._door_files.missing()
         if missing:
             # As if another writer had come: clients see the epoch, connect, and send what is unanswered.
-            log.warning("%s was removed or replaced: opening anew", missing[0])
+            log.warning("file_gone", path=missing[0], problem=_GONE, action="opening anew")
             mailbox, board = self._mailbox, self._board
             self._open_doors(self._epoch + 1)
             self._control.update(endpoint=self._mailbox.endpoint, epoch=self._epoch)
@@ -535,12 +549,12 @@ class Writer:
 
         Until then `living_writer` keeps others out.
         """
-        log.warning("%s was removed or replaced", self.directory.writer_lock)
+        log.warning("file_gone", path=self.directory.writer_lock, problem=_GONE)
         lock = FileLock(self.directory.writer_lock)
         deadline = time.monotonic() + _LOCK_PATIENCE_S
         while not lock.try_exclusive():
             if time.monotonic() >= deadline:
-                log.critical("another process holds the lock: leaving without an answer")
+                log.critical("leaving", problem="another process holds the lock; nothing is answered")
                 os._exit(os.EX_TEMPFAIL)
             time.sleep(_LOCK_POLL_S)
         self._lock.close()
@@ -562,6 +576,7 @@ class Writer:
             self._next_slow = now + _SLOW_TICK_S
             self._committer.sessions.expire(self._clock.now_us())
             self._sampler.forget()
+            self._tell_refusals()
             self._forget_the_dead()
         self._store.free_dead_readers()
         if not self._foreground:
@@ -583,16 +598,29 @@ class Writer:
             for session in self._slots.take_all(dead):
                 self._committer.sessions.drop(session)
 
+    def _tell_refusals(self) -> None:
+        """What was refused since the last time, in one line however much it was."""
+        counters = self._committer.counters
+        counted = Counter(conflicts=counters.conflicts, failures=counters.failures - counters.conflicts)
+        refused = self._refused + (counted - self._told)
+        self._told = counted
+        self._refused.clear()
+        conflicts = refused.pop("conflicts", 0)
+        if refused:
+            log.info("refused", conflicts=conflicts, **refused)
+        elif conflicts:  # part of every day's work
+            log.debug("refused", conflicts=conflicts)
+
     def _sweep(self) -> None:
         try:
             swept = self._committer.sweep(self._clock.now_us(), SWEEP_LIMIT)
         except PublishError as error:
-            log.warning("sweeping expired keys failed: %s", error)
+            log.warning("sweep_failed", error=error)
         except WalBrokenError:
-            log.critical("the log cannot be made durable: stopping", exc_info=True)
+            log.critical("log_broken", trace=True, problem=_NOT_DURABLE)
             os._exit(os.EX_IOERR)
         except OSError as error:
-            log.warning("sweeping expired keys failed: %s", error)
+            log.warning("sweep_failed", error=error)
         else:
             if swept:
                 self._control.words[VERSION] = self._committer.version
@@ -608,7 +636,7 @@ class Writer:
         if self._idle_since is None:
             self._idle_since = now
         if now - self._idle_since >= self._settings.linger_s:
-            log.info("last client left")
+            log.info("last_client_left")
             self._stopping.set()
             return  # keep the lock: a client that comes now waits, and starts the next writer
         for lock in held:
@@ -625,5 +653,5 @@ class Writer:
             except (WalBrokenError, ValueError):
                 if self._stopping.is_set():
                     return
-                log.critical("the log cannot be made durable: stopping", exc_info=True)
+                log.critical("log_broken", trace=True, problem=_NOT_DURABLE)
                 os._exit(os.EX_IOERR)

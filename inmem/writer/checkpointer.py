@@ -20,7 +20,6 @@ Killed between any two, the old or the new checkpoint is there, with its log.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -34,12 +33,13 @@ from inmem.errors import InmemError, StoreFullError, from_wire
 from inmem.files import make_private_dir, python_environment, sync_directory
 from inmem.storage.checkpoint import checkpoint_files, checkpoint_path
 from inmem.storage.wal import Wal, WalBrokenError
+from inmem.writer.journal import Journal
 
 _EARLY: Final = 16  # after the interval, this part of the size that makes one due is enough
 _RETRY_S: Final = 30.0  # after a failure: a full disk does not become free by asking at each tick
 _TEMPORARY: Final = "unfinished"
 
-log = logging.getLogger("inmem.writer")
+log = Journal()
 
 
 class Checkpointer:
@@ -157,7 +157,7 @@ class Checkpointer:
             "seconds": self._last - self._began, "released_segments": released,
             "wal_bytes": self._wal.bytes,
         }
-        log.info("checkpoint %s", " ".join(f"{name}={value}" for name, value in report.items()))
+        log.info("checkpoint", **report)
         return report
 
     def abandon(self) -> None:

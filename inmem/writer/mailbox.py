@@ -20,7 +20,6 @@ from __future__ import annotations
 import array
 import ctypes
 import fcntl
-import logging
 import os
 import resource
 import socket as sockets
@@ -37,6 +36,7 @@ import zmq
 from inmem.config import MAX_BATCH_BYTES, MAX_MAILBOX_BYTES, MAX_MESSAGE_BYTES, MAX_SOCKET_PATH, MIB
 from inmem.errors import LimitError
 from inmem.files import make_private_dir, private_umask
+from inmem.writer.journal import Journal
 
 TICK_S: Final = 0.2  # the longest wait for a message: how late timers may be
 _SPIN: Final = 20  # yields before blocking: a client that was just answered often asks again at once
@@ -54,7 +54,7 @@ _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _MORE: Final = int(zmq.RCVMORE)
 
-log = logging.getLogger("inmem.writer")
+log = Journal()
 
 
 class Mailbox:
@@ -139,7 +139,7 @@ class Mailbox:
         try:
             self._send((peer, frame), zmq.NOBLOCK)
         except zmq.Again:
-            log.warning("answer dropped peer=%s", peer.hex())
+            log.warning("answer_dropped", peer=peer.hex())
 
     def exists(self) -> bool:
         """Whether clients can still find the socket."""
@@ -192,7 +192,7 @@ class Guard:
             drastic = beyond > _PATIENCE
             shut = sum(self._shut(connection, drastic) for connection in self._connections())
             if shut:
-                log.warning("%d MiB of messages are waiting: shut %d connections", used // MIB, shut)
+                log.warning("shut", waiting_bytes=used, connections=shut)
             _return_free_memory()
             if drastic:
                 # All is shut and gone: what is left is the writer's own, whatever it is.
@@ -209,7 +209,7 @@ class Guard:
             shut += 1
             if shut >= excess:
                 break
-        log.warning("%d open files are allowed: shut the %d newest connections", limit, shut)
+        log.warning("shut", open_files_limit=limit, newest_connections=shut)
 
     def _used(self) -> int:
         return anonymous_bytes() - self._base - self.explained

@@ -7,7 +7,6 @@ its last commit, so that a directory that is being moved finds its image again.
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 from pathlib import Path
@@ -17,10 +16,11 @@ from inmem.directory import DataDirectory
 from inmem.errors import InmemError
 from inmem.files import FileLock
 from inmem.storage.environment import origin_of, remove_image
+from inmem.writer.journal import Journal
 
 _AGE_S: Final = 3600.0
 
-log = logging.getLogger("inmem.writer")
+log = Journal()
 
 
 def remove_orphans(runtime: Path, age_s: float = _AGE_S) -> int:
@@ -40,7 +40,7 @@ def remove_orphans(runtime: Path, age_s: float = _AGE_S) -> int:
             for left in runtime.glob(f"{stem}-*.{ending}"):
                 left.unlink(missing_ok=True)
         removed += 1
-        log.info("removed the image of %s, which is gone", origin)
+        log.info("orphan_removed", of=origin)
     return removed
 
 

@@ -85,7 +85,7 @@ def remove_image(path: Path) -> None:
 
 def recovered(path: Path) -> dict[str, str]:
     """What the last writer says of its recovery."""
-    lines = [line for line in (path / "writer.log").read_text().splitlines() if " recovered " in line]
+    lines = [line for line in (path / "writer.log").read_text().splitlines() if " event=recovered " in line]
     return dict(re.findall(r"(\w+)=('[^']*'|\S+)", lines[-1]))
 
 

@@ -632,11 +632,12 @@ def test_another_user_is_refused(store_path: Path, scratch: Path) -> None:
     # Another user once everything is imported: the interpreter may be in a place only root can enter.
     code = """
 import os, sys, inmem
+open_database = inmem.open
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
 try:
-    inmem.open(sys.argv[1], timeout_s=5.0)
+    open_database(sys.argv[1], timeout_s=5.0)
 except inmem.PermissionDeniedError as error:
     print("refused:", error)
 """

@@ -245,7 +245,7 @@ def test_a_torn_tail_is_cut_and_told(scratch: Path, rng: random.Random) -> None:
 
 
 def recovered_line(path: Path) -> str:
-    lines = [line for line in (path / "writer.log").read_text().splitlines() if " recovered " in line]
+    lines = [line for line in (path / "writer.log").read_text().splitlines() if " event=recovered " in line]
     return lines[-1]
 
 
