@@ -46,6 +46,18 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
+# As above. The pages open without a server, except that searching needs one (python -m http.server -d build/site).
+# The variable silences a notice about the theme's own future, which is printed at every build.
+.PHONY: docs
+DOCS_STAMP := $(VENV)/.docs
+
+docs: $(DOCS_STAMP) ## these documents and the API reference as a site, into build/site: open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
 clean: ## remove .venv, caches and build products
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find inmem workers tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -371,7 +371,7 @@ class CorruptionError(InmemError):
     """Stored bytes fail their checks at `offset` (bytes) of `file`."""
 
     code = "corruption"
-    default_hint = "Keep the directory as it is; restore a backup, or save what is proved good: inmem salvage."
+    default_hint = "Keep the directory as it is; restore a backup, or try: inmem salvage."
     field_names: ClassVar[tuple[str, ...]] = ("file", "offset")
     file: str | None
     offset: int | None

@@ -40,10 +40,10 @@ def on_files(files: Files, config: Any) -> Files:
     for name, text in (("index.md", readme), ("changelog.md", changes)):
         page = LINK.sub(lambda match: moved(match[1]), text)
         files.append(File.generated(config, name, content=page))
-        for target in {match[1] for match in LINK.finditer(text)}:
-            source = ROOT / target
-            if source.is_file() and source.suffix != ".md" and files.get_file_from_path(moved(target)) is None:
-                files.append(File.generated(config, moved(target), abs_src_path=str(source)))
+        for target in sorted({match[1] for match in LINK.finditer(text)}):
+            source, name = ROOT / target, moved(target)
+            if source.is_file() and source.suffix != ".md" and files.get_file_from_path(name) is None:
+                files.append(File.generated(config, name, abs_src_path=str(source)))
     if files.get_file_from_path("PERFORMANCE.md") is None:
         found = PERFORMANCE.search(readme)
         text = f"# Performance\n\n{found[1] if found else ''}"

@@ -2,7 +2,8 @@
 
     exit  meaning
     0     done; for `status`: a writer serves; for `check`: nothing was found
-    1     it failed; for `check`: problems were found
+    1     it failed; for `check`: problems were found; for `verify`: the chain is broken;
+          for `run`, `kv get`, `kv del`: there is no such run or key
     2     wrong usage, or an extra is not installed
     3     `status`: no writer serves
     130   interrupted

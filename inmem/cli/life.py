@@ -135,7 +135,8 @@ def start(
 
     The directory is created if it is missing. The writer stays until `inmem
     stop`; with --linger only `linger_s` longer than its last client, so that
-    somebody has to come soon. The exit code is 0 also if one served already.
+    somebody has to come soon. The exit code is 0 also if one serves already,
+    which stays or leaves as it was started to.
 
     Example: inmem start ./data
     """

@@ -318,6 +318,9 @@ def _candidate(
     if not image.name.startswith(stem):  # not even opened: its own writer may be at work
         return None, f"the image {image} belongs to another directory"
     settings = identity.settings
+    if not (image / "lock.mdb").exists() and settings.durability != "memory":
+        # Readers that still have it open would not be seen in a new one. Without a log there is no choice.
+        return None, f"the image {image} has lost its lock file"
     try:
         store = Store(image, max_readers=settings.max_readers, quota_bytes=settings.quota_bytes)
     except (InmemError, OSError) as error:

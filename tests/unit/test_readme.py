@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import stop_writer
+from typer.main import get_command
 
 import inmem
 from inmem.cli.app import app
@@ -21,19 +24,44 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+def name_of(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
 def blocks(document: Path, language: str) -> list[str]:
     """The fenced blocks of one language, in order."""
     return [text for tag, text in FENCE.findall(document.read_text(encoding="utf-8")) if tag == language]
 
 
-def lines(language: str = "sh") -> list[str]:
-    return [
-        line.split("#")[0].strip()
+def lines() -> list[list[str]]:
+    """The words of each line of shell, without its comment."""
+    found = [
+        shlex.split(line, comments=True)
         for document in DOCUMENTS
-        for block in blocks(document, language)
+        for block in blocks(document, "sh")
         for line in block.splitlines()
-        if line.split("#")[0].strip()
     ]
+    return [words for words in found if words]
+
+
+def below(command: Any, *words: str) -> dict[tuple[str, ...], Any]:
+    """Each command that does something, under its words: `("kv", "get")`."""
+    subs = getattr(command, "commands", None)
+    if subs is None:
+        return {words: command}
+    return {key: leaf for name, sub in subs.items() for key, leaf in below(sub, *words, name).items()}
+
+
+COMMANDS = below(get_command(app))
+
+
+def resolved(words: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Which command the words after `inmem` mean, and what is left of them."""
+    for name in (tuple(words[:2]), tuple(words[:1])):
+        if name in COMMANDS:
+            return name, words[len(name) :]
+    assert words[0] == "config", f"inmem {' '.join(words)}: no such command"
+    return ("config", "show"), words[1:]
 
 
 def start(program: Path) -> subprocess.Popen[str]:
@@ -62,7 +90,7 @@ def written(document: Path, folder: Path) -> list[Path]:
     return programs
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_program_runs(document: Path, scratch: Path) -> None:
     try:
         for program in written(document, scratch):
@@ -99,13 +127,35 @@ def test_a_program_that_fails_is_noticed(scratch: Path) -> None:
 
 
 def test_every_command_that_is_shown_exists() -> None:
-    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    shown = [line.split()[1] for line in lines() if line.startswith("inmem ")]
-    assert set(shown) == known, "all of them are shown, and no other"
+    shown = set()
+    for words in lines():
+        if words[0] == "inmem":
+            name, rest = resolved(words[1:])
+            COMMANDS[name].make_context(" ".join(name), rest)  # as if it ran: options, arguments, their types
+            shown.add(name)
+    assert shown == set(COMMANDS), "all of them are shown, and no other"
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
-    asked = [line.split()[1] for line in lines() if line.startswith("make ")]
+    asked = [words[1] for words in lines() if words[0] == "make"]
     assert asked and set(asked) <= targets
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_command_in_the_text_exists(document: Path) -> None:
+    """`inmem config PATH` in a sentence: there is such a command, with these options."""
+    text = document.read_text(encoding="utf-8")
+    for shown in re.findall(r"`inmem ([^`]+)`", text):
+        name, rest = resolved(shlex.split(shown))
+        options = {option for parameter in COMMANDS[name].params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("-")} <= options | {"--help", "-h"}, shown
+
+
+def test_a_command_that_does_not_exist_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="no such command"):
+        resolved(["remember", "./data"])
+    name, rest = resolved(["status", "./data", "--loud"])
+    with pytest.raises(Exception, match="--loud"):
+        COMMANDS[name].make_context("status", rest)
 
 
 def test_every_module_that_is_named_as_a_program_exists() -> None:
@@ -115,7 +165,7 @@ def test_every_module_that_is_named_as_a_program_exists() -> None:
     assert all(importlib.util.find_spec(module) for module in modules - {"venv"})
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_file_that_is_pointed_to_exists(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     targets = [t.partition("#")[0] for t in re.findall(r"\]\(([^)]+)\)", text) if "://" not in t]
