@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from inmem.client.attachment import Attachment
 
 _SLICE_MS: Final = 20  # how long to block before looking whether the writer lives
-_SPIN: Final = 80  # looks before sleeping, about 40 µs: a wake-up costs more than a short wait
+_SPIN: Final = 200  # looks before sleeping, about 100 µs: a wake-up costs more than a short wait
 _CROWD: Final = 1  # commits in the last group; more means that others wait: then a spin is stolen from them
 _SLEEP_US: Final = 1000  # first sleep; doubles, so that a missed wake is cheap and a long wait too
 _SLEEP_MAX_US: Final = _SLICE_MS * 1000

@@ -40,7 +40,7 @@ from inmem.writer.journal import Journal
 
 TICK_S: Final = 0.2  # the longest wait for a message: how late timers may be
 _SPIN: Final = 20  # yields before blocking: a client that was just answered often asks again at once
-_GATHER: Final = 4  # yields for more messages to come in, where commits come together
+_GATHER: Final = 1  # yields for more messages to come in, where commits come together
 _QUEUE: Final = 4096  # messages that the socket holds for one peer, each way
 _SHARE: Final = 32  # messages of one peer in a group that others are in too: what a flood costs them
 _SHARE_BYTES: Final = MIB  # a group this large ends as soon as it is known that others wait
