@@ -26,7 +26,7 @@ chaos: $(STAMP) ## ten minutes of work while writer and workers are killed, stop
 	$(BIN)/python -m workers.chaos --minutes 10 $(ARGS)
 
 test: lint ## everything that must pass: ruff, mypy --strict on inmem, pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy only
 	$(BIN)/python -m ruff check .

@@ -101,7 +101,7 @@ def __getattr__(name: str) -> typing.Any:
     import inmem.exports  # noqa: F401 - to have it loaded
 
     exports = sys.modules["inmem.exports"]
-    globals().update((each, getattr(exports, each)) for each in exports.__all__)
+    globals().update((each, getattr(exports, each)) for each in __all__ if each != "__version__")
     return globals()[name]
 
 
