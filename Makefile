@@ -26,7 +26,9 @@ chaos: $(STAMP) ## ten minutes of work while writer and workers are killed, stop
 	$(BIN)/python -m workers.chaos --minutes 10 $(ARGS)
 
 test: lint ## everything that must pass: ruff, mypy --strict on inmem, pytest
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@# A short place for temporary files: the path of a Unix socket has 107 characters at most.
+	place=$$(mktemp -d /tmp/it-XXXXXX) && trap "rm -rf $$place" EXIT && \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --basetemp=$$place/p $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy only
 	$(BIN)/python -m ruff check .

@@ -570,8 +570,12 @@ def test_a_checkpoint_that_reads_the_old_generation(
         asking = threading.Thread(target=lambda: reports.append(db.checkpoint(timeout_s=60.0)))
         asking.start()
         unfinished = store_path / "checkpoints" / "unfinished"
+        # Looking for it takes longer than it copies: it must be known before it begins.
+        helper = wait_until(
+            lambda: next((pid for pid, line in processes_of(store_path) if "inmem.maintenance" in line), 0),
+            "there is a helper",
+        )
         wait_until(unfinished.exists, "the helper copies")
-        helper = next(pid for pid, line in processes_of(store_path) if "inmem.maintenance" in line)
         os.kill(helper, signal.SIGSTOP)
         try:
             assert unfinished.exists() and alive(helper)
