@@ -380,6 +380,10 @@ class PipelineKV(_Piped):
         """Add to a number; the result has its `value` after the flush."""
         return self._pipeline._target(run_id)[0].add(key, delta, initial=initial)
 
+    def merge(self, run_id: str, key: str, fields: Any) -> None:
+        """Set fields of a `dict`."""
+        self._pipeline._target(run_id)[0].merge(key, fields)
+
     def delete(self, run_id: str, key: str) -> None:
         """Remove an entry, if there is one."""
         self._pipeline._target(run_id)[0].discard(key)

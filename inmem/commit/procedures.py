@@ -87,6 +87,16 @@ def kv_add(workspace: Workspace, key: bytes, delta: Any, initial: Any) -> kv.Num
     return total
 
 
+def kv_merge(workspace: Workspace, key: bytes, fields: bytes) -> None:
+    """Set fields of a dict; keeps an expiry that is set."""
+    _check_kv_key(key)
+    _check("fields", fields, bytes)
+    workspace.check_open(key)
+    record = workspace.record(key)
+    payload = kv.merge(None if record is None else payload_of(record), fields)
+    workspace.put(key, payload, 0 if record is None else expires_at(record))
+
+
 def kv_delete(workspace: Workspace, key: bytes) -> bool:
     """Remove an entry; whether there was one."""
     _check_kv_key(key)
@@ -136,6 +146,7 @@ PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
     "index.repair": run_procedures.repair_indices,
     "kv.add": kv_add,
     "kv.delete": kv_delete,
+    "kv.merge": kv_merge,
     "run.create": run_procedures.create,
     "run.delete": run_procedures.delete,
     "run.update": run_procedures.update,

@@ -1,4 +1,4 @@
-"""KV rules: what a stored entry is and what `add` does to it.
+"""KV rules: what a stored entry is, and what `add` and `merge` do to it.
 
 Invariant: an entry's payload is the encoded value and nothing else, so a
 value costs no more than its bytes; version, time and expiry stand in the
@@ -47,6 +47,28 @@ def add(payload: bytes | None, delta: Number, initial: Number) -> tuple[bytes, N
     elif math.isinf(total) and not math.isinf(current) and not math.isinf(delta):
         raise InvalidValueError("the sum is beyond the range of a float", argument="delta", path="")
     return values.encode(total), total
+
+
+def merge(payload: bytes | None, fields: bytes) -> bytes:
+    """The payload after setting `fields`, an encoded `dict`; absent counts as an empty one.
+
+    Raises:
+        InvalidValueError: one of the two is no `dict`.
+        LimitError: together they are over the limit of a value.
+    """
+    added = _decode(fields)
+    # The limit of a key's type is ours: MessagePack would let `bytes` pass.
+    if type(added) is not dict or not all(type(name) is str for name in added):
+        raise InvalidValueError("fields must be a dict with str keys", argument="fields", path="")
+    if payload is None:
+        return fields
+    current = _decode(payload)
+    if type(current) is not dict:
+        raise InvalidValueError(
+            f"the stored value must be a dict, not {type(current).__name__}", argument="key", path=""
+        )
+    current.update(added)
+    return values.encode_checked(current)
 
 
 def _decode(payload: bytes) -> object:

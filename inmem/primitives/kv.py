@@ -21,7 +21,7 @@ from inmem.model import kv as rules
 from inmem.primitives._common import Autocommit, Host, check_limit, expiry_us
 from inmem.record import expires_at, pack, payload_of, timestamp_of, version_of
 from inmem.values import decode
-from inmem.writeset import OP_PUT, WriteSet
+from inmem.writeset import OP_CALL, OP_PUT, WriteSet, encode_single
 
 T = TypeVar("T")
 Ttl = float | timedelta | None
@@ -144,6 +144,11 @@ class ScopedKV(KVReads):
         total: rules.Number = self._commit.call("kv.add", *arguments)
         return total
 
+    def merge(self, key: str, fields: Mapping[str, Any]) -> int:
+        """Set fields of a `dict` in the writer. See `KVStore.merge`."""
+        call = [OP_CALL, "kv.merge", [self._head + encode_name(key), _fields(fields)]]
+        return self._commit.send(encode_single(call))
+
     def delete(self, key: str) -> bool:
         """Remove an entry. See `KVStore.delete`."""
         return bool(self._commit.call("kv.delete", self._head + encode_name(key)))
@@ -195,25 +200,42 @@ class TransactionKV(KVReads):
     def add(self, key: str, delta: rules.Number = 1, *, initial: rules.Number = 0) -> PendingNumber:
         """Add to a number at commit; conflicts only if the entry is also read. See `KVStore.add`."""
         arguments = _addition(self._head, key, delta, initial)
-        stored, txn = arguments[0], self._txn
 
         def after(record: bytes | None) -> bytes:
             payload, _ = rules.add(None if record is None else payload_of(record), delta, initial)
             return pack(0, 0, 0 if record is None else expires_at(record), payload)
 
+        pending = PendingNumber()
+        self._call(arguments[0], "kv.add", arguments, after, pending.resolve)
+        return pending
+
+    def merge(self, key: str, fields: Mapping[str, Any]) -> None:
+        """Set fields of a `dict` at commit; conflicts only if the entry is also read. See `KVStore.merge`."""
+        stored, encoded = self._head + encode_name(key), _fields(fields)
+
+        def after(record: bytes | None) -> bytes:
+            payload = rules.merge(None if record is None else payload_of(record), encoded)
+            return pack(0, 0, 0 if record is None else expires_at(record), payload)
+
+        self._call(stored, "kv.merge", [stored, encoded], after, lambda result: None)
+
+    def _call(
+        self, stored: bytes, procedure: str, arguments: builtins.list[Any],
+        after: Callable[[bytes | None], bytes], resolve: Callable[[Any], None],
+    ) -> None:
+        """Run a procedure on an entry at commit, and let own reads see what it makes of the record."""
+        txn = self._txn
         earlier = txn.own(stored)
         shown: bytes | Deferred
         if isinstance(earlier, Deferred):
-            before = earlier.apply  # bound now: `earlier` is another one at the next addition
+            before = earlier.apply  # bound now: `earlier` is another one at the next call
             shown = Deferred(lambda record: after(before(record)))
         elif txn.was_read(stored):
             shown = after(txn.read(stored))
         else:
             shown = Deferred(after)
-        pending = PendingNumber()
-        txn.call("kv.add", arguments, pending.resolve)
+        txn.call(procedure, arguments, resolve)
         txn.show(stored, shown)
-        return pending
 
     def delete(self, key: str) -> bool:
         """Remove an entry at commit; reads whether there is one. See `KVStore.delete`."""
@@ -306,6 +328,29 @@ class KVStore:
         """
         return self._scope(run_id).add(key, delta, initial=initial)
 
+    def merge(self, run_id: str, key: str, fields: Mapping[str, Any]) -> int:
+        """Set fields of an entry that is a `dict`, and return the commit version. Cost: one round trip.
+
+        This happens in the writer, on the current value, as `dict.update`
+        would do it: fields that are not named stay, whoever wrote them, and
+        many processes may set fields of one entry without a conflict. An
+        absent entry counts as an empty `dict`. An expiry that is set stays.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     first = db.kv.put("run-1", "job", {"state": "queued", "tries": 0})
+        ...     second = db.kv.merge("run-1", "job", {"state": "running"})
+        ...     db.kv.get("run-1", "job")
+        {'state': 'running', 'tries': 0}
+
+        Raises:
+            InvalidInputError: `fields` is no mapping.
+            InvalidValueError: the entry is no `dict`, or a field cannot be
+                stored; nothing is changed.
+            LimitError: the value would be over 16 MiB encoded.
+        """
+        return self._scope(run_id).merge(key, fields)
+
     def ttl(self, run_id: str, key: str) -> float | None:
         """Seconds until the entry expires; None if it does not, or is absent."""
         return self._scope(run_id).ttl(key)
@@ -350,6 +395,12 @@ class KVStore:
     def transaction(self, run_id: str, fn: Callable[[Any], T]) -> T:
         """Run `fn(txn)` as `Database.transact` does, and return its result."""
         return self._scope(run_id).transaction(fn)
+
+
+def _fields(fields: Mapping[str, Any]) -> bytes:
+    if not isinstance(fields, Mapping):
+        raise InvalidInputError(f"fields must be a mapping, not {type(fields).__name__}", argument="fields")
+    return values.encode(dict(fields), "fields")
 
 
 def _entries(head: bytes, mapping: Mapping[str, Any], expires: int) -> list[list[Any]]:

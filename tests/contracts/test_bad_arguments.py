@@ -99,6 +99,10 @@ BAD_MAPPINGS = [
     None, 7, "text", [("k", 1)], {1: 1}, {None: 1}, {b"k": 1}, {"": 1}, {"ok": 1, "a\0": 1}, {"k": {1}},
     {"ok": 1, "k": HUGE}, {("t",): 1}, Opaque(),
 ]
+BAD_FIELDS = [
+    None, 7, "text", [("k", 1)], {1: 1}, {None: 1}, {b"k": 1}, {"k": {1}}, {"ok": 1, "k": HUGE}, {("t",): 1},
+    {"\ud800": 1}, Opaque(),
+]
 BAD_EVENTS = [
     None,
     7,
@@ -169,6 +173,7 @@ KV_WRITES = [
      {"key": BAD_NAMES, "value": BAD_VALUES, "ttl": [None, *BAD_TTLS]}),
     ("put_many", {"mapping": {"k": 1}}, {"mapping": BAD_MAPPINGS, "ttl": BAD_TTLS}),
     ("add", {"key": "k"}, {"key": BAD_NAMES, "delta": BAD_NUMBERS, "initial": BAD_NUMBERS}),
+    ("merge", {"key": "k", "fields": {"a": 1}}, {"key": BAD_NAMES, "fields": BAD_FIELDS}),
     ("delete", {"key": "k"}, {"key": BAD_NAMES}),
 ]
 EVENT_READS = [

@@ -207,6 +207,31 @@ def test_adding(store: Any) -> None:
     assert store.read(lambda kv: kv.get("m")) == 110
 
 
+def test_merging(store: Any) -> None:
+    store.write(lambda kv: kv.merge("d", {"a": 1}))
+    assert store.read(lambda kv: kv.get("d")) == {"a": 1}
+    store.write(lambda kv: kv.merge("d", {"b": [1.0, None], "a": b"2"}))
+    store.write(lambda kv: kv.merge("d", {}))
+    store.write(lambda kv: kv.merge("d", {"c": {"deep": True}}))
+    store.write(lambda kv: kv.merge("d", {"c": {"other": 1}}))
+    found = store.read(lambda kv: kv.get("d"))
+    assert found == {"a": b"2", "b": [1.0, None], "c": {"other": 1}}, "one level, as dict.update"
+    assert list(found) == ["a", "b", "c"] and type(found["b"][0]) is float
+    store.write(lambda kv: kv.put("d", {"z": 0}))
+    store.write(lambda kv: kv.merge("d", {"a": 1}))
+    assert store.read(lambda kv: kv.get("d")) == {"z": 0, "a": 1}
+    store.write(lambda kv: kv.delete("d"))
+    store.write(lambda kv: kv.merge("d", {"n": 1}))
+    assert store.read(lambda kv: kv.get("d")) == {"n": 1}
+
+
+def test_merging_keeps_an_expiry(store: Any) -> None:
+    store.write(lambda kv: kv.put("a", {"x": 1}, ttl=100))
+    store.write(lambda kv: kv.merge("a", {"y": 2}))
+    assert store.read(lambda kv: kv.get("a")) == {"x": 1, "y": 2}
+    assert 40 < store.read(lambda kv: kv.ttl("a")) <= 100
+
+
 class TestWriters:
     def test_many_writes_of_one_program_happen_in_order(self, writer: Form) -> None:
         def program(kv: Any) -> None:
@@ -251,6 +276,26 @@ class TestWriters:
         with pytest.raises(inmem.InvalidValueError, match="64-bit"):
             writer(lambda kv: kv.add("k"))
         assert writer.db.kv.get(writer.run_id, "k") == (1 << 63) - 1
+
+    @pytest.mark.parametrize("stored", ["text", 1, None, [["a", 1]], b"\x80"], ids=repr)
+    def test_merging_into_what_is_no_dict(self, writer: Form, stored: Any) -> None:
+        writer(lambda kv: kv.put("k", stored))
+        with pytest.raises(inmem.InvalidValueError, match=r"must be a dict, not"):
+            writer(lambda kv: kv.merge("k", {"a": 1}))
+        assert writer.db.kv.get(writer.run_id, "k") == stored
+
+    def test_a_merge_that_grows_too_large(self, writer: Form) -> None:
+        half = {"first": "x" * (9 << 20)}
+        writer(lambda kv: kv.put("k", half))
+        with pytest.raises(inmem.LimitError):
+            writer(lambda kv: kv.merge("k", {"second": "y" * (9 << 20)}))
+        assert writer.db.kv.get(writer.run_id, "k") == half
+
+    def test_the_version_of_a_merge(self, writer: Form) -> None:
+        version = writer(lambda kv: kv.merge("k", {"a": 1}))
+        stored = writer.db.kv.get_versioned(writer.run_id, "k")
+        assert stored is not None
+        assert version == (None if writer.waits else stored.version)
 
     def test_longest_names_and_large_values(self, writer: Form) -> None:
         long, large = "\u00e9" * 160, "x" * (5 << 20)

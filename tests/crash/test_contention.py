@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,22 @@ def test_a_reader_never_sees_half_of_a_transaction(store_path: Path, workers: Wo
     assert report["views"] == views
     assert report["states"] > 20, "the accounts changed while they were looked at"
     print(f"{views} views of {report['states']} states, {moves} moves")
+
+
+def test_fields_of_one_entry_set_by_all(db: inmem.Database) -> None:
+    """Eight threads, each with a field of its own in one entry: none is lost, nobody sees a conflict."""
+    threads, rounds = 8, 200
+    before = db.status().conflicts
+
+    def work(index: int) -> None:
+        for number in range(1, rounds + 1):
+            db.kv.merge(RUN, "shared", {f"of-{index}": number})
+            assert db.kv.get(RUN, "shared")[f"of-{index}"] == number
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    assert db.kv.get(RUN, "shared") == {f"of-{index}": rounds for index in range(threads)}
+    assert db.status().conflicts == before
 
 
 def test_threads_have_sessions_of_their_own(db: inmem.Database) -> None:

@@ -70,6 +70,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "index.repair": [PREFIX],
     "kv.add": [KEY, 2, 5],
     "kv.delete": [KEY],
+    "kv.merge": [KEY, values.encode({"a": 1})],
     "run.create": [HOME, RUN_ID, "", ["tag"], values.encode({"m": 1})],
     "run.delete": [HOME, RUN_ID],
     "run.update": [HOME, RUN_ID, "completed", None, ["tag"], values.encode({})],
