@@ -5,10 +5,10 @@ distribution (in D: the newest first). The mixes are YCSB's; with --workloads
 they are read from its files. D and E insert, so their stores grow; all stores
 are measured in the same rounds. What each mix asks: reads give whole records,
 updates write one field, a read-modify-write reads a record and writes one
-field. Peers do the latter as YCSB's own bindings do, as two operations;
-inmem, where a record is one value, writes a field in a transaction, and loses
-no field that somebody else has written meanwhile. "inmem, a key a field" is the
-other way to store a record: dearer to read, and a field is a blind write.
+field. All do the latter as YCSB's own bindings do, as two operations, where
+the store can write one field (in inmem: `kv.merge`). "inmem, transactions" asks
+more: reading a record and writing a field are one serializable transaction.
+"inmem, a key a field" is another way to store a record: dearer to read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bench.crew import BenchError, Work
 from bench.harness import Bench, Options, bench, main
 from bench.peers import Client, Record
 
-SUBJECTS = ("inmem", "inmem, a key a field", "redis", "sqlite", "stratadb", "diskcache", "manager")
+SUBJECTS = ("inmem", "inmem, a key a field", "inmem, transactions", "redis", "sqlite", "stratadb", "diskcache", "manager")
 PROCESSES = 8
 RECORDS, QUICK_RECORDS = 10_000, 1_000
 FIELDS, FIELD_BYTES = 10, 100

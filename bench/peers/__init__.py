@@ -153,6 +153,7 @@ _REGISTRY: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "inmem": ("ours", "Ours", ("buffered",)),
     "inmem sync": ("ours", "Ours", ("sync",)),
     "inmem, a key a field": ("ours", "OursByField", ()),
+    "inmem, transactions": ("ours", "OursInTransactions", ()),
     "redis": ("redis", "Redis", ("everysec",)),
     "redis no log": ("redis", "Redis", ("no log",)),
     "redis always": ("redis", "Redis", ("always",)),

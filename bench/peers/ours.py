@@ -152,11 +152,7 @@ class OurClient(Client):
         return self._records.kv.get(key)
 
     def update(self, key: str, field: str, value: str) -> Any:
-        # A record is one value, so writing a field is a transaction; in `modify` it is the same one.
-        self._records.transact(lambda txn: txn.kv.put(key, {**txn.kv.get(key), field: value}))
-
-    def modify(self, key: str, field: str, value: str) -> Any:
-        self.update(key, field, value)
+        self._records.kv.merge(key, {field: value})
 
     def scan(self, start: str, count: int) -> list[Record]:
         # `start_after` leaves its key out; a key that sorts right before `start` lets it in.
@@ -165,6 +161,16 @@ class OurClient(Client):
 
     def close(self) -> None:
         self._db.close()
+
+
+class OurTransactionsClient(OurClient):
+    """Whatever writes a field reads the record first, in one transaction."""
+
+    def update(self, key: str, field: str, value: str) -> Any:
+        self._records.transact(lambda txn: txn.kv.put(key, {**txn.kv.get(key), field: value}))
+
+    def modify(self, key: str, field: str, value: str) -> Any:
+        self.update(key, field, value)
 
 
 class OurFieldsClient(OurClient):
@@ -185,10 +191,6 @@ class OurFieldsClient(OurClient):
     def update(self, key: str, field: str, value: str) -> Any:
         self._records.kv.put(f"{key}/{field}", value)
 
-    def modify(self, key: str, field: str, value: str) -> Any:
-        self.read(key)
-        self.update(key, field, value)
-
     def scan(self, start: str, count: int) -> list[Record]:
         before = start + "."  # sorts right before the "/" of the first field
         records: dict[str, Record] = {}
@@ -196,6 +198,15 @@ class OurFieldsClient(OurClient):
             key, _, field = name.rpartition("/")
             records.setdefault(key, {})[field] = value
         return [*records.values()]
+
+
+class OursInTransactions(Ours):
+    """A store whose records are written in transactions."""
+
+    client = OurTransactionsClient
+
+    def __init__(self) -> None:
+        super().__init__("buffered")
 
 
 class OursByField(Ours):
