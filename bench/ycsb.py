@@ -28,7 +28,10 @@ from bench.crew import BenchError, Work
 from bench.harness import Bench, Options, bench, main
 from bench.peers import Client, Record
 
-SUBJECTS = ("inmem", "inmem, a key a field", "inmem, transactions", "redis", "sqlite", "stratadb", "diskcache", "manager")
+SUBJECTS = (
+    "inmem", "inmem, a key a field", "inmem, transactions", "redis", "sqlite", "stratadb", "diskcache",
+    "manager",
+)
 PROCESSES = 8
 RECORDS, QUICK_RECORDS = 10_000, 1_000
 FIELDS, FIELD_BYTES = 10, 100

@@ -49,8 +49,9 @@ _ENTRIES: Final = 64
 _SLOT_WORDS: Final = _SLOT_BYTES // 8
 _ENTRY_WORDS: Final = _ENTRY_BYTES // 8
 _MAIL_WORD: Final = 1
-_BODY: Final = struct.Struct("<BxH4xQ352s")
-assert _ENTRIES + RING * _ENTRY_BYTES <= _SLOT_BYTES and 8 + _BODY.size == _ENTRY_BYTES
+_HEAD: Final = struct.Struct("<BxH4xQ")  # after the sequence; the result follows
+_RESULT: Final = 8 + _HEAD.size
+assert _ENTRIES + RING * _ENTRY_BYTES <= _SLOT_BYTES and _RESULT + RESULT_BYTES == _ENTRY_BYTES
 
 _SYS_FUTEX: Final = 202  # x86-64
 _FUTEX_WAIT: Final = 0
@@ -70,7 +71,7 @@ _ARGUMENTS: Any = [
 _wait = ctypes.CDLL(None).syscall  # lets other threads run while it sleeps
 _wait.restype, _wait.argtypes = ctypes.c_long, _ARGUMENTS
 _wake = ctypes.PyDLL(None).syscall  # never sleeps: giving up the interpreter lock would cost more
-_wake.restype, _wake.argtypes = ctypes.c_long, _ARGUMENTS
+_wake.restype, _wake.argtypes = ctypes.c_long, _ARGUMENTS[:4]  # the call has no use for the others
 
 
 class Board:
@@ -116,9 +117,11 @@ class Board:
 
     def post(self, slot: int, sequence: int, status: int, version: int, result: bytes) -> None:
         """Write an answer. The caller has seen that it fits and that the entry is free."""
-        word = slot * _SLOT_WORDS + _ENTRIES // 8 + sequence % RING * _ENTRY_WORDS
-        _BODY.pack_into(self._map, word * 8 + 8, status, len(result), version, result)
-        self._words[word] = sequence
+        at = slot * _SLOT_BYTES + _ENTRIES + sequence % RING * _ENTRY_BYTES
+        length = len(result)
+        _HEAD.pack_into(self._map, at + 8, status, length, version)
+        self._map[at + _RESULT : at + _RESULT + length] = result
+        self._words[at // 8] = sequence
 
     def announce(self, slot: int) -> None:
         """Say that a frame was sent to the session through the socket."""
@@ -130,7 +133,7 @@ class Board:
         for slot in slots:
             if halves[slot * (_SLOT_BYTES // 4)]:
                 halves[slot * (_SLOT_BYTES // 4)] = 0
-                _wake(_SYS_FUTEX, self._address + slot * _SLOT_BYTES, _FUTEX_WAKE, 1, None, None, 0)
+                _wake(_SYS_FUTEX, self._address + slot * _SLOT_BYTES, _FUTEX_WAKE, 1)
 
     # --- the client's side --------------------------------------------------------------
 
@@ -147,9 +150,9 @@ class Board:
 
     def fetch(self, slot: int, sequence: int) -> tuple[int, int, bytes]:
         """Status, version and result of an answer that is there."""
-        word = slot * _SLOT_WORDS + _ENTRIES // 8 + sequence % RING * _ENTRY_WORDS
-        status, length, version, result = _BODY.unpack_from(self._map, word * 8 + 8)
-        return status, version, result[:length]
+        at = slot * _SLOT_BYTES + _ENTRIES + sequence % RING * _ENTRY_BYTES
+        status, length, version = _HEAD.unpack_from(self._map, at + 8)
+        return status, version, self._map[at + _RESULT : at + _RESULT + length]
 
     def mail(self, slot: int) -> int:
         """How many frames were sent to the session through the socket."""

@@ -69,6 +69,9 @@ def _limit(what: str, size: int, limit: int) -> None:
         raise LimitError(f"{size} {what}, the limit is {limit}", what=what, size=size, limit=limit)
 
 
+_unpack: Final = msgpack.unpackb
+
+
 class MalformedError(ValueError):
     """Bytes that no correct client sends."""
 
@@ -80,18 +83,20 @@ def decode(body: bytes) -> WriteSet:
         MalformedError: it is not what `encode` makes.
         LimitError: it is, but beyond a limit.
     """
-    _limit("bytes of one transaction", len(body), MAX_TRANSACTION_BYTES)
+    if len(body) > MAX_TRANSACTION_BYTES:
+        _limit("bytes of one transaction", len(body), MAX_TRANSACTION_BYTES)
     try:
-        document = msgpack.unpackb(body, use_list=True)
-        version, expiry_us, reads, ranges, ops = document
+        version, expiry_us, reads, ranges, ops = _unpack(body)
     except (ValueError, TypeError) as error:  # msgpack's errors are ValueErrors
         raise MalformedError(f"not a request: {error}") from None
     if type(version) is not int or type(expiry_us) is not int or version < 0 or expiry_us < 0:
         raise MalformedError("snapshot version and expiry must be non-negative ints")
     if type(reads) is not list or type(ranges) is not list or type(ops) is not list:
         raise MalformedError("reads, ranges and operations must be arrays")
-    _limit("operations of one transaction", len(ops), MAX_TRANSACTION_OPS)
-    _limit("reads of one transaction", len(reads) + len(ranges), MAX_READ_SET)
+    if len(ops) > 1:
+        _limit("operations of one transaction", len(ops), MAX_TRANSACTION_OPS)
+    if reads or ranges:
+        _limit("reads of one transaction", len(reads) + len(ranges), MAX_READ_SET)
     for op in ops:
         _check_op(op)
     return WriteSet(

@@ -24,7 +24,7 @@ from inmem.commit.procedures import PROCEDURES
 from inmem.commit.validation import RecentWrites, validate
 from inmem.commit.workspace import DATA, Workspace
 from inmem.errors import InmemError, InvalidInputError, InvariantError, StoreFullError, to_wire
-from inmem.keys import Key, TypeTag, shorten
+from inmem.keys import Key, TypeTag, bucket_of, shorten
 from inmem.model.importing import is_mark
 from inmem.record import is_live, pack
 from inmem.storage.environment import Table
@@ -34,7 +34,9 @@ from inmem.storage.wal_format import DELETE, PUT, Op
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
 from inmem.writeset import OP_CALL, OP_PUT, MalformedError, WriteSet, decode
 
+_KV = int(TypeTag.KV)
 _SESSIONS = int(Table.SESSIONS)
+_digest = xxhash.xxh3_64_intdigest
 _NO_RESULTS = msgpack.packb([])
 
 
@@ -198,7 +200,7 @@ class Committer:
         result = msgpack.packb(to_wire(problem))
         answers = []
         for request in requests:
-            digest = xxhash.xxh3_64_intdigest(request.body)
+            digest = _digest(request.body)
             known = self.sessions.find(request.session, request.sequence, request.answered_below, digest)
             if known is None:
                 outcome = Outcome(digest, FAILED, 0, result)
@@ -247,7 +249,7 @@ class Committer:
         self, request: Request, txn: StoreTransaction, now_us: int, ops: list[Op], fences: list[bytes]
     ) -> Answer:
         session, sequence, answered_below, body, _ = request
-        digest = xxhash.xxh3_64_intdigest(body)
+        digest = _digest(body)
         known = self.sessions.find(session, sequence, answered_below, digest)
         if known is not None:
             return self._known(request, known)
@@ -289,9 +291,9 @@ class Committer:
         if len(request.ops) == 1 and request.ops[0][0] == OP_PUT and not self._fences and not self._marks:
             # The commonest commit, without a workspace: this is the hot path.
             _, key, payload, expires = request.ops[0]
-            self._check_plain(key)
+            bucket = self._check_plain(key)
             self._store.admit(entry_bytes(key, payload) + 16)
-            self._recent.wrote(key[: key.index(0) + 2], version)
+            self._recent.wrote(bucket, version)
             return [(PUT, DATA, key, pack(version, now_us, expires, payload))], _NO_RESULTS, []
         workspace = Workspace(
             txn, self._fences, version=version, now_us=now_us, chain=self._chain, marks=self._marks
@@ -306,8 +308,12 @@ class Committer:
                     workspace.put(op[1], op[2], op[3])
                 else:
                     workspace.delete(op[1])
-        added = sum(entry_bytes(op[2], op[3]) for op in workspace.ops if op[0] == PUT)
-        if added and any(op[0] == PUT and op[1] == DATA for op in workspace.ops):
+        added, has_data = 0, False
+        for op in workspace.ops:
+            if op[0] == PUT:
+                added += entry_bytes(op[2], op[3])
+                has_data |= op[1] == DATA
+        if has_data:
             self._store.admit(added)
         for bucket in workspace.buckets:
             self._recent.wrote(bucket, version)
@@ -320,10 +326,12 @@ class Committer:
         return workspace.ops, packed, workspace.new_fences
 
     @staticmethod
-    def _check_plain(key: bytes) -> None:
-        if key[key.index(0) + 1] != TypeTag.KV:
-            # Procedures keep the rules that plain writes could break.
+    def _check_plain(key: bytes) -> bytes:
+        """The bucket of a key that needs no procedure: procedures keep the rules that plain writes break."""
+        bucket = bucket_of(key)
+        if bucket[-1] != _KV:
             raise InvariantError(f"{Key(key)!r} is written by procedures only")
+        return bucket
 
     def _publish(self, txn: StoreTransaction, ops: list[Op], now_us: int, sync: bool) -> None:
         session_ops: list[Op] = [

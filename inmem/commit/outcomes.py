@@ -47,9 +47,6 @@ class _Session:
     active_s: int = 0
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
-    def copy(self) -> _Session:
-        return _Session(self.last, self.answered_below, self.active_s, dict(self.outcomes))
-
 
 UNKNOWN: Final = "unknown"
 GAP: Final = "gap"
@@ -68,7 +65,7 @@ class Sessions:
         for session_id, record in records:
             self._sessions[bytes(session_id)] = _decode(record)
         self._dirty: set[bytes] = set()
-        self._undo: dict[bytes, _Session | None] = {}
+        self._undo: dict[bytes, tuple[_Session, int, int, int, dict[int, Outcome]] | None] = {}
         self.must_write = False  # a registration waits: publish even without commits
 
     def __len__(self) -> int:
@@ -147,9 +144,10 @@ class Sessions:
         answered_below = min(answered_below, sequence)
         if answered_below > session.answered_below:
             session.answered_below = answered_below
-            if outcomes:
-                for answered in [s for s in outcomes if s < answered_below]:
-                    del outcomes[answered]
+            for earlier in [*outcomes]:  # in the order of their sequences
+                if earlier >= answered_below:
+                    break
+                del outcomes[earlier]
         session.last = sequence
         session.active_s = now_us // 1_000_000
         outcomes[sequence] = outcome
@@ -158,7 +156,9 @@ class Sessions:
     def _touch(self, session_id: bytes) -> None:
         if session_id not in self._undo:
             session = self._sessions.get(session_id)
-            self._undo[session_id] = session.copy() if session else None
+            self._undo[session_id] = session and (
+                session, session.last, session.answered_below, session.active_s, session.outcomes.copy()
+            )
 
     def changes(self) -> list[tuple[bytes, bytes | None]]:
         """The records to write (None: remove) for all that changed since `written`."""
@@ -179,11 +179,12 @@ class Sessions:
 
     def undo(self) -> None:
         """The group was not published: be as before it."""
-        for session_id, session in self._undo.items():
-            if session is None:
+        for session_id, before in self._undo.items():
+            if before is None:
                 self._sessions.pop(session_id, None)
             else:
-                self._sessions[session_id] = session
+                session = self._sessions[session_id] = before[0]
+                _, session.last, session.answered_below, session.active_s, session.outcomes = before
         self._undo.clear()
         self.must_write = False
 

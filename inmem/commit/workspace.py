@@ -36,6 +36,11 @@ class BaseState(Protocol):
 class Workspace:
     """What procedures work on."""
 
+    __slots__ = (
+        "_admitted", "_base", "_changed", "_cleared", "_fences", "_highest", "_marks", "buckets", "chain",
+        "new_fences", "new_marks", "now_us", "ops", "version",
+    )
+
     def __init__(
         self, base: BaseState, fences: Collection[bytes], *, version: int, now_us: int, chain: int,
         marks: Mapping[bytes, bytes] = _NO_MARKS,
@@ -64,11 +69,13 @@ class Workspace:
         """The live record under a key."""
         if key in self._changed:
             record = self._changed[key]
-        elif any(start <= key < end for start, end in self._cleared):
+        elif self._cleared and any(start <= key < end for start, end in self._cleared):
             record = None
         else:
             record = self._base.get(key)
-        return record if record is not None and is_live(record, self.now_us) else None
+        if record is None or (record[0] & 0x80 and not is_live(record, self.now_us)):
+            return None
+        return record
 
     def last(self, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Key and payload of the last live record in a range."""

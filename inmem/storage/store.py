@@ -64,6 +64,7 @@ class Store:
         except lmdb.Error as error:
             raise CorruptionError(f"{path}: {error}", file=str(path), offset=0) from error
         self._budget = 0  # bytes that may be added before the tables are measured again
+        self.expires = False  # whether any record may: then each write looks at what it replaces
         self.live_bytes = 0
         with self._env.begin(self._tables[Table.META]) as txn:
             self.position = unpack_position(txn.get(POSITION_KEY), path)
@@ -162,8 +163,10 @@ class Store:
         """Take the sizes of the tables and of the file anew. Cost: about 5 µs."""
         with self._env.begin() as txn:
             pages = 0
-            for database in self._tables.values():
+            for table, database in self._tables.items():
                 stat = txn.stat(database)
+                # Never back to False: a write transaction under way may have the first of them.
+                self.expires |= table == Table.EXPIRY and stat["entries"] > 0
                 pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         self.live_bytes = pages * PAGE_BYTES
         headroom = self.quota_bytes // _DELETE_HEADROOM
@@ -269,22 +272,29 @@ class StoreTransaction:
             PublishError: the image is full; the transaction can only be aborted.
         """
         replace, pop, tables = self._txn.replace, self._txn.pop, self._tables
-        put, delete = self._txn.put, self._txn.delete
-        expiry = tables[Table.EXPIRY]
+        put, delete, store = self._txn.put, self._txn.delete, self._store
         try:
             for op in ops:
                 kind, table = op[0], op[1]
                 if kind == DELETE_RANGE:
                     self._delete_range(table, op[2], op[3])
                     continue
+                assert kind in (PUT, DELETE)
                 if table != 0:
                     if kind == PUT:
                         put(op[2], op[3], db=tables[table])
                     else:
-                        assert kind == DELETE
                         delete(op[2], db=tables[table])
                     continue
+                if not (store.expires or (kind == PUT and op[3][0] & 0x80)):
+                    if kind == PUT:
+                        put(op[2], op[3])
+                    else:
+                        delete(op[2])
+                    continue
                 # The order of expiry follows the records: no entry outlives the value that it was for.
+                store.expires = True
+                expiry = tables[Table.EXPIRY]
                 old = replace(op[2], op[3]) if kind == PUT else pop(op[2])
                 if old is not None and old[0] & 0x80:
                     delete(_expiry_entry(op[2], old), db=expiry)

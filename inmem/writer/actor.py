@@ -236,16 +236,15 @@ class Writer:
         requests: list[Request] = []
         peers: list[bytes] = []
         later: list[tuple[bytes, bytes]] = []  # frames that wait for the group
+        unpack, size = COMMIT_HEADER.unpack_from, COMMIT_HEADER.size
         for peer, frame in messages:
             if not frame:
                 continue  # no client of ours sends this: there is nobody to tell
-            kind = frame[0]
-            if kind == COMMIT and len(frame) > COMMIT_HEADER.size:
-                _, flags, session, sequence, answered_below = COMMIT_HEADER.unpack_from(frame)
-                requests.append(Request(
-                    session, sequence, answered_below, frame[COMMIT_HEADER.size :],
-                    bool(flags & FLAG_SYNC),
-                ))
+            if frame[0] == COMMIT and len(frame) > size:
+                _, flags, session, sequence, answered_below = unpack(frame)
+                requests.append(
+                    Request(session, sequence, answered_below, frame[size:], flags & FLAG_SYNC != 0)
+                )
                 peers.append(peer)
             else:
                 later.append((peer, frame))
