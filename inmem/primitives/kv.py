@@ -127,7 +127,8 @@ class ScopedKV(KVReads):
     def put(self, key: str, value: Any, *, ttl: Ttl = None) -> int:
         """Write an entry. See `KVStore.put`."""
         stored = self._head + encode_name(key)
-        return self._commit.put(stored, values.encode(value), expiry_us(ttl, self._commit.now_us()))
+        expires = expiry_us(ttl, self._commit.now_us()) if ttl is not None else 0
+        return self._commit.put(stored, values.encode(value), expires)
 
     def put_with_ttl(self, key: str, value: Any, ttl: float | timedelta) -> int:
         """Write an entry that expires. See `KVStore.put_with_ttl`."""
