@@ -40,7 +40,7 @@ T = TypeVar("T")
 Item = tuple[bytes, bytes]
 
 _BACKOFF_S: Final = 0.0005  # first pause after a conflict; doubles, with full jitter
-_BACKOFF_MAX_S: Final = 0.01  # longer ones starve who has lost often: at 50 ms one of eight got a tenth of the mean
+_BACKOFF_MAX_S: Final = 0.01  # longer ones starve who has lost often
 
 
 class Reader(Protocol):
