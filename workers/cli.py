@@ -1,6 +1,6 @@
-"""Options and exit codes of the programs.
+"""Options and exit codes of fleet, replay and stress; those of chaos are in `chaos_cli`.
 
-Invariant: this is the only module that knows options, streams and exit codes.
+Invariant: only these two modules know options, streams and exit codes.
 0 all is well, 1 something is off, 2 wrong usage, 128 + n stopped by signal n
 (130 for Ctrl-C).
 """

@@ -235,7 +235,7 @@ def _read_run(db: Any, run: str, deleted: bool) -> FinalRun:
     found.events = [(event.sequence, event.event_type, event.payload) for event in db.events.iter(run)]
     chain = db.events.verify_chain(run)
     length = db.events.len(run)
-    if not chain.is_valid or chain.length != length != len(found.events):
+    if not chain.is_valid or not chain.length == length == len(found.events):
         found.chain = f"chain of {chain.length}, log of {length}: {chain.error}"
     for name in db.cells.list(run):
         state = db.cells.read(run, name)

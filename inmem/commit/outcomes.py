@@ -156,7 +156,7 @@ class Sessions:
     def _touch(self, session_id: bytes) -> None:
         if session_id not in self._undo:
             session = self._sessions.get(session_id)
-            self._undo[session_id] = session and (
+            self._undo[session_id] = None if session is None else (
                 session, session.last, session.answered_below, session.active_s, session.outcomes.copy()
             )
 

@@ -71,6 +71,7 @@ from inmem.writer.checkpointer import Checkpointer
 from inmem.writer.journal import Journal
 from inmem.writer.mailbox import TICK_S, Mailbox
 from inmem.writer.orphans import remove_orphans
+from inmem.writer.presence import GONE, Presence
 from inmem.writer.sampler import Sampler
 from inmem.writer.watch import Watch
 
@@ -78,10 +79,7 @@ _SLOW_TICK_S: Final = 5.0  # dead readers, idle sessions, stale files
 _WATCH_S: Final = 1.0  # between two looks at the writer's own files
 _RELIEVE_EVERY: Final = 32  # groups between two looks at the size of the image: 20 KiB each at most
 _SWITCH_RETRY_S: Final = 5.0  # after a switch that found no memory
-_LOCK_POLL_S: Final = 0.002
-_LOCK_PATIENCE_S: Final = 5.0  # for a writer that was started although this one lives: it looks, and leaves
 _TELL_SLOW_S: Final = 1.0  # between two lines about slow groups
-_GONE: Final = "was removed or replaced"
 _NOT_DURABLE: Final = "the log cannot be made durable: stopping, what is unanswered stays so"
 _TICKS: Final = 18_000  # an hour of ticks: the longest that a snapshot may be open
 
@@ -93,13 +91,11 @@ class Writer:
 
     def __init__(self, directory: DataDirectory, lock: FileLock, *, foreground: bool) -> None:
         self.directory = directory
-        self._lock = lock
+        self._presence = Presence(directory, lock)
         self._foreground = foreground
         self._stopping = threading.Event()
         self._sampler = Sampler()
         self._peers: dict[bytes, int] = {}  # peer -> pid, for the status
-        self._clients = [FileLock(directory.clients_lock)]  # more than one if the file was replaced
-        self._idle_since: float | None = None
         self._next_slow = 0.0
         self._next_watch = 0.0
         self._no_switch_before = 0.0
@@ -145,7 +141,6 @@ class Writer:
             always_sync=settings.durability == "sync", reached=failpoints.reached,
         )
         self._generation = recovered.generation
-        self._inode = directory.inode()
         self._stem = directory.stem(identity)
         remove_images(self._store.path.parent, self._stem, self._store.path)
         remove_orphans(runtime_directory())
@@ -226,7 +221,7 @@ class Writer:
         remove_image(self._store.path)
         self._tell_refusals()
         log.info("stopped", version=self._committer.version)
-        if self._identity.ephemeral and self._owns_directory():
+        if self._identity.ephemeral and self._presence.owns_directory():
             self.directory.remove()
         leave_runtime_directory()
 
@@ -513,22 +508,18 @@ class Writer:
 
     def _look_after_files(self, now: float) -> None:
         """Notice what was removed under this writer, and put it right or leave."""
-        if not self._owns_directory():
+        if not self._presence.owns_directory():
             log.critical("leaving", problem="the data directory was removed or replaced")
             self._stopping.set()
             return
-        if not self._lock.is_current():
-            self._lock_again()
-        if not self._clients[-1].is_current():
-            log.warning("file_gone", path=self.directory.clients_lock, problem=_GONE)
-            self._clients.append(FileLock(self.directory.clients_lock))
+        self._presence.look_after_locks()
         missing = self._image_files.missing()
         if missing and now >= self._no_switch_before:
-            self._switch(f"{missing[0]} was removed or replaced", now)
+            self._switch(f"{missing[0]} {GONE}", now)
         missing = self._door_files.missing()
         if missing:
             # As if another writer had come: clients see the epoch, connect, and send what is unanswered.
-            log.warning("file_gone", path=missing[0], problem=_GONE, action="opening anew")
+            log.warning("file_gone", path=missing[0], problem=GONE, action="opening anew")
             mailbox, board = self._mailbox, self._board
             self._open_doors(self._epoch + 1)
             self._control.update(endpoint=self._mailbox.endpoint, epoch=self._epoch)
@@ -536,28 +527,6 @@ class Writer:
             if board is not None:
                 board.close()
             self._peers.clear()
-
-    def _owns_directory(self) -> bool:
-        try:
-            return self.directory.inode() == self._inode
-        except OSError:
-            return False
-
-    def _lock_again(self) -> None:
-        """Hold the lock under its name again; if another writer has it, end at once.
-
-        Until then `living_writer` keeps others out.
-        """
-        log.warning("file_gone", path=self.directory.writer_lock, problem=_GONE)
-        lock = FileLock(self.directory.writer_lock)
-        deadline = time.monotonic() + _LOCK_PATIENCE_S
-        while not lock.try_exclusive():
-            if time.monotonic() >= deadline:
-                log.critical("leaving", problem="another process holds the lock; nothing is answered")
-                os._exit(os.EX_TEMPFAIL)
-            time.sleep(_LOCK_POLL_S)
-        self._lock.close()
-        self._lock = lock
 
     # --- timers ---------------------------------------------------------------------
 
@@ -578,8 +547,9 @@ class Writer:
             self._tell_refusals()
             self._forget_the_dead()
         self._store.free_dead_readers()
-        if not self._foreground:
-            self._leave_if_idle(now)
+        if not self._foreground and self._presence.is_deserted(now, self._settings.linger_s):
+            log.info("last_client_left")
+            self._stopping.set()
 
     def _oldest_snapshot_age_s(self) -> float | None:
         """Since when the oldest open snapshot is not of the newest version; None without any."""
@@ -623,23 +593,6 @@ class Writer:
         else:
             if swept:
                 self._control.words[VERSION] = self._committer.version
-
-    def _leave_if_idle(self, now: float) -> None:
-        held = [lock for lock in self._clients if lock.try_exclusive()]
-        if len(held) < len(self._clients):
-            for lock in held:
-                lock.release()
-            self._idle_since = None
-            return
-        # Nobody else has it. While it is ours no client gets in.
-        if self._idle_since is None:
-            self._idle_since = now
-        if now - self._idle_since >= self._settings.linger_s:
-            log.info("last_client_left")
-            self._stopping.set()
-            return  # keep the lock: a client that comes now waits, and starts the next writer
-        for lock in held:
-            lock.release()
 
     def _sync_forever(self) -> None:
         """Buffered mode: an fsync begins at each interval, or when the one before has ended."""

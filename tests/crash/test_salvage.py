@@ -35,7 +35,8 @@ from inmem.storage.store import Store
 from inmem.storage.wal import Wal
 from inmem.storage.wal_files import Files, segment_files
 from inmem.storage.wal_format import PUT
-from inmem.storage.wal_scan import scan, scan_pieces
+from inmem.storage.wal_salvage import scan_pieces
+from inmem.storage.wal_scan import scan
 
 MIB = 1 << 20
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))

@@ -20,7 +20,7 @@ import msgpack
 import pytest
 
 from inmem.errors import CorruptionError, FormatVersionError
-from inmem.storage import wal_scan as wal_module
+from inmem.storage import wal_walk as wal_module
 from inmem.storage.wal import Wal, WalBrokenError
 from inmem.storage.wal_files import Files, Position
 from inmem.storage.wal_format import (
@@ -422,12 +422,12 @@ def test_the_search_for_proof_crosses_its_own_chunks(
     data[start] ^= 1
     log.path(3).write_bytes(data)
     for chunk in range(72, 200):
-        monkeypatch.setattr(wal_module, "_CHUNK", chunk)
+        monkeypatch.setattr(wal_module, "CHUNK", chunk)
         refused(log.directory, log.path(3), start)
     data[start] ^= 1
     log.path(3).write_bytes(data)
     for chunk in range(72, 200):
-        monkeypatch.setattr(wal_module, "_CHUNK", chunk)
+        monkeypatch.setattr(wal_module, "CHUNK", chunk)
         assert load(log.directory)[1] == expected(log.entries)
 
 

@@ -1,0 +1,222 @@
+"""Reading a log that is refused: what of it can be proved, piece by piece.
+
+Invariant: a piece is a run of whole records that chain to each other, of this
+database; what lies between two pieces is told, never guessed. For a log that
+is whole see `wal_scan`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from inmem.storage.wal_files import (
+    READ,
+    Files,
+    segment_files,
+    segment_path,
+)
+from inmem.storage.wal_format import (
+    SEGMENT_HEADER_BYTES,
+    Record,
+    RecordHeader,
+    decode_segment_header,
+)
+from inmem.storage.wal_walk import (
+    BadBytes,
+    Chain,
+    Source,
+    check_format,
+    read_records,
+    search,
+    walk,
+    zeros_only,
+)
+
+_BLOCK: Final = 4096  # what is given up where the disk cannot read
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Records that follow on each other without a break, in one segment or several.
+
+    `previous` is the checksum of the record that came before the first.
+    """
+
+    spans: tuple[tuple[Path, int, int], ...]  # file, begin, end
+    previous: int
+    first_version: int
+    last_version: int
+    records: int
+    files: Files
+
+    def iter_records(self) -> Iterator[Record]:
+        """Each record, in order, one in memory at a time.
+
+        Raises:
+            CorruptionError: a payload with a right checksum is no list of
+                operations, or the file changed since the scan.
+        """
+        for path, begin, end in self.spans:
+            yield from read_records(self.files, path, begin, end)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Bytes `begin` to `end` of a file in which no whole record of this database was found, and why."""
+
+    file: Path
+    begin: int
+    end: int
+    reason: str
+
+
+def scan_pieces(
+    directory: Path, database_id: bytes, *, files: Files | None = None,
+    begun: Callable[[Path], None] = lambda path: None,
+) -> tuple[list[Piece], list[Gap]]:
+    """All whole records of a log that may be damaged anywhere, and all that lies between them.
+
+    Which pieces can be used is for the caller to say: a piece is proved to
+    follow on a state only by the checksum that its first record names. What
+    no record was found in is a gap; what the disk cannot read is one too.
+    Nothing is changed; `begun` is told of each segment. Cost: about 3 µs a
+    record, and a look at every byte where the log is damaged.
+
+    Raises:
+        FormatVersionError: a whole header of another format version.
+    """
+    found = segment_files(directory) if directory.is_dir() else []
+    look = _Pieces(database_id, _Readable(files or Files()))
+    expected = found[0][0] if found else 0
+    for number, path in found:
+        if number != expected:
+            look.gap(segment_path(directory, expected), 0, 0, f"the segment is missing, {number} is there")
+        begun(path)
+        look.segment(number, path)
+        expected = number + 1
+    look.finish()
+    return look.pieces, look.gaps
+
+
+class _Pieces:
+    """The pieces and gaps as they are found, and the piece that the next record may belong to."""
+
+    def __init__(self, database_id: bytes, files: Files) -> None:
+        self.pieces: list[Piece] = []
+        self.gaps: list[Gap] = []
+        self._files = files
+        self._chain = Chain(database_id)
+        self._spans: list[tuple[Path, int, int]] = []
+        self._first: RecordHeader | None = None
+
+    def gap(self, path: Path, begin: int, end: int, reason: str) -> None:
+        """Nothing whole is there."""
+        self.gaps.append(Gap(path, begin, end, reason))
+
+    def segment(self, number: int, path: Path) -> None:
+        """Read one segment to its end."""
+        files, chain = self._files, self._chain
+        fd = files.open(path, READ)
+        try:
+            source = Source(files, fd, path, files.size(fd))
+            offset = 0
+            try:
+                header = decode_segment_header(source.read(SEGMENT_HEADER_BYTES, 0))
+                if header.database_id != chain.database_id or header.segment != number:
+                    raise ValueError("a segment header of another database or number")
+                check_format(path, header)
+                offset = SEGMENT_HEADER_BYTES
+            except ValueError as error:
+                offset = self._next(source, 0, str(error))
+            while offset < source.size:
+                offset = self._run(source, offset)
+        finally:
+            files.close(fd)
+
+    def _run(self, source: Source, offset: int) -> int:
+        """Take the records from `offset` on; where the next may be found after they end."""
+        begin = end = offset
+        try:
+            for at, after, header, _ in walk(source, offset, None):
+                if header.database_id != self._chain.database_id:
+                    raise BadBytes("a record of another database")
+                if not self._follows(header):
+                    self._span(source.path, begin, at)
+                    self.finish()
+                    begin = at
+                self._take(header)
+                end = after
+        except BadBytes as bad:
+            self._span(source.path, begin, end)
+            if zeros_only(source, end):
+                return source.size  # the end of a segment
+            return self._next(source, end, bad.reason)
+        self._span(source.path, begin, end)
+        return source.size
+
+    def _next(self, source: Source, offset: int, reason: str) -> int:
+        """Where the next whole record starts, at the end if there is none; what is before it is a gap."""
+        witness = search(source, offset + 1, self._chain.database_id, None)
+        end = source.size if witness is None else witness[0]
+        self.gap(source.path, offset, end, reason)
+        return end
+
+    def _follows(self, header: RecordHeader) -> bool:
+        chain = self._chain
+        return self._first is None or (
+            header.previous == chain.checksum and header.version > chain.version
+            and header.epoch >= chain.epoch
+        )
+
+    def _take(self, header: RecordHeader) -> None:
+        chain = self._chain
+        self._first = self._first or header
+        chain.checksum, chain.version, chain.epoch = header.checksum, header.version, header.epoch
+        chain.records += 1
+
+    def _span(self, path: Path, begin: int, end: int) -> None:
+        if end > begin:
+            self._spans.append((path, begin, end))
+
+    def finish(self) -> None:
+        """The piece ends here."""
+        chain, first = self._chain, self._first
+        if first is not None:
+            self.pieces.append(Piece(
+                tuple(self._spans), first.previous, first.version, chain.version, chain.records,
+                self._files,
+            ))
+        self._chain, self._spans, self._first = Chain(chain.database_id), [], None
+
+
+class _Readable(Files):
+    """Files of which every byte can be read: what the disk cannot read is zeros, which prove nothing."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        return self._files.open(path, flags, mode)
+
+    def read(self, fd: int, count: int, offset: int) -> bytes:
+        try:
+            return self._files.read(fd, count, offset)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        count = min(count, self.size(fd) - offset)
+        if count <= _BLOCK:
+            return bytes(count)
+        parts = []
+        while count > 0:
+            part = self.read(fd, min(count, _BLOCK - offset % _BLOCK), offset)
+            if not part:
+                break
+            parts.append(part)
+            offset += len(part)
+            count -= len(part)
+        return b"".join(parts)
