@@ -22,7 +22,7 @@ Layout, native byte order (the file never leaves its machine), 4,096 bytes:
     12-13 database id
     14-45 image directory: length, then bytes
     46-61 endpoint: length, then bytes
-    62    commits in the writer's last group: how busy it is
+    62    sessions that the last commits came from: how many wait for the writer
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ VERSION: Final = 6
 DURABLE: Final = 7
 PID: Final = 8
 NAMESPACE: Final = 9
-GROUP: Final = 62
+ACTIVE: Final = 62
 _BOOT: Final = 10 * 8
 _DATABASE: Final = 12 * 8
 _IMAGE: Final = 14 * 8
 _ENDPOINT: Final = 46 * 8
 _PATHS = ((_IMAGE, 32 * 8), (_ENDPOINT, 16 * 8))
-assert _IMAGE + 32 * 8 == _ENDPOINT and MAX_CONTROL_PATH <= 32 * 8 - 1 and _ENDPOINT + 16 * 8 == GROUP * 8
+assert _IMAGE + 32 * 8 == _ENDPOINT and MAX_CONTROL_PATH <= 32 * 8 - 1 and _ENDPOINT + 16 * 8 == ACTIVE * 8
 
 
 def boot_id() -> bytes:

@@ -272,13 +272,19 @@ class RetryableError(InmemError):
 
 
 class ConflictError(RetryableError):
-    """Something the transaction read was changed before it committed."""
+    """Something the transaction read was changed before it committed.
+
+    `is_next` is true after many conflicts in a row: for a few milliseconds the
+    writer keeps other transactions from the key, so that an attempt that is
+    made at once wins. `transact` does that by itself.
+    """
 
     code = "conflict"
-    field_names: ClassVar[tuple[str, ...]] = ("key", "read_version", "committed_version")
+    field_names: ClassVar[tuple[str, ...]] = ("key", "read_version", "committed_version", "is_next")
     key: Any
     read_version: int | None
     committed_version: int | None
+    is_next: bool | None
 
 
 class SnapshotTooOldError(RetryableError):

@@ -31,7 +31,7 @@ from inmem.config import (
     MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION,
 )
-from inmem.control import EPOCH, GROUP, Control, ControlState
+from inmem.control import ACTIVE, EPOCH, Control, ControlState
 from inmem.errors import (
     BusyError,
     ClosedError,
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 _SLICE_MS: Final = 20  # how long to block before looking whether the writer lives
 _SPIN: Final = 200  # looks before sleeping, about 100 µs: a wake-up costs more than a short wait
-_CROWD: Final = 1  # commits in the last group; more means that others wait: then a spin is stolen from them
+_CROWD: Final = 1  # sessions that commit now; with more of them a spin is stolen from the others
 _SLEEP_US: Final = 1000  # first sleep; doubles, so that a missed wake is cheap and a long wait too
 _SLEEP_MAX_US: Final = _SLICE_MS * 1000
 _BUSY_DELAY_S: Final = 0.01
@@ -107,9 +107,8 @@ class Line:
     def answer(self, sequence: int) -> tuple[int, int, bytes] | bytes | None:
         """The answer to a commit, or a frame that came instead; None after a slice without either.
 
-        Looks a few times before it sleeps, unless the writer is busy with
-        others: with more runnable processes than cores that only keeps it
-        from its work.
+        Looks a few times before it sleeps, unless others commit too: with
+        more runnable processes than cores that only keeps them from their work.
         """
         board = self._board
         if self._dealer.is_sending:
@@ -118,7 +117,7 @@ class Line:
         if board is None:
             return self.receive()
         slot = self._slot
-        spin = _SPIN if self._control.words[GROUP] <= _CROWD else 1
+        spin = _SPIN if self._control.words[ACTIVE] <= _CROWD else 1
         if board.look(slot, sequence, spin):
             return board.fetch(slot, sequence)
         pause_us = _SLEEP_US

@@ -26,6 +26,7 @@ from inmem.config import MAX_TIMEOUT_S
 from inmem.errors import (
     ClosedError,
     CommitUnknownError,
+    ConflictError,
     ForkError,
     InvalidInputError,
     InvariantError,
@@ -487,8 +488,9 @@ def retrying(
     for left in range(max_attempts - 1, -1, -1):
         try:
             return attempt(max(deadline - time.monotonic(), 0.001))
-        except RetryableError:
-            pause = random.uniform(0, ceiling)
+        except RetryableError as error:
+            is_next = isinstance(error, ConflictError) and error.is_next
+            pause = 0.0 if is_next else random.uniform(0, ceiling)
             if not left or time.monotonic() + pause >= deadline:
                 raise
             time.sleep(pause)

@@ -21,9 +21,10 @@ import xxhash
 
 from inmem.commit.outcomes import GAP, Outcome, Sessions, describe_refusal
 from inmem.commit.procedures import PROCEDURES
+from inmem.commit.turns import Turns
 from inmem.commit.validation import RecentWrites, validate
 from inmem.commit.workspace import DATA, Workspace
-from inmem.errors import InmemError, InvalidInputError, InvariantError, StoreFullError, to_wire
+from inmem.errors import ConflictError, InmemError, InvalidInputError, InvariantError, StoreFullError, to_wire
 from inmem.keys import Key, TypeTag, bucket_of, shorten
 from inmem.model.importing import is_mark
 from inmem.record import is_live, pack
@@ -148,6 +149,7 @@ class Committer:
         self._always_sync = always_sync
         self._reached = reached  # told of each step, so that tests can stop the world there
         self._recent = RecentWrites(version)
+        self._turns = Turns()
         self._fences: set[bytes] = set()  # digests of deleted runs
         self._marks: dict[bytes, bytes] = {}  # by digest, of runs that are being imported
         for digest, value in store.items(Table.FENCES):
@@ -254,14 +256,19 @@ class Committer:
         if known is not None:
             return self._known(request, known)
         try:
-            resolved, results, new_fences = self._resolve(decode(body), txn, self.version + 1, now_us)
+            wanted = decode(body)
+            self._turns.check(session, wanted.reads, now_us)
+            resolved, results, new_fences = self._resolve(wanted, txn, self.version + 1, now_us)
         except (InmemError, MalformedError) as error:
             problem = error if isinstance(error, InmemError) else InvalidInputError(str(error))
+            if isinstance(problem, ConflictError):
+                self._turns.lost(session, problem, now_us)
             outcome = Outcome(digest, FAILED, 0, msgpack.packb(to_wire(problem)))
             self.counters.failures += 1
             self.counters.conflicts += problem.code == "conflict"
         else:
             self.counters.commits += 1
+            self._turns.won(session)
             if resolved:  # else nothing changes: no version of its own, and nothing to log
                 self.version += 1
                 txn.apply(resolved)

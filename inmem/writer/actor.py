@@ -32,7 +32,7 @@ from inmem.config import (
     PROTOCOL_VERSION,
     SWEEP_LIMIT,
 )
-from inmem.control import CLOCK, DURABLE, GROUP, VERSION, boot_id, pid_namespace
+from inmem.control import ACTIVE, CLOCK, DURABLE, VERSION, boot_id, pid_namespace
 from inmem.directory import DataDirectory, leave_runtime_directory, runtime_directory
 from inmem.errors import (
     BusyError,
@@ -77,6 +77,7 @@ from inmem.writer.watch import Watch
 
 _SLOW_TICK_S: Final = 5.0  # dead readers, idle sessions, stale files
 _WATCH_S: Final = 1.0  # between two looks at the writer's own files
+_ACTIVE_AMONG: Final = 16  # commits: how many sessions they are of tells clients whether to spin
 _RELIEVE_EVERY: Final = 32  # groups between two looks at the size of the image: 20 KiB each at most
 _SWITCH_RETRY_S: Final = 5.0  # after a switch that found no memory
 _TELL_SLOW_S: Final = 1.0  # between two lines about slow groups
@@ -95,6 +96,7 @@ class Writer:
         self._foreground = foreground
         self._stopping = threading.Event()
         self._sampler = Sampler()
+        self._committed_last: deque[bytes] = deque(maxlen=_ACTIVE_AMONG)  # sessions of the last commits
         self._peers: dict[bytes, int] = {}  # peer -> pid, for the status
         self._next_slow = 0.0
         self._next_watch = 0.0
@@ -298,7 +300,8 @@ class Writer:
         words = self._control.words
         words[VERSION] = self._committer.version
         words[DURABLE] = self._log.durable_version
-        words[GROUP] = len(requests)
+        self._committed_last.extend(request.session for request in requests[-_ACTIVE_AMONG:])
+        words[ACTIVE] = len(set(self._committed_last))
         failpoints.reached("answering")
         return answers
 

@@ -102,6 +102,26 @@ def increment(words: Any, index: int, path: str, count: int) -> dict[str, Any]:
         return {"calls": calls, "seconds": time.monotonic() - began}
 
 
+def race(words: Any, index: int, path: str, seconds: float) -> dict[str, int]:
+    """Change one shared key in a tight loop, with the attempts that a transaction has by default."""
+    attempts = most = done = 0
+
+    def step(txn: Any) -> None:
+        nonlocal attempts
+        attempts += 1
+        txn.kv.put("raced", txn.kv.get("raced", 0) + 1)
+
+    with inmem.open(path, timeout_s=DEADLINE_S) as db:
+        words[index] = 1
+        words.pass_gate()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            attempts = 0
+            db.transact(RUN, step)
+            most, done = max(most, attempts), done + 1
+    return {"done": done, "most_attempts": most}
+
+
 def append(words: Any, index: int, path: str, count: int) -> list[list[int]]:
     """Append to one shared log; the sequences that came back."""
     with inmem.open(path, timeout_s=DEADLINE_S) as db:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from crash_workers import RUN, anomaly, append, audit, increment, move
+from crash_workers import RUN, anomaly, append, audit, increment, move, race
 from support import Workers, in_parallel, wait_until
 
 import inmem
@@ -96,6 +96,20 @@ def test_a_reader_never_sees_half_of_a_transaction(store_path: Path, workers: Wo
     assert report["views"] == views
     assert report["states"] > 20, "the accounts changed while they were looked at"
     print(f"{views} views of {report['states']} states, {moves} moves")
+
+
+def test_nobody_loses_for_ever(store_path: Path, workers: Workers) -> None:
+    """Eight processes in tight loops on one key: no transaction needs more than half of its attempts."""
+    with inmem.open(store_path) as db:
+        open_gate_when_ready(workers)
+        reports = in_parallel(workers, race, WORKERS, store_path, 2.0)
+        done = [report["done"] for report in reports]
+        assert db.kv.get(RUN, "raced") == sum(done)
+        assert db.status().conflicts > sum(done) / 10, "they were in each other's way"
+    most = max(report["most_attempts"] for report in reports)
+    print(f"{sum(done)} done, at most {most} attempts, slowest {WORKERS * min(done) / sum(done):.0%}")
+    assert most <= 32
+    assert min(done) > sum(done) / WORKERS / 10
 
 
 def test_fields_of_one_entry_set_by_all(db: inmem.Database) -> None:

@@ -14,6 +14,7 @@ from committing import (
     SECOND,
     START_US,
     Bench,
+    Client,
     RecordingLog,
     append,
     body,
@@ -25,7 +26,7 @@ from committing import (
     results_of,
 )
 
-from inmem.commit.committer import NoLog, Request
+from inmem.commit.committer import Answer, NoLog, Request
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import ConflictError, InvalidInputError, InvariantError, StoreFullError
 from inmem.keys import Key, TypeTag, range_of
@@ -170,6 +171,65 @@ class TestGroup:
             scanned = (*range_of(NS.run_prefix(run), TypeTag.KV), 0)
             answer = client.send(put(kv_key("mine", "k"), 1), ranges=[scanned], snapshot=snapshot)
             assert answer.status == FAILED, run
+
+
+class TestTurns:
+    """Who has lost often goes first."""
+
+    def lose(self, client: Client, times: int, name: str = "k") -> list[dict[str, Any]]:
+        """Transactions whose read of a key is out of date; the fields of their errors."""
+        answers = [client.send(put(key(name), 0), reads={key(name): 1_000_000}) for _ in range(times)]
+        assert {answer.status for answer in answers} == {FAILED}
+        problems = [msgpack.unpackb(answer.result) for answer in answers]
+        assert {code for code, _, _ in problems} == {"conflict"}
+        return [fields for _, _, fields in problems]
+
+    def modify(self, bench: Bench, client: Client, name: str = "k") -> Answer:
+        """A transaction that has read the key as it is."""
+        version = bench.live()[key(name)][0]
+        return client.send(put(key(name), 1), reads={key(name): version})
+
+    def test_the_eighth_conflict_in_a_row_gives_the_turn(self, bench: Bench) -> None:
+        loser, other = bench.client("loser"), bench.client("other")
+        other.send(put(key("k"), 0))
+        told = self.lose(loser, 8)
+        assert [bool(fields["is_next"]) for fields in told] == [False] * 7 + [True]
+        refused = self.modify(bench, other)
+        assert refused.status == FAILED and msgpack.unpackb(refused.result)[0] == "conflict"
+        assert other.send(put(key("k"), 5)).status == APPLIED, "a blind write waits for nobody"
+        other.send(put(key("else"), 0))
+        assert self.modify(bench, other, "else").status == APPLIED, "nor does another key"
+        assert self.modify(bench, loser).status == APPLIED
+        assert self.modify(bench, other).status == APPLIED, "the turn is over"
+
+    def test_a_turn_ends_by_itself(self, bench: Bench) -> None:
+        loser, other = bench.client("loser"), bench.client("other")
+        other.send(put(key("k"), 0))
+        self.lose(loser, 8)
+        bench.now += 4_999
+        assert self.modify(bench, other).status == FAILED
+        bench.now += 1
+        assert self.modify(bench, other).status == APPLIED
+
+    def test_a_success_between_them_begins_the_count_anew(self, bench: Bench) -> None:
+        loser = bench.client("loser")
+        loser.send(put(key("k"), 0))
+        for _ in range(3):
+            assert not any(fields["is_next"] for fields in self.lose(loser, 7))
+            loser.send(put(key("k"), 0))
+
+    def test_who_has_lost_far_less_does_not_come_first(self, bench: Bench) -> None:
+        most, less = bench.client("most"), bench.client("less")
+        self.lose(most, 20)
+        bench.now += 10_000
+        assert not any(fields["is_next"] for fields in self.lose(less, 14)), "14 are under 3/4 of 20"
+        assert self.lose(less, 1)[0]["is_next"]
+
+    def test_the_memory_of_losses_is_bounded(self, bench: Bench) -> None:
+        turns = bench.committer._turns
+        for number in range(10_000):
+            turns.lost(number.to_bytes(16, "big"), ConflictError("lost", key=key("k")), bench.now)
+        assert len(turns._losses) <= 4096
 
 
 class TestGuard:

@@ -38,7 +38,7 @@ TREE: dict[str, tuple[str, str, bool, tuple[str, ...]]] = {
     "VersionMismatchError": ("InvariantError", "version_mismatch", False, ("expected", "actual")),
     "RetryableError": ("InmemError", "retryable", True, ()),
     "ConflictError": (
-        "RetryableError", "conflict", True, ("key", "read_version", "committed_version")
+        "RetryableError", "conflict", True, ("key", "read_version", "committed_version", "is_next")
     ),
     "SnapshotTooOldError": ("RetryableError", "snapshot_too_old", True, ("age_s", "max_age_s")),
     "BusyError": ("RetryableError", "busy", True, ("what", "limit")),
