@@ -62,7 +62,9 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:
             raise  # whoever read the output has seen enough: the command ends, without a word
         except OSError as error:
-            fail(InmemError(str(error)), as_json=bool(kwargs.get("as_json")))
+            what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+            problem = InmemError(what, hint="See to that file and its permissions.")
+            fail(problem, as_json=bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
 

@@ -78,6 +78,9 @@ class Listing:
             shown = fitted(rest, room) if room >= _LEAST_WORDS else ""
             self.shortened += shown is not rest
             rest = shown
+        if not rest:  # blanks at the end could begin another line
+            *parts_before, (text, text_style) = parts
+            parts = (*parts_before, (text.rstrip(), text_style))
         self.line(*parts, (rest, style))
 
     def column(self, text: str, cells: tuple[int, int]) -> str:

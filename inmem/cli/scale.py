@@ -22,6 +22,9 @@ class Scale:
     >>> scale = Scale([(0, 10), (10, 20), (1_000_000, 1_000_020)])
     >>> [round(scale.place(us), 2) for us in (0, 10, 20, 1_000_000, 1_000_020)]
     [0.0, 0.24, 0.49, 0.51, 1.0]
+    >>> scale = Scale([(0, 0), (10, 10), (1_000_000, 1_000_000)])
+    >>> [round(scale.place(us), 2) for us in (0, 10, 1_000_000)]
+    [0.0, 0.5, 1.0]
     """
 
     def __init__(self, intervals: Iterable[tuple[int, int]]) -> None:
@@ -47,15 +50,17 @@ class Scale:
         self._places: list[float] = []
         self._speeds: list[float] = []
         self.gaps: list[tuple[float, float]] = []
-        room = 1.0 - _WIDTH * len(cut)
+        # Where there is nothing but moments, the gaps between them have the whole line.
+        width = _WIDTH if left > 0 or not cut else 1.0 / len(cut)
+        room = 1.0 - width * len(cut)
         speed = room / left if left > 0 else 0.0
         place, at = 0.0, self.first
         for begin, end in cut:
             self._stretch(at, place, speed)
             place += (begin - at) * speed
-            self._stretch(begin, place, _WIDTH / (end - begin))
-            self.gaps.append((place, place + _WIDTH))
-            place += _WIDTH
+            self._stretch(begin, place, width / (end - begin))
+            self.gaps.append((place, place + width))
+            place += width
             at = end
         self._stretch(at, place, speed)
 
