@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import inmem
 from inmem.cli import text as cli_text
 from inmem.cli.app import app
+from inmem.cli.listing import Listing
 from inmem.cli.run_view import RunView
 from inmem.cli.tree import drawn
 from inmem.cli.view import Moment, View
@@ -470,3 +471,18 @@ def inmem_version(path: Path) -> int:
         return int(control.words[6])
     finally:
         control.close()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["import", str(tmp_path / "data"), str(tmp_path / "none.jsonl")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"inmem: {tmp_path / 'none.jsonl'}: No such file or directory. ")
+    assert "Errno" not in result.stderr
+
+
+def test_no_blanks_at_the_end_of_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing follows a column, its padding could begin a line of its own in a narrow terminal."""
+    with Listing(as_json=False, full=False, limit=None) as listing:
+        listing.words(("state  ", "green"), ("name      ", "bold"), rest="")
+        listing.words(("state  ", "green"), ("name      ", "bold"), rest="words")
+    assert capsys.readouterr().out.splitlines()[:2] == ["state  name", "state  name      words"]
