@@ -62,7 +62,10 @@ def _serve(directory: DataDirectory, foreground: bool, stays: bool, starter: _St
     try:
         while not lock.try_exclusive():
             if not lock.try_shared():
-                raise BusyError(f"{directory.path} has a writer already", what="writer")
+                raise BusyError(
+                    f"{directory.path} has a writer already", what="writer",
+                    hint="Programs that open the directory find it by themselves.",
+                )
             lock.release()
             time.sleep(_PROBE_S)  # only a client that looks whether there is a writer
         _refuse_a_second_writer(directory)

@@ -711,7 +711,8 @@ def test_never_two_writers(store_path: Path, workers: Workers) -> None:
         db.kv.add(RUN, "n")
         pid, first = writer_pid(store_path), epoch(store_path)
         (store_path / "writer.lock").unlink()
-        assert "whose lock file was removed" in second_writer(store_path)
+        # Which of its two reasons depends on who is sooner: it, or the writer that locks again.
+        assert " has a writer" in second_writer(store_path)
         wait_until(lambda: is_locked(store_path / "writer.lock"), "the lock is held again", NOTICED_S)
 
         vanish(store_path, "another writer.lock")

@@ -108,12 +108,14 @@ def test_a_full_store_refuses_writers_and_serves_readers(
         db.kv.put(RUN, "k", "v")
         for index in range(3):
             workers.start(fill, index, store_path, 9_000)
-        for result in workers.results():
-            assert result["code"] == "store_full" and result["hint"]
+        written = [(result["written"], result["code"], result["hint"]) for result in workers.results()]
+        assert [(code, hint) for _, code, hint in written] == [("store_full", True)] * 3
         assert db.kv.get(RUN, "k") == "v"
-        assert sum(db.kv.count(f"filler-{i}") for i in range(3)) > 50
+        assert [db.kv.count(f"filler-{i}") for i in range(3)] == [count for count, _, _ in written]
+        assert sum(count for count, _, _ in written) > 50
         kill_writer(store_path)  # full is no reason not to recover
-        assert db.kv.delete("filler-0", "k0") or db.kv.delete("filler-1", "k0")
+        for index, (count, _, _) in enumerate(written):  # who came late found no room for even one
+            assert db.kv.delete(f"filler-{index}", "k0") == (count > 0)
         assert db.check().problems == []
 
 
