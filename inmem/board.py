@@ -1,17 +1,21 @@
-"""The answer board: small answers through shared memory instead of a socket.
+"""The board: small messages between the writer and its clients, through shared memory.
 
 Invariant: an entry is read as answer `n` only while it says `n`, and it says
 so only after the rest of it was written; an entry is written anew only when
-its reader has said that it has the answer. Whatever does not fit goes through
-the socket, and the slot's mail counter says that it did.
+its reader has said that it has the answer. A lane is written only while the
+writer has taken what was in it before. Whatever does not fit goes through the
+socket, and the slot's mail counter says when that has an answer.
 
-One file per incarnation of the writer, a slot per session, 12,288 bytes:
+One file per incarnation of the writer, a slot of 16,384 bytes per session:
 
     offset  size  field
     0       4     waiter: 1 while the client sleeps on this word
     8       8     mail: frames sent to this session through the socket
+    16      8     taken: how many requests the writer has copied out of the lane
+    24      8     length of the request in the lane
     64      376   entry 0
     440     376   entry 1 ... entry 31
+    12096   4288  lane: a request, as it would go through the socket
 
     entry:  0   8    sequence, 0 for empty; written last
             8   1    status
@@ -19,11 +23,24 @@ One file per incarnation of the writer, a slot per session, 12,288 bytes:
             16  8    version
             24  352  result, MessagePack
 
+After the slots:
+
+    0       32768 posted: for each slot, how many requests were put into its lane; written last
+    32768   4     asleep: 1 while the writer sleeps on its socket, and sees no lane
+
 A client that finds no answer sets the waiter word and sleeps on it with
 futex(2); the writer clears it and wakes. The two could each miss the other's
 store by a hair; every sleep is therefore bounded, so that a missed wake costs
-a millisecond and no more. Plain stores become visible in program order on
-x86-64 only: elsewhere there is no board, and answers go through the socket.
+a millisecond and no more.
+
+A writer that sleeps is woken through the socket, and that it sleeps must not
+be missed: it would for as long as it has nothing else to do. So both sides
+put a barrier between their store and their look at the other's word: the
+writer sets `asleep` and then looks at `posted`, the client the other way
+round, and at least one of them sees the other (Dekker's rule).
+
+Plain stores become visible in program order on x86-64 only: elsewhere there
+is no board, and everything goes through the socket.
 """
 
 from __future__ import annotations
@@ -33,6 +50,8 @@ import mmap
 import os
 import platform
 import struct
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -42,16 +61,25 @@ from inmem.files import open_private
 SLOTS: Final = 4096  # sessions with a slot; more of them use the socket
 RING: Final = 32  # unfetched answers of one session
 RESULT_BYTES: Final = 352  # an append's result takes 45, an error with its message and fields 150 to 300
+LANE_BYTES: Final = 4288  # most requests are far smaller; one of 1 KB and its name takes 1,200
 
-_SLOT_BYTES: Final = 3 * 4096
+_SLOT_BYTES: Final = 4 * 4096
 _ENTRY_BYTES: Final = 376
 _ENTRIES: Final = 64
 _SLOT_WORDS: Final = _SLOT_BYTES // 8
 _ENTRY_WORDS: Final = _ENTRY_BYTES // 8
 _MAIL_WORD: Final = 1
+_TAKEN_WORD: Final = 2
+_LENGTH_WORD: Final = 3
+_LANE: Final = _ENTRIES + RING * _ENTRY_BYTES
+_POSTED: Final = SLOTS * _SLOT_BYTES
+_POSTED_WORD: Final = _POSTED // 8
+_ASLEEP_HALF: Final = (_POSTED + SLOTS * 8) // 4
+_FILE_BYTES: Final = _POSTED + SLOTS * 8 + 4096
+_CHUNK: Final = 64 * 8  # of `posted`: few processes have more threads, few fleets more processes
 _HEAD: Final = struct.Struct("<BxH4xQ")  # after the sequence; the result follows
 _RESULT: Final = 8 + _HEAD.size
-assert _ENTRIES + RING * _ENTRY_BYTES <= _SLOT_BYTES and _RESULT + RESULT_BYTES == _ENTRY_BYTES
+assert _LANE + LANE_BYTES == _SLOT_BYTES and _RESULT + RESULT_BYTES == _ENTRY_BYTES
 
 _SYS_FUTEX: Final = 202  # x86-64
 _FUTEX_WAIT: Final = 0
@@ -82,10 +110,13 @@ class Board:
         fd = open_private(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0))
         try:
             if create:
-                os.ftruncate(fd, SLOTS * _SLOT_BYTES)  # sparse: a slot takes memory when it is used
-            self._map = mmap.mmap(fd, SLOTS * _SLOT_BYTES)
+                os.ftruncate(fd, _FILE_BYTES)  # sparse: a slot takes memory when it is used
+                os.posix_fallocate(fd, _POSTED, _FILE_BYTES - _POSTED)
+            self._map = mmap.mmap(fd, _FILE_BYTES)
         except BaseException:
             os.close(fd)
+            if create:
+                path.unlink()
             raise
         self._fd = fd
         if not create:
@@ -95,6 +126,8 @@ class Board:
         self._view = memoryview(self._map)
         self._words = self._view.cast("Q")
         self._halves = self._view.cast("I")
+        self._barrier = threading.Lock()  # to take a lock is a full barrier, in the processor too
+        self._seen = bytearray()  # of `posted`, as far as slots were given: what was taken
 
     def _leave_file(self) -> None:
         fd, self._fd = self._fd, -1
@@ -113,7 +146,43 @@ class Board:
         except OSError:
             return False
         self._view[slot * _SLOT_BYTES : (slot + 1) * _SLOT_BYTES] = bytes(_SLOT_BYTES)
+        self._words[_POSTED_WORD + slot] = 0
+        self._seen.extend(bytes(max(0, 8 * (slot + 1) - len(self._seen))))
+        self._seen[8 * slot : 8 * slot + 8] = bytes(8)
         return True
+
+    def posted(self) -> list[int]:
+        """The slots with a request in their lane. Cost: a comparison of 8 bytes per slot ever given."""
+        seen = self._seen
+        now = self._map[_POSTED : _POSTED + len(seen)]
+        if now == seen:
+            return []
+        found = []
+        for begin in range(0, len(now), _CHUNK):
+            counts, taken = now[begin : begin + _CHUNK], bytes(seen[begin : begin + _CHUNK])
+            if counts != taken:
+                pairs = zip(memoryview(counts).cast("Q"), memoryview(taken).cast("Q"), strict=True)
+                found += [begin // 8 + slot for slot, (count, known) in enumerate(pairs) if count != known]
+        return found
+
+    def take(self, slot: int) -> bytes:
+        """The request in a lane, empty if its length is nonsense; from now on the client may write the next.
+
+        It is a copy: what is checked in it is what is used, whatever the client does.
+        """
+        count = self._words[_POSTED_WORD + slot]
+        length = self._words[slot * _SLOT_WORDS + _LENGTH_WORD]
+        at = slot * _SLOT_BYTES + _LANE
+        request = self._map[at : at + length] if length <= LANE_BYTES else b""
+        self._seen[8 * slot : 8 * slot + 8] = count.to_bytes(8, sys.byteorder)
+        self._words[slot * _SLOT_WORDS + _TAKEN_WORD] = count
+        return request
+
+    def say_asleep(self, asleep: bool) -> None:
+        """Tell clients whether the writer looks at the lanes; after True, look once more before sleeping."""
+        self._halves[_ASLEEP_HALF] = asleep
+        with self._barrier:
+            pass
 
     def post(self, slot: int, sequence: int, status: int, version: int, result: bytes) -> None:
         """Write an answer. The caller has seen that it fits and that the entry is free."""
@@ -136,6 +205,28 @@ class Board:
                 _wake(_SYS_FUTEX, self._address + slot * _SLOT_BYTES, _FUTEX_WAKE, 1)
 
     # --- the client's side --------------------------------------------------------------
+
+    def offer(self, slot: int, request: bytes) -> bool:
+        """Put a request into the lane; False if it must go through the socket instead.
+
+        Because it is too large, or the writer has not yet taken the one before.
+        """
+        words = self._words
+        posted = words[_POSTED_WORD + slot]
+        size = len(request)
+        if size > LANE_BYTES or words[slot * _SLOT_WORDS + _TAKEN_WORD] != posted:
+            return False
+        at = slot * _SLOT_BYTES + _LANE
+        self._map[at : at + size] = request
+        words[slot * _SLOT_WORDS + _LENGTH_WORD] = size
+        words[_POSTED_WORD + slot] = posted + 1
+        with self._barrier:
+            pass
+        return True
+
+    def writer_sleeps(self) -> bool:
+        """Whether the writer must be woken through its socket."""
+        return bool(self._halves[_ASLEEP_HALF])
 
     def look(self, slot: int, sequence: int, spin: int) -> bool:
         """Whether the answer is there, or comes within so many yields."""
@@ -178,48 +269,3 @@ class Board:
         self._view.release()
         del self._anchor
         self._map.close()
-
-
-class Slots:
-    """Which session has which slot; the writer's book-keeping."""
-
-    def __init__(self, board: Board | None) -> None:
-        self._board = board
-        self._free = list(range(SLOTS - 1, -1, -1)) if board is not None else []
-        self._of: dict[bytes, tuple[int, int]] = {}  # session -> slot, pid
-
-    def get(self, session: bytes) -> int:
-        """The slot of a session, -1 without one."""
-        return self._of.get(session, _NONE)[0]
-
-    def give(self, session: bytes, pid: int) -> int:
-        """An empty slot for a session that says hello; -1 if none is left, or no memory for it."""
-        self.take(session)
-        if self._board is None:
-            return -1
-        if not self._free:
-            self.take_all({pid for _, pid in self._of.values() if not Path(f"/proc/{pid}").exists()})
-        if not self._free:
-            return -1
-        slot = self._free.pop()
-        if not self._board.clear(slot):
-            self._free.append(slot)
-            return -1
-        self._of[session] = slot, pid
-        return slot
-
-    def take(self, session: bytes) -> None:
-        """Take the slot of a session back."""
-        slot, _ = self._of.pop(session, _NONE)
-        if slot >= 0:
-            self._free.append(slot)
-
-    def take_all(self, pids: set[int]) -> list[bytes]:
-        """Take the slots of dead processes back; their sessions."""
-        sessions = [session for session, (_, pid) in self._of.items() if pid in pids]
-        for session in sessions:
-            self.take(session)
-        return sessions
-
-
-_NONE: Final = (-1, 0)

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from inmem.errors import ConfigMismatchError, InvalidInputError
 
-PROTOCOL_VERSION: Final = 1  # of the messages between client and writer
+PROTOCOL_VERSION: Final = 2  # of the messages between client and writer
 FORMAT_VERSION: Final = 1  # of the data directory: settings, WAL and image
 
 DURABILITIES: Final = ("memory", "buffered", "sync")

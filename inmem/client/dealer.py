@@ -103,7 +103,7 @@ class Dealer:
             self._flush()
             return
         try:
-            sent = self._send(data)
+            sent = self._send(data, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -116,7 +116,7 @@ class Dealer:
     def _flush(self) -> None:
         try:
             while self._unsent:
-                del self._unsent[: self._send(memoryview(self._unsent)[:_CHUNK])]
+                del self._unsent[: self._send(memoryview(self._unsent)[:_CHUNK], socket.MSG_NOSIGNAL)]
         except BlockingIOError:
             return
         except OSError:

@@ -8,8 +8,8 @@ who has time to wait.
 A new writer means a new connection, and so does one that has broken: what
 was on its way may be lost, and is sent again.
 
-The answer path is `Line`: it sends frames and waits for answers, which come
-through the board in shared memory (see `inmem.board`) or through the socket.
+The path is `Line`: it sends frames and waits for answers, both through the
+board in shared memory (see `inmem.board`) or through the socket.
 """
 
 from __future__ import annotations
@@ -103,6 +103,18 @@ class Line:
         self._board = board
         self._slot = slot
         self._mail = board.mail(slot)
+
+    def offer(self, frame: bytes) -> bool:
+        """Send a frame through the lane of the slot; False if it must go through the socket.
+
+        Through that it goes, too, while the writer sleeps: it has to be woken anyhow.
+        """
+        board = self._board
+        if board is None or board.writer_sleeps() or not board.offer(self._slot, frame):
+            return False
+        if board.writer_sleeps():  # it lay down meanwhile, and may not have seen the lane
+            self.send(b"")
+        return True
 
     def answer(self, sequence: int) -> tuple[int, int, bytes] | bytes | None:
         """The answer to a commit, or a frame that came instead; None after a slice without either.
@@ -284,8 +296,10 @@ class Session:
     def _send(self, line: Line, sequence: int, pending: _Pending) -> None:
         pending.sent += 1
         answered_below = next(iter(self._pending))
-        header = COMMIT_HEADER.pack(COMMIT, pending.flags, self._id, sequence, answered_below)
-        line.send(header + pending.body)
+        frame = COMMIT_HEADER.pack(COMMIT, pending.flags, self._id, sequence, answered_below) + pending.body
+        # With others on their way it would overtake them, or they it.
+        if pending.sent > 1 or answered_below != sequence or not line.offer(frame):
+            line.send(frame)
 
     def _outcome(self, sequence: int, deadline: float, timeout_s: float) -> Applied:
         answers = self._answers

@@ -22,7 +22,7 @@ import msgpack
 
 from inmem import board as board_module
 from inmem import failpoints
-from inmem.board import RESULT_BYTES, RING, Board, Slots
+from inmem.board import RESULT_BYTES, RING, Board
 from inmem.clock import StoreClock
 from inmem.commit.committer import Answer, Committer, Log, NoLog, Request
 from inmem.commit.outcomes import Sessions
@@ -73,6 +73,7 @@ from inmem.writer.mailbox import TICK_S, Mailbox
 from inmem.writer.orphans import remove_orphans
 from inmem.writer.presence import GONE, Presence
 from inmem.writer.sampler import Sampler
+from inmem.writer.slots import Slots
 from inmem.writer.watch import Watch
 
 _SLOW_TICK_S: Final = 5.0  # dead readers, idle sessions, stale files
@@ -174,11 +175,11 @@ class Writer:
         for ending in ("sock", "answers"):
             for stale in runtime.glob(f"{self._stem}*.{ending}"):
                 stale.unlink(missing_ok=True)
-        self._mailbox = Mailbox(runtime / f"{self._stem}{epoch}.sock")
         self._board = (
             Board(runtime / f"{self._stem}{epoch}.answers", create=True) if board_module.SUPPORTED else None
         )
         self._slots = Slots(self._board)
+        self._mailbox = Mailbox(runtime / f"{self._stem}{epoch}.sock", self._slots)
         self._door_files = Watch(
             door.path for door in (self._mailbox, self._board) if door is not None
         )
@@ -235,8 +236,6 @@ class Writer:
         later: list[tuple[bytes, bytes]] = []  # frames that wait for the group
         unpack, size = COMMIT_HEADER.unpack_from, COMMIT_HEADER.size
         for peer, frame in messages:
-            if not frame:
-                continue  # no client of ours sends this: there is nobody to tell
             if frame[0] == COMMIT and len(frame) > size:
                 _, flags, session, sequence, answered_below = unpack(frame)
                 requests.append(
@@ -334,7 +333,7 @@ class Writer:
         else:
             session = greeting[0]
             known = session in sessions
-            slot = self._slots.give(session, self._peers[peer]) if known else -1
+            slot = self._slots.give(session, self._peers[peer], peer) if known else -1
             frame = welcome(
                 epoch=self._epoch, known=known,
                 last=sessions.last_sequence(session) if known else 0,

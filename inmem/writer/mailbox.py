@@ -1,7 +1,10 @@
-"""The mailbox: the ROUTER socket, who may connect to it, and what it may hold.
+"""The mailbox: the ROUTER socket, who may connect to it, and what it may hold; and the lanes beside it.
 
-Invariant: answers leave through here and nowhere else; and what peers send
+Invariant: frames leave through here and nowhere else; and what peers send
 cannot grow the writer without bound, whether it is taken in or not.
+
+A commit that fits a lane of the board comes through that while the writer is
+awake; it sleeps on the socket alone, and says so.
 
 libzmq bounds what it holds for a peer by counting whole messages. It counts
 no bytes, and a multipart that never ends is no message at all. So the guard
@@ -37,6 +40,7 @@ from inmem.config import MAX_BATCH_BYTES, MAX_MAILBOX_BYTES, MAX_MESSAGE_BYTES, 
 from inmem.errors import LimitError
 from inmem.files import make_private_dir, private_umask
 from inmem.writer.journal import Journal
+from inmem.writer.slots import Slots
 
 TICK_S: Final = 0.2  # the longest wait for a message: how late timers may be
 _SPIN: Final = 20  # yields before blocking: a client that was just answered often asks again at once
@@ -60,7 +64,7 @@ log = Journal()
 class Mailbox:
     """The ROUTER socket: who may connect, how much it holds, where answers go."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, slots: Slots | None = None) -> None:
         if len(str(path)) > MAX_SOCKET_PATH:
             raise LimitError(
                 f"socket path {path} is too long", what="socket path",
@@ -78,6 +82,8 @@ class Mailbox:
         socket.setsockopt(zmq.RCVTIMEO, int(TICK_S * 1000))
         self._receive = socket.recv
         self._send = socket.send_multipart
+        self._slots = slots or Slots(None)
+        self._socket_first = False  # the lanes alone have filled the group before
         self._last = 0  # messages taken the last time
         self._look: Callable[[int], Any] = socket.getsockopt
         path.unlink(missing_ok=True)
@@ -97,12 +103,22 @@ class Mailbox:
         that waits, and ends early where one of them would fill it.
         """
         messages: list[tuple[bytes, bytes]] = []
-        receive, look = self._receive, self._look
+        receive, look, slots = self._receive, self._look, self._slots
         size = 0
         spin = _SPIN
+        asleep = False
         # Where commits came together last time, more are on their way: a group costs little more than one.
         gather = min(_GATHER, 2 * (self._last - 1)) if self._last else 0
         while len(messages) < limit and size < MAX_BATCH_BYTES:
+            if not self._socket_first:
+                offered = slots.requests(limit - len(messages))
+                if offered:  # before what a session has sent after them
+                    messages = offered + messages
+                    size += sum(len(frame) for _, frame in offered)
+                if len(messages) >= limit:
+                    self._socket_first = True
+                    break
+            self._socket_first = False
             # Looking is far cheaper than the exception of a receive that finds nothing.
             if not look(_EVENTS) & _POLLIN:
                 if messages and not gather:
@@ -115,13 +131,16 @@ class Mailbox:
                     spin -= 1
                     os.sched_yield()
                     continue
+                if not asleep and slots.say_asleep(True):
+                    asleep = True
+                    continue  # what was offered before that was seen
             try:
                 peer = receive()  # blocks, for a tick at most, only when nothing was there
             except zmq.Again:
                 break
             frame = receive()  # a ROUTER puts the peer before what it sent, which is one frame at least
-            if look(_MORE):
-                # No client of ours sends several: there is nobody to tell.
+            if look(_MORE) or not frame:
+                # An empty one wakes, for what is in a lane. No client of ours sends several: nobody to tell.
                 while look(_MORE):
                     receive()
                 limit -= 1  # a flood of these must not keep the timers waiting
@@ -130,6 +149,8 @@ class Mailbox:
             size += len(frame)
             if (len(messages) % _SHARE == 0 or size > _SHARE_BYTES) and _crowds_out(messages):
                 break
+        if asleep:
+            slots.say_asleep(False)
         self._last = len(messages)
         self._guard.explained = _DECODED * size
         return messages

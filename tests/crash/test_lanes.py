@@ -1,0 +1,362 @@
+"""Requests through shared memory: none is missed, torn, taken for another's, or done twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from crash_workers import RUN
+from support import Workers, in_parallel, kill_writer, wait_until, writer_pid
+
+import inmem
+from inmem import board as board_module
+from inmem import wire
+from inmem.board import LANE_BYTES, Board
+from inmem.client.session import Line
+from inmem.writer.mailbox import Mailbox
+from inmem.writer.slots import Slots
+
+pytestmark = pytest.mark.skipif(not board_module.SUPPORTED, reason="there is no board on this machine")
+
+SEED = int(os.environ.get("INMEM_TEST_SEED", "20261122"))
+DEADLINE_S = 20.0
+
+
+def frame_of(session: bytes, sequence: int = 1, body: bytes = b"body") -> bytes:
+    return wire.COMMIT_HEADER.pack(wire.COMMIT, 0, session, sequence, sequence) + body
+
+
+def session_of(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+@pytest.fixture
+def board(scratch: Path) -> Any:
+    made = Board(scratch / "board", create=True)
+    yield made
+    made.close()
+
+
+# --- one lane ---------------------------------------------------------------------------------------
+
+
+def test_a_lane_holds_one_request_until_it_is_taken(board: Board) -> None:
+    slot = 5
+    assert board.clear(slot) and board.posted() == []
+    for size in (0, 1, 34, 1200, LANE_BYTES):
+        request = os.urandom(size)
+        assert board.offer(slot, request)
+        assert not board.offer(slot, b"another"), "the first is not taken yet"
+        assert board.posted() == [slot]
+        assert board.take(slot) == request and board.posted() == []
+    assert not board.offer(slot, bytes(LANE_BYTES + 1)) and board.posted() == []
+    assert board.offer(slot, b"of the one before")
+    assert board.clear(slot) and board.posted() == [], "who gets the slot next begins with an empty lane"
+    assert board.offer(slot, b"own") and board.take(slot) == b"own"
+
+
+def test_posted_finds_all_that_posted_and_only_those(board: Board) -> None:
+    rng = random.Random(SEED)
+    slots = rng.sample(range(board_module.SLOTS), 400)
+    for slot in slots:
+        assert board.clear(slot)
+    for _ in range(20):
+        some = sorted(rng.sample(slots, rng.randrange(1, 60)))
+        for slot in some:
+            assert board.offer(slot, slot.to_bytes(4, "big"))
+        assert board.posted() == some
+        half = some[::2]
+        assert [board.take(slot) for slot in half] == [slot.to_bytes(4, "big") for slot in half]
+        assert board.posted() == [slot for slot in some if slot not in half]
+        for slot in board.posted():
+            board.take(slot)
+
+
+def test_a_board_without_memory_is_none(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        Board(scratch / "board", create=True)
+    assert not (scratch / "board").exists()
+
+
+def test_no_sleep_of_the_writer_is_missed(scratch: Path) -> None:
+    """The writer sleeps whenever it has nothing, without a timer: every request finds it, or wakes it."""
+    count, slot = 20_000, 2
+    rng = random.Random(SEED)
+    writer = Board(scratch / "board", create=True)
+    assert writer.clear(slot)
+    bell_out, bell_in = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            taken = 0
+            while taken < count:
+                for _ in range(rng.randrange(4)):
+                    os.sched_yield()
+                if not writer.posted():
+                    writer.say_asleep(True)
+                    if not writer.posted() and not select.select([bell_out], [], [], DEADLINE_S)[0]:
+                        os._exit(2)  # slept through
+                    writer.say_asleep(False)
+                    while select.select([bell_out], [], [], 0)[0]:
+                        os.read(bell_out, 4096)
+                for found in writer.posted():
+                    taken += 1
+                    assert writer.take(found) == struct.pack("Q", taken) * 8
+            status = 0
+        finally:
+            os._exit(status)
+    client = Board(scratch / "board")
+    rung = 0
+    try:
+        for number in range(1, count + 1):
+            for _ in range(rng.randrange(4)):
+                os.sched_yield()
+            while not client.offer(slot, struct.pack("Q", number) * 8):
+                # Until the one before was taken; a writer that has ended will never do so.
+                assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+                os.sched_yield()
+            if client.writer_sleeps():
+                rung += 1
+                os.write(bell_in, b"\0")
+        assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        client.close()
+        writer.close()
+        os.close(bell_out)
+        os.close(bell_in)
+    print(f"seed {SEED}: {count} requests, the writer was woken for {rung}")
+    assert rung > 0
+
+
+def test_a_client_wakes_a_writer_that_lay_down_meanwhile() -> None:
+    """Asleep before, it gets the frame through the socket; asleep since, an empty one; awake, none."""
+
+    class Writer:
+        def __init__(self, *asleep: bool) -> None:
+            self.asleep = list(asleep)
+            self.lane: list[bytes] = []
+
+        def writer_sleeps(self) -> bool:
+            return self.asleep.pop(0)
+
+        def offer(self, slot: int, request: bytes) -> bool:
+            self.lane.append(request)
+            return True
+
+    for asleep, through_lane, sent in (
+        ((True,), False, []), ((False, True), True, [b""]), ((False, False), True, []),
+    ):
+        line, writer = Line.__new__(Line), Writer(*asleep)
+        frames: list[bytes] = []
+        line._board, line._slot, line._pidfd, line.send = writer, 3, -1, frames.append  # type: ignore[assignment]
+        assert line.offer(b"frame") is through_lane
+        assert frames == sent and writer.lane == [b"frame"] * through_lane and writer.asleep == []
+
+
+# --- whose request it is ------------------------------------------------------------------------------
+
+
+def test_only_commits_of_the_owner_come_out_of_a_lane(board: Board) -> None:
+    """A client that writes into a slot it has lost, or anything else into its own, is not heard."""
+    slots = Slots(board)
+    mine, other = session_of(1), session_of(2)
+    slot = slots.give(mine, os.getpid(), b"peer")
+    assert slot >= 0 and slots.get(mine) == slot
+    good = frame_of(mine)
+    wrong = [
+        b"", b"\2", good[: wire.COMMIT_HEADER.size - 1], frame_of(other),
+        wire.GOODBYE_HEADER.pack(wire.GOODBYE, mine), wire.hello(protocol=1), bytes(100),
+        os.urandom(LANE_BYTES),
+    ]
+    for request in wrong:
+        assert board.offer(slot, request)
+        assert slots.requests(10) == [] and board.posted() == []
+    for length in (LANE_BYTES + 1, 2**63, 2**64 - 1):
+        assert board.offer(slot, good)
+        board._words[slot * board_module._SLOT_WORDS + board_module._LENGTH_WORD] = length
+        assert slots.requests(10) == [] and board.posted() == []
+    assert board.offer(slot, good)
+    assert slots.requests(10) == [(b"peer", good)]
+    slots.take(mine)
+    assert board.offer(slot, good)
+    assert slots.requests(10) == [], "it has said goodbye"
+    assert slots.give(other, os.getpid(), b"other peer") == slot
+    assert board.offer(slot, good)
+    assert slots.requests(10) == [], "the answer would go to the other"
+    assert board.offer(slot, frame_of(other))
+    assert slots.requests(10) == [(b"other peer", frame_of(other))]
+
+
+def test_a_hostile_board_harms_nobody_else(store_path: Path, workers: Workers) -> None:
+    """Of a process of the same user that writes noise into its own lane, and into one that nobody has."""
+    rng = random.Random(SEED)
+    with inmem.open(store_path) as db:
+        db.kv.add(RUN, "n")
+        pid = writer_pid(store_path)
+        line = db._attachment.session()._line
+        assert isinstance(line, Line) and line._board is not None
+        hostile = Board(line._board.path)
+        worker = workers.start(adds, 0, store_path, "other")
+        try:
+            wait_until(lambda: workers.check() or workers.words[0] > 0, "another client works")
+            for number in range(3000):
+                slot = line._slot if number % 2 else rng.randrange(board_module.SLOTS)
+                if slot == line._slot or slot > 64:  # not the other client's: that is its own harm
+                    word = slot * board_module._SLOT_WORDS
+                    hostile._words[word + board_module._LENGTH_WORD] = rng.choice([0, 5, 40, 4000, 2**40])
+                    hostile._words[board_module._POSTED_WORD + slot] = rng.getrandbits(64)
+                hostile._halves[board_module._ASLEEP_HALF] = rng.getrandbits(1)
+        finally:
+            workers.words.stop()
+            hostile.close()
+        done = worker.result()
+        assert db.kv.get(RUN, "other") == done > 0 and writer_pid(store_path) == pid
+        assert db.kv.add(RUN, "n") == 2 and db.check().problems == []
+
+
+def adds(words: Any, index: int, path: str, key: str) -> int:
+    """Add 1 until told to stop; how often."""
+    with inmem.open(path) as db:
+        done = 0
+        while not words.stopping():
+            done += 1
+            assert db.kv.add(RUN, key) == done
+            words[index] = done
+        return done
+
+
+# --- both ways into the writer --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_neither_lanes_nor_socket_keep_the_other_waiting(scratch: Path, board: Board, limit: int) -> None:
+    """With more in both than a group may have, both get on."""
+    slots = Slots(board)
+    sessions = [session_of(number) for number in range(8)]
+    places = [slots.give(session, os.getpid(), b"p%d" % number) for number, session in enumerate(sessions)]
+    mailbox = Mailbox(scratch / "socket", slots)
+    context = zmq.Context()
+    try:
+        dealer = context.socket(zmq.DEALER)
+        dealer.connect(mailbox.endpoint)
+        for number in range(60):
+            dealer.send(b"%d" % number)
+        by_socket: list[bytes] = []
+        by_lane: dict[bytes, int] = dict.fromkeys((b"p%d" % number for number in range(8)), 0)
+        groups = 0
+        while len(by_socket) < 60:
+            for session, place in zip(sessions, places, strict=True):
+                board.offer(place, frame_of(session))  # those that were taken post again at once
+            group = mailbox.take(limit)
+            groups += 1
+            assert 0 < len(group) <= limit and groups < 2000
+            for peer, frame in group:
+                if peer in by_lane:
+                    by_lane[peer] += 1
+                else:
+                    by_socket.append(frame)
+        assert by_socket == [b"%d" % number for number in range(60)]
+        assert min(by_lane.values()) > 0 and max(by_lane.values()) <= min(by_lane.values()) + limit, by_lane
+    finally:
+        context.destroy(0)
+        mailbox.close()
+
+
+def test_commits_use_the_lane_while_the_writer_is_awake(
+    store_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered: list[bool] = []
+    offer = Line.offer
+    monkeypatch.setattr(Line, "offer", lambda self, frame: offered.append(offer(self, frame)) or offered[-1])
+    with inmem.open(store_path) as db:
+        worker = workers.start(adds, 0, store_path, "other")
+        wait_until(lambda: workers.check() or workers.words[0] > 0, "another client works")
+        wait_until(lambda: db.kv.add(RUN, "n") == len(offered) and sum(offered) >= 100, "commits in the lane")
+        small = sum(offered)
+        for number in range(100):
+            db.kv.put(RUN, "large", bytes([number]) * LANE_BYTES)
+        assert sum(offered) == small, "what does not fit goes through the socket"
+        assert db.kv.get(RUN, "large") == bytes([99]) * LANE_BYTES
+        print(f"{small} of {len(offered) - 100} small commits through the lane")
+        offered.clear()
+        with db.pipeline() as pipe:
+            for number in range(100):
+                pipe.kv.put(f"run-{number % 7}", f"k{number}", number)
+        assert len(offered) <= 1, "with others on their way a commit stays behind them"
+        assert sum(db.kv.count(f"run-{number}") for number in range(7)) == 100
+        workers.words.stop()
+        assert worker.result() == db.kv.get(RUN, "other")
+
+
+def test_a_request_that_waits_in_the_lane_is_done_once(store_path: Path, workers: Workers) -> None:
+    """The writer stops with a request in the lane; it is sent again through the socket, and overtakes it."""
+    with inmem.open(store_path) as db:
+        worker = workers.start(adds, 0, store_path, "other")
+        wait_until(lambda: workers.check() or workers.words[0] > 0, "another client works")
+        db.kv.put(RUN, "connected", True)
+        pid = writer_pid(store_path)
+        caught = 0
+        for number in range(1, 200):
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(inmem.CommitUnknownError) as unknown:  # noqa: SIM117
+                    with db.transaction(RUN, timeout_s=0.02) as txn:
+                        txn.kv.add("n")
+                line = db._attachment.session()._line
+                assert line is not None and line._board is not None
+                slot = line._slot
+                taken = line._board._words[slot * board_module._SLOT_WORDS + board_module._TAKEN_WORD]
+                waits = line._board._words[board_module._POSTED_WORD + slot] != taken
+                with pytest.raises(inmem.CommitUnknownError):  # sent again: now it is in both
+                    unknown.value.resend(timeout_s=0.02)
+                caught += waits
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            unknown.value.resend(timeout_s=DEADLINE_S)
+            assert db.kv.get(RUN, "n") == number
+            if caught >= 5:
+                break
+        workers.words.stop()
+        assert worker.result() == db.kv.get(RUN, "other")
+        assert caught >= 5, "the writer was never awake when it was stopped"
+        kill_writer(store_path)
+        assert db.kv.get(RUN, "n") == number and db.kv.add(RUN, "n") == number + 1
+        assert db.check().problems == []
+
+
+def test_threads_and_processes_have_lanes_of_their_own(store_path: Path, workers: Workers) -> None:
+    with inmem.open(store_path) as db:
+        results = in_parallel(workers, threaded_adds, 3, store_path)
+        assert results == [[200] * 4] * 3
+        assert db.kv.get(RUN, "shared") == 3 * 4 * 200
+
+
+def threaded_adds(words: Any, index: int, path: str) -> list[int]:
+    """Add in four threads, to a key of their own and a shared one; what the own ones are in the end."""
+    with inmem.open(path) as db:
+        last = [0] * 4
+
+        def add(thread: int) -> None:
+            for _ in range(200):
+                db.kv.add(RUN, "shared")
+                last[thread] = db.kv.add(RUN, f"own-{index}-{thread}")
+
+        threads = [threading.Thread(target=add, args=(thread,)) for thread in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return last
