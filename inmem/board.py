@@ -48,7 +48,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import platform
 import struct
 import sys
 import threading
@@ -85,7 +84,7 @@ _SYS_FUTEX: Final = 202  # x86-64
 _FUTEX_WAIT: Final = 0
 _FUTEX_WAKE: Final = 1
 
-SUPPORTED: Final = platform.machine() == "x86_64"
+SUPPORTED: Final = os.uname().machine == "x86_64"
 
 
 class _Timespec(ctypes.Structure):

@@ -17,7 +17,7 @@ Client to writer:
 Writer to client:
 
     WELCOME  kind, MessagePack map: epoch, known (is the session), last (its
-             last sequence); or error
+             last sequence), slot and board (a path); or error
     ANSWER   kind u8, status u8, sequence u64, version u64, then MessagePack:
              the results of the calls (APPLIED) or an error (FAILED, REFUSED)
     REPLY    kind u8, status u8, request number u64, version u64, MessagePack

@@ -21,7 +21,6 @@ Payload of an event record, big-endian:
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -46,6 +45,8 @@ def _xxh3(data: bytes) -> bytes:
 
 
 def _sha256(data: bytes) -> bytes:
+    import hashlib  # brings OpenSSL: who hashes otherwise need not wait for that to load
+
     return hashlib.sha256(data).digest()
 
 

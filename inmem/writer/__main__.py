@@ -11,14 +11,13 @@ import json
 import logging
 import logging.handlers
 import os
-import platform
 import resource
 import signal
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from inmem import __version__
 from inmem.directory import DataDirectory
 from inmem.errors import BusyError, InmemError, to_wire
 from inmem.files import FileLock
@@ -124,14 +123,7 @@ def _set_up_logging(directory: DataDirectory, foreground: bool) -> None:
     except InmemError:  # which the writer is about to be refused for, too
         level = "info"
     logging.basicConfig(level=level.upper(), handlers=handlers)
-    log.info("starting", release=_release(), python=platform.python_version())
-
-
-def _release() -> str:
-    try:
-        return version("inmem")
-    except PackageNotFoundError:  # run from its sources
-        return "unknown"
+    log.info("starting", release=__version__, python=sys.version.partition(" ")[0])
 
 
 class _Starter:

@@ -20,9 +20,8 @@ from typing import Any, Final
 
 import msgpack
 
-from inmem import board as board_module
 from inmem import failpoints
-from inmem.board import RESULT_BYTES, RING, Board
+from inmem.board import RESULT_BYTES, RING
 from inmem.clock import StoreClock
 from inmem.commit.committer import Answer, Committer, Log, NoLog, Request
 from inmem.commit.outcomes import Sessions
@@ -73,7 +72,7 @@ from inmem.writer.mailbox import TICK_S, Mailbox
 from inmem.writer.orphans import remove_orphans
 from inmem.writer.presence import GONE, Presence
 from inmem.writer.sampler import Sampler
-from inmem.writer.slots import Slots
+from inmem.writer.slots import Slots, make_board
 from inmem.writer.watch import Watch
 
 _SLOW_TICK_S: Final = 5.0  # dead readers, idle sessions, stale files
@@ -175,11 +174,10 @@ class Writer:
         for ending in ("sock", "answers"):
             for stale in runtime.glob(f"{self._stem}*.{ending}"):
                 stale.unlink(missing_ok=True)
-        self._board = (
-            Board(runtime / f"{self._stem}{epoch}.answers", create=True) if board_module.SUPPORTED else None
-        )
+        self._mailbox = Mailbox(runtime / f"{self._stem}{epoch}.sock")
+        self._board = make_board(runtime / f"{self._stem}{epoch}.answers")
         self._slots = Slots(self._board)
-        self._mailbox = Mailbox(runtime / f"{self._stem}{epoch}.sock", self._slots)
+        self._mailbox.watch_lanes(self._slots)
         self._door_files = Watch(
             door.path for door in (self._mailbox, self._board) if door is not None
         )

@@ -64,7 +64,7 @@ log = Journal()
 class Mailbox:
     """The ROUTER socket: who may connect, how much it holds, where answers go."""
 
-    def __init__(self, path: Path, slots: Slots | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         if len(str(path)) > MAX_SOCKET_PATH:
             raise LimitError(
                 f"socket path {path} is too long", what="socket path",
@@ -82,7 +82,7 @@ class Mailbox:
         socket.setsockopt(zmq.RCVTIMEO, int(TICK_S * 1000))
         self._receive = socket.recv
         self._send = socket.send_multipart
-        self._slots = slots or Slots(None)
+        self._slots = Slots(None)
         self._socket_first = False  # the lanes alone have filled the group before
         self._last = 0  # messages taken the last time
         self._look: Callable[[int], Any] = socket.getsockopt
@@ -95,6 +95,10 @@ class Mailbox:
             except FileNotFoundError:  # another database's writer removed the empty directory
                 make_private_dir(path.parent)
         self._guard = Guard(path)
+
+    def watch_lanes(self, slots: Slots) -> None:
+        """From now on take from the lanes of these slots, too."""
+        self._slots = slots
 
     def take(self, limit: int) -> list[tuple[bytes, bytes]]:
         """What has arrived, at most `limit` messages of (peer, frame); waits a tick if nothing has.

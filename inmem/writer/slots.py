@@ -9,8 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from inmem.board import SLOTS, Board
+from inmem.board import SLOTS, SUPPORTED, Board
 from inmem.wire import COMMIT, COMMIT_HEADER
+from inmem.writer.journal import Journal
+
+log = Journal()
 
 
 class _Owner(NamedTuple):
@@ -21,6 +24,17 @@ class _Owner(NamedTuple):
 
 
 _NOBODY: Final = _Owner(-1, b"", 0, b"")
+
+
+def make_board(path: Path) -> Board | None:
+    """A new board; None where there cannot be one, or there is no memory for it."""
+    if not SUPPORTED:
+        return None
+    try:
+        return Board(path, create=True)
+    except OSError as error:
+        log.warning("no_board", error=error, problem="all requests and answers go through the socket")
+        return None
 
 
 class Slots:

@@ -365,7 +365,7 @@ def test_an_unknown_commit_is_resolved_as_what_its_call_returns(store_path: Path
         return "result of the function"
 
     pending: list[inmem.PendingAppend] = []
-    with inmem.open(store_path, timeout_s=0.3) as db:
+    with inmem.open(store_path), inmem.open(store_path, timeout_s=0.3) as db:
         log = [db.events.append("r", "t") for _ in range(2)]
         db.kv.put("r", "d", 1)
         pid = db.status().writer_pid

@@ -247,7 +247,8 @@ def test_neither_lanes_nor_socket_keep_the_other_waiting(scratch: Path, board: B
     slots = Slots(board)
     sessions = [session_of(number) for number in range(8)]
     places = [slots.give(session, os.getpid(), b"p%d" % number) for number, session in enumerate(sessions)]
-    mailbox = Mailbox(scratch / "socket", slots)
+    mailbox = Mailbox(scratch / "socket")
+    mailbox.watch_lanes(slots)
     context = zmq.Context()
     try:
         dealer = context.socket(zmq.DEALER)
