@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo chaos test lint clean
+.PHONY: help demo chaos test lint compiled clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -19,13 +19,13 @@ help: ## list these targets
 	@echo '  VENV=$(VENV)  where the environment is'
 	@echo '  ARGS=...  further arguments of demo and chaos (make demo ARGS="--seed 7") and of pytest in test'
 
-demo: $(STAMP) ## run a fleet of agents on one shared store, and verify what it stored
+demo: compiled ## run a fleet of agents on one shared store, and verify what it stored
 	$(BIN)/python -m workers.fleet $(ARGS)
 
-chaos: $(STAMP) ## ten minutes of work while writer and workers are killed, stopped and starved; then look for losses
+chaos: compiled ## ten minutes of work while writer and workers are killed, stopped and starved; then look for losses
 	$(BIN)/python -m workers.chaos --minutes 10 $(ARGS)
 
-test: lint ## everything that must pass: ruff, mypy --strict on inmem, pytest
+test: lint compiled ## everything that must pass: ruff, mypy --strict on inmem, pytest
 	@# A short place for temporary files: the path of a Unix socket has 107 characters at most.
 	place=$$(mktemp -d /tmp/it-XXXXXX) && trap "rm -rf $$place" EXIT && \
 	$(BIN)/python -m pytest -n 2 --dist loadfile --basetemp=$$place/p $(ARGS)
@@ -34,14 +34,19 @@ lint: $(STAMP) ## ruff and mypy only
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 
+# As installing a package does, and whatever PYTHONDONTWRITEBYTECODE says: a writer that is started anew while others wait
+# for it would spend most of the time on compiling what it imports.
+compiled: $(STAMP)
+	@$(BIN)/python -m compileall -q inmem workers bench
+
 # The peers are for measuring only, so they are installed when that is asked for.
 .PHONY: bench bench-quick
 BENCH_STAMP := $(VENV)/.bench
 
-bench: $(BENCH_STAMP) ## measure everything beside its peers and probes, into bench/results: takes an hour
+bench: $(BENCH_STAMP) compiled ## measure everything beside its peers and probes, into bench/results: takes an hour
 	$(BIN)/python -m bench $(ARGS)
 
-bench-quick: $(BENCH_STAMP) ## the same with few short rounds, into build/bench: does it all work?
+bench-quick: $(BENCH_STAMP) compiled ## the same with few short rounds, into build/bench: does it all work?
 	$(BIN)/python -m bench --quick $(ARGS)
 
 $(BENCH_STAMP): $(STAMP)

@@ -63,7 +63,7 @@ from inmem.wire import (
 if TYPE_CHECKING:
     from inmem.client.attachment import Attachment
 
-_SLICE_MS: Final = 20  # how long to block before looking whether the writer lives
+_SLICE_MS: Final = 10  # how long to block before looking whether the writer lives
 _SPIN: Final = 200  # looks before sleeping, about 100 µs: a wake-up costs more than a short wait
 _CROWD: Final = 1  # sessions that commit now; with more of them a spin is stolen from the others
 _SLEEP_US: Final = 1000  # first sleep; doubles, so that a missed wake is cheap and a long wait too

@@ -22,6 +22,7 @@ A salvage reads a log that is refused: see `wal_salvage`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -67,6 +68,9 @@ class ScanResult:
 
     `durable_version` is the highest version that a record names as durable;
     `clock_us` the latest store clock. `end` is None if there is no segment.
+    `stand` is where the record of the version `since` ends, if the scan had
+    one and met it. What is before `durable_end` in the last segment is known
+    to be durable.
     """
 
     directory: Path
@@ -78,6 +82,8 @@ class ScanResult:
     clock_us: int
     torn: Torn | None
     files: Files
+    stand: Position | None
+    durable_end: int
 
     @property
     def start(self) -> Position | None:
@@ -93,10 +99,11 @@ class ScanResult:
         A record that is just older than the oldest segment is found at its
         start, by the checksum that the segment chains to; so is (0, 0), the
         empty store, in a log that reaches back to the beginning. Cost: none
-        for the last record, else the headers of one segment.
+        for the last record and that of `since`, else the headers of one segment.
         """
-        if self.end is not None and (version, checksum) == (self.end.version, self.end.checksum):
-            return self.end
+        for known in (self.end, self.stand):
+            if known is not None and (version, checksum) == (known.version, known.checksum):
+                return known
         for segment in self.segments:
             if segment.first_version <= version <= segment.last_version:
                 for _, end, header, _ in walk_whole(
@@ -152,6 +159,8 @@ def scan(
     segments = [] if since is None else _unread(found, since, database_id, files)
     unread = len(segments)
     torn: Torn | None = None
+    stand: Position | None = None
+    durable_end = 0
     for number, path in found[unread:]:
         is_last = number == found[-1][0]
         fd = files.open(path, READ)
@@ -166,10 +175,21 @@ def scan(
             if not begun:
                 chain.checksum = header.previous
             first, end = chain.records, SEGMENT_HEADER_BYTES
-            first_version = 0
+            first_version = named = 0
+            durable_end = 0  # the header too is known only by a durable record after it
+            # Where a record begins that says anew what is durable, and its version: soon all before it is.
+            marks: deque[tuple[int, int]] = deque()
             try:
-                for _, end, record, _ in walk(source, SEGMENT_HEADER_BYTES, chain):  # noqa: B007
+                for begin, end, record, _ in walk(source, SEGMENT_HEADER_BYTES, chain):
+                    if record.durable_version > named:
+                        named = record.durable_version
+                        if first_version:
+                            marks.append((begin, record.version))
+                        while marks and marks[0][1] <= named + 1:
+                            durable_end, _ = marks.popleft()
                     first_version = first_version or record.version
+                    if record.version == since:
+                        stand = Position(number, end, record.version, record.checksum, record.epoch)
             except BadBytes as bad:
                 torn = _judge(source, end, bad.reason, chain, is_last)
             last_version = chain.version if chain.records > first else 0
@@ -182,7 +202,7 @@ def scan(
         end_position = Position(last.number, last.end, chain.version, chain.checksum, chain.epoch)
     return ScanResult(
         directory, database_id, tuple(segments), end_position, chain.records,
-        chain.durable_version, chain.clock_us, torn, files,
+        chain.durable_version, chain.clock_us, torn, files, stand, durable_end,
     )
 
 
@@ -217,7 +237,7 @@ def _unread(
 def rewrite_tail(result: ScanResult) -> Position | None:
     """Make the log durable and end where `result` says: `open_at` may follow.
 
-    Cuts the torn tail, then writes every byte after the last record known
+    Cuts the torn tail, then writes every byte that is not known to be
     durable anew, with the bytes it has: if an fsync failed, those pages are
     in memory and look clean, so that another fsync alone would skip them.
     Only the last segment can hold such bytes. Crashing in here is harmless:
@@ -232,11 +252,7 @@ def rewrite_tail(result: ScanResult) -> Position | None:
     if result.end is None:
         return None
     last = result.segments[-1]
-    begin = 0  # the header too, unless a durable record proves it
-    for _, end, header, _ in walk_whole(files, last.file, SEGMENT_HEADER_BYTES, last.end, verify=False):
-        if header.version > result.durable_version:
-            break
-        begin = end
+    begin = result.durable_end
     fd = files.open(last.file, WRITE)
     try:
         if files.size(fd) > last.end:

@@ -767,6 +767,34 @@ def test_recovery_writes_the_tail_anew_and_syncs_in_order(tmp_path: Path) -> Non
     assert log.path(3).read_bytes() == before
 
 
+def test_what_a_scan_takes_for_durable_is(tmp_path: Path) -> None:
+    """Never more than a later record proves, and as much at most as two fsyncs have made durable since."""
+    rng = random.Random(SEED)
+    exact = 0
+    for round_number in range(60):
+        log = Log(tmp_path / f"wal{round_number}", segment_bytes=rng.choice([TINY, 4 * TINY]))
+        for _ in range(rng.randrange(1, 60)):
+            log.append(rng.randrange(60), version=log.wal.version + rng.randrange(1, 4))
+            if rng.random() < rng.choice([0.05, 0.5]):
+                log.wal.sync()
+        log.wal.close()
+        some = rng.choice(log.entries)
+        result = scan(log.directory, DATABASE, since=some.version, files=Unsynced())
+        last = [e for e in log.entries if e.segment == log.entries[-1].segment]
+        proven = [e.end for e in last if e.version <= result.durable_version]
+        assert result.durable_end <= (proven[-1] if proven else 0), f"seed {SEED}, round {round_number}"
+        assert result.durable_end in {0, *(e.end for e in last)}
+        exact += result.durable_end == (proven[-1] if proven else 0)
+        assert result.stand is not None and result.stand.offset == some.end
+        assert result.find(some.version, result.stand.checksum) == result.stand
+        assert result.find(some.version, result.stand.checksum ^ 1) is None
+        before = [log.path(n).read_bytes() for n in range(1, last[-1].segment + 1)]
+        rewrite_tail(result)
+        assert [log.path(n).read_bytes() for n in range(1, last[-1].segment + 1)] == before
+    print(f"seed {SEED}: {exact} of 60 exact")
+    assert exact > 20
+
+
 # --- cut back ---------------------------------------------------------------------------------
 
 
