@@ -44,6 +44,7 @@ from inmem.writer.slots import Slots
 
 TICK_S: Final = 0.2  # the longest wait for a message: how late timers may be
 _SPIN: Final = 20  # yields before blocking: a client that was just answered often asks again at once
+_DRY: Final = 3  # steps without a look at a socket that was found empty: a look costs as much as deciding a put
 _GATHER: Final = 1  # yields for more messages to come in, where commits come together
 _QUEUE: Final = 4096  # messages that the socket holds for one peer, each way
 _SHARE: Final = 32  # messages of one peer in a group that others are in too: what a flood costs them
@@ -84,6 +85,7 @@ class Mailbox:
         self._send = socket.send_multipart
         self._slots = Slots(None)
         self._socket_first = False  # the lanes alone have filled the group before
+        self._dry = 0  # steps until the next look at the socket
         self._last = 0  # messages taken the last time
         self._look: Callable[[int], Any] = socket.getsockopt
         path.unlink(missing_ok=True)
@@ -121,10 +123,12 @@ class Mailbox:
                     size += sum(len(frame) for _, frame in offered)
                 if len(messages) >= limit:
                     self._socket_first = True
+                    self._dry = 0
                     break
             self._socket_first = False
             # Looking is far cheaper than the exception of a receive that finds nothing.
-            if not look(_EVENTS) & _POLLIN:
+            if self._dry or not look(_EVENTS) & _POLLIN:
+                self._dry = (self._dry or _DRY + 1) - 1
                 if messages and not gather:
                     break
                 if messages:
