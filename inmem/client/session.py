@@ -65,7 +65,8 @@ if TYPE_CHECKING:
 
 _SLICE_MS: Final = 10  # how long to block before looking whether the writer lives
 _SPIN: Final = 200  # looks before sleeping, about 100 µs: a wake-up costs more than a short wait
-_CROWD: Final = 1  # sessions that commit now; with more of them a spin is stolen from the others
+_CROWD: Final = 1  # sessions that commit now; with more of them long spins are stolen from the others
+_SPIN_IN_CROWD: Final = 20
 _SLEEP_US: Final = 1000  # first sleep; doubles, so that a missed wake is cheap and a long wait too
 _SLEEP_MAX_US: Final = _SLICE_MS * 1000
 _BUSY_DELAY_S: Final = 0.01
@@ -119,8 +120,8 @@ class Line:
     def answer(self, sequence: int) -> tuple[int, int, bytes] | bytes | None:
         """The answer to a commit, or a frame that came instead; None after a slice without either.
 
-        Looks a few times before it sleeps, unless others commit too: with
-        more runnable processes than cores that only keeps them from their work.
+        Looks for a while before it sleeps, a shorter one if others commit too:
+        with more runnable processes than cores that keeps them from their work.
         """
         board = self._board
         if self._dealer.is_sending:
@@ -129,7 +130,7 @@ class Line:
         if board is None:
             return self.receive()
         slot = self._slot
-        spin = _SPIN if self._control.words[ACTIVE] <= _CROWD else 1
+        spin = _SPIN if self._control.words[ACTIVE] <= _CROWD else _SPIN_IN_CROWD
         if board.look(slot, sequence, spin):
             return board.fetch(slot, sequence)
         pause_us = _SLEEP_US
