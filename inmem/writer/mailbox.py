@@ -44,7 +44,7 @@ from inmem.writer.slots import Slots
 
 TICK_S: Final = 0.2  # the longest wait for a message: how late timers may be
 _SPIN: Final = 100  # yields before sleeping, about 80 µs: who was just answered often asks again soon
-_DRY: Final = 3  # steps without a look at a socket that was found empty: a look costs as much as deciding a put
+_DRY: Final = 3  # steps without a look at a socket that was found empty: a look costs 1 µs
 _GATHER: Final = 1  # yields for more messages to come in, where commits come together
 _QUEUE: Final = 4096  # messages that the socket holds for one peer, each way
 _SHARE: Final = 32  # messages of one peer in a group that others are in too: what a flood costs them
