@@ -7,10 +7,10 @@ reads shared snapshots directly from memory. Start with `inmem.open`.
 import sys
 import typing
 
+from inmem.version import __version__
+
 if typing.TYPE_CHECKING:
     from inmem.exports import *
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AlreadyExistsError",

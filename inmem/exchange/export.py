@@ -9,7 +9,7 @@ none.
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from inmem.errors import BusyError, CorruptionError, RunNotFoundError, SnapshotT
 from inmem.exchange import lines
 from inmem.exchange.lines import Checksum
 from inmem.exchange.reading import Moment, Source, has_data, run_after, source_at, source_of, unfinished
-from inmem.files import sync_directory
+from inmem.files import open_private, sync_directory
 from inmem.keys import Namespace, TypeTag, check_run_id, range_of
 from inmem.model import cell, event_log, run, trace
 from inmem.model.importing import Counts
@@ -361,8 +361,9 @@ def _opened(file: Path | str | BinaryIO) -> Iterator[BinaryIO]:
         with target.open("wb") as out:
             yield out
         return
-    fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    try:
+    name = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
+    try:  # before there is a file: an interrupt may come as soon as there is one
+        fd = open_private(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         with os.fdopen(fd, "w+b", buffering=1 << 20) as out:
             yield out
             out.flush()

@@ -17,10 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-from inmem import __version__
 from inmem.directory import DataDirectory
 from inmem.errors import BusyError, InmemError, to_wire
 from inmem.files import FileLock
+from inmem.version import __version__
 from inmem.writer.actor import Writer
 from inmem.writer.journal import Journal, LineFormatter
 from inmem.writer.watch import living_writer

@@ -50,9 +50,9 @@ _QUEUE: Final = 4096  # messages that the socket holds for one peer, each way
 _SHARE: Final = 32  # messages of one peer in a group that others are in too: what a flood costs them
 _SHARE_BYTES: Final = MIB  # a group this large ends as soon as it is known that others wait
 _DECODED: Final = 12  # memory that deciding a group takes, for each of its bytes: small values cost most
-_GUARD_S: Final = 0.05  # between two looks at the memory: a sender of 2 GB/s makes 100 MB in it
+_GUARD_S: Final = 0.025  # between two looks at the memory: a sender of 2 GB/s makes 50 MB in it
 _SPARE_FILES: Final = 4096  # or a quarter of what is allowed: what may come in between two looks
-_PATIENCE: Final = 10  # looks after which shutting the senders has not helped
+_PATIENCE: Final = 20  # looks after which shutting the senders has not helped
 
 # Enumerations of pyzmq as plain numbers: each use of one costs half a microsecond.
 _EVENTS: Final = int(zmq.EVENTS)

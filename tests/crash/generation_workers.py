@@ -20,9 +20,9 @@ def get_stuck(words: Any, slot: int, path: str, keys: list[str], start: int = 0)
     with inmem.open(path, timeout_s=DEADLINE_S) as db:
         while words[slot] < start:
             time.sleep(0.001)
+        generation = db.status().generation  # before: as soon as there is a snapshot it may be left behind
         with db.snapshot(RUN) as view:
             first = {key: view.kv.get(key) for key in keys}
-            generation = db.status().generation
             words[slot] = start + READY
             while words[slot] < start + GO_ON:
                 time.sleep(0.001)

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[2] / "inmem"
 
 # From the ground up. A name is a module, or a package with all that is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config", "clock", "files", "control", "directory", "failpoints", "board"),
+    ("errors", "config", "clock", "files", "control", "directory", "failpoints", "board", "version"),
     ("record", "keys", "values", "writeset", "wire"),
     ("model",),
     ("storage",),
