@@ -75,6 +75,7 @@ _POSTED: Final = SLOTS * _SLOT_BYTES
 _POSTED_WORD: Final = _POSTED // 8
 _ASLEEP_HALF: Final = (_POSTED + SLOTS * 8) // 4
 _FILE_BYTES: Final = _POSTED + SLOTS * 8 + 4096
+_COUNTS: Final = (1 << 64) - 1  # counters wrap: what is in shared memory may be anything
 _CHUNK: Final = 64 * 8  # of `posted`: few processes have more threads, few fleets more processes
 _HEAD: Final = struct.Struct("<BxH4xQ")  # after the sequence; the result follows
 _RESULT: Final = 8 + _HEAD.size
@@ -193,7 +194,8 @@ class Board:
 
     def announce(self, slot: int) -> None:
         """Say that a frame was sent to the session through the socket."""
-        self._words[slot * _SLOT_WORDS + _MAIL_WORD] += 1
+        word = slot * _SLOT_WORDS + _MAIL_WORD
+        self._words[word] = (self._words[word] + 1) & _COUNTS
 
     def wake(self, slots: Sequence[int]) -> None:
         """Wake the clients that sleep; costs nothing for those that do not."""
@@ -218,7 +220,7 @@ class Board:
         at = slot * _SLOT_BYTES + _LANE
         self._map[at : at + size] = request
         words[slot * _SLOT_WORDS + _LENGTH_WORD] = size
-        words[_POSTED_WORD + slot] = posted + 1
+        words[_POSTED_WORD + slot] = (posted + 1) & _COUNTS
         with self._barrier:
             pass
         return True

@@ -268,12 +268,16 @@ class Session:
 
     def outcome(self, sequence: int, timeout_s: float) -> Applied:
         """Wait for a submitted commit; raises like `commit`."""
+        self._refuse_in_child()
         with self._lock:
             return self._outcome(sequence, time.monotonic() + timeout_s, timeout_s)
 
-    def _submit(self, body: bytes, sync: bool, deadline: float) -> int:
+    def _refuse_in_child(self) -> None:
         if self._pid != os.getpid():
             raise ForkError("this pipeline or transaction belongs to the parent process")
+
+    def _submit(self, body: bytes, sync: bool, deadline: float) -> int:
+        self._refuse_in_child()
         if len(self._pending) >= self._attachment.settings.max_in_flight:
             raise BusyError(
                 f"{len(self._pending)} commits of this thread are unanswered",
@@ -327,6 +331,7 @@ class Session:
         return error
 
     def _resolve(self, sequence: int, timeout_s: float) -> Applied:
+        self._refuse_in_child()
         with self._lock:
             if self._closed:
                 raise ClosedError("the database was closed")
@@ -517,7 +522,11 @@ class Session:
                 self._renew(self._next)
                 continue
             self._registered = True
-            self._take_slot(line)
+            try:
+                self._take_slot(line)
+            except BaseException:  # no memory to map the board, or an interrupt: the next call greets anew
+                self._drop_line()
+                raise
             if self._pending:
                 self._send_again(line, 0)
             return line

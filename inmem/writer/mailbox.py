@@ -151,8 +151,7 @@ class Mailbox:
                 # An empty one wakes, for what is in a lane. No client of ours sends several: nobody to tell.
                 while look(_MORE):
                     receive()
-                limit -= 1  # a flood of these must not keep the timers waiting
-                continue
+                break  # a flood of these must not keep the timers waiting
             messages.append((peer, frame))
             size += len(frame)
             if (len(messages) % _SHARE == 0 or size > _SHARE_BYTES) and _crowds_out(messages):

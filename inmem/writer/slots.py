@@ -52,7 +52,13 @@ class Slots:
         return self._of.get(session, _NOBODY).slot
 
     def give(self, session: bytes, pid: int, peer: bytes) -> int:
-        """An empty slot for a session that says hello; -1 if none is left, or no memory for it."""
+        """An empty slot for a session that says hello; -1 if none is left, or no memory for it.
+
+        Who says it twice on one connection keeps the slot, and what may be in it already.
+        """
+        owner = self._of.get(session, _NOBODY)
+        if owner.peer == peer and owner is not _NOBODY:
+            return owner.slot
         self.take(session)
         if self._board is None:
             return -1
@@ -91,10 +97,11 @@ class Slots:
             return []
         if len(posted) > limit:
             posted = [slot for slot in posted if slot >= self._from] + [s for s in posted if s < self._from]
-            posted = posted[:limit]
-            self._from = posted[-1] + 1
-        found = []
+        found: list[tuple[bytes, bytes]] = []
         for slot in posted:
+            if len(found) == limit:
+                self._from = slot
+                break
             frame, owner = board.take(slot), self._at.get(slot, _NOBODY)
             if len(frame) < COMMIT_HEADER.size or frame[0] != COMMIT:
                 continue  # no client of ours sends this: there is nobody to tell

@@ -63,6 +63,18 @@ def test_a_lane_holds_one_request_until_it_is_taken(board: Board) -> None:
     assert board.offer(slot, b"own") and board.take(slot) == b"own"
 
 
+def test_counters_wrap_whatever_they_are(board: Board) -> None:
+    """Whoever can write them can write any number; neither side may fail over it."""
+    slot = 1
+    assert board.clear(slot)
+    board._words[slot * board_module._SLOT_WORDS + board_module._MAIL_WORD] = 2**64 - 1
+    board.announce(slot)
+    assert board.mail(slot) == 0
+    board._words[board_module._POSTED_WORD + slot] = 2**64 - 1
+    assert board.posted() == [slot] and board.take(slot) == b""
+    assert board.offer(slot, b"next") and board.posted() == [slot] and board.take(slot) == b"next"
+
+
 def test_posted_finds_all_that_posted_and_only_those(board: Board) -> None:
     rng = random.Random(SEED)
     slots = rng.sample(range(board_module.SLOTS), 400)
@@ -236,6 +248,53 @@ def adds(words: Any, index: int, path: str, key: str) -> int:
             assert db.kv.add(RUN, key) == done
             words[index] = done
         return done
+
+
+def test_who_says_hello_twice_keeps_the_slot_and_what_is_in_it(board: Board) -> None:
+    """A greeting is repeated when a writer was slow; the second one comes when the first was answered."""
+    slots = Slots(board)
+    session = session_of(7)
+    slot = slots.give(session, os.getpid(), b"peer")
+    assert board.offer(slot, frame_of(session))
+    board.announce(slot)
+    assert slots.give(session, os.getpid(), b"peer") == slot and board.mail(slot) == 1
+    assert slots.requests(10) == [(b"peer", frame_of(session))]
+    # Another connection: it begins with an empty slot, and what the old one left is not heard.
+    assert board.offer(slot, frame_of(session))
+    again = slots.give(session, os.getpid(), b"another")
+    assert again >= 0 and slots.requests(10) == [] and board.mail(again) == 0
+
+
+def test_what_is_dropped_takes_nobody_s_place(board: Board) -> None:
+    slots = Slots(board)
+    places = [slots.give(session_of(number), os.getpid(), b"p%d" % number) for number in range(6)]
+    for number, place in enumerate(places):
+        assert board.offer(place, b"noise" if number < 4 else frame_of(session_of(number)))
+    found = slots.requests(1) + slots.requests(1)
+    assert found == [(b"p%d" % number, frame_of(session_of(number))) for number in (4, 5)]
+    assert board.posted() == []
+
+
+def test_a_child_leaves_its_parent_s_pipeline_alone(store_path: Path) -> None:
+    """It unwinds inside a block of the parent's; what is under way there stays the parent's."""
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "k", 0)
+        with db.pipeline() as pipe:
+            for number in range(50):
+                pipe.kv.add(f"run-{number}", "n")
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    pipe.__exit__(None, None, None)
+                except inmem.ForkError:
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(pid, 0)[1] == 0
+            for number in range(50):
+                pipe.kv.add(f"run-{number}", "n")
+        assert [db.kv.get(f"run-{number}", "n") for number in range(50)] == [2] * 50
 
 
 # --- both ways into the writer --------------------------------------------------------------------------
