@@ -350,6 +350,9 @@ class Pipeline:
             error.add_note(f"a pipelined write failed too: {first}")
         finally:
             self._closed = True
+            # This object and its parts know each other, so it stays until it is collected: the
+            # session must not, which closes its connection when its thread ends.
+            self.__dict__.pop("_session", None)
 
 
 class _Piped:
