@@ -20,7 +20,7 @@ import inmem
 from inmem import board as board_module
 from inmem import wire
 from inmem.board import LANE_BYTES, Board
-from inmem.client.session import Line
+from inmem.client.session import Line, Session
 from inmem.writer.mailbox import Mailbox
 from inmem.writer.slots import Slots
 
@@ -333,6 +333,51 @@ def test_neither_lanes_nor_socket_keep_the_other_waiting(scratch: Path, board: B
     finally:
         context.destroy(0)
         mailbox.close()
+
+
+@pytest.mark.parametrize("junk", [[b""], [b"part", b"another"]], ids=["empty", "two parts"])
+def test_each_junk_frame_ends_a_group(scratch: Path, junk: list[bytes]) -> None:
+    """Or a drip of them would keep the writer from its timers: each begins its wait anew."""
+    mailbox = Mailbox(scratch / "socket")
+    context = zmq.Context()
+    try:
+        dealer = context.socket(zmq.DEALER)
+        dealer.connect(mailbox.endpoint)
+        for _ in range(3):
+            dealer.send_multipart(junk)
+        dealer.send(b"whole")
+        groups = [mailbox.take(100)]
+        while not groups[-1]:
+            assert len(groups) < 50, "it does not come"
+            groups.append(mailbox.take(100))
+        assert [frame for _, frame in groups[-1]] == [b"whole"]
+        assert len(groups) >= 4, "a group for each that is no message"
+    finally:
+        context.destroy(0)
+        mailbox.close()
+
+
+def test_a_board_that_cannot_be_mapped_is_tried_again(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer has given the slot by then: a line without it would wait for its answers for ever."""
+    take_slot = Session._take_slot
+    failures = [MemoryError(), KeyboardInterrupt()]
+
+    def fails(self: Session, line: Line) -> None:
+        if failures:
+            raise failures.pop()
+        take_slot(self, line)
+
+    monkeypatch.setattr(Session, "_take_slot", fails)
+    with inmem.open(store_path) as db:
+        for kind in (KeyboardInterrupt, MemoryError):
+            with pytest.raises(kind):
+                db.kv.add(RUN, "n")
+        assert failures == [] and db.kv.add(RUN, "n") == 1, "what was not sent is not done"
+        line = db._attachment.session()._line
+        assert line is not None and line._board is not None
+        assert db.kv.get(RUN, "n") == 1
 
 
 def test_commits_use_the_lane_while_the_writer_is_awake(
