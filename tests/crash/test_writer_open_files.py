@@ -28,8 +28,8 @@ def test_a_writer_that_runs_out_of_open_files(store_path: Path, workers: Workers
         crowd = []
         try:
             for _ in range(18):
-                # libzmq accepts what has connected while the guard waits for its turn on a busy machine. So each
-                # is greeted or shut before the next ones come: the guard's spare suffices for one batch.
+                # libzmq accepts what has connected while the guard waits for its turn on a busy machine.
+                # So each is greeted or shut before the next ones come: the spare suffices for one batch.
                 crowd += (new := [connect(address) for _ in range(50)])
                 wait_until(lambda new=new: not alive(pid) or not waiting(new), "all are greeted, or shut")
                 # Sooner than libzmq gives up those that do not answer its greeting, after 30 s.
