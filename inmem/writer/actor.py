@@ -77,7 +77,7 @@ from inmem.writer.watch import Watch
 
 _SLOW_TICK_S: Final = 5.0  # dead readers, idle sessions, stale files
 _WATCH_S: Final = 1.0  # between two looks at the writer's own files
-_ACTIVE_AMONG: Final = 16  # commits: how many sessions they are of tells clients whether to spin
+_ACTIVE_AMONG: Final = 32  # commits: how many sessions they are of tells clients whether to spin
 _RELIEVE_EVERY: Final = 32  # groups between two looks at the size of the image: 20 KiB each at most
 _SWITCH_RETRY_S: Final = 5.0  # after a switch that found no memory
 _TELL_SLOW_S: Final = 1.0  # between two lines about slow groups
@@ -191,7 +191,7 @@ class Writer:
         limit = self._settings.batch_limit
         groups = 0
         while not self._stopping.is_set():
-            messages = self._mailbox.take(limit)
+            messages = self._mailbox.take(limit, self._control.words[ACTIVE])
             if messages:
                 self._handle(messages)
                 groups += 1

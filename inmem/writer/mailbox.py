@@ -32,6 +32,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import sleep
 from typing import Any, Final
 
 import zmq
@@ -46,6 +47,9 @@ TICK_S: Final = 0.2  # the longest wait for a message: how late timers may be
 _SPIN: Final = 100  # yields before sleeping, about 80 µs: who was just answered often asks again soon
 _DRY: Final = 3  # steps without a look at a socket that was found empty: a look costs 1 µs
 _GATHER: Final = 1  # yields for more messages to come in, where commits come together
+_CROWD: Final = 20  # sessions that commit now: with more, the writer leaves its core to them for a while
+_NAP_S: Final = 0.0001  # that while, to which the kernel adds 50 µs: some clients have their turn in it
+_FEW: Final = 8  # messages that are not worth a group of their own then
 _QUEUE: Final = 4096  # messages that the socket holds for one peer, each way
 _SHARE: Final = 32  # messages of one peer in a group that others are in too: what a flood costs them
 _SHARE_BYTES: Final = MIB  # a group this large ends as soon as it is known that others wait
@@ -102,8 +106,14 @@ class Mailbox:
         """From now on take from the lanes of these slots, too."""
         self._slots = slots
 
-    def take(self, limit: int) -> list[tuple[bytes, bytes]]:
+    def take(self, limit: int, active: int = 0) -> list[tuple[bytes, bytes]]:
         """What has arrived, at most `limit` messages of (peer, frame); waits a tick if nothing has.
+
+        `active` is how many sessions commit now. While the writer looks for
+        the next message of a crowd, one core has it alone and all of them
+        press into the others, and each group holds one commit. So it naps
+        over a small group: the clients have its core, and the next group is
+        worth its cost.
 
         libzmq takes from its peers in turn, so a group has something of each
         that waits, and ends early where one of them would fill it.
@@ -113,6 +123,7 @@ class Mailbox:
         size = 0
         spin = _SPIN
         asleep = False
+        nap = active > _CROWD
         # Where commits came together last time, more are on their way: a group costs little more than one.
         gather = min(_GATHER, 2 * (self._last - 1)) if self._last else 0
         while len(messages) < limit and size < MAX_BATCH_BYTES:
@@ -126,6 +137,12 @@ class Mailbox:
                     self._dry = 0
                     break
             self._socket_first = False
+            if nap and messages:
+                nap = False
+                # Who had to wait for the first of them is not short of a core.
+                if len(messages) < _FEW and not asleep:
+                    sleep(_NAP_S)
+                    continue
             # Looking is far cheaper than the exception of a receive that finds nothing.
             if self._dry or not look(_EVENTS) & _POLLIN:
                 self._dry = (self._dry or _DRY + 1) - 1

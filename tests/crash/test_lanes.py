@@ -335,6 +335,63 @@ def test_neither_lanes_nor_socket_keep_the_other_waiting(scratch: Path, board: B
         mailbox.close()
 
 
+@pytest.mark.parametrize(("active", "first", "naps"), [
+    (64, 1, 1), (64, 7, 1), (21, 1, 1), (64, 8, 0), (20, 1, 0), (0, 1, 0),
+])
+def test_a_crowd_has_the_writer_s_core_while_a_group_is_small(
+    scratch: Path, board: Board, monkeypatch: pytest.MonkeyPatch, active: int, first: int, naps: int
+) -> None:
+    """It naps once over a few commits of many sessions, and takes what came meanwhile."""
+    slots = Slots(board)
+    sessions = [session_of(number) for number in range(12)]
+    places = [slots.give(session, os.getpid(), session) for session in sessions]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        for session, place in list(zip(sessions, places, strict=True))[first:]:
+            assert board.offer(place, frame_of(session))
+
+    mailbox = Mailbox(scratch / "socket")
+    mailbox.watch_lanes(slots)
+    monkeypatch.setattr("inmem.writer.mailbox.sleep", sleep)
+    try:
+        for session, place in list(zip(sessions, places, strict=True))[:first]:
+            assert board.offer(place, frame_of(session))
+        group = mailbox.take(100, active)
+        assert len(slept) == naps and sum(slept) < 0.001
+        assert sorted(peer for peer, _ in group) == (sessions if naps else sessions[:first])
+    finally:
+        mailbox.close()
+
+
+def test_who_waits_alone_is_not_kept_waiting(
+    scratch: Path, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that slept until a commit came has cores to spare, however many sessions there were."""
+    session = session_of(1)
+    mailbox = Mailbox(scratch / "socket")
+    mailbox.watch_lanes(Slots(board))
+    context = zmq.Context()
+    slept: list[float] = []
+    monkeypatch.setattr("inmem.writer.mailbox.sleep", slept.append)
+    try:
+        dealer = context.socket(zmq.DEALER)
+        dealer.connect(mailbox.endpoint)
+        client = Board(scratch / "board")
+        sending = threading.Thread(
+            target=lambda: wait_until(client.writer_sleeps, "it sleeps") and dealer.send(frame_of(session))
+        )
+        sending.start()
+        group = mailbox.take(100, 64) or mailbox.take(100, 64)
+        sending.join(DEADLINE_S)
+        client.close()
+        assert [frame for _, frame in group] == [frame_of(session)] and not slept
+    finally:
+        context.destroy(0)
+        mailbox.close()
+
+
 @pytest.mark.parametrize("junk", [[b""], [b"part", b"another"]], ids=["empty", "two parts"])
 def test_each_junk_frame_ends_a_group(scratch: Path, junk: list[bytes]) -> None:
     """Or a drip of them would keep the writer from its timers: each begins its wait anew."""
