@@ -1,9 +1,10 @@
-"""Failpoints: named places where a test may kill this process.
+"""Failpoints: named places where a test may kill or stop this process.
 
 Invariant: without `INMEM_FAILPOINT` in the environment a failpoint does
-nothing. The variable is `name:n` or `name:n:file`: at the n-th time that the
-name is reached, the process sends itself SIGKILL; with a file, only if that
-does not exist yet, and it is created first, so that the next writer lives.
+nothing. The variable is `name:n`, `name:n:file` or `name:n:file:stop`: at the
+n-th time that the name is reached, the process sends itself SIGKILL, or
+SIGSTOP; with a file, only if that does not exist yet, and it is created first,
+so that the next writer lives.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ class Failpoint:
 
     def __init__(self, text: str) -> None:
         name, _, rest = text.partition(":")
-        count, _, flag = rest.partition(":")
+        count, _, rest = rest.partition(":")
+        flag, _, action = rest.partition(":")
         self.name = name
         self._left = int(count or "1")
         self._flag = Path(flag) if flag else None
+        self._signal = signal.SIGSTOP if action == "stop" else signal.SIGKILL
 
     def reached(self, name: str) -> None:
-        """Die here if the time has come."""
+        """Die or stop here if the time has come."""
         if name != self.name:
             return
         self._left -= 1
@@ -37,13 +40,13 @@ class Failpoint:
             if self._flag.exists():
                 return
             self._flag.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), self._signal)
 
 
 _failpoint = Failpoint(os.environ[VARIABLE]) if VARIABLE in os.environ else None
 
 
 def reached(name: str) -> None:
-    """Called where a test may want the process to die."""
+    """Called where a test may want the process to die or to stop."""
     if _failpoint is not None:
         _failpoint.reached(name)

@@ -45,14 +45,18 @@ def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEAD
 # --- processes ----------------------------------------------------------------------------------
 
 
+def process_state(pid: int) -> str:
+    """What the kernel says of a process, as ps shows it: R runs, T is stopped, Z is a zombie."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs. A zombie does not: nobody may be there to reap it.
 
     Its first thread may be a zombie while others still hold its files and locks: then it runs.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        return stat.rpartition(")")[2].split()[0] not in "ZX" or len(os.listdir(f"/proc/{pid}/task")) > 1
+        return process_state(pid) not in "ZX" or len(os.listdir(f"/proc/{pid}/task")) > 1
     except (FileNotFoundError, ProcessLookupError):
         return False
 

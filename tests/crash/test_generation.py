@@ -31,6 +31,7 @@ from support import (
     control_state,
     epoch,
     kill_writer,
+    process_state,
     processes_of,
     runtime_entries,
     stop_writer,
@@ -122,8 +123,7 @@ def stop(worker: Worker, workers: Workers, slot: int) -> None:
     """Stop a reader when it holds its snapshot."""
     wait_until(lambda: workers.check() or workers.words[slot] % 10 == READY, "the reader has its snapshot")
     os.kill(worker.pid, signal.SIGSTOP)
-    state = Path(f"/proc/{worker.pid}/stat")
-    wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "the reader is stopped")
+    wait_until(lambda: process_state(worker.pid) == "T", "the reader is stopped")
 
 
 def resume(worker: Worker, workers: Workers, slot: int) -> dict[str, Any]:
@@ -558,9 +558,11 @@ def test_killed_at_a_step_of_a_switch(
 def test_a_checkpoint_that_reads_the_old_generation(
     store_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its helper stops in the middle and is itself the stuck reader; what it writes is whole all the same."""
+    """Its helper stops with a snapshot, as the stuck reader; what it writes is whole all the same."""
     monkeypatch.setenv("INMEM_QUOTA_BYTES", str(64 * MIB))
     monkeypatch.setenv("INMEM_SEGMENT_BYTES", str(MIB))
+    flag = store_path.parent / "stopped"
+    monkeypatch.setenv("INMEM_FAILPOINT", f"copying:1:{flag}:stop")
     reports: list[Any] = []
     with inmem.open(store_path) as db:
         rows = {f"row-{n:03}": os.urandom(100_000) for n in range(200)}
@@ -569,16 +571,10 @@ def test_a_checkpoint_that_reads_the_old_generation(
         before = generation(store_path)
         asking = threading.Thread(target=lambda: reports.append(db.checkpoint(timeout_s=60.0)))
         asking.start()
-        unfinished = store_path / "checkpoints" / "unfinished"
-        # Looking for it takes longer than it copies: it must be known before it begins.
-        helper = wait_until(
-            lambda: next((pid for pid, line in processes_of(store_path) if "inmem.maintenance" in line), 0),
-            "there is a helper",
-        )
-        wait_until(unfinished.exists, "the helper copies")
-        os.kill(helper, signal.SIGSTOP)
+        wait_until(flag.exists, "the helper has a snapshot")
+        (helper,) = [pid for pid, line in processes_of(store_path) if "inmem.maintenance" in line]
+        wait_until(lambda: process_state(helper) == "T", "the helper is stopped")
         try:
-            assert unfinished.exists() and alive(helper)
             assert db.status().oldest_snapshot_age_s is not None
             churn(db, store_path, key="after")
             top = db.kv.get_versioned(RUN, "after-1").version

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from left_behind import VARIABLE
-from support import TESTS, wait_until
+from support import TESTS, alive, wait_until
 
 import inmem
 
@@ -106,7 +106,7 @@ def test_what_is_left_behind_is_named_and_removed(scratch: Path) -> None:
     assert "5 passed" in said and "left behind by these tests" in said, said
     for pid in (int((place / name).read_text()) for name in ("child", "detached")):
         assert f"process {pid}:" in said
-        wait_until(lambda p=pid: not Path(f"/proc/{p}").exists() or zombie(p), "it was ended")
+        wait_until(lambda p=pid: not alive(p), "it was ended")
     assert re.search(r"in memory: /\S+\.image, of /\S+/inmem-", said), said
     assert re.search(r"store without an owner: /\S+/inmem-", said)
     assert os.geteuid() != 0 or "mount: " in said
@@ -115,10 +115,6 @@ def test_what_is_left_behind_is_named_and_removed(scratch: Path) -> None:
     assert root is not None and not Path(root[1]).exists() and root[1] not in Path("/proc/mounts").read_text()
     for image in re.findall(r"in memory: (/\S+),", said):
         assert not Path(image).exists()
-
-
-def zombie(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_the_sign_of_this_run_reaches_detached_writers(store_path: Path) -> None:
