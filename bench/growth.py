@@ -1,9 +1,9 @@
 """Does it stay as fast when there is more in it? `python -m bench.growth`
 
 Get and put of random keys in stores of 10^4 to 10^7 keys, each a store of its
-own, all of them in every round. Lists and queries of k results in a small run
-and in a large one: they should cost as much as they return. The chain of a
-long log, verified.
+own, all of them in every round, beside lookups by LMDB alone in as many keys.
+Lists and queries of k results in a small run and in a large one: they should
+cost as much as they return. The chain of a long log, verified.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import functools
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import inmem
-from bench import workloads
+from bench import probes, workloads
 from bench.crew import Work
 from bench.harness import Options, bench, main
 from bench.peers import Client
@@ -23,6 +24,7 @@ from bench.peers.ours import CONFIG, Ours
 
 FEWEST, MOST, QUICK_MOST = 4, 7, 5  # powers of ten
 _CHUNK = 1000
+_PROBE = "probe: lmdb get"
 _TAGGED = (10, 100, 1000, 10_000)  # results of a query: the last two are compared
 _EPOCH_US = 1_700_000_000_000_000  # of traces: a time that does not depend on now
 
@@ -107,7 +109,8 @@ def run(options: Options) -> dict[str, Any]:
     small, large = options.size(20_000, 2_000), options.size(500_000, 10_000)
     longest = options.size(10_000, 1000)
     events = options.size(200_000, 20_000)
-    with bench("growth", "does it stay as fast when there is more in it?", options, ("inmem",)) as b:
+    with bench("growth", "does it stay as fast when there is more in it?", options, ("inmem",)) as b, \
+            ExitStack() as probing:
         stores = []
         try:
             for power in powers:
@@ -122,6 +125,8 @@ def run(options: Options) -> dict[str, Any]:
                 measure = functools.partial(b.crew.measure, connector, seconds=options.seconds)
                 for name, work in (("kv get", workloads.get), ("kv put", workloads.put)):
                     b.case(f"{name}, 10^{power} keys", b.ours, functools.partial(measure, work, 10**power))
+                lmdb_get = probing.enter_context(probes.lmdb_get(10**power))
+                b.case(f"kv get, 10^{power} keys", _PROBE, functools.partial(lmdb_get, options.seconds))
             ours = b.subjects[b.ours].peer
             assert isinstance(ours, Ours)
             path = str(ours.path)
@@ -133,11 +138,13 @@ def run(options: Options) -> dict[str, Any]:
             b.crew.call(0, append_many, path, events)
             b.case("verify_chain", b.ours, lambda: b.crew.call(0, verify, path, events))
             b.rounds()
-            for operation in ("kv get", "kv put"):
-                for power in powers[1:]:
-                    name = "most keys" if power == most else f"10^{power}"
-                    b.compare(f"{operation}: {name} / fewest",
-                              f"{operation}, 10^{power} keys", f"{operation}, 10^{FEWEST} keys")
+            for power in powers[1:]:
+                name = "most keys" if power == most else f"10^{power}"
+                for operation in ("kv get", "kv put"):
+                    of = f"{operation}, 10^{power} keys", f"{operation}, 10^{FEWEST} keys"
+                    b.compare(f"{operation}: {name} / fewest", *of)
+                    if operation == "kv get":
+                        b.compare(f"{_PROBE}: {name} / fewest", *of, _PROBE)
             for name in QUERIES:
                 few, many = (f"{name} of {k:,}, run of {large:,}" for k in (longest // 10, longest))
                 b.compare(f"{name}: large run / small", f"{name} of {longest:,}, run of {small:,}", many)

@@ -242,9 +242,9 @@ class Bench:
         """The measurements of one case, by round; None where it did not work."""
         return self._found.get(operation, {}).get(subject or self.ours, [])
 
-    def compare(self, name: str, operation: str, to: str) -> None:
-        """A figure: the rate of one operation of inmem as a part of another one's, round by round."""
-        pairs = zip(self.found(operation), self.found(to), strict=True)
+    def compare(self, name: str, operation: str, to: str, subject: str | None = None) -> None:
+        """A figure: the rate of an operation, of inmem by default, as a part of another's, round by round."""
+        pairs = zip(self.found(operation, subject), self.found(to, subject), strict=True)
         self.figure(name, *(_rate(a) / _rate(b) for a, b in pairs if a is not None and b is not None))
 
     # --- what came of it ----------------------------------------------------------------

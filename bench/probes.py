@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import random
 import shutil
 import tempfile
 import time
@@ -38,17 +39,19 @@ def rate(operation: Callable[[], Any], seconds: float) -> float:
 
 
 @contextlib.contextmanager
-def lmdb_get() -> Iterator[Callable[[float], float]]:
-    """LMDB in this process: begin, get, decode of a 50-byte value."""
+def lmdb_get(keys: int = 10_000) -> Iterator[Callable[[float], float]]:
+    """LMDB in this process: begin, get, decode of a 50-byte value; of random keys, as for the stores."""
     directory = tempfile.mkdtemp(prefix="inmem-probe-", dir="/dev/shm")
     try:
-        env = lmdb.open(directory, map_size=1 << 28, sync=False, max_spare_txns=1)
+        env = lmdb.open(directory, map_size=max(1 << 28, keys * 256), sync=False, max_spare_txns=1)
         with env.begin(write=True) as txn:
-            for n in range(10_000):
-                txn.put(b"key-%05d" % n, msgpack.packb(VALUE))
+            packed = msgpack.packb(VALUE)
+            txn.cursor().putmulti(((b"key-%08d" % n, packed) for n in range(keys)), append=True)
+        chosen = random.Random(0).choices(range(keys), k=min(keys, 50_000))
+        following = itertools.cycle([b"key-%08d" % n for n in chosen])
 
         def get() -> None:
-            msgpack.unpackb(env.begin().get(b"key-05000"))
+            msgpack.unpackb(env.begin().get(next(following)))
 
         yield lambda seconds: rate(get, seconds)
         env.close()

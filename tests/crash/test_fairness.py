@@ -136,7 +136,7 @@ def test_too_many_bytes_in_flight_are_refused_before_they_are_sent(store_path: P
                     txn.kv.put_many(others)
                 assert (busy.value.what, busy.value.limit) == ("bytes in flight", MAX_IN_FLIGHT_BYTES)
                 assert busy.value.retryable
-            assert time.monotonic() - began < 2.0, "nobody was asked"
+            assert time.monotonic() - began < 10.0, "nobody was asked"
             with pytest.raises(inmem.CommitUnknownError) as small:  # noqa: SIM117
                 with db.transaction(RUN, timeout_s=0.2) as txn:
                     txn.kv.add("n")
