@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 _SLICE_MS: Final = 10  # how long to block before looking whether the writer lives
 _SPIN: Final = 200  # looks before sleeping, about 100 µs: a wake-up costs more than a short wait
 _CROWD: Final = 1  # sessions that commit now; with more of them long spins are stolen from the others
-_SPIN_IN_CROWD: Final = 20
+_SPIN_IN_CROWD: Final = 60
 _SLEEP_US: Final = 1000  # first sleep; doubles, so that a missed wake is cheap and a long wait too
 _SLEEP_MAX_US: Final = _SLICE_MS * 1000
 _BUSY_DELAY_S: Final = 0.01
