@@ -168,7 +168,7 @@ def test_a_key_that_expires_before_the_commit_is_a_conflict(store_path: Path) ->
     with inmem.open(store_path) as db:
         transactions = {}
         db.kv.put_many(RUN, {f"k-{name}": 0 for name in looks})
-        db.kv.put(RUN, "m", 1, ttl=0.6)
+        db.kv.put(RUN, "m", 1, ttl=2.0)
         for name, look in looks.items():
             txn = transactions[name] = db.transaction(RUN)
             assert look(txn)

@@ -187,8 +187,8 @@ class TestServe:
         try:
             writer.line()
             with inmem.open(store_path, autostart=False) as db:
-                db.kv.put("run-1", "first", 1, ttl=0.5)
-                version = db.kv.put("run-1", "second", 1, ttl=1.0)
+                db.kv.put("run-1", "first", 1, ttl=1.5)
+                version = db.kv.put("run-1", "second", 1, ttl=2.5)
             # With a linger of 0 one that would leave is gone at its first tick without a client.
             # This one comes to sweep the second key, at a later tick than the first.
             wait_until(lambda: words(store_path)[VERSION] >= version + 2, "both keys are swept")

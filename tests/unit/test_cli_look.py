@@ -401,7 +401,7 @@ class TestStartAndConfig:
         data = document("start", store_path, "--config", config, "--durability", "sync")
         assert data["was_serving"] is False and data["writer_pid"] == writer_pid(store_path)
         with inmem.open(store_path, autostart=False) as db:
-            db.kv.put("run-1", "swept", 1, ttl=0.3)
+            db.kv.put("run-1", "swept", 1, ttl=2.0)
             assert db.status().durability == "sync"
         before = inmem_version(store_path)
         wait_until(lambda: inmem_version(store_path) > before, "a key is swept by a writer without clients")

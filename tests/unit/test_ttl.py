@@ -148,7 +148,7 @@ def test_a_snapshot_keeps_its_moment(db: inmem.Database, clock: list[float]) -> 
 
 
 def test_in_real_time_keys_go_and_are_removed(db: inmem.Database) -> None:
-    db.kv.put("r", "k", 1, ttl=0.2)
+    db.kv.put("r", "k", 1, ttl=1.0)
     db.kv.put("r", "stays", 1, ttl=1000)
     expired = db.status().expired
     assert db.kv.get("r", "k") == 1
@@ -164,7 +164,7 @@ def test_in_real_time_keys_go_and_are_removed(db: inmem.Database) -> None:
 def test_a_transaction_whose_read_expires_is_refused(db: inmem.Database) -> None:
     """The commit comes after the expiry, of which the record itself shows no trace."""
     for look in (lambda kv: kv.get("k"), lambda kv: kv.list(), lambda kv: kv.count("k")):
-        db.kv.put("short", "k", 1, ttl=0.15)
+        db.kv.put("short", "k", 1, ttl=1.0)
         txn = db.transaction("short")
         assert look(txn.kv)
         txn.kv.put("other", 1)
