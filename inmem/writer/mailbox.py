@@ -55,8 +55,9 @@ _SHARE: Final = 32  # messages of one peer in a group that others are in too: wh
 _SHARE_BYTES: Final = MIB  # a group this large ends as soon as it is known that others wait
 _DECODED: Final = 12  # memory that deciding a group takes, for each of its bytes: small values cost most
 _GUARD_S: Final = 0.025  # between two looks at the memory: a sender of 2 GB/s makes 50 MB in it
+_GUARD_NEAR_S: Final = 0.005  # and once a quarter of the limit waits: a busy machine adds its own delay
 _SPARE_FILES: Final = 4096  # or a quarter of what is allowed: what may come in between two looks
-_PATIENCE: Final = 20  # looks after which shutting the senders has not helped
+_PATIENCE: Final = 100  # looks after which shutting the senders has not helped: half a second
 
 # Enumerations of pyzmq as plain numbers: each use of one costs half a microsecond.
 _EVENTS: Final = int(zmq.EVENTS)
@@ -223,8 +224,8 @@ class Guard:
         self._thread.join()
 
     def _run(self) -> None:
-        beyond = 0
-        while not self._stopping.wait(_GUARD_S):
+        beyond = used = 0
+        while not self._stopping.wait(_GUARD_S if used < MAX_MAILBOX_BYTES // 4 else _GUARD_NEAR_S):
             self._keep_descriptors()
             used = self._used()
             if used > MAX_MAILBOX_BYTES:

@@ -21,10 +21,8 @@ from support import Workers, control_state, wait_until, writer_pid
 import inmem
 
 MIB = 1 << 20
-# 256 MiB, and what comes in until the guard has its turn: 150 MiB where ten processes wanted
-# the two cores.
-LIMIT_MIB = 600
-SENT_MIB = int(os.environ.get("INMEM_TEST_ENDLESS_MIB", "900"))
+LIMIT_MIB = 400
+SENT_MIB = int(os.environ.get("INMEM_TEST_ENDLESS_MIB", "600"))
 # What one send gives to the socket: a big frame, or as many small ones as fit. A small frame takes
 # far more memory in libzmq than it has bytes, so much less of those will do.
 KINDS = {
