@@ -60,6 +60,8 @@ from inmem.files import open_private
 SLOTS: Final = 4096  # sessions with a slot; more of them use the socket
 RING: Final = 32  # unfetched answers of one session
 RESULT_BYTES: Final = 352  # an append's result takes 45, an error with its message and fields 150 to 300
+ANSWERED: Final = 1  # what `look_for` has found
+MAILED: Final = 2
 LANE_BYTES: Final = 4288  # most requests are far smaller; one of 1 KB and its name takes 1,200
 
 _SLOT_BYTES: Final = 4 * 4096
@@ -85,6 +87,10 @@ _SYS_FUTEX: Final = 202  # x86-64
 _FUTEX_WAIT: Final = 0
 _FUTEX_WAKE: Final = 1
 
+# Taking a free lock is a full barrier, in the processor too. A new one each time: a call that comes in the
+# middle of another (a signal handler's) would wait for ever for one that is held below it.
+_lock = threading.Lock
+
 SUPPORTED: Final = os.uname().machine == "x86_64"
 
 
@@ -107,32 +113,26 @@ class Board:
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self.path = path
-        fd = open_private(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0))
+        file = open_private(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0))
         try:
             if create:
-                os.ftruncate(fd, _FILE_BYTES)  # sparse: a slot takes memory when it is used
-                os.posix_fallocate(fd, _POSTED, _FILE_BYTES - _POSTED)
-            self._map = mmap.mmap(fd, _FILE_BYTES)
+                os.ftruncate(file.fileno(), _FILE_BYTES)  # sparse: a slot takes memory when it is used
+                os.posix_fallocate(file.fileno(), _POSTED, _FILE_BYTES - _POSTED)
+            self._map = mmap.mmap(file.fileno(), _FILE_BYTES)
         except BaseException:
-            os.close(fd)
+            file.close()
             if create:
                 path.unlink()
             raise
-        self._fd = fd
+        self._file = file  # the writer gives slots their memory through it
         if not create:
-            self._leave_file()
+            file.close()
         self._anchor = ctypes.c_char.from_buffer(self._map)  # keeps the address valid
         self._address = ctypes.addressof(self._anchor)
         self._view = memoryview(self._map)
         self._words = self._view.cast("Q")
         self._halves = self._view.cast("I")
-        self._barrier = threading.Lock()  # to take a lock is a full barrier, in the processor too
         self._seen = bytearray()  # of `posted`, as far as slots were given: what was taken
-
-    def _leave_file(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
     # --- the writer's side --------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class Board:
         It gets its memory here: touching a page that a full memory lacks is a SIGBUS, to both sides.
         """
         try:
-            os.posix_fallocate(self._fd, slot * _SLOT_BYTES, _SLOT_BYTES)
+            os.posix_fallocate(self._file.fileno(), slot * _SLOT_BYTES, _SLOT_BYTES)
         except OSError:
             return False
         self._view[slot * _SLOT_BYTES : (slot + 1) * _SLOT_BYTES] = bytes(_SLOT_BYTES)
@@ -181,7 +181,7 @@ class Board:
     def say_asleep(self, asleep: bool) -> None:
         """Tell clients whether the writer looks at the lanes; after True, look once more before sleeping."""
         self._halves[_ASLEEP_HALF] = asleep
-        with self._barrier:
+        with _lock():
             pass
 
     def post(self, slot: int, sequence: int, status: int, version: int, result: bytes) -> None:
@@ -221,7 +221,7 @@ class Board:
         self._map[at : at + size] = request
         words[slot * _SLOT_WORDS + _LENGTH_WORD] = size
         words[_POSTED_WORD + slot] = (posted + 1) & _COUNTS
-        with self._barrier:
+        with _lock():
             pass
         return True
 
@@ -239,6 +239,20 @@ class Board:
             spin -= 1
             os.sched_yield()
         return True
+
+    def look_for(self, slot: int, sequence: int, mail: int, spin: int) -> int:
+        """ANSWERED or MAILED if the answer or news of a frame comes within so many yields, else 0."""
+        words = self._words
+        news = slot * _SLOT_WORDS + _MAIL_WORD
+        word = slot * _SLOT_WORDS + _ENTRIES // 8 + sequence % RING * _ENTRY_WORDS
+        while words[word] != sequence:
+            if words[news] != mail:
+                return MAILED
+            if spin <= 0:
+                return 0
+            spin -= 1
+            os.sched_yield()
+        return ANSWERED
 
     def fetch(self, slot: int, sequence: int) -> tuple[int, int, bytes]:
         """Status, version and result of an answer that is there."""
@@ -264,7 +278,7 @@ class Board:
 
     def close(self) -> None:
         """Unmap."""
-        self._leave_file()
+        self._file.close()
         self._words.release()
         self._halves.release()
         self._view.release()

@@ -87,13 +87,11 @@ class Control:
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
         self.path = path
-        fd = open_private(path, os.O_RDWR if writable else os.O_RDONLY)
-        try:
-            if os.fstat(fd).st_size != SIZE:
+        with open_private(path, os.O_RDWR if writable else os.O_RDONLY) as file:
+            if os.fstat(file.fileno()).st_size != SIZE:
                 raise CorruptionError(f"{path} is not {SIZE} bytes", file=str(path), offset=0)
-            self._map = mmap.mmap(fd, SIZE, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
-        finally:
-            os.close(fd)
+            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+            self._map = mmap.mmap(file.fileno(), SIZE, access=access)
         self._view = memoryview(self._map)
         self.words = self._view.cast("Q")
         if self.words[0] != MAGIC:

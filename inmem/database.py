@@ -7,12 +7,11 @@ shares; it holds no data and may be used by all threads.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from inmem.client.attachment import Attachment, attach, detach
+from inmem.client.attachment import Attachment, Hold, attach
 from inmem.client.transaction import check_timeout
 from inmem.config import Settings
 from inmem.errors import ClosedError, InvalidInputError, RunDeletedError
@@ -111,16 +110,15 @@ class Database:
     after a fork, or raises `ForkError`. Close it with `close()` or `with`.
     """
 
-    def __init__(self, attachment: Attachment, settings: Settings, namespace: Namespace,
+    def __init__(self, hold: Hold, settings: Settings, namespace: Namespace,
                  reopen: dict[str, Any]) -> None:
-        self._shared: Attachment | None = attachment
+        self._hold: Hold | None = hold
         self._reopen = reopen
-        self._lock = threading.Lock()
         self._scopes: dict[str, RunScope] = {}
         self._levels: dict[str, RunScope] = {}
         self.settings = settings
         self.namespace = namespace
-        self.path = attachment.directory.path
+        self.path = hold.attachment.directory.path
         self.kv = KVStore(self)
         self.events = EventLog(self)
         self.cells = StateCell(self)
@@ -128,7 +126,7 @@ class Database:
         self.runs = RunIndex(self)
 
     def __repr__(self) -> str:
-        state = "" if self._shared is not None else ", closed"
+        state = "" if self._hold is not None else ", closed"
         return f"Database({str(self.path)!r}, {str(self.namespace)!r}{state})"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -136,9 +134,10 @@ class Database:
 
     @property
     def _attachment(self) -> Attachment:
-        if self._shared is None:
+        hold = self._hold
+        if hold is None:
             raise ClosedError("the database is closed")
-        return self._shared
+        return hold.attachment
 
     # --- scopes -----------------------------------------------------------------------
 
@@ -302,12 +301,10 @@ class Database:
 
     def close(self) -> None:
         """Give the handle back; the last one in a process closes everything. May be called twice."""
-        with self._lock:
-            attachment, self._shared = self._shared, None
-            self._scopes = {}
-            self._levels = {}
-        if attachment is not None:
-            detach(attachment)
+        hold, self._hold = self._hold, None
+        self._scopes, self._levels = {}, {}
+        if hold is not None:
+            hold.release()
 
     def __enter__(self) -> Database:
         return self
@@ -348,12 +345,12 @@ def open(
     if timeout_s is not None:
         timeout_s = check_timeout(timeout_s)
     arguments = {"durability": durability, "timeout_s": timeout_s}
-    attachment, settings = attach(path, config=config, arguments=arguments, autostart=bool(autostart))
+    hold, settings = attach(path, config=config, arguments=arguments, autostart=bool(autostart))
     reopen = {
         "tenant": tenant, "app": app, "agent": agent, "autostart": autostart,
         "timeout_s": settings.timeout_s, "config": os.path.abspath(config) if config is not None else None,
     }
-    return Database(attachment, settings, namespace, reopen)
+    return Database(hold, settings, namespace, reopen)
 
 
 def _reopen(path: str, arguments: dict[str, Any]) -> Database:

@@ -142,8 +142,8 @@ class DataDirectory:
             PermissionDeniedError: directory or file are not ours alone.
         """
         check_private_dir(self.path)
-        with os.fdopen(open_private(self.settings_file, os.O_RDONLY), "rb") as file:
-            data = file.read()
+        with open_private(self.settings_file, os.O_RDONLY) as file:
+            data = file.readall()
         try:
             document = json.loads(data)
             if document["format"] != FORMAT_VERSION:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -30,16 +31,14 @@ def check_private_dir(path: Path) -> os.stat_result:
         PermissionDeniedError: anything else is wrong; the message says what.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        info = os.lstat(path)
     except FileNotFoundError:
         raise
     except OSError as error:
-        kind = "a symlink" if path.is_symlink() else error.strerror
-        raise PermissionDeniedError(f"{path}: {kind}", path=str(path)) from None
-    try:
-        info = os.fstat(fd)
-    finally:
-        os.close(fd)
+        raise PermissionDeniedError(f"{path}: {error.strerror}", path=str(path)) from None
+    if not stat.S_ISDIR(info.st_mode):
+        kind = "a symlink" if stat.S_ISLNK(info.st_mode) else "not a directory"
+        raise PermissionDeniedError(f"{path}: {kind}", path=str(path))
     if info.st_uid != os.geteuid():
         raise PermissionDeniedError(
             f"{path} belongs to uid {info.st_uid}, not to this process's {os.geteuid()}", path=str(path)
@@ -68,29 +67,33 @@ def make_private_dir(path: Path) -> os.stat_result:
             continue  # another process removed it, empty, in between
 
 
-def open_private(path: Path, flags: int) -> int:
-    """Open a file of ours, 0600 when created, never through a symlink."""
+def open_private(path: Path, flags: int) -> io.FileIO:
+    """Open a file of ours, 0600 when created, never through a symlink. It closes when it is dropped."""
+    mode = "r" if flags & os.O_ACCMODE == os.O_RDONLY else "r+" if flags & os.O_RDWR else "w"
     try:
-        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE)
+        # One call for the interpreter: a signal handler that raises cannot come between the descriptor
+        # and its owner.
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+        file = next(map(io.FileIO, map(os.open, (path,), (flags,), (PRIVATE_FILE,)), (mode,)))
     except OSError as error:
         if error.errno not in _FORBIDDEN:
             raise
         raise PermissionDeniedError(f"{path}: {error.strerror}", path=str(path)) from None
-    info = os.fstat(fd)
+    info = os.fstat(file.fileno())
     if info.st_uid != os.geteuid() or not stat.S_ISREG(info.st_mode):
-        os.close(fd)
+        file.close()
         raise PermissionDeniedError(f"{path} is not a regular file of this user", path=str(path))
-    return fd
+    return file
 
 
 def write_durably(path: Path, data: bytes) -> None:
     """Create or replace a file so that a power cut leaves the old or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fd = open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
+        with open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
             os.fsync(file.fileno())
         os.rename(temporary, path)
     except BaseException:
@@ -101,11 +104,15 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def sync_directory(path: Path) -> None:
     """Make created, renamed and removed names in the directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    os.fsync(next(map(_Descriptor, map(os.open, (path,), (flags,)))))  # one call, as in `open_private`
+
+
+class _Descriptor(int):
+    """A descriptor that closes when it is dropped; for a directory, which no file object takes."""
+
+    def __del__(self) -> None:
+        os.close(self)
 
 
 @contextmanager
@@ -132,7 +139,7 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = open_private(path, os.O_RDWR | os.O_CREAT)
+        self._file = open_private(path, os.O_RDWR | os.O_CREAT)
 
     def try_exclusive(self) -> bool:
         """Take it alone; False if anyone holds it."""
@@ -144,27 +151,25 @@ class FileLock:
 
     def _try(self, kind: int) -> bool:
         try:
-            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+            fcntl.flock(self._file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
 
     def release(self) -> None:
         """Give it up and keep the file open."""
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def is_current(self) -> bool:
         """False when the file was removed or replaced under us."""
         try:
-            return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
         except FileNotFoundError:
             return False
 
     def close(self) -> None:
         """Close the descriptor; the lock goes with its last copy."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
 
 def python_environment() -> dict[str, str]:

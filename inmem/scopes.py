@@ -269,7 +269,8 @@ class Pipeline:
         self._attachment = database._attachment
         self._settings = database.settings
         self._sync = sync
-        self._session = self._attachment.session()
+        self._sessions = self._attachment.session()
+        self._session = self._sessions.take()
         self._open: engine.Transaction | None = None
         self._scope: RunScope | None = None
         self._bound: tuple[TransactionKV, TransactionEvents] | None = None
@@ -352,7 +353,9 @@ class Pipeline:
             self._closed = True
             # This object and its parts know each other, so it stays until it is collected: the
             # session must not, which closes its connection when its thread ends.
-            self.__dict__.pop("_session", None)
+            session = self.__dict__.pop("_session", None)
+            if session is not None:
+                self._sessions.give_back(session)
 
 
 class _Piped:

@@ -17,13 +17,15 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from inmem.control import Control
 from inmem.directory import DataDirectory
 from inmem.errors import InmemError
+from inmem.files import FileLock
 
 TESTS = Path(__file__).parent
 DEADLINE_S = 30.0
@@ -107,6 +109,17 @@ def stop_writer(path: Path) -> None:
     pid = writer_pid(path)
     if pid:
         kill(pid, signal.SIGTERM)
+
+
+@contextmanager
+def launches_held(path: Path) -> Iterator[None]:
+    """No writer of a store is started meanwhile."""
+    lock = FileLock(DataDirectory(path).launch_lock)
+    try:
+        wait_until(lock.try_exclusive, "nobody starts a writer")
+        yield
+    finally:
+        lock.close()
 
 
 def processes_of(path: Path) -> list[tuple[int, str]]:

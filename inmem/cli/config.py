@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from inmem.cli.common import AsJson, StorePath, command, console, database_at, print_json
 from inmem.cli.life import Timeout
 from inmem.cli.text import plain
-from inmem.client.launcher import launch_lock
+from inmem.client.launcher import under_launch_lock
 from inmem.config import STORED, Settings, check_stored, load
 from inmem.directory import DataDirectory
 from inmem.errors import BusyError, ConfigMismatchError, InvalidInputError
@@ -153,7 +153,8 @@ def change(directory: DataDirectory, name: str, text: str, deadline: float) -> t
     """
     stored = directory.identity().stored
     new = _allowed(name, text, stored)
-    with launch_lock(directory, deadline):
+
+    def store() -> Any:
         lock = FileLock(directory.writer_lock)
         try:
             while not lock.try_exclusive():
@@ -174,7 +175,9 @@ def change(directory: DataDirectory, name: str, text: str, deadline: float) -> t
             write_durably(directory.settings_file, json.dumps(document, indent=2).encode() + b"\n")
         finally:
             lock.close()
-    return old, new
+        return old
+
+    return under_launch_lock(directory, deadline, store), new
 
 
 def _busy(directory: DataDirectory) -> BusyError:

@@ -20,11 +20,11 @@ from typing import Annotated, Any, Final
 import typer
 
 from inmem.cli.common import AsJson, StorePath, command, console, database_at, print_fields, print_json, size
-from inmem.client.launcher import ensure_writer, launch_lock, running_writer
-from inmem.config import DURABILITIES, Configuration, load
+from inmem.client.launcher import create_directory, ensure_writer, running_writer
+from inmem.config import DURABILITIES, load
 from inmem.control import DURABLE, VERSION, Control, boot_id
 from inmem.database import open as open_database
-from inmem.directory import DataDirectory, runtime_directory
+from inmem.directory import DataDirectory
 from inmem.errors import BusyError, WriterUnavailableError
 from inmem.files import FileLock
 from inmem.storage.wal_files import segment_files
@@ -64,7 +64,7 @@ def serve(
     """
     configuration = load(config, {"durability": durability})
     directory = DataDirectory(path)
-    _create(directory, configuration, timeout)
+    create_directory(directory, configuration.settings, time.monotonic() + timeout)
     configuration.with_stored(directory.identity().stored)
     hangup = signal.getsignal(signal.SIGHUP)
     if hangup is signal.SIG_DFL:  # a terminal that closes ends the writer cleanly; nohup keeps it
@@ -82,16 +82,6 @@ def serve(
     teller.join()
     if not as_json:
         console().print("stopped")
-
-
-def _create(directory: DataDirectory, configuration: Configuration, timeout_s: float) -> None:
-    if directory.exists():
-        return
-    runtime_directory()
-    directory.prepare()
-    with launch_lock(directory, time.monotonic() + timeout_s):
-        if not directory.exists():
-            directory.create(configuration.settings)
 
 
 def _tell(directory: DataDirectory, ready_fd: int, as_json: bool) -> None:
@@ -143,7 +133,7 @@ def start(
     configuration = load(config, {"durability": durability})
     directory = DataDirectory(path)
     deadline = time.monotonic() + timeout
-    _create(directory, configuration, timeout)
+    create_directory(directory, configuration.settings, time.monotonic() + timeout)
     configuration.with_stored(directory.identity().stored)
     control = directory.control()
     try:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from inmem.board import Board
-from inmem.client.launcher import ensure_writer, expired, launch_lock, launching
-from inmem.client.session import Session
+from inmem.client.launcher import create_directory, ensure_writer, expired, launching
+from inmem.client.session import Applied, Session
 from inmem.config import Configuration, Settings, load
 from inmem.control import ControlState
-from inmem.directory import DataDirectory, runtime_directory
-from inmem.errors import ClosedError, InvalidInputError, LimitError, WriterUnavailableError
+from inmem.directory import DataDirectory
+from inmem.errors import BusyError, ClosedError, InvalidInputError, LimitError, WriterUnavailableError
 from inmem.files import FileLock
 from inmem.storage.snapshot import Image
 
@@ -31,40 +31,122 @@ _POLL_S: Final = 0.003
 _SPARE_FILES: Final = 32  # starting a writer, opening and connecting take 20; a few threads may do so at once
 
 
+class ThreadSessions(threading.local):
+    """The sessions of one thread: each call has one for itself.
+
+    A call that comes in the middle of another one of its thread, such as a
+    signal handler's, finds that one's session taken and uses another.
+    """
+
+    def __init__(self, access: Attachment) -> None:
+        self._access = access
+        self._free: list[Session] = []
+
+    def commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied:
+        """Commit and wait for the outcome. See `Session.commit`."""
+        free = self._free
+        try:
+            session = free.pop()
+        except IndexError:
+            session = self._new()
+        try:
+            return session.commit(body, sync=sync, timeout_s=timeout_s)
+        finally:
+            free.append(session)
+
+    def request(self, kind: int, timeout_s: float) -> tuple[int, Any]:
+        """Ask for what changes nothing. See `Session.request`."""
+        session = self.take()
+        try:
+            return session.request(kind, timeout_s)
+        finally:
+            self.give_back(session)
+
+    def take(self) -> Session:
+        """A session for the caller alone, until it is given back."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._new()
+
+    def give_back(self, session: Session) -> None:
+        """The caller is done with it, and has fetched what it wants to know."""
+        self._free.append(session)
+
+    def _new(self) -> Session:
+        if self._access.closed:  # by another thread, which closed the sockets of this one too
+            raise ClosedError("the database is closed")
+        return Session(self._access)
+
+    def close(self) -> None:
+        """Close this thread's sessions. Those of others see that the database is closed."""
+        while self._free:
+            self._free.pop().close()
+
+
+class Hold:
+    """One handle's share of an attachment, which the last one closes.
+
+    It goes with `release`, or when the handle is dropped: an `open` that was
+    interrupted has nobody to close it.
+    """
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.attachment = attachment
+        attachment.holds.add(id(self))
+
+    def release(self) -> None:
+        """Give the share back. May be called twice."""
+        attachment = self.attachment
+        with _registry_lock:
+            if id(self) not in attachment.holds:
+                return
+            attachment.holds.discard(id(self))
+            if not attachment.holds:
+                key = str(attachment.directory.path)
+                if _registry.get(key) is attachment:
+                    del _registry[key]
+                attachment.close()
+
+    def __del__(self) -> None:
+        if "attachment" in self.__dict__:
+            self.release()
+
+
 class Attachment:
-    """Made by `attach`, released by `detach`."""
+    """Made by `attach`, closed with its last `Hold`."""
 
     def __init__(self, directory: DataDirectory, autostart: bool, deadline: float) -> None:
         self.directory = directory
+        self.path = str(directory.path)
         self.identity = directory.identity()
+        self.database_id = self.identity.database_id
         self.settings: Settings = self.identity.settings
         self.autostart = autostart
-        self.holders = 0
+        self.holds: set[int] = set()  # of the handles
         self.incarnation = 0  # changes in a forked child: what belongs to the parent shows by it
         self.control = directory.control()
         self.closed = False
         self._board: Board | None = None
-        self._lock = threading.Lock()
-        self._local = threading.local()
+        self._sessions = ThreadSessions(self)
+        self.image = Image(self.control, directory.stem(self.identity), self.ensure_writer)
+        self._client_lock = FileLock(directory.clients_lock)
         try:
             self.control.check_machine()
-            self._client_lock = self._join(deadline)
-            self.image = Image(self.control, directory.stem(self.identity), self.ensure_writer)
+            self._join(deadline)
         except BaseException:
+            self._client_lock.close()
             self.control.close()
             raise
 
-    def _join(self, deadline: float) -> FileLock:
+    def _join(self, deadline: float) -> None:
         """Take the client lock, by which the writer sees that it is needed."""
-        lock = FileLock(self.directory.clients_lock)
-        while not lock.try_shared():  # held alone by a writer that counts its clients, or leaves
+        while not self._client_lock.try_shared():  # held alone by a writer that counts its clients, or leaves
             if expired(deadline):
-                lock.close()
                 raise WriterUnavailableError(
                     "the writer holds the client lock for too long", path=str(self.directory.path)
                 )
             time.sleep(_POLL_S)
-        return lock
 
     def ensure_writer(self, deadline: float) -> ControlState:
         """The writer that serves now, started if need be.
@@ -75,30 +157,23 @@ class Attachment:
         _check_files()
         return ensure_writer(self.directory, self.control, deadline, autostart=self.autostart)
 
-    def session(self) -> Session:
-        """This thread's session."""
-        if self.closed:  # by another thread, which closed the socket of this one too
-            raise ClosedError("the database is closed")
-        try:
-            session: Session = self._local.session
-        except AttributeError:
-            session = self._local.session = Session(self)
-        return session
+    def session(self) -> ThreadSessions:
+        """This thread's sessions."""
+        return self._sessions
 
     def board(self, path: str) -> Board:
         """The answer board of a writer, mapped once per process."""
-        with self._lock:
-            if self._board is None or str(self._board.path) != path:
-                # An older one stays mapped while other threads' lines still look at it.
-                self._board = Board(Path(path))
-            return self._board
+        board = self._board
+        if board is None or str(board.path) != path:
+            # An older one stays mapped while other threads' links still look at it. Two threads that come
+            # here at once map it twice, which costs nothing.
+            board = self._board = Board(Path(path))
+        return board
 
     def close(self) -> None:
         """Give everything back."""
         self.closed = True
-        session = self._local.__dict__.pop("session", None)
-        if session is not None:
-            session.close()
+        self._sessions.close()
         self.image.close()
         self._client_lock.close()
 
@@ -108,23 +183,23 @@ class Attachment:
         The client lock is inherited on purpose: it is shared by both and
         falls when the last of them has closed it.
         """
-        _INHERITED.append(self._local)
+        _INHERITED.append(self._sessions)
         self.incarnation += 1
         self._board = None
-        self._lock = threading.Lock()
-        self._local = threading.local()
+        self._sessions = ThreadSessions(self)
         self.image.after_fork_in_child()
 
 
 _INHERITED: list[Any] = []  # a parent's sockets: kept, never closed
 _registry: dict[str, Attachment] = {}
 _registry_lock = threading.RLock()
+_opening: set[str] = set()  # the paths that a thread, the holder of the lock, is opening
 
 
 def attach(
     path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool,
-) -> tuple[Attachment, Settings]:
-    """The attachment for a path and the settings of this handle; creates the database if need be.
+) -> tuple[Hold, Settings]:
+    """A share of the attachment of a path, and the handle's settings; creates the database if need be.
 
     Raises:
         ConfigMismatchError, PermissionDeniedError, WriterUnavailableError,
@@ -141,24 +216,33 @@ def attach(
         if configuration.origins["durability"] == "default":
             configuration = load(config, dict(arguments) | {"durability": "memory"})
     directory = DataDirectory(Path(path))
+    key = str(directory.path)
     with _registry_lock:
-        attachment = _registry.get(str(directory.path))
-        if attachment is not None and not directory.exists():
-            attachment = None  # removed under us: what is there now, or will be, is another database
-        if attachment is None:
-            _create(directory, configuration, ephemeral, autostart, deadline)
-            attachment = Attachment(directory, autostart, deadline)
-        settings = _settings(configuration, attachment)
-        if attachment.holders == 0:
-            try:
+        if key in _opening:
+            raise BusyError(
+                f"this thread is in the middle of opening {key}", what="calls at once", limit=1,
+                hint="A signal handler or finalizer came in the middle of it: try again later.",
+            )
+        attachment: Attachment | None = None
+        try:
+            _opening.add(key)
+            attachment = _registry.get(key)
+            if attachment is None or not directory.exists():
+                # Removed under us: what is there now, or will be, is another database.
+                _create(directory, configuration, ephemeral, autostart, deadline)
+                attachment = Attachment(directory, autostart, deadline)
+            settings = configuration.with_stored(attachment.identity.stored).settings
+            if not attachment.holds:
                 if autostart:
                     attachment.ensure_writer(deadline)
-            except BaseException:
+                _registry[key] = attachment
+            return Hold(attachment), settings
+        finally:
+            _opening.discard(key)
+            if attachment is not None and not attachment.holds:
+                if _registry.get(key) is attachment:
+                    del _registry[key]
                 attachment.close()
-                raise
-            _registry[str(directory.path)] = attachment
-        attachment.holders += 1
-        return attachment, settings
 
 
 def _checked(path: object) -> str:
@@ -194,40 +278,14 @@ def _check_files() -> None:
         )
 
 
-def _settings(configuration: Configuration, attachment: Attachment) -> Settings:
-    try:
-        return configuration.with_stored(attachment.identity.stored).settings
-    except BaseException:
-        if attachment.holders == 0:
-            attachment.close()
-        raise
-
-
 def _create(
     directory: DataDirectory, configuration: Configuration, ephemeral: bool, autostart: bool, deadline: float
 ) -> None:
-    if directory.exists():
-        return
-    if not autostart:
+    if not autostart and not directory.exists():
         raise WriterUnavailableError(
             f"{directory.path} holds no database and autostart is off", path=str(directory.path)
         )
-    runtime_directory()  # refused early if somebody else has taken the name
-    directory.prepare()
-    with launch_lock(directory, deadline):
-        if not directory.exists():
-            directory.create(configuration.settings, ephemeral=ephemeral)
-
-
-def detach(attachment: Attachment) -> None:
-    """Give an attachment back; the last holder closes it."""
-    with _registry_lock:
-        attachment.holders -= 1
-        if attachment.holders == 0:
-            key = str(attachment.directory.path)
-            if _registry.get(key) is attachment:
-                del _registry[key]
-            attachment.close()
+    create_directory(directory, configuration.settings, deadline, ephemeral=ephemeral)
 
 
 @atexit.register

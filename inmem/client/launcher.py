@@ -10,19 +10,22 @@ from __future__ import annotations
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from inmem.clock import boot_us
+from inmem.config import Settings
 from inmem.control import Control, ControlState, boot_id
-from inmem.directory import DataDirectory
-from inmem.errors import WriterUnavailableError, from_wire
+from inmem.directory import DataDirectory, runtime_directory
+from inmem.errors import BusyError, WriterUnavailableError, from_wire
 from inmem.files import FileLock, open_private, python_environment
+
+T = TypeVar("T")
 
 _POLL_S: Final = 0.003
 _CRASH_LOOP_S: Final = 1.0  # a writer that lived shorter than this counts as dying
@@ -31,8 +34,10 @@ _CRASH_DELAY_S: Final = 0.05
 _CRASH_DELAY_MAX_S: Final = 2.0
 _START_TRIES: Final = 10  # silent deaths in a row: fewer may be kills, so many mean that it cannot run
 
-# A fork while a launch lock is held would let the child hold it on: see attachment.
-launching = threading.Lock()
+# Held while this process creates a directory or starts a writer. A fork waits for it: the child would hold
+# the lock of the directory on.
+launching = threading.RLock()
+_launches: list[DataDirectory] = []  # the launch under way, by the thread that has the lock
 
 
 def expired(deadline: float) -> bool:
@@ -40,16 +45,24 @@ def expired(deadline: float) -> bool:
     return time.monotonic() >= deadline
 
 
-@contextmanager
-def launch_lock(directory: DataDirectory, deadline: float) -> Iterator[None]:
-    """Hold the launch lock of a directory.
+def under_launch_lock(directory: DataDirectory, deadline: float, action: Callable[[], T]) -> T:
+    """Do something while no other process creates this directory or starts its writer.
 
     Raises:
-        WriterUnavailableError: somebody else holds it beyond the deadline.
+        WriterUnavailableError: somebody else holds the lock beyond the deadline.
+        BusyError: this thread is in the middle of a launch.
     """
     with launching:
-        lock = FileLock(directory.launch_lock)
+        if _launches:
+            raise BusyError(
+                f"this thread is in the middle of starting the writer of {_launches[0].path}",
+                what="launches at once", limit=1,
+                hint="A signal handler or finalizer came in the middle of it: try again later.",
+            )
+        lock: FileLock | None = None
         try:
+            _launches.append(directory)
+            lock = FileLock(directory.launch_lock)
             while not lock.try_exclusive():
                 if expired(deadline):
                     raise WriterUnavailableError(
@@ -57,12 +70,32 @@ def launch_lock(directory: DataDirectory, deadline: float) -> Iterator[None]:
                         path=str(directory.path),
                     )
                 time.sleep(_POLL_S)
-            try:
-                yield
-            finally:
-                lock.release()
+            return action()
         finally:
-            lock.close()
+            _launches.clear()
+            if lock is not None:
+                lock.close()
+
+
+def create_directory(
+    directory: DataDirectory, settings: Settings, deadline: float, *, ephemeral: bool = False
+) -> None:
+    """Make a directory a database, unless it is one already.
+
+    Raises:
+        WriterUnavailableError, BusyError: as `under_launch_lock`.
+        PermissionDeniedError, InvalidInputError: it cannot be one; see `DataDirectory.prepare`.
+    """
+    if directory.exists():
+        return
+    runtime_directory()  # refused early if somebody else has taken the name
+    directory.prepare()
+
+    def create() -> None:
+        if not directory.exists():
+            directory.create(settings, ephemeral=ephemeral)
+
+    under_launch_lock(directory, deadline, create)
 
 
 def running_writer(directory: DataDirectory, control: Control) -> ControlState | None:
@@ -107,24 +140,33 @@ def ensure_writer(
                 f"no writer serves {directory.path} and autostart is off", path=str(directory.path)
             )
         if autostart:
-            with launch_lock(directory, deadline):
-                if running_writer(directory, control) is None and not _lock_is_held(directory):
-                    _hold_back(directory, deadline)
-                    if not _launch(directory, deadline, stays):
-                        deaths += 1
-                        if deaths >= _START_TRIES or expired(deadline):
-                            raise WriterUnavailableError(
-                                f"the writer of {directory.path} died while it started; "
-                                f"see {directory.log_file}",
-                                path=str(directory.path),
-                            )
-                    continue
+            started = under_launch_lock(
+                directory, deadline, lambda: _launch_if_needed(directory, control, deadline, stays)
+            )
+            if started is not None:
+                deaths += not started
+                if deaths >= _START_TRIES or (deaths and expired(deadline)):
+                    raise WriterUnavailableError(
+                        f"the writer of {directory.path} died while it started; see {directory.log_file}",
+                        path=str(directory.path),
+                    )
+                continue
         # A writer has the lock and is recovering: it will say when it is ready.
         if expired(deadline):
             raise WriterUnavailableError(
                 f"the writer of {directory.path} was not ready in time", path=str(directory.path)
             )
         time.sleep(_POLL_S)
+
+
+def _launch_if_needed(
+    directory: DataDirectory, control: Control, deadline: float, stays: bool
+) -> bool | None:
+    """Start a writer and say whether it served; None if another one serves or is about to."""
+    if running_writer(directory, control) is not None or _lock_is_held(directory):
+        return None
+    _hold_back(directory, deadline)
+    return _launch(directory, deadline, stays)
 
 
 def _hold_back(directory: DataDirectory, deadline: float) -> None:
@@ -139,39 +181,32 @@ def _hold_back(directory: DataDirectory, deadline: float) -> None:
     if count > _CRASH_FREE:
         delay = min(_CRASH_DELAY_S * 2 ** min(count - _CRASH_FREE, 10), _CRASH_DELAY_MAX_S)
         time.sleep(max(0.0, min(delay, deadline - time.monotonic())))
-    fd = open_private(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        os.write(fd, f"{count} {boot_us()}".encode())
-    finally:
-        os.close(fd)
+    with open_private(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+        file.write(f"{count} {boot_us()}".encode())
 
 
 def _launch(directory: DataDirectory, deadline: float, stays: bool) -> bool:
     """Start a detached writer and wait until it serves or says why not; False if it died silently."""
-    read_fd, write_fd = os.pipe()
-    log = open_private(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    try:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "inmem.writer", str(directory.path), "--ready-fd", str(write_fd),
-                *(["--stay"] if stays else []),
-            ],
-            pass_fds=[write_fd], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-            env=python_environment(), start_new_session=True,
-        )
-    except OSError as error:
-        os.close(read_fd)
-        raise WriterUnavailableError(
-            f"the writer could not be started: {error}", path=str(directory.path)
-        ) from error
-    finally:
-        os.close(write_fd)
-        os.close(log)
-    try:
-        line = _read_line(read_fd, deadline)
-    finally:
-        os.close(read_fd)
-        process.wait()  # it has detached: what we started ends at once
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open_private(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as log:
+        try:
+            process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "inmem.writer", str(directory.path),
+                    "--ready-fd", str(theirs.fileno()), *(["--stay"] if stays else []),
+                ],
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
+                env=python_environment(), start_new_session=True,
+            )
+        except OSError as error:
+            raise WriterUnavailableError(
+                f"the writer could not be started: {error}", path=str(directory.path)
+            ) from error
+        theirs.close()
+        try:
+            line = _read_line(ours, deadline)
+        finally:
+            process.wait()  # it has detached: what we started ends at once
     if line is None:
         raise WriterUnavailableError(
             f"the writer of {directory.path} was not ready in time", path=str(directory.path)
@@ -187,19 +222,17 @@ def _launch(directory: DataDirectory, deadline: float, stays: bool) -> bool:
     return True
 
 
-def _read_line(fd: int, deadline: float) -> bytes | None:
+def _read_line(source: socket.socket, deadline: float) -> bytes | None:
     """Everything up to a newline or the end; None when the deadline passes first."""
     data = b""
     poll = select.poll()
-    poll.register(fd, select.POLLIN)
+    poll.register(source, select.POLLIN)
     while not data.endswith(b"\n"):
         left_ms = (deadline - time.monotonic()) * 1000
         if left_ms <= 0 or not poll.poll(left_ms):
             return None
-        chunk = os.read(fd, 65536)
+        chunk = source.recv(65536)
         if not chunk:
             break
         data += chunk
     return data
-
-

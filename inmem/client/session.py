@@ -1,37 +1,30 @@
-"""A session: one thread's line to the writer, over which commits are exactly once.
+"""A session with blocking calls: one line of commits to the writer, each of which takes effect exactly once.
 
-Invariant: commits leave in sequence order, each under one identity for ever;
-what is unanswered is sent again, in order, to whatever writer comes next, and
-is dropped only with its answer. So no failure of the writer reaches a caller
+It drives `inmem.client.protocol` over a link to the writer of now. A new
+writer means a new link, and so does one that has broken: what was on its way
+may be lost, and is sent again. So no failure of the writer reaches a caller
 who has time to wait.
 
-A new writer means a new connection, and so does one that has broken: what
-was on its way may be lost, and is sent again.
-
-The path is `Line`: it sends frames and waits for answers, both through the
-board in shared memory (see `inmem.board`) or through the socket.
+An exception may come out of any line here: a signal handler can raise. What
+the link was doing is unknown then, so the next call drops it, connects anew
+and sends again what is unanswered. No exception of another kind than our own
+is used for control, and none of a handler's is taken for one.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgpack
 
 from inmem.board import SUPPORTED, Board
-from inmem.client.dealer import Dealer
-from inmem.config import (
-    FORMAT_VERSION,
-    MAX_IN_FLIGHT,
-    MAX_IN_FLIGHT_BYTES,
-    MAX_MESSAGE_BYTES,
-    PROTOCOL_VERSION,
-)
-from inmem.control import ACTIVE, EPOCH, Control, ControlState
+from inmem.client.link import Link
+from inmem.client.protocol import PATIENCE_S, Answered, SessionProtocol
+from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT_BYTES, PROTOCOL_VERSION, Settings
+from inmem.control import EPOCH, Control, ControlState
 from inmem.errors import (
     BusyError,
     ClosedError,
@@ -41,147 +34,24 @@ from inmem.errors import (
     WriterUnavailableError,
     from_wire,
 )
-from inmem.wire import (
-    ANSWER,
-    ANSWER_HEADER,
-    APPLIED,
-    CHECKPOINT,
-    COMMIT,
-    COMMIT_HEADER,
-    FAILED,
-    FLAG_SYNC,
-    GOODBYE,
-    GOODBYE_HEADER,
-    REFUSED,
-    REQUEST_HEADER,
-    RESEND,
-    WELCOME,
-    hello,
-    parse_map,
-)
+from inmem.wire import APPLIED, FLAG_SYNC, GOODBYE, GOODBYE_HEADER, REFUSED
 
-if TYPE_CHECKING:
-    from inmem.client.attachment import Attachment
-
-_SLICE_MS: Final = 10  # how long to block before looking whether the writer lives
-_SPIN: Final = 200  # looks before sleeping, about 100 µs: a wake-up costs more than a short wait
-_CROWD: Final = 1  # sessions that commit now; with more of them long spins are stolen from the others
-_SPIN_IN_CROWD: Final = 60
-_SLEEP_US: Final = 1000  # first sleep; doubles, so that a missed wake is cheap and a long wait too
-_SLEEP_MAX_US: Final = _SLICE_MS * 1000
-_BUSY_DELAY_S: Final = 0.01
-_ASK_AGAIN: Final = 32  # commits between two questions for the lost answer of an older one
-_PATIENCE_S: Final = 1.0  # without an answer of a living writer: far beyond a large commit's time
 _RETRY_S: Final = 0.002  # before another look at who serves; doubles
 _RETRY_MAX_S: Final = 0.1
 
 
-class Line:
-    """A socket to one incarnation of the writer, and a way to see its death."""
+class WriterAccess(Protocol):
+    """What a session needs of its process: who serves, and the board that it shares."""
 
-    def __init__(self, state: ControlState, control: Control, deadline: float) -> None:
-        self.epoch = state.epoch
-        self._control = control
-        self._board: Board | None = None
-        self._slot = -1
-        self._mail = 0
-        self._pidfd = -1
-        self._died = False
-        try:
-            self._pidfd = os.pidfd_open(state.pid)
-        except ProcessLookupError:
-            self._died = True
-        dealer = self._dealer = Dealer(state.endpoint, MAX_MESSAGE_BYTES)
-        try:
-            self._died |= not dealer.connect(deadline)
-        except BaseException:
-            self.close()
-            raise
-        self.send = dealer.send
+    closed: bool
+    control: Control
+    settings: Settings
+    path: str
+    database_id: bytes
 
-    def use_board(self, board: Board, slot: int) -> None:
-        """From now on answers come through a slot of a board."""
-        self._board = board
-        self._slot = slot
-        self._mail = board.mail(slot)
+    def ensure_writer(self, deadline: float) -> ControlState: ...
 
-    def offer(self, frame: bytes) -> bool:
-        """Send a frame through the lane of the slot; False if it must go through the socket.
-
-        Through that it goes, too, while the writer sleeps: it has to be woken anyhow.
-        """
-        board = self._board
-        if board is None or board.writer_sleeps() or not board.offer(self._slot, frame):
-            return False
-        if board.writer_sleeps():  # it lay down meanwhile, and may not have seen the lane
-            self.send(b"")
-        return True
-
-    def answer(self, sequence: int) -> tuple[int, int, bytes] | bytes | None:
-        """The answer to a commit, or a frame that came instead; None after a slice without either.
-
-        Looks for a while before it sleeps, a shorter one if others commit too:
-        with more runnable processes than cores that keeps them from their work.
-        """
-        board = self._board
-        if self._dealer.is_sending:
-            self._dealer.pump(_SLICE_MS)
-            return None
-        if board is None:
-            return self.receive()
-        slot = self._slot
-        spin = _SPIN if self._control.words[ACTIVE] <= _CROWD else _SPIN_IN_CROWD
-        if board.look(slot, sequence, spin):
-            return board.fetch(slot, sequence)
-        pause_us = _SLEEP_US
-        while pause_us <= _SLEEP_MAX_US:
-            board.sleep(slot, sequence, self._mail, pause_us)
-            if board.look(slot, sequence, 0):
-                return board.fetch(slot, sequence)
-            if board.mail(slot) != self._mail:
-                return self.receive()
-            pause_us *= 2
-        return None
-
-    def look(self, sequence: int) -> tuple[int, int, bytes] | None:
-        """An answer that is on the board already."""
-        board, slot = self._board, self._slot
-        return board.fetch(slot, sequence) if board is not None and board.look(slot, sequence, 0) else None
-
-    def has_mail(self) -> bool:
-        """Whether the board announces a frame that has not come yet."""
-        return self._board is not None and self._board.mail(self._slot) != self._mail
-
-    def took_mail(self) -> None:
-        """A frame that the board announced has come, whoever received it."""
-        self._mail += 1
-
-    def receive(self) -> bytes | None:
-        """The next frame of the socket; None after a slice without one."""
-        return self._dealer.receive(_SLICE_MS)
-
-    @property
-    def is_sending(self) -> bool:
-        """Whether a frame is on its way out."""
-        return self._dealer.is_sending
-
-    def is_dead(self) -> bool:
-        """Whether the writer's process has ended, or the connection to it."""
-        self._dealer.pump(0)
-        if self._dealer.ended:
-            return True
-        if not self._died and self._pidfd >= 0:
-            poll = select.poll()
-            poll.register(self._pidfd, select.POLLIN)
-            self._died = bool(poll.poll(0))
-        return self._died
-
-    def close(self) -> None:
-        """Close the socket; what it has taken still arrives."""
-        self._dealer.close()
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+    def board(self, path: str) -> Board: ...
 
 
 class Applied(NamedTuple):
@@ -191,57 +61,26 @@ class Applied(NamedTuple):
     results: list[Any]
 
 
-class _Patience:
-    """With a writer that lives and does not answer: when to say it again, ever more rarely.
+class Session:
+    """Commits in order. Its lock lets another thread resolve an unknown commit.
 
-    It may have dropped the answer, to a client that did not read for long.
+    One call at a time: a call that comes in the middle of another one of the
+    same thread is refused. `inmem.client.attachment` gives it another session.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    def is_over(self) -> bool:
-        """Whether it is time; then it begins anew, twice as long."""
-        now = time.monotonic()
-        if now < self._end:
-            return False
-        self._seconds *= 2
-        self._end = now + self._seconds
-        return True
-
-
-class _Pending:
-    __slots__ = ("body", "flags", "sent")
-
-    def __init__(self, body: bytes, flags: int) -> None:
-        self.body = body
-        self.flags = flags
-        self.sent = 0  # how often
-
-
-class Session:
-    """One thread's session. Its lock lets another thread resolve an unknown commit."""
-
-    def __init__(self, attachment: Attachment) -> None:
-        self._attachment = attachment
-        self._lock = threading.RLock()
-        self._id = os.urandom(16)
+    def __init__(self, access: WriterAccess) -> None:
+        self._link: Link | None = None
         self._pid = os.getpid()
-        self._registered = False
-        self._next = 1
-        self._pending: dict[int, _Pending] = {}  # unanswered, in sequence order
-        self._answers: dict[int, tuple[int, int, bytes]] = {}  # answered, not yet fetched
-        self._lost: set[int] = set()  # unanswered, of a session that no writer knows any more
-        self._replies: dict[int, tuple[int, int, bytes]] = {}
-        self._requests = 0
-        self._resent_from = 0  # where the last gap began, until something is answered
-        self._patience: _Patience | None = None  # runs while nothing is answered
-        self._line: Line | None = None
+        self._access = access
+        self._lock = threading.RLock()
+        self._in_call = False
+        self._is_whole = True  # False while a call uses the link: it is suspect if that was interrupted
         self._closed = False
-        self._welcome: dict[str, Any] | None = None
+        self.protocol = SessionProtocol(
+            max_in_flight=access.settings.max_in_flight, patience_s=PATIENCE_S
+        )
 
-    # --- commits --------------------------------------------------------------------
+    # --- commits ----------------------------------------------------------------------
 
     def commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied:
         """Send a commit and wait for its outcome. Cost: one round trip.
@@ -252,92 +91,137 @@ class Session:
             InmemError: what the writer decided.
         """
         with self._lock:
-            deadline = time.monotonic() + timeout_s
-            sequence = self._submit(body, sync, deadline)
-            return self._outcome(sequence, deadline, timeout_s)
+            if self._in_call:
+                raise _nested()
+            self._in_call = True
+            try:
+                deadline = time.monotonic() + timeout_s
+                sequence = self._submit(body, sync, deadline)
+                return self._outcome(sequence, deadline, timeout_s)
+            finally:
+                self._in_call = False
 
     def submit(self, body: bytes, *, sync: bool, timeout_s: float) -> int:
         """Send a commit and do not wait; `outcome` fetches what became of it."""
         with self._lock:
-            return self._submit(body, sync, time.monotonic() + timeout_s)
+            if self._in_call:
+                raise _nested()
+            self._in_call = True
+            try:
+                sequence = self._submit(body, sync, time.monotonic() + timeout_s)
+                self._is_whole = True
+                return sequence
+            finally:
+                self._in_call = False
 
     def has_room(self, body: bytes) -> bool:
         """Whether a commit can be sent while the unanswered ones are under way."""
-        waiting = self._pending
-        return not waiting or sum(len(p.body) for p in waiting.values()) + len(body) <= MAX_IN_FLIGHT_BYTES
+        return self.protocol.has_room(body)
 
     def outcome(self, sequence: int, timeout_s: float) -> Applied:
         """Wait for a submitted commit; raises like `commit`."""
         self._refuse_in_child()
         with self._lock:
-            return self._outcome(sequence, time.monotonic() + timeout_s, timeout_s)
+            if self._in_call:
+                raise _nested()
+            self._in_call = True
+            try:
+                return self._outcome(sequence, time.monotonic() + timeout_s, timeout_s)
+            finally:
+                self._in_call = False
 
     def _refuse_in_child(self) -> None:
         if self._pid != os.getpid():
             raise ForkError("this pipeline or transaction belongs to the parent process")
 
     def _submit(self, body: bytes, sync: bool, deadline: float) -> int:
+        """Number and send a commit; the link stays suspect until the caller has done its part."""
         self._refuse_in_child()
-        if len(self._pending) >= self._attachment.settings.max_in_flight:
-            raise BusyError(
-                f"{len(self._pending)} commits of this thread are unanswered",
-                what="commits in flight", limit=self._attachment.settings.max_in_flight,
-            )
-        if not self.has_room(body):
-            raise BusyError(
-                f"the unanswered commits of this thread and this one of {len(body)} bytes are too large",
-                what="bytes in flight", limit=MAX_IN_FLIGHT_BYTES,
-            )
-        line = self._line
-        if line is None or self._attachment.control.words[EPOCH] != line.epoch:
-            line = self._connect(deadline)
-        sequence = self._next
-        pending = _Pending(body, FLAG_SYNC if sync else 0)
-        self._pending[sequence] = pending
-        self._next = sequence + 1
-        self._send(line, sequence, pending)
+        protocol = self.protocol
+        link = self._ready(deadline)
+        self._is_whole = False
+        if protocol.unanswered:
+            self._take_ready(link)
+            link = self._make_room(link, body, deadline)
+        is_alone = not protocol.unanswered
+        sequence = protocol.submit(body, FLAG_SYNC if sync else 0)
+        frame = protocol.frame(sequence)
+        # With others on their way it would overtake them, or they it.
+        if not is_alone or not link.offer(frame):
+            link.send(frame)
         return sequence
 
-    def _send(self, line: Line, sequence: int, pending: _Pending) -> None:
-        pending.sent += 1
-        answered_below = next(iter(self._pending))
-        frame = COMMIT_HEADER.pack(COMMIT, pending.flags, self._id, sequence, answered_below) + pending.body
-        # With others on their way it would overtake them, or they it.
-        if pending.sent > 1 or answered_below != sequence or not line.offer(frame):
-            line.send(frame)
+    def _make_room(self, link: Link, body: bytes, deadline: float) -> Link:
+        """If too much is unanswered, take in what was answered meanwhile.
+
+        Raises:
+            BusyError: that was not enough; nothing was sent.
+        """
+        protocol = self.protocol
+        if protocol.has_room(body):
+            return link
+        self._take_older(link, protocol.next_sequence)
+        if not protocol.has_room(body):
+            self._step(deadline, next(iter(protocol.unanswered)))  # sees a new writer, and says things again
+            link = self._link or self._connect(deadline)
+            self._take_older(link, protocol.next_sequence)
+        if protocol.has_room(body):
+            return link
+        self._is_whole = True
+        count, limit = len(protocol.unanswered), self._access.settings.max_in_flight
+        if count >= limit:
+            raise BusyError(
+                f"{count} commits of this thread are unanswered", what="commits in flight", limit=limit
+            )
+        raise BusyError(
+            f"the unanswered commits of this thread and this one of {len(body)} bytes are too large",
+            what="bytes in flight", limit=MAX_IN_FLIGHT_BYTES,
+        )
 
     def _outcome(self, sequence: int, deadline: float, timeout_s: float) -> Applied:
-        answers = self._answers
+        protocol = self.protocol
         try:
-            while sequence not in answers:
-                if sequence in self._lost:
+            while (answered := protocol.fetch(sequence)) is None:
+                if sequence in protocol.lost:
+                    self._is_whole = True
                     raise self._unknown(sequence, "no writer knows its session any more", False)
-                self._step(deadline, sequence)
-        except (TimeoutError, WriterUnavailableError) as error:
-            why = f"no answer within {timeout_s} s" if isinstance(error, TimeoutError) else str(error)
-            raise self._unknown(sequence, why, True) from None
-        status, version, result = answers.pop(sequence)
+                if not self._step(deadline, sequence):
+                    self._is_whole = True
+                    raise self._unknown(sequence, f"no answer within {timeout_s} s", True)
+        except WriterUnavailableError as error:
+            raise self._unknown(sequence, str(error), True) from None
+        self._is_whole = True
+        status, version, result = answered
         if status == APPLIED:
             return Applied(version, msgpack.unpackb(result))
-        raise from_wire(msgpack.unpackb(result))
+        raise _as_error(status, result)
 
     def _unknown(self, sequence: int, why: str, can_resend: bool) -> CommitUnknownError:
         error = CommitUnknownError(
-            f"the outcome of this commit is not known: {why}", commit_id=f"{self._id.hex()}:{sequence}"
+            f"the outcome of this commit is not known: {why}",
+            commit_id=f"{self.protocol.session_id.hex()}:{sequence}",
         )
         if can_resend:
-            default = self._attachment.settings.timeout_s
+            default = self._access.settings.timeout_s
             error._resend = lambda timeout_s: self._resolve(sequence, timeout_s or default)
         return error
 
     def _resolve(self, sequence: int, timeout_s: float) -> Applied:
         self._refuse_in_child()
         with self._lock:
-            if self._closed:
-                raise ClosedError("the database was closed")
-            if sequence in self._pending and self._line is not None:
-                self._send(self._line, sequence, self._pending[sequence])
-            return self._outcome(sequence, time.monotonic() + timeout_s, timeout_s)
+            if self._in_call:
+                raise _nested()
+            self._in_call = True
+            try:
+                if self._closed:
+                    raise ClosedError("the database was closed")
+                deadline = time.monotonic() + timeout_s
+                if sequence in self.protocol.unanswered and self._link is not None and self._is_whole:
+                    self._is_whole = False
+                    self._link.send(self.protocol.frame(sequence))
+                return self._outcome(sequence, deadline, timeout_s)
+            finally:
+                self._in_call = False
 
     # --- requests that change nothing -------------------------------------------------
 
@@ -348,148 +232,121 @@ class Session:
             WriterUnavailableError: no answer before the deadline.
         """
         with self._lock:
-            deadline = time.monotonic() + timeout_s
-            self._requests += 1
-            number = self._requests
-            line: Line | None = None
-            patience: _Patience | None = None
+            if self._in_call:
+                raise _nested()
+            self._in_call = True
             try:
-                while number not in self._replies:
-                    if self._line is None or line is not self._line:
-                        line = self._line or self._connect(deadline)
-                        patience = None
-                    if patience is None or patience.is_over():
-                        line.send(REQUEST_HEADER.pack(kind, number))
-                        # A checkpoint takes as long as it takes, and a second request means another one.
-                        patience = patience or _Patience(_PATIENCE_S if kind != CHECKPOINT else timeout_s)
-                    self._step(deadline)
-            except TimeoutError:
+                status, version, result = self._ask(kind, timeout_s)
+            finally:
+                self._in_call = False
+        if status == APPLIED:
+            return version, msgpack.unpackb(result)
+        raise from_wire(msgpack.unpackb(result))
+
+    def _ask(self, kind: int, timeout_s: float) -> Answered:
+        deadline = time.monotonic() + timeout_s
+        link = self._ready(deadline)
+        self._is_whole = False
+        number, frame = self.protocol.ask(kind)
+        link.send(frame)
+        while (reply := self.protocol.fetch_reply(number)) is None:
+            if not self._step(deadline, None):
+                self.protocol.drop_request(number)
+                self._is_whole = True
                 raise WriterUnavailableError(
-                    f"the writer did not answer within {timeout_s} s",
-                    path=str(self._attachment.directory.path),
-                ) from None
-            status, version, result = self._replies.pop(number)
-            self._replies.clear()
-            if status == APPLIED:
-                return version, msgpack.unpackb(result)
-            raise from_wire(msgpack.unpackb(result))
+                    f"the writer did not answer within {timeout_s} s", path=self._access.path
+                )
+        self._is_whole = True
+        return reply
 
-    # --- the line -----------------------------------------------------------------------
+    # --- the link -----------------------------------------------------------------------
 
-    def _step(self, deadline: float, sequence: int | None = None) -> None:
+    def _ready(self, deadline: float) -> Link:
+        """The link to the writer of now."""
+        if not self._is_whole:
+            self._settle()
+        link = self._link
+        if link is None or self._access.control.words[EPOCH] != link.epoch:
+            link = self._connect(deadline)
+        return link
+
+    def _settle(self) -> None:
+        """A call was interrupted: what its link was doing is unknown."""
+        self._drop_link()
+        self.protocol.settle()
+        self._is_whole = True
+
+    def _step(self, deadline: float, sequence: int | None) -> bool:
         """Take in one answer or frame, or find out that the writer is gone and go to the next.
 
-        Raises:
-            TimeoutError: the deadline has passed.
+        `sequence` is the commit that is waited for, None for a reply. False if the deadline has passed.
         """
-        if self._attachment.closed:
+        if self._access.closed:
+            self._is_whole = True
             raise ClosedError("the database is closed")
-        line = self._line
-        if line is None:
-            line = self._connect(deadline)
-        came = line.receive() if sequence is None else line.answer(sequence)
+        protocol = self.protocol
+        link = self._link
+        if link is None:
+            link = self._connect(deadline)
+        came = link.receive() if sequence is None else link.wait(sequence)
         if isinstance(came, tuple):
             assert sequence is not None
-            self._resent_from = 0
-            self._patience = None
-            self._pending.pop(sequence, None)
-            self._answers[sequence] = came
-            if next(iter(self._pending), sequence) < sequence:
-                self._catch_up(line, sequence, deadline)
-        elif came is not None:
-            self._take(line, came, deadline)
-        elif line.is_dead() or self._attachment.control.words[EPOCH] != line.epoch:
+            protocol.answer(sequence, came)
+            if protocol.has_older(sequence):
+                self._take_older(link, sequence)
+                self._send_outgoing(link, deadline)
+            return True
+        if came is not None:
+            now = time.monotonic()
+            protocol.receive(came, now)
+            if sequence is not None and protocol.has_older(sequence):
+                self._take_ready(link)
+                if sequence not in protocol.unanswered:
+                    self._take_older(link, sequence)
+        elif link.has_ended() or self._access.control.words[EPOCH] != link.epoch:
             self._connect(deadline)
+            return True
         else:
-            if time.monotonic() >= deadline:
-                raise TimeoutError
-            if self._patience is None or line.is_sending:
-                self._patience = _Patience(_PATIENCE_S)
-            elif self._patience.is_over():
-                self._send_again(line, 0)
+            now = time.monotonic()
+            if not link.is_sending:
+                protocol.tick(now)
+        self._send_outgoing(link, deadline)
+        return now < deadline or (came is not None and sequence not in protocol.unanswered)
 
-    def _catch_up(self, line: Line, sequence: int, deadline: float) -> None:
-        """Take in the answers to commits before one that was answered, whose callers did not wait for them.
+    def _take_ready(self, link: Link) -> None:
+        """Take in the oldest answers while they are on the board."""
+        protocol = self.protocol
+        while protocol.unanswered:
+            oldest = next(iter(protocol.unanswered))
+            came = link.look(oldest)
+            if came is None:
+                return
+            protocol.answer(oldest, came)
 
-        They were decided before it. Left alone they would hold up all that
-        the writer may forget, until it takes no more of this session.
+    def _take_older(self, link: Link, sequence: int) -> None:
+        """Take in the answers to commits before one, whose callers did not wait for them.
+
+        Left alone they would hold up all that the writer may forget, until it takes no more of this session.
         """
-        for older in [number for number in self._pending if number < sequence]:
-            came = line.look(older)
+        protocol = self.protocol
+        for older in protocol.older(sequence):
+            came = link.look(older)
             if came is not None:
-                del self._pending[older]
-                self._answers[older] = came
-        while line.has_mail() and (frame := line.receive()) is not None:
-            self._take(line, frame, deadline)
-        for older, pending in self._pending.items():
-            if older < sequence and sequence % _ASK_AGAIN == 0:  # its answer was lost on the way
-                self._send(line, older, pending)
-        while len(self._answers) > MAX_IN_FLIGHT:  # nobody has asked for the oldest, and it is long ago
-            del self._answers[next(iter(self._answers))]
+                protocol.answer(older, came)
+        while protocol.has_older(sequence) and (frame := link.receive(0)) is not None:
+            protocol.receive(frame, time.monotonic())
+        for frame in protocol.ask_again(sequence):
+            link.send(frame)
 
-    def _take(self, line: Line, frame: bytes, deadline: float) -> None:
-        kind = frame[0]
-        self._patience = None
-        if kind == WELCOME:
-            self._welcome = parse_map(frame)
-            return
-        _, status, number, version = ANSWER_HEADER.unpack_from(frame)
-        result = frame[ANSWER_HEADER.size :]
-        if kind != ANSWER:
-            self._replies[number] = status, version, result
-            return
-        line.took_mail()
-        if number in self._pending:
-            if status in (APPLIED, FAILED):
-                self._resent_from = 0
-                del self._pending[number]
-                self._answers[number] = status, version, result
-            elif status == RESEND and version != self._resent_from:
-                # All that came after the gap are answered like this: the first answer is enough.
-                self._resent_from = version
-                self._send_again(line, version)
-            elif status == REFUSED:
-                self._refused(line, number, result, deadline)
-
-    def _refused(self, line: Line, number: int, result: bytes, deadline: float) -> None:
-        code, message, _ = msgpack.unpackb(result)
-        if code == "busy":
-            if time.monotonic() >= deadline:
-                raise TimeoutError
-            time.sleep(_BUSY_DELAY_S)
-            self._send_again(line, number)
-        elif code == "session_unknown":
-            self._renew(number)
+    def _send_outgoing(self, link: Link, deadline: float) -> None:
+        if not self.protocol.is_welcome:  # the writer did not know the session: it has a new id now
             self._connect(deadline)
-        else:
-            raise InmemError(
-                f"the writer refused a commit: {message}", hint="Report this: it should not happen."
-            )
+            return
+        for frame in self.protocol.outgoing():
+            link.send(frame)
 
-    def _renew(self, refused: int) -> None:
-        """Begin a new session. What was refused for that, from `refused` on, moves to it.
-
-        What was sent more than once, or before, may have been applied while
-        the session was known: nobody can tell any more.
-        """
-        waiting, self._pending = self._pending, {}
-        self._id = os.urandom(16)
-        self._registered = False
-        for sequence, pending in waiting.items():
-            if not pending.sent or (pending.sent == 1 and sequence >= refused):
-                pending.sent = 0
-                self._pending[sequence] = pending
-            else:
-                self._lost.add(sequence)
-        self._drop_line()
-
-    def _send_again(self, line: Line, first: int) -> None:
-        for sequence, pending in self._pending.items():
-            if sequence >= first:
-                self._send(line, sequence, pending)
-
-    def _connect(self, deadline: float) -> Line:
-        """A line to the writer of now, with the session known there and all pending sent.
+    def _connect(self, deadline: float) -> Link:
+        """A link to the writer of now, with the session known there and all unanswered commits sent.
 
         Raises:
             WriterUnavailableError: not before the deadline.
@@ -499,93 +356,106 @@ class Session:
             raise ClosedError("the database is closed")
         pause_s = _RETRY_S
         while True:
-            self._drop_line()
-            state = self._attachment.ensure_writer(deadline)
+            self._drop_link()
+            link = Link(self._access.ensure_writer(deadline), self._access.control)
             try:
-                line = Line(state, self._attachment.control, deadline)
-                try:
-                    known = self._greet(line, deadline)
-                except BaseException:
-                    line.close()
-                    raise
-            except TimeoutError:
-                raise self._not_welcome() from None
-            if known is None:  # that writer died too, or has just begun to listen at another place
-                line.close()
+                is_known = self._greet(link, deadline)
+                if is_known:
+                    self._take_slot(link)
+                    for frame in self.protocol.outgoing():
+                        link.send(frame)
+                    self._link = link
+                    return link
+            finally:
+                if self._link is not link:
+                    link.close()
+            if is_known is None:  # that writer died too, or has just begun to listen at another place
                 if time.monotonic() >= deadline:
                     raise self._not_welcome()
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _RETRY_MAX_S)
-                continue
-            self._line = line
-            if not known:
-                self._renew(self._next)
-                continue
-            self._registered = True
-            try:
-                self._take_slot(line)
-            except BaseException:  # no memory to map the board, or an interrupt: the next call greets anew
-                self._drop_line()
-                raise
-            if self._pending:
-                self._send_again(line, 0)
-            return line
 
-    def _greet(self, line: Line, deadline: float) -> bool | None:
+    def _greet(self, link: Link, deadline: float) -> bool | None:
         """Whether the session is known to the writer; None if that died."""
-        attachment = self._attachment
-        self._welcome = None
-        greeting = hello(
-            protocol=PROTOCOL_VERSION, format=FORMAT_VERSION, database=attachment.identity.database_id,
-            session=self._id, pid=os.getpid(), resume=self._registered,
+        access, protocol = self._access, self.protocol
+        reached = link.connect(deadline)
+        if reached is None:
+            raise self._not_welcome()
+        if not reached:
+            return None
+        greeting = protocol.greeting(
+            pid=os.getpid(), database=access.database_id, protocol=PROTOCOL_VERSION,
+            format_version=FORMAT_VERSION,
         )
-        line.send(greeting)
-        patience = _Patience(_PATIENCE_S)
-        while self._welcome is None:
-            frame = line.receive()
-            if frame is not None:
-                self._take(line, frame, deadline)
-            elif line.is_dead() or attachment.control.words[EPOCH] != line.epoch:
+        link.send(greeting)
+        silence_s = PATIENCE_S
+        again = time.monotonic() + silence_s
+        while protocol.welcome is None:
+            now = time.monotonic()
+            if (frame := link.receive()) is not None:
+                protocol.receive(frame, now)
+            elif link.has_ended() or access.control.words[EPOCH] != link.epoch:
                 return None
-            elif time.monotonic() >= deadline:
+            elif now >= deadline:
                 raise self._not_welcome()
-            elif patience.is_over():
-                line.send(greeting)
-        if "error" in self._welcome:
-            raise from_wire(self._welcome["error"])
-        return bool(self._welcome["known"])
+            elif now >= again:
+                silence_s *= 2
+                again = now + silence_s
+                link.send(greeting)
+        if "error" in protocol.welcome:
+            raise from_wire(protocol.welcome["error"])
+        return protocol.welcomed()
 
     def _not_welcome(self) -> WriterUnavailableError:
         return WriterUnavailableError(
-            "the writer did not welcome this process in time", path=str(self._attachment.directory.path)
+            "the writer did not welcome this process in time", path=self._access.path
         )
 
-    def _take_slot(self, line: Line) -> None:
-        assert self._welcome is not None
-        slot, path = self._welcome["slot"], self._welcome["board"]
+    def _take_slot(self, link: Link) -> None:
+        welcome = self.protocol.welcome
+        assert welcome is not None
+        slot, path = welcome["slot"], welcome["board"]
         if slot < 0 or not SUPPORTED:
             return
         try:
-            line.use_board(self._attachment.board(path), slot)
+            link.use_board(self._access.board(path), slot)
         except FileNotFoundError:
-            pass  # that writer has gone: this line will notice
+            pass  # that writer has gone: the next wait will notice
 
-    def _drop_line(self) -> None:
-        line, self._line = self._line, None
-        if line is not None:
-            line.close()
+    def _drop_link(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
     def close(self) -> None:
-        """Say goodbye, if nothing is unanswered, and close the line."""
+        """Say goodbye, if nothing is unanswered, and close the link."""
         with self._lock:
-            if self._line is not None and not self._pending and not self._line.is_dead():
-                self._line.send(GOODBYE_HEADER.pack(GOODBYE, self._id))
             self._closed = True
-            self._drop_line()
+            if self._in_call:
+                return  # the call below this one finds the database closed
+            if not self._is_whole:
+                self._settle()
+            link = self._link
+            if link is not None and not self.protocol.unanswered and not link.has_ended():
+                link.send(GOODBYE_HEADER.pack(GOODBYE, self.protocol.session_id))
+            self._drop_link()
 
     def __del__(self) -> None:
         # A thread that ends takes its session with it. In a forked child it is the parent's.
-        if self.__dict__.get("_line") is not None and self._pid == os.getpid():
+        if self.__dict__.get("_link") is not None and self._pid == os.getpid():
             self.close()
 
 
+def _nested() -> BusyError:
+    return BusyError(
+        "this thread is in the middle of another call with this pipeline, transaction or commit",
+        what="calls at once", limit=1,
+        hint="A signal handler or finalizer must not use what the code that it interrupts is using.",
+    )
+
+
+def _as_error(status: int, result: bytes) -> InmemError:
+    if status != REFUSED:
+        return from_wire(msgpack.unpackb(result))
+    message = msgpack.unpackb(result)[1]
+    return InmemError(f"the writer refused a commit: {message}", hint="Report this: it should not happen.")

@@ -8,6 +8,7 @@ none.
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -363,8 +364,8 @@ def _opened(file: Path | str | BinaryIO) -> Iterator[BinaryIO]:
         return
     name = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
     try:  # before there is a file: an interrupt may come as soon as there is one
-        fd = open_private(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        with os.fdopen(fd, "w+b", buffering=1 << 20) as out:
+        file = open_private(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        with io.BufferedRandom(file, 1 << 20) as out:
             yield out
             out.flush()
             os.fsync(out.fileno())

@@ -34,6 +34,7 @@ payloads are MessagePack:
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import struct
@@ -109,8 +110,7 @@ def write_checkpoint(path: Path, stand: Stand, tables: Iterable[tuple[Table, Ite
         FileExistsError: the path is taken.
         OSError: the disk; what was written is left for the caller to remove.
     """
-    fd = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    with os.fdopen(fd, "wb") as file:
+    with io.BufferedWriter(open_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)) as file:
         head = _HEAD.pack(MAGIC, FORMAT_VERSION, 0)
         file.write(head)
         payload = msgpack.packb({name: getattr(stand, name) for name in _FIELDS})
@@ -161,7 +161,7 @@ class CheckpointReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
-        self._file: BinaryIO = os.fdopen(open_private(path, os.O_RDONLY), "rb", buffering=1 << 20)
+        self._file: BinaryIO = io.BufferedReader(open_private(path, os.O_RDONLY), 1 << 20)
         try:
             self.bytes = os.fstat(self._file.fileno()).st_size
             self.stand = self._read_stand()

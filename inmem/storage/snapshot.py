@@ -51,9 +51,9 @@ class _Opened:
     __slots__ = ("_to_close", "data", "env", "generation", "is_left", "live", "path", "tables")
 
     def __init__(self, path: Path, generation: int) -> None:
+        self.path = str(path)
         self.env, self.tables = open_for_reading(path)
         self.data = self.tables[Table.DATA]
-        self.path = str(path)
         self.generation = generation
         self.live: dict[int, tuple[Any, float]] = {}  # snapshot -> transaction, end of its time
         self.is_left = False  # no snapshot may begin here any more
@@ -92,7 +92,8 @@ class Image:
         self._control = control
         self._stem = stem
         self._revive = revive
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_moving = False  # a thread, the holder of the lock, opens or closes the image
         self._now: _Opened | None = None
         self._before: _Opened | None = None  # the generation before, while snapshots are open in it
         self._closed = False
@@ -152,7 +153,17 @@ class Image:
         deadline = time.monotonic() + _ATTACH_PATIENCE_S
         while True:
             with self._lock:
-                opened = self._try_attach()
+                if self._is_moving:
+                    raise BusyError(
+                        "this thread is in the middle of opening or closing the image",
+                        what="calls at once", limit=1,
+                        hint="A signal handler or finalizer came in the middle of it: read again later.",
+                    )
+                self._is_moving = True
+                try:
+                    opened = self._try_attach()
+                finally:
+                    self._is_moving = False
             if opened is not None:
                 return opened
             if time.monotonic() > deadline:
@@ -191,6 +202,9 @@ class Image:
                 return None
             raise CorruptionError(f"{path}: {error}", file=state.image, offset=0) from error
         self._now = opened
+        if self._closed:  # by a call in the middle of this one
+            self._leave()
+            raise ClosedError("the database is closed")
         return opened
 
     def _leave(self) -> None:
@@ -216,8 +230,9 @@ class Image:
         """Close the image; open snapshots of it end."""
         with self._lock:
             self._closed = True
-            self._leave()
-            self._leave_before(at_once=True)
+            if not self._is_moving:
+                self._leave()
+                self._leave_before(at_once=True)
 
     # Around a fork. Between before_fork and after_fork_* the lock is held, so
     # that no other thread opens the image again inside the window.
@@ -225,6 +240,7 @@ class Image:
     def before_fork(self) -> None:
         """Close the image unless a snapshot is open on it."""
         self._lock.acquire()
+        self._is_moving = True
         now = self._now
         if now is not None and not now.live:
             self._now = None
@@ -232,11 +248,13 @@ class Image:
 
     def after_fork_in_parent(self) -> None:
         """Go on; the next read opens the image again."""
+        self._is_moving = False
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
         """Start afresh, or refuse what the parent had snapshots open in."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._is_moving = False
         for opened in (self._now, self._before):
             if opened is not None:
                 _INHERITED.append((opened, opened.live))
@@ -257,8 +275,8 @@ class Snapshot:
     __slots__ = ("_born", "_ended_by", "_home", "_max_age_s", "_txn", "now_us")
 
     def __init__(self, image: Image, home: _Opened, max_age_s: float) -> None:
-        self._home = home
         self._txn: Any = None
+        self._home = home
         self._txn = home.env.begin(home.data)
         self._born = time.monotonic()
         self._max_age_s = max_age_s
@@ -326,8 +344,10 @@ class Snapshot:
             self._home.end(id(self))
 
     def __del__(self) -> None:
-        # A forgotten snapshot must not pin memory, nor its id stand for another object.
-        self.close()
+        # A forgotten snapshot must not pin memory, nor its id stand for another object. One whose making was
+        # interrupted has nothing yet.
+        if getattr(self, "_txn", None) is not None:
+            self.close()
 
 
 def scan(cursor: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[tuple[bytes, bytes]]:

@@ -31,6 +31,7 @@ from support import (
     epoch,
     kill,
     kill_writer,
+    launches_held,
     processes_of,
     stop_writer,
     wait_until,
@@ -39,7 +40,6 @@ from support import (
 from test_limits import ballast, needs_root, tmpfs
 
 import inmem
-from inmem.client import launcher
 from inmem.control import DURABLE
 from inmem.directory import DataDirectory
 from inmem.errors import (
@@ -125,7 +125,7 @@ class Dying:
 
     @contextmanager
     def nobody_starts_one(self) -> Iterator[None]:
-        with launcher.launch_lock(DataDirectory(self.path), time.monotonic() + 30.0):
+        with launches_held(self.path):
             yield
 
     def start(self, name: str, flag: Path) -> None:
@@ -400,7 +400,7 @@ def test_a_log_cut_to_where_it_was_durable_still_reaches_the_checkpoint(
     with db:
         for n in range(10):
             db.kv.put(RUN, "k", n)
-        with launcher.launch_lock(DataDirectory(store_path), time.monotonic() + 30.0):
+        with launches_held(store_path):
             asking = Asking(db)
             asking.start()
             wait_until(lambda: not writer_pid(store_path), "the writer dies")

@@ -159,7 +159,7 @@ def test_a_pipeline_of_large_values_waits(store_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("INMEM_PIPELINE_GROUP", "1")
     with inmem.open(store_path, durability="memory") as db:
         with db.pipeline() as pipe:
-            waiting = db._attachment.session()._pending
+            waiting = pipe._session.protocol.unanswered
             for number in range(count):
                 pipe.kv.put(RUN, f"large-{number % 3}", base + number.to_bytes(8, "big"))
                 pipe.kv.add(RUN, "n")
@@ -300,7 +300,7 @@ def shut_connections(pid: int, path: str) -> int:
 
 def test_connections_shut_under_work(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the guard does it, again and again: clients connect anew, and what was on its way is sent again."""
-    monkeypatch.setattr(session_module, "_PATIENCE_S", PATIENCE_S)
+    monkeypatch.setattr(session_module, "PATIENCE_S", PATIENCE_S)
     rounds = 8
     wrong: list[BaseException] = []
     stopping = threading.Event()
@@ -460,7 +460,7 @@ def proxied(
     store_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[inmem.Database, Proxy]]:
     """A store that this process reaches through a proxy."""
-    monkeypatch.setattr(session_module, "_PATIENCE_S", PATIENCE_S)
+    monkeypatch.setattr(session_module, "PATIENCE_S", PATIENCE_S)
     with inmem.open(store_path, timeout_s=20.0) as db:
         proxy = Proxy(scratch / "proxy", control_state(store_path).endpoint.removeprefix("ipc://"))
         original = Attachment.ensure_writer

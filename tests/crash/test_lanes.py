@@ -21,7 +21,8 @@ import inmem
 from inmem import board as board_module
 from inmem import wire
 from inmem.board import LANE_BYTES, Board
-from inmem.client.session import Line, Session
+from inmem.client.link import Link
+from inmem.client.session import Session
 from inmem.writer.mailbox import Mailbox
 from inmem.writer.slots import Slots
 
@@ -178,11 +179,16 @@ def test_a_client_wakes_a_writer_that_lay_down_meanwhile() -> None:
     for asleep, through_lane, sent in (
         ((True,), False, []), ((False, True), True, [b""]), ((False, False), True, []),
     ):
-        line, writer = Line.__new__(Line), Writer(*asleep)
+        line, writer = Link.__new__(Link), Writer(*asleep)
         frames: list[bytes] = []
-        line._board, line._slot, line._pidfd, line.send = writer, 3, -1, frames.append  # type: ignore[assignment]
+        line._board, line._slot, line.send = writer, 3, frames.append  # type: ignore[assignment]
         assert line.offer(b"frame") is through_lane
         assert frames == sent and writer.lane == [b"frame"] * through_lane and writer.asleep == []
+
+
+def link_of(db: inmem.Database) -> Link | None:
+    """What this thread's last call used."""
+    return db._attachment.session()._free[-1]._link
 
 
 # --- whose request it is ------------------------------------------------------------------------------
@@ -225,8 +231,8 @@ def test_a_hostile_board_harms_nobody_else(store_path: Path, workers: Workers) -
     with inmem.open(store_path) as db:
         db.kv.add(RUN, "n")
         pid = writer_pid(store_path)
-        line = db._attachment.session()._line
-        assert isinstance(line, Line) and line._board is not None
+        line = link_of(db)
+        assert line is not None and line._board is not None
         hostile = Board(line._board.path)
         worker = workers.start(adds, 0, store_path, "other")
         try:
@@ -428,7 +434,7 @@ def test_a_board_that_cannot_be_mapped_is_tried_again(
     take_slot = Session._take_slot
     failures = [MemoryError(), KeyboardInterrupt()]
 
-    def fails(self: Session, line: Line) -> None:
+    def fails(self: Session, line: Link) -> None:
         if failures:
             raise failures.pop()
         take_slot(self, line)
@@ -439,7 +445,7 @@ def test_a_board_that_cannot_be_mapped_is_tried_again(
             with pytest.raises(kind):
                 db.kv.add(RUN, "n")
         assert failures == [] and db.kv.add(RUN, "n") == 1, "what was not sent is not done"
-        line = db._attachment.session()._line
+        line = link_of(db)
         assert line is not None and line._board is not None
         assert db.kv.get(RUN, "n") == 1
 
@@ -448,8 +454,8 @@ def test_commits_use_the_lane_while_the_writer_is_awake(
     store_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offered: list[bool] = []
-    offer = Line.offer
-    monkeypatch.setattr(Line, "offer", lambda self, frame: offered.append(offer(self, frame)) or offered[-1])
+    offer = Link.offer
+    monkeypatch.setattr(Link, "offer", lambda self, frame: offered.append(offer(self, frame)) or offered[-1])
     with inmem.open(store_path) as db:
         worker = workers.start(adds, 0, store_path, "other")
         wait_until(lambda: workers.check() or workers.words[0] > 0, "another client works")
@@ -484,7 +490,7 @@ def test_a_request_that_waits_in_the_lane_is_done_once(store_path: Path, workers
                 with pytest.raises(inmem.CommitUnknownError) as unknown:  # noqa: SIM117
                     with db.transaction(RUN, timeout_s=0.02) as txn:
                         txn.kv.add("n")
-                line = db._attachment.session()._line
+                line = link_of(db)
                 assert line is not None and line._board is not None
                 slot = line._slot
                 taken = line._board._words[slot * board_module._SLOT_WORDS + board_module._TAKEN_WORD]

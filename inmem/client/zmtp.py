@@ -1,4 +1,4 @@
-"""A connection to the writer's mailbox: a ZeroMQ DEALER that needs no thread.
+"""A connection to the writer's mailbox: the part of a ZeroMQ DEALER in ZMTP, without a thread.
 
 Invariant: frames leave and arrive whole and in order, sending never blocks,
 and a connection that has ended says so. It knows frames, not what is in them.
@@ -39,7 +39,7 @@ _CHUNK: Final = 1 << 18
 _RETRY_S: Final = 0.001  # while the queue of connections is full
 
 
-class Dealer:
+class ZmtpConnection:
     """One connection. Not to be shared between threads."""
 
     def __init__(self, endpoint: str, max_frame_bytes: int) -> None:
@@ -54,26 +54,26 @@ class Dealer:
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
 
-    def connect(self, deadline: float) -> bool:
+    def connect(self, deadline: float) -> bool | None:
         """Connect and shake hands; False if nobody is there, or somebody else.
 
-        Raises:
-            TimeoutError: there was no answer before the deadline (of `time.monotonic`).
+        None if there was no answer before the deadline (of `time.monotonic`).
         """
         while True:
             try:
                 self._socket.connect(self._path)
                 break
-            except BlockingIOError:
+            except BlockingIOError:  # the queue of connections is full
                 if time.monotonic() >= deadline:
-                    raise TimeoutError("the queue of connections is full") from None
+                    return None
                 time.sleep(_RETRY_S)
-            except OSError:
-                self.ended = True
+            except OSError as error:
+                self._end(error)
                 return False
         self._write(_GREETING + _READY)
         while not self.ended and len(self._buffer) < len(_GREETING):
-            self._wait(deadline)
+            if not self._wait(deadline):
+                return None
         if bytes(self._buffer[0:1] + self._buffer[9:10]) != _SIGNATURE:
             self.ended = True
             return False
@@ -82,14 +82,21 @@ class Dealer:
             item = self._next()
             if item is not None:
                 return bool(item[0] & _COMMAND) and item[1].startswith(b"\5READY")
-            self._wait(deadline)
+            if not self._wait(deadline):
+                return None
         return False
 
-    def _wait(self, deadline: float) -> None:
+    def _wait(self, deadline: float) -> bool:
         left_ms = (deadline - time.monotonic()) * 1000
-        if left_ms <= 0:
-            raise TimeoutError("the other side does not answer")
-        self._exchange(left_ms)
+        if left_ms > 0:
+            self._exchange(left_ms)
+        return left_ms > 0
+
+    def _end(self, error: OSError) -> None:
+        """The socket failed. An error without a number is not of the socket: a signal handler raised it."""
+        if error.errno is None:
+            raise error
+        self.ended = True
 
     def send(self, frame: bytes) -> None:
         """Send a frame; what the socket does not take now goes with the next call of anything."""
@@ -106,8 +113,8 @@ class Dealer:
             sent = self._send(data, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             sent = 0
-        except OSError:
-            self.ended = True
+        except OSError as error:
+            self._end(error)
             return
         if sent < len(data):
             self._unsent += memoryview(data)[sent:]
@@ -119,8 +126,8 @@ class Dealer:
                 del self._unsent[: self._send(memoryview(self._unsent)[:_CHUNK], socket.MSG_NOSIGNAL)]
         except BlockingIOError:
             return
-        except OSError:
-            self.ended = True
+        except OSError as error:
+            self._end(error)
             return
         self._poll.modify(self._socket, select.POLLIN)
 
@@ -155,8 +162,9 @@ class Dealer:
                     data = self._socket.recv(_CHUNK)
                 except BlockingIOError:
                     continue
-                except OSError:
-                    data = b""
+                except OSError as error:
+                    self._end(error)
+                    continue
                 self._buffer += data
                 self.ended = self.ended or not data
 

@@ -1,0 +1,113 @@
+"""The link of a session to one incarnation of the writer: its socket, and its slot of the board.
+
+It moves frames and answers and sees the writer's end. It knows no commits:
+which frame is sent when is the business of `inmem.client.protocol`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from inmem.board import ANSWERED, Board
+from inmem.client.zmtp import ZmtpConnection
+from inmem.config import MAX_MESSAGE_BYTES
+from inmem.control import ACTIVE, Control, ControlState
+from inmem.wire import ANSWER
+
+SLICE_MS: Final = 10  # how long to block before looking whether the writer lives
+_SPIN: Final = 200  # looks before sleeping, about 100 µs: a wake-up costs more than a short wait
+_CROWD: Final = 1  # sessions that commit now; with more of them long spins are stolen from the others
+_SPIN_IN_CROWD: Final = 60
+_SLEEP_US: Final = 1000  # first sleep; doubles, so that a missed wake is cheap and a long wait too
+_SLEEP_MAX_US: Final = SLICE_MS * 1000
+
+
+class Link:
+    """A connection to one incarnation of the writer. Not to be shared between threads."""
+
+    def __init__(self, state: ControlState, control: Control) -> None:
+        self.epoch = state.epoch
+        self._control = control
+        self._board: Board | None = None
+        self._slot = -1
+        self._mail = 0  # frames that the board announced, and that have come
+        self._connection = ZmtpConnection(state.endpoint, MAX_MESSAGE_BYTES)
+        self.send = self._connection.send
+
+    def connect(self, deadline: float) -> bool | None:
+        """Shake hands; False if no writer is there, None if it did not answer before the deadline."""
+        return self._connection.connect(deadline)
+
+    def use_board(self, board: Board, slot: int) -> None:
+        """From now on requests and answers go through a slot of a board where they fit."""
+        self._board = board
+        self._slot = slot
+        self._mail = board.mail(slot)
+
+    def offer(self, frame: bytes) -> bool:
+        """Send a frame through the slot; False if it must go through the socket.
+
+        It must while the writer sleeps: the socket wakes it.
+        """
+        board = self._board
+        if board is None or board.writer_sleeps() or not board.offer(self._slot, frame):
+            return False
+        if board.writer_sleeps():  # it lay down meanwhile, and may not have seen the request
+            self.send(b"")
+        return True
+
+    def wait(self, sequence: int) -> tuple[int, int, bytes] | bytes | None:
+        """The answer to a commit, or a frame that came instead; None after a slice without either.
+
+        It looks for a while before it sleeps, and for a shorter one if others
+        commit too: with more runnable processes than cores, looking keeps
+        them from their work.
+        """
+        board = self._board
+        if self._connection.is_sending:
+            self._connection.pump(SLICE_MS)
+            return self.receive(0)
+        if board is None:
+            return self.receive()
+        slot, mail = self._slot, self._mail
+        spin = _SPIN if self._control.words[ACTIVE] <= _CROWD else _SPIN_IN_CROWD
+        pause_us = _SLEEP_US
+        while not (found := board.look_for(slot, sequence, mail, spin)):
+            if pause_us > _SLEEP_MAX_US:
+                return None
+            board.sleep(slot, sequence, mail, pause_us)
+            spin = 0
+            pause_us *= 2
+        if found == ANSWERED:
+            return board.fetch(slot, sequence)
+        announced = board.mail(slot)
+        frame = self.receive()
+        if frame is None:  # what was announced and does not come was dropped on the way
+            self._mail = announced
+        return frame
+
+    def look(self, sequence: int) -> tuple[int, int, bytes] | None:
+        """An answer that is on the board already."""
+        board, slot = self._board, self._slot
+        return board.fetch(slot, sequence) if board is not None and board.look(slot, sequence, 0) else None
+
+    def receive(self, timeout_ms: float = SLICE_MS) -> bytes | None:
+        """The next frame of the socket; None if none comes in time."""
+        frame = self._connection.receive(timeout_ms)
+        if frame is not None and frame[0] == ANSWER:  # others are not announced
+            self._mail += 1
+        return frame
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether a frame is on its way out."""
+        return self._connection.is_sending
+
+    def has_ended(self) -> bool:
+        """Whether the connection has ended. The kernel ends it with the writer's process."""
+        self._connection.pump(0)
+        return self._connection.ended
+
+    def close(self) -> None:
+        """Close the socket; what it has taken still arrives."""
+        self._connection.close()

@@ -1,0 +1,101 @@
+"""Calls and exceptions at every place where Python lets them come.
+
+A nested call comes from a trace function: before every instruction of the
+package's code. Real ones come at fewer places (a signal handler runs after
+calls and at backward jumps), or at any of them (a finalizer).
+
+An exception comes where the interpreter runs signal handlers: when a function
+begins, and after a call has returned. A profile function that raises there
+does exactly what a handler that raises does: the call has happened, its
+result is lost, and the exception is raised at the call.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import inmem
+
+PACKAGE = str(Path(inmem.__file__).parent)
+
+
+class _Injection:
+    """Count the places that a call goes through, and do something at one of them."""
+
+    def __init__(self, at: int, action: Callable[[], None]) -> None:
+        self.seen = 0
+        self.where = "nowhere"
+        self._at = at
+        self._action = action
+
+    def _reached(self, frame: FrameType) -> bool:
+        self.seen += 1
+        if self.seen - 1 != self._at:
+            return False
+        code = frame.f_code
+        self.where = f"{code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno} {code.co_name}"
+        return True
+
+
+class NestedCall(_Injection):
+    """Run `action` before the instruction (or line) number `at` of the package's code."""
+
+    def __init__(self, at: int, action: Callable[[], None], *, opcodes: bool) -> None:
+        super().__init__(at, action)
+        self._event = "opcode" if opcodes else "line"
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        """Make the call with the action in its middle."""
+        sys.settrace(self._enter)
+        try:
+            return call()
+        finally:
+            sys.settrace(None)
+
+    def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = self._event == "opcode"
+        frame.f_trace_lines = self._event == "line"
+        return self._inside
+
+    def _inside(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == self._event and self._reached(frame):
+            self._action()  # nothing is traced in here
+        return self._inside
+
+
+class Interrupt(_Injection):
+    """Raise at the place number `at` where the interpreter would run a signal handler."""
+
+    def __init__(self, at: int, action: Callable[[], None]) -> None:
+        super().__init__(at, action)
+        self._depth = 0
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        """Make the call, which may raise what the action raises."""
+        sys.setprofile(self._event)
+        try:
+            return call()
+        finally:
+            sys.setprofile(None)
+
+    def _event(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event not in ("call", "return", "c_return") or not _is_inside(frame, event):
+            return
+        if self._reached(frame):
+            sys.setprofile(None)
+            self._action()
+
+
+def _is_inside(frame: FrameType | None, event: str) -> bool:
+    """Whether the package's code is at work: it, or what it has called."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            return True
+        frame = frame.f_back
+    return False
