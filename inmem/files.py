@@ -35,6 +35,8 @@ def check_private_dir(path: Path) -> os.stat_result:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if error.errno is None:  # a signal handler's, not the system's
+            raise
         raise PermissionDeniedError(f"{path}: {error.strerror}", path=str(path)) from None
     if not stat.S_ISDIR(info.st_mode):
         kind = "a symlink" if stat.S_ISLNK(info.st_mode) else "not a directory"

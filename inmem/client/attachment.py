@@ -269,7 +269,9 @@ def _check_files() -> None:
         return
     try:
         count = sum(int(name) < limit for name in os.listdir("/proc/self/fd"))
-    except OSError:  # not one is left to look with
+    except OSError as error:  # not one is left to look with
+        if error.errno is None:  # a signal handler's, not the system's
+            raise
         count = limit
     if count > limit - _SPARE_FILES:
         raise LimitError(
