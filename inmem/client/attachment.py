@@ -96,17 +96,17 @@ class Hold:
         attachment.holds.add(id(self))
 
     def release(self) -> None:
-        """Give the share back. May be called twice."""
+        """Give the share back. May be called twice, and goes on where an interrupt ended it."""
         attachment = self.attachment
         with _registry_lock:
             if id(self) not in attachment.holds:
                 return
-            attachment.holds.discard(id(self))
-            if not attachment.holds:
+            if len(attachment.holds) == 1:
                 key = str(attachment.directory.path)
                 if _registry.get(key) is attachment:
                     del _registry[key]
                 attachment.close()
+            attachment.holds.discard(id(self))
 
     def __del__(self) -> None:
         if "attachment" in self.__dict__:

@@ -48,7 +48,7 @@ _RETRY_S: Final = 0.001
 class _Opened:
     """An image that this process has open, and the snapshots that are open in it."""
 
-    __slots__ = ("_to_close", "data", "env", "generation", "is_left", "live", "path", "tables")
+    __slots__ = ("data", "env", "generation", "is_left", "live", "path", "tables")
 
     def __init__(self, path: Path, generation: int) -> None:
         self.path = str(path)
@@ -57,7 +57,6 @@ class _Opened:
         self.generation = generation
         self.live: dict[int, tuple[Any, float]] = {}  # snapshot -> transaction, end of its time
         self.is_left = False  # no snapshot may begin here any more
-        self._to_close = [self.env]
 
     def is_needed(self) -> bool:
         """Whether a snapshot is open that may still be read."""
@@ -76,12 +75,7 @@ class _Opened:
         """Close it; what is open in it ends."""
         self.is_left = True
         self.live.clear()
-        if self._to_close:
-            try:
-                env = self._to_close.pop()
-            except IndexError:
-                return  # another thread was faster
-            env.close()
+        self.env.close()
 
 
 class Image:
@@ -110,9 +104,9 @@ class Image:
             except lmdb.ReadersFullError:
                 self._free_reader_slots(now.env)
             except lmdb.Error as error:
-                if self._now is now:
+                if not now.is_left:
                     raise _as_corruption(error, now.env) from error
-                # Another thread closed it for a fork or a switch: read again.
+                self._attach()  # it was closed for a fork or a switch: read again
 
     def snapshot(self, max_age_s: float) -> Snapshot:
         """One committed version, held open until closed or too old. Cost: about 3 µs."""
@@ -121,14 +115,14 @@ class Image:
                 self._leave_before()
         while True:
             now = self._now
-            if now is None or self._control.words[GENERATION] != now.generation:
+            if now is None or now.is_left or self._control.words[GENERATION] != now.generation:
                 now = self._attach()
             try:
                 snapshot = Snapshot(self, now, max_age_s)
             except lmdb.ReadersFullError:
                 self._free_reader_slots(now.env)
             except lmdb.Error as error:
-                if self._now is now:
+                if not now.is_left:
                     raise _as_corruption(error, now.env) from error
             else:
                 if not now.is_left:
@@ -182,8 +176,9 @@ class Image:
         state = self._control.read()
         if state is None:
             return None
-        if self._now is not None and state.generation == self._now.generation:
-            return self._now
+        now = self._now
+        if now is not None and state.generation == now.generation and not now.is_left:
+            return now
         path = Path(state.image)
         # A copied directory names its original's image, which is none of its business.
         if not state.generation or not path.name.startswith(self._stem):
@@ -209,22 +204,23 @@ class Image:
 
     def _leave(self) -> None:
         """Close the image, or leave that to the snapshots that are open in it."""
-        left, self._now = self._now, None
+        left = self._now
         if left is None:
             return
         self._leave_before(at_once=True)  # of more than two the memory would not be bounded
         left.is_left = True
         if left.is_needed():
-            self._before = left
+            self._before, self._now = left, None
         else:
             left.close()
+            self._now = None  # only now: who is interrupted before leaves it to the next read to close it
 
     def _leave_before(self, at_once: bool = False) -> None:
         """Close the generation before if nothing in it is needed; at once, whatever is open in it."""
         before = self._before
         if before is not None and (at_once or not before.is_needed()):
-            self._before = None
             before.close()
+            self._before = None
 
     def close(self) -> None:
         """Close the image; open snapshots of it end."""
@@ -243,8 +239,8 @@ class Image:
         self._is_moving = True
         now = self._now
         if now is not None and not now.live:
-            self._now = None
             now.close()
+            self._now = None
 
     def after_fork_in_parent(self) -> None:
         """Go on; the next read opens the image again."""

@@ -91,10 +91,10 @@ class Calls:
         self.add()
 
     def attach(self) -> None:
-        """A read that opens the image first, as after a fork or a switch of generation."""
-        image = self._db._attachment.image
-        image.before_fork()
-        image.after_fork_in_parent()
+        """A read that opens the image first, as after a switch of generation."""
+        now = self._db._attachment.image._now
+        if now is not None:
+            now.generation -= 1  # as if the control file named another one
         self.get()
 
     def second(self) -> None:

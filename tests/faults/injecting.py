@@ -29,6 +29,7 @@ class _Injection:
     def __init__(self, at: int, action: Callable[[], None]) -> None:
         self.seen = 0
         self.where = "nowhere"
+        self.is_ours = False  # else a library's code was reached, which the package's has called
         self._at = at
         self._action = action
 
@@ -37,6 +38,7 @@ class _Injection:
         if self.seen - 1 != self._at:
             return False
         code = frame.f_code
+        self.is_ours = code.co_filename.startswith(PACKAGE)
         self.where = f"{code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno} {code.co_name}"
         return True
 
@@ -74,7 +76,7 @@ class Interrupt(_Injection):
 
     def __init__(self, at: int, action: Callable[[], None]) -> None:
         super().__init__(at, action)
-        self._depth = 0
+        self._returning: FrameType | None = None
 
     def run(self, call: Callable[[], Any]) -> Any:
         """Make the call, which may raise what the action raises."""
@@ -83,19 +85,30 @@ class Interrupt(_Injection):
             return call()
         finally:
             sys.setprofile(None)
+            if self._returning is not None:
+                # A handler would have raised in the caller: the traceback would not hold what this one had.
+                self._returning.clear()
+                self._returning = None
 
     def _event(self, frame: FrameType, event: str, arg: Any) -> None:
-        if event not in ("call", "return", "c_return") or not _is_inside(frame, event):
+        del arg  # a result: the traceback would hold it
+        if event == "call":  # raising at the entry of a library's function, CPython 3.11 goes wrong
+            here = frame.f_code.co_filename.startswith(PACKAGE)
+        else:
+            here = event in ("return", "c_return")
+        if not here or not _is_inside(frame):
             return
         if self._reached(frame):
-            sys.setprofile(None)
+            self._returning = frame if event == "return" else None
             self._action()
 
 
-def _is_inside(frame: FrameType | None, event: str) -> bool:
-    """Whether the package's code is at work: it, or what it has called."""
+def _is_inside(frame: FrameType | None) -> bool:
+    """Whether the package's code is at work, or what it has called. Python drops what a finalizer raises."""
+    inside = False
     while frame is not None:
-        if frame.f_code.co_filename.startswith(PACKAGE):
-            return True
+        if frame.f_code.co_name == "__del__":
+            return False
+        inside = inside or frame.f_code.co_filename.startswith(PACKAGE)
         frame = frame.f_back
-    return False
+    return inside
