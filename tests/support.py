@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from inmem.control import Control
-from inmem.directory import DataDirectory
 from inmem.errors import InmemError
+from inmem.host.control import Control
+from inmem.host.directory import DataDirectory
 
 TESTS = Path(__file__).parent
 DEADLINE_S = 30.0

@@ -17,14 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from inmem.board import Board
 from inmem.client.launcher import ensure_writer, expired, launch_lock, launching
 from inmem.client.session import Session
 from inmem.config import Configuration, Settings, load
-from inmem.control import ControlState
-from inmem.directory import DataDirectory, runtime_directory
 from inmem.errors import ClosedError, InvalidInputError, LimitError, WriterUnavailableError
-from inmem.files import FileLock
+from inmem.host.board import Board
+from inmem.host.control import ControlState
+from inmem.host.directory import DataDirectory, runtime_directory
+from inmem.host.files import FileLock
 from inmem.storage.snapshot import Image
 
 _POLL_S: Final = 0.003

@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from inmem.clock import boot_us
-from inmem.control import Control, ControlState, boot_id
-from inmem.directory import DataDirectory
 from inmem.errors import WriterUnavailableError, from_wire
-from inmem.files import FileLock, open_private, python_environment
+from inmem.host.clock import boot_us
+from inmem.host.control import Control, ControlState, boot_id
+from inmem.host.directory import DataDirectory
+from inmem.host.files import FileLock, open_private, python_environment
 
 _POLL_S: Final = 0.003
 _CRASH_LOOP_S: Final = 1.0  # a writer that lived shorter than this counts as dying

@@ -9,7 +9,7 @@ A new writer means a new connection, and so does one that has broken: what
 was on its way may be lost, and is sent again.
 
 The path is `Line`: it sends frames and waits for answers, both through the
-board in shared memory (see `inmem.board`) or through the socket.
+board in shared memory (see `inmem.host.board`) or through the socket.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
 
-from inmem.board import SUPPORTED, Board
 from inmem.client.dealer import Dealer
 from inmem.config import (
     FORMAT_VERSION,
@@ -31,7 +30,6 @@ from inmem.config import (
     MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION,
 )
-from inmem.control import ACTIVE, EPOCH, Control, ControlState
 from inmem.errors import (
     BusyError,
     ClosedError,
@@ -41,6 +39,8 @@ from inmem.errors import (
     WriterUnavailableError,
     from_wire,
 )
+from inmem.host.board import SUPPORTED, Board
+from inmem.host.control import ACTIVE, EPOCH, Control, ControlState
 from inmem.wire import (
     ANSWER,
     ANSWER_HEADER,

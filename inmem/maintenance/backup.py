@@ -29,10 +29,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from inmem import failpoints
 from inmem.config import Settings, check_stored
-from inmem.control import Control
-from inmem.directory import DataDirectory, Identity
 from inmem.errors import (
     AlreadyExistsError,
     CorruptionError,
@@ -41,7 +38,10 @@ from inmem.errors import (
     SnapshotTooOldError,
     WriterUnavailableError,
 )
-from inmem.files import make_private_dir, sync_directory
+from inmem.host import failpoints
+from inmem.host.control import Control
+from inmem.host.directory import DataDirectory, Identity
+from inmem.host.files import make_private_dir, sync_directory
 from inmem.maintenance.checkpoint import COPY_MAX_AGE_S, copy_snapshot, stand_of, write_verified
 from inmem.maintenance.process import (
     DiedOfDamage,

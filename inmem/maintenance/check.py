@@ -38,9 +38,9 @@ from inmem import values
 from inmem.commit.outcomes import Sessions
 from inmem.commit.workspace import fence_of
 from inmem.config import check_stored
-from inmem.control import DURABLE, PID, Control
-from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError, InvalidInputError
+from inmem.host.control import DURABLE, PID, Control
+from inmem.host.directory import DataDirectory, Identity
 from inmem.keys import MAX_NAME_BYTES, Key, TypeTag
 from inmem.maintenance.process import DiedOfDamage, answer, run_helper
 from inmem.maintenance.sources import (

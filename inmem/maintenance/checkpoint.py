@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from inmem import failpoints
-from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError, WriterUnavailableError, to_wire
+from inmem.host import failpoints
+from inmem.host.directory import DataDirectory, Identity
 from inmem.maintenance.process import from_os_error
 from inmem.storage.checkpoint import COPIED, Stand, Written, verify_checkpoint, write_checkpoint
 from inmem.storage.environment import Table

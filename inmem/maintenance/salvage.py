@@ -46,10 +46,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from inmem.config import Settings
-from inmem.control import DURABLE, VERSION, Control
-from inmem.directory import DataDirectory, Identity
 from inmem.errors import BusyError, CorruptionError, FormatVersionError, InmemError, InvalidInputError
-from inmem.files import FileLock
+from inmem.host.control import DURABLE, VERSION, Control
+from inmem.host.directory import DataDirectory, Identity
+from inmem.host.files import FileLock
 from inmem.keys import TypeTag
 from inmem.maintenance.backup import appearing_directory, counted, make_database, refuse_taken
 from inmem.maintenance.check import check, image_problems

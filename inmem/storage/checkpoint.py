@@ -47,7 +47,7 @@ from xxhash import xxh3_64_intdigest
 
 from inmem.config import FORMAT_VERSION
 from inmem.errors import CorruptionError, FormatVersionError
-from inmem.files import open_private, sync_directory
+from inmem.host.files import open_private, sync_directory
 from inmem.storage.environment import Table
 
 # What is copied. The order of expiry could be derived, but that would cost more than its bytes.

@@ -20,9 +20,9 @@ from typing import Any, Final
 import lmdb
 
 from inmem.config import MAP_BYTES
-from inmem.directory import DataDirectory, runtime_directory
 from inmem.errors import StoreFullError
-from inmem.files import check_private_dir, make_private_dir, private_umask
+from inmem.host.directory import DataDirectory, runtime_directory
+from inmem.host.files import check_private_dir, make_private_dir, private_umask
 
 
 class Table(IntEnum):

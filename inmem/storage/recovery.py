@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from inmem.config import MAP_BYTES, MAX_BATCH
-from inmem.control import DURABLE, PID, VERSION, Control, boot_id
-from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError, StoreFullError
+from inmem.host.control import DURABLE, PID, VERSION, Control, boot_id
+from inmem.host.directory import DataDirectory, Identity
 from inmem.storage.checkpoint import CheckpointReader, Stand, newest_checkpoint
 from inmem.storage.environment import create_image, image_parent, remove_image, remove_images
 from inmem.storage.store import Position, PublishError, Store

@@ -27,8 +27,6 @@ from typing import Any, Final
 
 import lmdb
 
-from inmem.clock import boot_us
-from inmem.control import CLOCK, GENERATION, Control
 from inmem.errors import (
     BusyError,
     ClosedError,
@@ -38,6 +36,8 @@ from inmem.errors import (
     SnapshotTooOldError,
     WriterUnavailableError,
 )
+from inmem.host.clock import boot_us
+from inmem.host.control import CLOCK, GENERATION, Control
 from inmem.storage.environment import Table, open_for_reading
 
 VERSION_KEY: Final = b"version"

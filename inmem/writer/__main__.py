@@ -17,9 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-from inmem.directory import DataDirectory
 from inmem.errors import BusyError, InmemError, to_wire
-from inmem.files import FileLock
+from inmem.host.directory import DataDirectory
+from inmem.host.files import FileLock
 from inmem.version import __version__
 from inmem.writer.actor import Writer
 from inmem.writer.journal import Journal, LineFormatter

@@ -20,9 +20,6 @@ from typing import Any, Final
 
 import msgpack
 
-from inmem import failpoints
-from inmem.board import RESULT_BYTES, RING
-from inmem.clock import StoreClock
 from inmem.commit.committer import Answer, Committer, Log, NoLog, Request
 from inmem.commit.outcomes import Sessions
 from inmem.config import (
@@ -31,8 +28,6 @@ from inmem.config import (
     PROTOCOL_VERSION,
     SWEEP_LIMIT,
 )
-from inmem.control import ACTIVE, CLOCK, DURABLE, VERSION, boot_id, pid_namespace
-from inmem.directory import DataDirectory, leave_runtime_directory, runtime_directory
 from inmem.errors import (
     BusyError,
     FormatVersionError,
@@ -41,7 +36,12 @@ from inmem.errors import (
     StoreFullError,
     to_wire,
 )
-from inmem.files import FileLock, make_private_dir
+from inmem.host import failpoints
+from inmem.host.board import RESULT_BYTES, RING
+from inmem.host.clock import StoreClock
+from inmem.host.control import ACTIVE, CLOCK, DURABLE, VERSION, boot_id, pid_namespace
+from inmem.host.directory import DataDirectory, leave_runtime_directory, runtime_directory
+from inmem.host.files import FileLock, make_private_dir
 from inmem.model.event_log import CHAIN_IDS
 from inmem.storage.environment import Table, create_image, free_bytes, remove_image, remove_images
 from inmem.storage.recovery import recover

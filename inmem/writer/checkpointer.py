@@ -28,9 +28,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from inmem.config import Settings
-from inmem.directory import DataDirectory
 from inmem.errors import InmemError, StoreFullError, from_wire
-from inmem.files import make_private_dir, python_environment, sync_directory
+from inmem.host.directory import DataDirectory
+from inmem.host.files import make_private_dir, python_environment, sync_directory
 from inmem.storage.checkpoint import checkpoint_files, checkpoint_path
 from inmem.storage.wal import Wal, WalBrokenError
 from inmem.writer.journal import Journal

@@ -39,7 +39,7 @@ import zmq
 
 from inmem.config import MAX_BATCH_BYTES, MAX_MAILBOX_BYTES, MAX_MESSAGE_BYTES, MAX_SOCKET_PATH, MIB
 from inmem.errors import LimitError
-from inmem.files import make_private_dir, private_umask
+from inmem.host.files import make_private_dir, private_umask
 from inmem.writer.journal import Journal
 from inmem.writer.slots import Slots
 

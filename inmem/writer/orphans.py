@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from inmem.directory import DataDirectory
 from inmem.errors import InmemError
-from inmem.files import FileLock
+from inmem.host.directory import DataDirectory
+from inmem.host.files import FileLock
 from inmem.storage.environment import origin_of, remove_image
 from inmem.writer.journal import Journal
 

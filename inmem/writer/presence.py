@@ -11,8 +11,8 @@ import os
 import time
 from typing import Final
 
-from inmem.directory import DataDirectory
-from inmem.files import FileLock
+from inmem.host.directory import DataDirectory
+from inmem.host.files import FileLock
 from inmem.writer.journal import Journal
 
 GONE: Final = "was removed or replaced"

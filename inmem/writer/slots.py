@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from inmem.board import SLOTS, SUPPORTED, Board
+from inmem.host.board import SLOTS, SUPPORTED, Board
 from inmem.wire import COMMIT, COMMIT_HEADER
 from inmem.writer.journal import Journal
 

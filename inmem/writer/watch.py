@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from inmem.control import Control, boot_id, pid_namespace
-from inmem.directory import DataDirectory
+from inmem.host.control import Control, boot_id, pid_namespace
+from inmem.host.directory import DataDirectory
 
 
 class Watch:

@@ -20,7 +20,6 @@ from support import Workers, control_state, kill_writer, processes_of, stop_writ
 from test_limits import ballast, needs_root, tmpfs
 
 import inmem
-from inmem.directory import DataDirectory
 from inmem.errors import (
     AlreadyExistsError,
     CorruptionError,
@@ -30,7 +29,8 @@ from inmem.errors import (
     StoreFullError,
     WriterUnavailableError,
 )
-from inmem.files import python_environment
+from inmem.host.directory import DataDirectory
+from inmem.host.files import python_environment
 from inmem.maintenance import backup as module
 from inmem.maintenance.backup import backup, backup_in_process, restore
 from inmem.maintenance.check import check

@@ -40,8 +40,6 @@ from test_limits import ballast, needs_root, tmpfs
 
 import inmem
 from inmem.client import launcher
-from inmem.control import DURABLE
-from inmem.directory import DataDirectory
 from inmem.errors import (
     CorruptionError,
     InmemError,
@@ -49,6 +47,8 @@ from inmem.errors import (
     StoreFullError,
     WriterUnavailableError,
 )
+from inmem.host.control import DURABLE
+from inmem.host.directory import DataDirectory
 from inmem.maintenance.check import check
 from inmem.storage.checkpoint import (
     CheckpointReader,

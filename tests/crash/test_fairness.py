@@ -24,14 +24,14 @@ from crash_workers import RUN
 from support import Words, control_state, wait_until, writer_pid
 
 import inmem
-from inmem import board as board_module
-from inmem.board import Board
 from inmem.client import session as session_module
 from inmem.client.attachment import Attachment
 from inmem.config import MAX_BATCH, MAX_IN_FLIGHT_BYTES
-from inmem.control import ControlState
 from inmem.errors import BusyError
-from inmem.files import python_environment
+from inmem.host import board as board_module
+from inmem.host.board import Board
+from inmem.host.control import ControlState
+from inmem.host.files import python_environment
 from inmem.writer import mailbox as mailbox_module
 from inmem.writer.mailbox import Guard, Mailbox
 

@@ -18,10 +18,10 @@ from crash_workers import RUN
 from support import Workers, in_parallel, kill_writer, wait_until, writer_pid
 
 import inmem
-from inmem import board as board_module
 from inmem import wire
-from inmem.board import LANE_BYTES, Board
 from inmem.client.session import Line, Session
+from inmem.host import board as board_module
+from inmem.host.board import LANE_BYTES, Board
 from inmem.writer.mailbox import Mailbox
 from inmem.writer.slots import Slots
 

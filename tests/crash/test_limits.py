@@ -28,7 +28,7 @@ from inmem import wire
 from inmem.commit.committer import Committer, Request
 from inmem.commit.outcomes import Sessions
 from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
-from inmem.directory import DataDirectory
+from inmem.host.directory import DataDirectory
 from inmem.model.event_log import CHAIN_IDS
 from inmem.storage.environment import Table
 from inmem.storage.store import Store

@@ -31,9 +31,9 @@ from support import (
 import inmem
 from inmem import values
 from inmem.config import Settings
-from inmem.control import DURABLE
-from inmem.directory import DataDirectory
 from inmem.errors import CorruptionError, FormatVersionError, InmemError
+from inmem.host.control import DURABLE
+from inmem.host.directory import DataDirectory
 from inmem.keys import TypeTag
 from inmem.record import payload_of
 from inmem.storage import wal_files as wal_module

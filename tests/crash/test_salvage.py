@@ -21,8 +21,8 @@ from test_recovery import Bench, History, make_history, segment
 
 import inmem
 from inmem import values
-from inmem.directory import DataDirectory
 from inmem.errors import AlreadyExistsError, BusyError, CorruptionError, InvalidInputError
+from inmem.host.directory import DataDirectory
 from inmem.keys import Key, TypeTag
 from inmem.maintenance import salvage as module
 from inmem.maintenance.check import check

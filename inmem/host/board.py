@@ -55,7 +55,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from inmem.files import open_private
+from inmem.host.files import open_private
 
 SLOTS: Final = 4096  # sessions with a slot; more of them use the socket
 RING: Final = 32  # unfetched answers of one session

@@ -5,7 +5,7 @@ not yet a database; whoever creates one holds the launch lock. It knows what
 lies where, not what is in it.
 
     settings.json   identity, format version and stored settings
-    control         see `inmem.control`
+    control         see `inmem.host.control`
     wal/            log segments
     checkpoints/    the copy that the log goes on from, if there is one
     writer.lock     held alone by the writer for as long as it lives
@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from inmem.config import FORMAT_VERSION, STORED, Settings, check_stored
-from inmem.control import Control
 from inmem.errors import (
     CorruptionError,
     FormatVersionError,
     InvalidInputError,
     PermissionDeniedError,
 )
-from inmem.files import check_private_dir, make_private_dir, open_private, write_durably
+from inmem.host.control import Control
+from inmem.host.files import check_private_dir, make_private_dir, open_private, write_durably
 
 
 @dataclass(frozen=True, slots=True)

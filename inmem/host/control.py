@@ -36,7 +36,7 @@ from typing import Final
 
 from inmem.config import FORMAT_VERSION, MAX_CONTROL_PATH
 from inmem.errors import CorruptionError, FormatVersionError, LimitError, PermissionDeniedError
-from inmem.files import open_private
+from inmem.host.files import open_private
 
 SIZE: Final = 4096
 MAGIC: Final = int.from_bytes(b"INMEMCTL", "little")
