@@ -169,6 +169,6 @@ class FileLock:
 
 def python_environment() -> dict[str, str]:
     """The environment for a Python process of ours: it finds this package, wherever it runs."""
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
