@@ -18,7 +18,7 @@ from inmem.keys import Key, Namespace
 from inmem.record import is_live, payload_of, version_of
 from inmem.storage.environment import Table
 from inmem.storage.store import Position, PublishError, Store, StoreTransaction
-from inmem.storage.wal_format import DELETE, PUT, Op
+from inmem.storage.wal.format import DELETE, PUT, Op
 from inmem.wire import APPLIED
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
 

@@ -27,7 +27,7 @@ from inmem.errors import BusyError, WriterUnavailableError
 from inmem.host.control import DURABLE, VERSION, Control, boot_id
 from inmem.host.directory import DataDirectory, runtime_directory
 from inmem.host.files import FileLock
-from inmem.storage.wal_files import segment_files
+from inmem.storage.wal.files import segment_files
 from inmem.writer.__main__ import serve as serve_directory
 
 NOT_SERVED: Final = 3

@@ -30,8 +30,8 @@ from inmem.model.importing import is_mark
 from inmem.record import is_live, pack
 from inmem.storage.environment import Table
 from inmem.storage.store import Position, PublishError, Store, StoreTransaction, entry_bytes
-from inmem.storage.wal import WalBrokenError
-from inmem.storage.wal_format import DELETE, PUT, Op
+from inmem.storage.wal.format import DELETE, PUT, Op
+from inmem.storage.wal.log import WalBrokenError
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
 from inmem.writeset import OP_CALL, OP_PUT, MalformedError, WriteSet, decode
 

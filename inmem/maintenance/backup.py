@@ -57,7 +57,7 @@ from inmem.storage.checkpoint import COPIED, CheckpointReader, Stand, Written, c
 from inmem.storage.environment import Table
 from inmem.storage.recovery import POWER_CUT_GAP, owner_of, replay_privately
 from inmem.storage.store import Position
-from inmem.storage.wal import Wal
+from inmem.storage.wal.log import Wal
 
 Tables = Iterable[tuple[Table, Iterable[tuple[bytes, bytes]]]]
 

@@ -68,8 +68,8 @@ from inmem.storage.recovery import (
 )
 from inmem.storage.snapshot import VERSION_KEY, Image, Snapshot
 from inmem.storage.store import Position, Store
-from inmem.storage.wal_files import segment_files
-from inmem.storage.wal_scan import scan
+from inmem.storage.wal.files import segment_files
+from inmem.storage.wal.scan import scan
 
 _MAX_PROBLEMS: Final = 1000  # a damaged store has more than anybody reads
 _RENEW_S: Final = 0.5  # a snapshot is given back at the first new run after this

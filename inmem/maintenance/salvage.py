@@ -67,8 +67,8 @@ from inmem.storage.checkpoint import (
 from inmem.storage.environment import Table
 from inmem.storage.recovery import fill, owner_of, private_store, replay, stand_of_ours, too_small
 from inmem.storage.store import Position, PublishError, Store
-from inmem.storage.wal_format import PUT, Record
-from inmem.storage.wal_salvage import Gap, Piece, scan_pieces
+from inmem.storage.wal.format import PUT, Record
+from inmem.storage.wal.salvage import Gap, Piece, scan_pieces
 
 _PROGRAM: Final = ["-m", "inmem.maintenance", "salvage"]
 _NO_IMAGE: Final = "noimage"

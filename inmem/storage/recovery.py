@@ -37,10 +37,10 @@ from inmem.host.directory import DataDirectory, Identity
 from inmem.storage.checkpoint import CheckpointReader, Stand, newest_checkpoint
 from inmem.storage.environment import create_image, image_parent, remove_image, remove_images
 from inmem.storage.store import Position, PublishError, Store
-from inmem.storage.wal import Wal
-from inmem.storage.wal_files import Position as WalPosition
-from inmem.storage.wal_format import Record
-from inmem.storage.wal_scan import ScanResult, rewrite_tail, scan
+from inmem.storage.wal.files import Position as WalPosition
+from inmem.storage.wal.format import Record
+from inmem.storage.wal.log import Wal
+from inmem.storage.wal.scan import ScanResult, rewrite_tail, scan
 
 _REPLAY_BYTES: Final = 8 * 1024 * 1024  # of the log in one store transaction: bounds dirty pages
 _PRIVATE_READERS: Final = 8  # of a store that one process reads

@@ -20,7 +20,7 @@ from inmem.errors import CorruptionError, StoreFullError
 from inmem.record import expires_at
 from inmem.storage.environment import PAGE_BYTES, Table, open_for_writing
 from inmem.storage.snapshot import VERSION_KEY, scan
-from inmem.storage.wal_format import DELETE, DELETE_RANGE, PUT
+from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT
 
 POSITION_KEY: Final = b"position"
 _ENTRY_OVERHEAD: Final = 16  # node header and pointer of LMDB, rounded up

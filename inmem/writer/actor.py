@@ -46,7 +46,7 @@ from inmem.model.event_log import CHAIN_IDS
 from inmem.storage.environment import Table, create_image, free_bytes, remove_image, remove_images
 from inmem.storage.recovery import recover
 from inmem.storage.store import PublishError
-from inmem.storage.wal import WalBrokenError
+from inmem.storage.wal.log import WalBrokenError
 from inmem.wire import (
     APPLIED,
     CHECKPOINT,

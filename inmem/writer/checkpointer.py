@@ -32,7 +32,7 @@ from inmem.errors import InmemError, StoreFullError, from_wire
 from inmem.host.directory import DataDirectory
 from inmem.host.files import make_private_dir, python_environment, sync_directory
 from inmem.storage.checkpoint import checkpoint_files, checkpoint_path
-from inmem.storage.wal import Wal, WalBrokenError
+from inmem.storage.wal.log import Wal, WalBrokenError
 from inmem.writer.journal import Journal
 
 _EARLY: Final = 16  # after the interval, this part of the size that makes one due is enough

@@ -58,8 +58,8 @@ from inmem.storage.checkpoint import (
     verify_checkpoint,
     write_checkpoint,
 )
-from inmem.storage.wal_files import segment_files
-from inmem.storage.wal_scan import scan
+from inmem.storage.wal.files import segment_files
+from inmem.storage.wal.scan import scan
 
 ROUNDS = int(os.environ.get("INMEM_TEST_CHECKPOINT_ROUNDS", "1"))
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))

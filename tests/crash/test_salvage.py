@@ -32,11 +32,11 @@ from inmem.storage.checkpoint import checkpoint_files, verify_checkpoint
 from inmem.storage.environment import Table
 from inmem.storage.recovery import replay_privately
 from inmem.storage.store import Store
-from inmem.storage.wal import Wal
-from inmem.storage.wal_files import Files, segment_files
-from inmem.storage.wal_format import PUT
-from inmem.storage.wal_salvage import scan_pieces
-from inmem.storage.wal_scan import scan
+from inmem.storage.wal.files import Files, segment_files
+from inmem.storage.wal.format import PUT
+from inmem.storage.wal.log import Wal
+from inmem.storage.wal.salvage import scan_pieces
+from inmem.storage.wal.scan import scan
 
 MIB = 1 << 20
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))

@@ -20,10 +20,9 @@ import msgpack
 import pytest
 
 from inmem.errors import CorruptionError, FormatVersionError
-from inmem.storage import wal_walk as wal_module
-from inmem.storage.wal import Wal, WalBrokenError
-from inmem.storage.wal_files import Files, Position
-from inmem.storage.wal_format import (
+from inmem.storage.wal import walk as wal_module
+from inmem.storage.wal.files import Files, Position
+from inmem.storage.wal.format import (
     DELETE,
     PUT,
     SEGMENT_HEADER_BYTES,
@@ -32,7 +31,8 @@ from inmem.storage.wal_format import (
     encode_record,
     encode_segment_header,
 )
-from inmem.storage.wal_scan import ScanResult, rewrite_tail, scan
+from inmem.storage.wal.log import Wal, WalBrokenError
+from inmem.storage.wal.scan import ScanResult, rewrite_tail, scan
 
 DATABASE = bytes(range(16))
 OTHER = bytes(range(16, 32))
@@ -490,7 +490,7 @@ def test_segments_of_another_log(tmp_path: Path) -> None:
 
 
 def test_another_format_version_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inmem.storage.wal_format.FORMAT_VERSION", 2)
+    monkeypatch.setattr("inmem.storage.wal.format.FORMAT_VERSION", 2)
     Wal.create(tmp_path / "wal", DATABASE, segment_bytes=TINY).close()
     with pytest.raises(FormatVersionError) as caught:
         scan(tmp_path / "wal", DATABASE)

@@ -22,7 +22,7 @@ from inmem.errors import WriterUnavailableError
 from inmem.host.control import DURABLE, VERSION
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
-from inmem.storage.wal_files import segment_files
+from inmem.storage.wal.files import segment_files
 
 COMMANDS = ("serve", "status", "stop", "check")
 PROGRAM = [sys.executable, "-W", "error", "-c", "from inmem.cli import main; main()"]

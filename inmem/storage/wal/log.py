@@ -35,7 +35,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from inmem.storage.wal_files import (
+from inmem.storage.wal.files import (
     CREATE,
     WRITE,
     Files,
@@ -44,8 +44,8 @@ from inmem.storage.wal_files import (
     segment_path,
     write_all,
 )
-from inmem.storage.wal_format import SEGMENT_HEADER_BYTES, Op, encode_record, encode_segment_header
-from inmem.storage.wal_scan import ScanResult
+from inmem.storage.wal.format import SEGMENT_HEADER_BYTES, Op, encode_record, encode_segment_header
+from inmem.storage.wal.scan import ScanResult
 
 
 class WalBrokenError(OSError):

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from inmem.storage.wal_files import (
+from inmem.storage.wal.files import (
     READ,
     Files,
     segment_files,
     segment_path,
 )
-from inmem.storage.wal_format import (
+from inmem.storage.wal.format import (
     SEGMENT_HEADER_BYTES,
     Record,
     RecordHeader,
     decode_segment_header,
 )
-from inmem.storage.wal_walk import (
+from inmem.storage.wal.walk import (
     BadBytes,
     Chain,
     Source,

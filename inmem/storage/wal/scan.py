@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from inmem.storage.wal_files import (
+from inmem.storage.wal.files import (
     READ,
     WRITE,
     Files,
@@ -39,7 +39,7 @@ from inmem.storage.wal_files import (
     segment_path,
     write_all,
 )
-from inmem.storage.wal_format import (
+from inmem.storage.wal.format import (
     RECORD_HEADER_BYTES,
     RECORD_MAGIC,
     SEGMENT_HEADER_BYTES,
@@ -47,7 +47,7 @@ from inmem.storage.wal_format import (
     decode_segment_header,
     unpack_record_header,
 )
-from inmem.storage.wal_walk import (
+from inmem.storage.wal.walk import (
     CHUNK,
     BadBytes,
     Chain,

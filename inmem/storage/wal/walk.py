@@ -15,12 +15,12 @@ from typing import Final, NamedTuple
 
 from inmem.config import FORMAT_VERSION
 from inmem.errors import CorruptionError, FormatVersionError
-from inmem.storage.wal_files import (
+from inmem.storage.wal.files import (
     READ,
     Files,
     Torn,
 )
-from inmem.storage.wal_format import (
+from inmem.storage.wal.format import (
     RECORD_HEADER_BYTES,
     RECORD_MAGIC,
     SEGMENT_HEADER_BYTES,
