@@ -21,15 +21,15 @@ from inmem.errors import BusyError, InmemError, to_wire
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
 from inmem.version import __version__
-from inmem.writer.actor import Writer
 from inmem.writer.journal import Journal, LineFormatter
+from inmem.writer.loop import Writer
 from inmem.writer.watch import living_writer
 
 _LOG_BYTES = 4 * 1024 * 1024
 _LOG_FILES = 3
 _PROBE_S = 0.002
 
-log = Journal()
+journal = Journal()
 
 
 def serve(
@@ -70,19 +70,19 @@ def _serve(directory: DataDirectory, foreground: bool, stays: bool, starter: _St
         _refuse_a_second_writer(directory)
         _allow_open_files()
         _set_up_logging(directory, foreground)
-        writer = Writer(directory, lock, foreground=foreground or stays)
+        writer = Writer(directory, lock, stays=foreground or stays)
         signal.signal(signal.SIGTERM, lambda *_: writer.request_stop())
         signal.signal(signal.SIGINT, lambda *_: writer.request_stop())
         try:
             writer.start()
         except BaseException:
-            log.critical("not_started", trace=True)
+            journal.critical("not_started", trace=True)
             raise
         starter.tell({"ready": True})
         try:
             writer.run()
         except BaseException:
-            log.critical("failed", trace=True)
+            journal.critical("failed", trace=True)
             raise
         writer.stop()
     finally:
@@ -123,7 +123,7 @@ def _set_up_logging(directory: DataDirectory, foreground: bool) -> None:
     except InmemError:  # which the writer is about to be refused for, too
         level = "info"
     logging.basicConfig(level=level.upper(), handlers=handlers)
-    log.info("starting", release=__version__, python=sys.version.partition(" ")[0])
+    journal.info("starting", release=__version__, python=sys.version.partition(" ")[0])
 
 
 class _Starter:
