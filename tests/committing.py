@@ -84,7 +84,7 @@ class RecordingLog(NoLog):
     def durable_version(self) -> int:
         return self.durable
 
-    def mark(self) -> Any:
+    def position(self) -> Any:
         return len(self.records)
 
     def append(self, ops: Sequence[Op], *, version: int, epoch: int, clock_us: int) -> int:
@@ -95,9 +95,9 @@ class RecordingLog(NoLog):
         self.records.append((version, list(ops)))
         return len(self.records)
 
-    def cut(self, mark: Any) -> None:
+    def cut(self, position: Any) -> None:
         self.cuts += 1
-        del self.records[mark:]
+        del self.records[position:]
 
     def sync(self) -> int:
         self.syncs += 1

@@ -21,7 +21,7 @@ from inmem.host.control import EPOCH, GENERATION, VERSION
 from inmem.keys import Namespace, check_run_id
 from inmem.maintenance.sources import control_state, is_served, live_image, private_place
 from inmem.record import is_live
-from inmem.storage.recovery import replay_privately
+from inmem.storage.rebuild import replay_privately
 from inmem.storage.snapshot import Image
 from inmem.storage.store import Store
 

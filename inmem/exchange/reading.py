@@ -24,7 +24,7 @@ from inmem.maintenance.sources import live_image, private_place
 from inmem.model import importing
 from inmem.record import is_live
 from inmem.storage.environment import Table
-from inmem.storage.recovery import replay_privately
+from inmem.storage.rebuild import replay_privately
 from inmem.storage.snapshot import Image, Snapshot
 from inmem.storage.store import Store
 

@@ -20,7 +20,7 @@ from inmem.host.control import Control, ControlState, boot_id
 from inmem.host.directory import DataDirectory, Identity
 from inmem.host.files import FileLock
 from inmem.storage.environment import Table
-from inmem.storage.recovery import owner_of
+from inmem.storage.rebuild import owner_of
 from inmem.storage.snapshot import Image
 from inmem.storage.store import POSITION_KEY, Position, Store, unpack_position
 

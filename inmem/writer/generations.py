@@ -53,7 +53,7 @@ class Generations:
     def switch_if_pinned(self, now: float) -> None:
         """Switch if an old snapshot pins too much of the image's file."""
         store = self.store
-        if now >= self._not_before and store.is_held_up():
+        if now >= self._not_before and store.is_pinned():
             self._switch(f"an old snapshot pins {store.file_bytes - store.live_bytes} bytes", now)
 
     def switch_if_removed(self, now: float) -> None:

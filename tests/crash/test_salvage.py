@@ -30,7 +30,7 @@ from inmem.maintenance.salvage import SalvageReport, salvage, salvage_in_process
 from inmem.record import payload_of
 from inmem.storage.checkpoint import checkpoint_files, verify_checkpoint
 from inmem.storage.environment import Table
-from inmem.storage.recovery import replay_privately
+from inmem.storage.rebuild import replay_privately
 from inmem.storage.store import Store
 from inmem.storage.wal.files import Files, segment_files
 from inmem.storage.wal.format import PUT

@@ -1,21 +1,17 @@
-"""The direction of imports, as a test.
+"""The direction of imports: a module imports from earlier layers, and from its own.
 
-The package is layered: a module imports from earlier layers, and from its own.
-A few rules are narrower than the order; each is what keeps one promise more
-than a habit, that there is one writer above all. Every import statement
-counts, wherever it stands: in a function and under TYPE_CHECKING too.
+A few rules are narrower than the order. They keep promises, above all that
+only the writer writes. Every import statement counts, in a function and under
+TYPE_CHECKING too.
 """
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
-
-PACKAGE = Path(__file__).parents[2] / "inmem"
+from architecture.modules import COMPUTED, imports_of, real_modules
 
 # From the ground up. A name is a module, or a package with all that is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
@@ -63,8 +59,6 @@ FOREIGN: dict[str, frozenset[str] | None] = {
 }
 # Loading any of these runs what a file or a peer says.
 CODE_IN_DATA = frozenset({"pickle", "_pickle", "cPickle", "shelve", "marshal", "dill", "cloudpickle"})
-# Calls that import what cannot be read off the source.
-COMPUTED = frozenset({"__import__", "import_module", "importlib.import_module"})
 # What commit is given from outside, so that it can be tested exhaustively: messages, time and chance.
 PASSED_IN = frozenset({"zmq", "socket", "time", "random", "os", "datetime", "secrets", "uuid"})
 
@@ -72,30 +66,6 @@ PASSED_IN = frozenset({"zmq", "socket", "time", "random", "os", "datetime", "sec
 def part_of(module: str) -> str:
     """`inmem.storage.wal` is of the part `storage`, `inmem.__init__` of `__init__`."""
     return module.split(".")[1]
-
-
-def imports_of(module: str, source: str, known: frozenset[str]) -> Iterator[tuple[int, str]]:
-    """Line and absolute name of each import; of names from a package, the modules that they are."""
-    package = module.rpartition(".")[0]  # of `inmem.storage.__init__` as of `inmem.storage.wal`
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, named(alias.name, known)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:
-                inner = named(f"{base}.{alias.name}", known)
-                yield node.lineno, inner if inner in known else named(base, known)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in COMPUTED:
-            yield node.lineno, ast.unparse(node.func)
-
-
-def named(name: str, known: frozenset[str]) -> str:
-    """A package is the module that its `__init__` is."""
-    return f"{name}.__init__" if f"{name}.__init__" in known or name == "inmem" else name
 
 
 def violations(modules: Mapping[str, str]) -> list[str]:
@@ -149,13 +119,6 @@ def foreign_problems(part: str, top: str) -> Iterator[str]:
             yield f"{top} belongs to {' and '.join(sorted(allowed))}"
     elif top not in sys.stdlib_module_names:
         yield f"{top} is no dependency of the core"
-
-
-def real_modules() -> dict[str, str]:
-    return {
-        ".".join(("inmem", *path.relative_to(PACKAGE).with_suffix("").parts)): path.read_text("utf-8")
-        for path in sorted(PACKAGE.rglob("*.py"))
-    }
 
 
 def test_the_package_keeps_the_order() -> None:
