@@ -35,9 +35,9 @@ journal = Journal()
 def serve(
     directory: DataDirectory, *, foreground: bool, stays: bool = False, ready_fd: int | None = None
 ) -> None:
-    """Be the writer of a directory until asked to stop; says on `ready_fd` that it serves, or why not.
+    """Be the writer of a directory until asked to stop; report on `ready_fd` that it serves, or why not.
 
-    One in the foreground, or one that `stays`, does not leave with its last client.
+    A writer in the foreground, or one that `stays`, does not leave with its last client.
 
     Raises:
         BusyError: another writer has the directory.
@@ -66,7 +66,7 @@ def _serve(directory: DataDirectory, foreground: bool, stays: bool, starter: _St
                     hint="Programs that open the directory find it by themselves.",
                 )
             lock.release()
-            time.sleep(_PROBE_S)  # only a client that looks whether there is a writer
+            time.sleep(_PROBE_S)  # a client held it for a moment, to see whether there is a writer
         _refuse_a_second_writer(directory)
         _allow_open_files()
         _set_up_logging(directory, foreground)
@@ -90,12 +90,13 @@ def _serve(directory: DataDirectory, foreground: bool, stays: bool, starter: _St
 
 
 def _allow_open_files() -> None:
-    """Each client's thread is a connection, and the soft limit is often for a program with few files."""
+    """Raise the soft limit of open files to the hard one: each thread of a client is a connection."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _refuse_a_second_writer(directory: DataDirectory) -> None:
+    """Refuse if another writer lives, whose lock file was removed."""
     control = directory.control()
     try:
         pid = living_writer(directory, control)
@@ -120,27 +121,27 @@ def _set_up_logging(directory: DataDirectory, foreground: bool) -> None:
         handler.setFormatter(LineFormatter())
     try:
         level = directory.identity().settings.log_level
-    except InmemError:  # which the writer is about to be refused for, too
+    except InmemError:  # the start of the writer will fail with it
         level = "info"
     logging.basicConfig(level=level.upper(), handlers=handlers)
     journal.info("starting", release=__version__, python=sys.version.partition(" ")[0])
 
 
 class _Starter:
-    """Whoever started this writer, and waits for one line."""
+    """The process that started this writer, and waits for one line."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
 
     def tell(self, message: dict[str, object]) -> None:
-        """Say how it went, once: afterwards the descriptor's number may stand for another file."""
+        """Report once, then close the descriptor: its number may then be another file's."""
         fd, self._fd = self._fd, None
         if fd is None:
             return
         try:
             os.write(fd, json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
-            pass  # it gave up waiting; others will come
+            pass  # it has stopped waiting; other clients will come
         os.close(fd)
 
 
