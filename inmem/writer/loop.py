@@ -40,6 +40,7 @@ from inmem.writer.housekeeping import Housekeeping
 from inmem.writer.journal import Journal
 from inmem.writer.mailbox import TICK_S
 from inmem.writer.orphans import remove_orphans
+from inmem.writer.parts import Parts
 from inmem.writer.presence import Presence
 from inmem.writer.refusals import Refusals
 from inmem.writer.sampler import Sampler
@@ -101,16 +102,13 @@ class Writer:
             committer=self._committer,
         )
         self._greeter = Greeter(sessions, self._endpoint, self._refusals, identity.database_id)
-        self._commands = Commands(
-            settings, control, self._log, self._committer, self._endpoint, self._generations,
-            self._greeter, self._sampler, self._refusals, self._checkpoints,
+        parts = Parts(
+            settings, control, self._clock, self._log, self._committer, self._endpoint, self._generations,
+            self._greeter, self._checkpoints, self._sampler, self._refusals,
         )
+        self._commands = Commands(parts)
         self._housekeeping = Housekeeping(
-            control=control, clock=self._clock, log=self._log, committer=self._committer,
-            endpoint=self._endpoint, generations=self._generations, greeter=self._greeter,
-            checkpoints=self._checkpoints, sampler=self._sampler, refusals=self._refusals,
-            presence=self._presence, linger_s=None if self._stays else settings.linger_s,
-            stopping=self._stopping,
+            parts, self._presence, stays=self._stays, stopping=self._stopping
         )
         control.update(
             image=str(store.path), endpoint=self._endpoint.address, boot=boot_id(),
