@@ -7,7 +7,6 @@ can ask for its outcomes.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from inmem.commit.outcomes import Sessions
@@ -16,6 +15,7 @@ from inmem.errors import BusyError, FormatVersionError, InmemError, StoreFullErr
 from inmem.wire import GOODBYE_HEADER, parse_hello, welcome
 from inmem.writer.endpoint import Endpoint
 from inmem.writer.refusals import Refusals
+from inmem.writer.watch import is_running
 
 
 class Greeter:
@@ -102,8 +102,3 @@ class Greeter:
     def disconnect_all(self) -> None:
         """Forget all connections: the socket that they were of was replaced."""
         self._pids.clear()
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process has this id."""
-    return Path(f"/proc/{pid}").exists()

@@ -6,11 +6,11 @@ slot's request buffer is passed on only if it is a commit of that session.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from inmem.host.board import SLOTS, Board
 from inmem.wire import COMMIT, COMMIT_HEADER
+from inmem.writer.watch import is_running
 
 
 class _Owner(NamedTuple):
@@ -50,7 +50,7 @@ class Slots:
             return -1
         if not self._free:
             pids = {owner.pid for owner in self._of.values()}
-            self.take_all({pid for pid in pids if not Path(f"/proc/{pid}").exists()})
+            self.take_all({pid for pid in pids if not is_running(pid)})
         if not self._free:
             return -1
         slot = self._free.pop()

@@ -1,4 +1,4 @@
-"""Whether the writer's files are still there, and still its own. This module changes nothing.
+"""Whether files and processes are still there. This module changes nothing.
 
 A logout, a cleaner of temporary files or a person may remove files of a
 living writer. They go on working for processes that have them open, and for
@@ -32,6 +32,11 @@ def _inode(path: Path) -> tuple[int, int] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return info.st_dev, info.st_ino
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process has this id."""
+    return Path(f"/proc/{pid}").exists()
 
 
 def living_writer(directory: DataDirectory, control: Control) -> int | None:
