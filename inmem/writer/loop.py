@@ -61,60 +61,55 @@ class Writer:
         self._presence = Presence(directory, lock)
         self._stays = stays
         self._stopping = threading.Event()
-        self._sampler = Sampler()
-        self._refusals = Refusals()
         self._recent: deque[bytes] = deque(maxlen=_RECENT)  # sessions of the last commits
-        self._next_tick = 0.0
         self._next_slow_report = 0.0
 
     def start(self) -> None:
         """Recover the store, open the endpoint, and publish both in the control file."""
         directory = self.directory
         self._identity = identity = directory.identity()
-        self._settings = settings = identity.settings
+        settings = identity.settings
         self._slow_s = settings.slow_commit_ms / 1000
-        self._control = control = directory.control(writable=True)
+        control = directory.control(writable=True)
         old_offset = control.words[CLOCK] if (s := control.read()) and s.boot == boot_id() else None
         recovered = recover(directory, identity, control, failpoints.reached)
         _report(recovered)
-        store = recovered.store
-        self._log: Log = recovered.log or NoLog()
-        self._checkpoints: Checkpoints | None = None
+        store, epoch = recovered.store, recovered.epoch
+        log: Log = recovered.log or NoLog()
+        checkpoints = None
         if recovered.log is not None:
             recovered.log.watch(failpoints.reached)
-            self._checkpoints = Checkpoints(directory, settings, recovered.log, failpoints.reached)
-        self._clock = StoreClock(recovered.clock_us, offset=old_offset)
+            checkpoints = Checkpoints(directory, settings, recovered.log, failpoints.reached)
+        clock = StoreClock(recovered.clock_us, offset=old_offset)
         sessions = Sessions(
             store.items(Table.SESSIONS), ttl_s=settings.session_ttl_s, max_in_flight=settings.max_in_flight,
         )
-        self._committer = Committer(
-            store, self._log, sessions, version=recovered.version, epoch=recovered.epoch,
-            owner=recovered.owner, chain=CHAIN_IDS[settings.chain],
-            always_sync=settings.durability == "sync", reached=failpoints.reached,
+        committer = Committer(
+            store, log, sessions, version=recovered.version, epoch=epoch, owner=recovered.owner,
+            chain=CHAIN_IDS[settings.chain], always_sync=settings.durability == "sync",
+            reached=failpoints.reached,
         )
         stem = directory.stem(identity)
         remove_images(store.path.parent, stem, store.path)
         remove_orphans(runtime_directory())
-        self._committer.begin_epoch(recovered.epoch, self._clock.now_us())
-        self._endpoint = Endpoint(stem, recovered.epoch)
-        self._generations = Generations(
-            store, recovered.generation, stem=stem, origin=directory.path, control=control,
-            committer=self._committer,
-        )
-        self._greeter = Greeter(sessions, self._endpoint, self._refusals, identity.database_id)
-        parts = Parts(
-            settings, control, self._clock, self._log, self._committer, self._endpoint, self._generations,
-            self._greeter, self._checkpoints, self._sampler, self._refusals,
+        committer.begin_epoch(epoch, clock.now_us())
+        endpoint, refusals = Endpoint(stem, epoch), Refusals()
+        self._parts = parts = Parts(
+            settings, control, clock, log, committer, endpoint,
+            Generations(
+                store, recovered.generation, stem=stem, origin=directory.path, control=control,
+                committer=committer,
+            ),
+            Greeter(sessions, endpoint, refusals, identity.database_id), checkpoints, Sampler(), refusals,
         )
         self._commands = Commands(parts)
         self._housekeeping = Housekeeping(
             parts, self._presence, stays=self._stays, stopping=self._stopping
         )
         control.update(
-            image=str(store.path), endpoint=self._endpoint.address, boot=boot_id(),
-            generation=recovered.generation, epoch=recovered.epoch, clock=self._clock.offset,
-            version=self._committer.version, durable=self._log.durable_version,
-            pid=os.getpid(), namespace=pid_namespace(),
+            image=str(store.path), endpoint=endpoint.address, boot=boot_id(),
+            generation=recovered.generation, epoch=epoch, clock=clock.offset, version=committer.version,
+            durable=log.durable_version, pid=os.getpid(), namespace=pid_namespace(),
         )
         control.flush()
         free = free_bytes(store.path.parent)
@@ -124,8 +119,8 @@ class Writer:
                 problem="too few for two generations: a reader that is stuck may fill it",
             )
         if settings.durability == "buffered":
-            sync_at_intervals(self._log, settings.fsync_interval_ms / 1000, self._stopping)
-        journal.info("serving", endpoint=self._endpoint.address, durability=settings.durability)
+            sync_at_intervals(log, settings.fsync_interval_ms / 1000, self._stopping)
+        journal.info("serving", endpoint=endpoint.address, durability=settings.durability)
 
     def request_stop(self) -> None:
         """End `run` within a tick; safe in a signal handler."""
@@ -133,8 +128,9 @@ class Writer:
 
     def run(self) -> None:
         """Serve until asked to stop, or until the last client has left for `linger_s`."""
-        limit = self._settings.batch_limit
-        endpoint, words = self._endpoint, self._control.words
+        parts = self._parts
+        limit, words, endpoint = parts.settings.batch_limit, parts.control.words, parts.endpoint
+        next_tick = 0.0
         groups = 0
         while not self._stopping.is_set():
             messages = endpoint.mailbox.take(limit, words[ACTIVE])
@@ -142,36 +138,38 @@ class Writer:
                 self._handle(messages)
                 groups += 1
                 if groups % _GROUPS_PER_MEASUREMENT == 0:
-                    self._generations.switch_if_pinned(time.monotonic())
+                    parts.generations.switch_if_pinned(time.monotonic())
             now = time.monotonic()
-            if now >= self._next_tick:
-                self._next_tick = now + TICK_S
+            if now >= next_tick:
+                next_tick = now + TICK_S
                 self._housekeeping.tick(now)
 
     def stop(self) -> None:
         """Leave cleanly: everything durable, nothing in memory, no socket, no pid."""
         self._stopping.set()
-        if self._checkpoints is not None:
-            self._checkpoints.abandon()
-        self._log.sync()
-        self._endpoint.close()
-        self._control.update(
-            pid=0, image="", endpoint="", version=self._committer.version,
-            durable=self._log.durable_version,
+        parts = self._parts
+        if parts.checkpoints is not None:
+            parts.checkpoints.abandon()
+        parts.log.sync()
+        parts.endpoint.close()
+        parts.control.update(
+            pid=0, image="", endpoint="", version=parts.committer.version,
+            durable=parts.log.durable_version,
         )
-        self._control.flush()
-        self._log.close()
-        store = self._generations.store
+        parts.control.flush()
+        parts.log.close()
+        store = parts.generations.store
         store.close()
         remove_image(store.path)
-        self._refusals.report(self._committer.counters)
-        journal.info("stopped", version=self._committer.version)
+        parts.refusals.report(parts.committer.counters)
+        journal.info("stopped", version=parts.committer.version)
         if self._identity.ephemeral and self._presence.owns_directory():
             self.directory.remove()
         leave_runtime_directory()
 
     def _handle(self, messages: list[tuple[bytes, bytes]]) -> None:
         """Decide the commits among the messages as one group; answer these, then all others."""
+        parts = self._parts
         requests: list[Request] = []
         peers: list[bytes] = []
         others: list[tuple[bytes, bytes]] = []
@@ -185,36 +183,36 @@ class Writer:
                 peers.append(peer)
             else:
                 others.append((peer, frame))
-        greeter = self._greeter
         registered = [
-            (peer, greeter.register(frame, peer, self._clock.now_us()))
+            (peer, parts.greeter.register(frame, peer, parts.clock.now_us()))
             for peer, frame in others if frame[0] == HELLO
         ]
-        if requests or self._committer.sessions.must_write:
+        if requests or parts.committer.sessions.must_write:
             began = time.monotonic()
-            self._endpoint.deliver(requests, peers, self._commit(requests))
+            parts.endpoint.deliver(requests, peers, self._commit(requests))
             if requests:
-                sampler, now = self._sampler, time.monotonic()
+                sampler, now = parts.sampler, time.monotonic()
                 sampler.groups += 1
                 sampler.group_s += now - began
                 if now >= sampler.due or now - began >= self._slow_s:
                     self._observe(requests, now, now - began)
         for peer, outcome in registered:
-            greeter.welcome(peer, outcome)
+            parts.greeter.welcome(peer, outcome)
         for peer, frame in others:
             if frame[0] == GOODBYE:
-                greeter.goodbye(peer, frame)
+                parts.greeter.goodbye(peer, frame)
             else:
                 self._commands.handle(peer, frame)
 
     def _commit(self, requests: Sequence[Request]) -> list[Answer]:
+        parts = self._parts
         try:
-            answers = self._committer.commit(requests, self._clock.now_us())
+            answers = parts.committer.commit(requests, parts.clock.now_us())
         except WalBrokenError:
             end_process()
-        words = self._control.words
-        words[VERSION] = self._committer.version
-        words[DURABLE] = self._log.durable_version
+        words = parts.control.words
+        words[VERSION] = parts.committer.version
+        words[DURABLE] = parts.log.durable_version
         self._recent.extend(request.session for request in requests[-_RECENT:])
         words[ACTIVE] = len(set(self._recent))
         failpoints.reached("answering")
@@ -222,7 +220,7 @@ class Writer:
 
     def _observe(self, requests: Sequence[Request], now: float, took_s: float) -> None:
         """Take a sample of a group, and report one that was slow."""
-        self._sampler.look(requests, now)
+        self._parts.sampler.look(requests, now)
         if took_s >= self._slow_s and now >= self._next_slow_report:
             self._next_slow_report = now + _SLOW_REPORT_S
             journal.warning(
