@@ -18,7 +18,7 @@ from inmem.keys import Key, Namespace
 from inmem.record import is_live, payload_of, version_of
 from inmem.storage.environment import Table
 from inmem.storage.store import Position, PublishError, Store, StoreTransaction
-from inmem.storage.wal_format import DELETE, PUT, Op
+from inmem.storage.wal.format import DELETE, PUT, Op
 from inmem.wire import APPLIED
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
 
@@ -84,7 +84,7 @@ class RecordingLog(NoLog):
     def durable_version(self) -> int:
         return self.durable
 
-    def mark(self) -> Any:
+    def position(self) -> Any:
         return len(self.records)
 
     def append(self, ops: Sequence[Op], *, version: int, epoch: int, clock_us: int) -> int:
@@ -95,9 +95,9 @@ class RecordingLog(NoLog):
         self.records.append((version, list(ops)))
         return len(self.records)
 
-    def cut(self, mark: Any) -> None:
+    def cut(self, position: Any) -> None:
         self.cuts += 1
-        del self.records[mark:]
+        del self.records[position:]
 
     def sync(self) -> int:
         self.syncs += 1

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from support import alive, runtime_entries
 
-from inmem.directory import DataDirectory
 from inmem.errors import InmemError
+from inmem.host.directory import DataDirectory
 
 VARIABLE = "INMEM_TEST_SESSION"
 # A writer leaves two seconds after its last client; a busy machine takes its time.

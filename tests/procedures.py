@@ -14,7 +14,7 @@ from inmem.keys import Key
 from inmem.model.indices import INDEX_TAGS, entries_of
 from inmem.record import payload_of
 from inmem.storage.environment import Table
-from inmem.storage.wal_format import DELETE, PUT
+from inmem.storage.wal.format import DELETE, PUT
 
 RUN = NS.run_prefix("r")
 

@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from inmem.control import Control
-from inmem.directory import DataDirectory
 from inmem.errors import InmemError
-from inmem.files import FileLock
+from inmem.host.control import Control
+from inmem.host.directory import DataDirectory
+from inmem.host.files import FileLock
 
 TESTS = Path(__file__).parent
 DEADLINE_S = 30.0

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from inmem.cli.text import plain
-from inmem.directory import DataDirectory
 from inmem.errors import InmemError, InvalidInputError
+from inmem.host.directory import DataDirectory
 
 P = ParamSpec("P")
 

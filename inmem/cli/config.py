@@ -22,9 +22,9 @@ from inmem.cli.life import Timeout
 from inmem.cli.text import plain
 from inmem.client.launcher import under_launch_lock
 from inmem.config import STORED, Settings, check_stored, load
-from inmem.directory import DataDirectory
 from inmem.errors import BusyError, ConfigMismatchError, InvalidInputError
-from inmem.files import FileLock, write_durably
+from inmem.host.directory import DataDirectory
+from inmem.host.files import FileLock, write_durably
 from inmem.writer.watch import living_writer
 
 _POLL_S: Final = 0.003

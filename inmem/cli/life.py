@@ -22,12 +22,12 @@ import typer
 from inmem.cli.common import AsJson, StorePath, command, console, database_at, print_fields, print_json, size
 from inmem.client.launcher import create_directory, ensure_writer, running_writer
 from inmem.config import DURABILITIES, load
-from inmem.control import DURABLE, VERSION, Control, boot_id
 from inmem.database import open as open_database
-from inmem.directory import DataDirectory
 from inmem.errors import BusyError, WriterUnavailableError
-from inmem.files import FileLock
-from inmem.storage.wal_files import segment_files
+from inmem.host.control import DURABLE, VERSION, Control, boot_id
+from inmem.host.directory import DataDirectory
+from inmem.host.files import FileLock
+from inmem.storage.wal.files import segment_files
 from inmem.writer.__main__ import serve as serve_directory
 
 NOT_SERVED: Final = 3

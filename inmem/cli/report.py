@@ -40,7 +40,7 @@ from inmem.cli.text import clock, day, full_time, indented, one_line, plain, spa
 from inmem.cli.traces import duration_s, one_line_of, tree_of
 from inmem.cli.view import View
 from inmem.errors import RunNotFoundError
-from inmem.files import write_durably
+from inmem.host.files import write_durably
 from inmem.keys import Namespace
 from inmem.model.run import RunMetadata
 from inmem.model.trace import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace

@@ -30,8 +30,8 @@ from inmem.cli.common import StorePath, command, console, database_at, size
 from inmem.cli.text import ELLIPSIS, fitted, plain, span
 from inmem.database import Database, Status
 from inmem.database import open as open_database
-from inmem.directory import DataDirectory
 from inmem.errors import InmemError, WriterUnavailableError
+from inmem.host.directory import DataDirectory
 from inmem.maintenance.sources import is_served
 
 _HOTTEST: Final = 8

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Final, Protocol, Self
 
 from inmem.cli.common import database_at
-from inmem.clock import wall_us
-from inmem.control import EPOCH, GENERATION, VERSION
 from inmem.errors import CorruptionError, InmemError, SnapshotTooOldError, WriterUnavailableError
+from inmem.host.clock import wall_us
+from inmem.host.control import EPOCH, GENERATION, VERSION
 from inmem.keys import Namespace, check_run_id
 from inmem.maintenance.sources import control_state, is_served, live_image, private_place
 from inmem.record import is_live
-from inmem.storage.recovery import replay_privately
+from inmem.storage.rebuild import replay_privately
 from inmem.storage.snapshot import Image
 from inmem.storage.store import Store
 

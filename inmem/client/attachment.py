@@ -17,14 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from inmem.board import Board
 from inmem.client.launcher import create_directory, ensure_writer, expired, launching
 from inmem.client.session import Applied, Session
 from inmem.config import Configuration, Settings, load
-from inmem.control import ControlState
-from inmem.directory import DataDirectory
 from inmem.errors import BusyError, ClosedError, InvalidInputError, LimitError, WriterUnavailableError
-from inmem.files import FileLock
+from inmem.host.board import Board
+from inmem.host.control import ControlState
+from inmem.host.directory import DataDirectory
+from inmem.host.files import FileLock
 from inmem.storage.snapshot import Image
 
 _POLL_S: Final = 0.003

@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from inmem.clock import boot_us
 from inmem.config import Settings
-from inmem.control import Control, ControlState, boot_id
-from inmem.directory import DataDirectory, runtime_directory
 from inmem.errors import BusyError, WriterUnavailableError, from_wire
-from inmem.files import FileLock, open_private, python_environment
+from inmem.host.clock import boot_us
+from inmem.host.control import Control, ControlState, boot_id
+from inmem.host.directory import DataDirectory, runtime_directory
+from inmem.host.files import FileLock, open_private, python_environment
 
 T = TypeVar("T")
 

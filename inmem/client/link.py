@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from inmem.board import ANSWERED, Board
 from inmem.client.zmtp import ZmtpConnection
 from inmem.config import MAX_MESSAGE_BYTES
-from inmem.control import ACTIVE, Control, ControlState
+from inmem.host.board import ANSWERED, Board
+from inmem.host.control import ACTIVE, Control, ControlState
 from inmem.wire import ANSWER
 
 SLICE_MS: Final = 10  # how long to block before looking whether the writer lives

@@ -20,11 +20,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgpack
 
-from inmem.board import SUPPORTED, Board
 from inmem.client.link import Link
 from inmem.client.protocol import PATIENCE_S, Answered, SessionProtocol
 from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT_BYTES, PROTOCOL_VERSION, Settings
-from inmem.control import EPOCH, Control, ControlState
 from inmem.errors import (
     BusyError,
     ClosedError,
@@ -34,6 +32,8 @@ from inmem.errors import (
     WriterUnavailableError,
     from_wire,
 )
+from inmem.host.board import SUPPORTED, Board
+from inmem.host.control import EPOCH, Control, ControlState
 from inmem.wire import APPLIED, FLAG_SYNC, GOODBYE, GOODBYE_HEADER, REFUSED
 
 _RETRY_S: Final = 0.002  # before another look at who serves; doubles

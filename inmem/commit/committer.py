@@ -30,8 +30,8 @@ from inmem.model.importing import is_mark
 from inmem.record import is_live, pack
 from inmem.storage.environment import Table
 from inmem.storage.store import Position, PublishError, Store, StoreTransaction, entry_bytes
-from inmem.storage.wal import WalBrokenError
-from inmem.storage.wal_format import DELETE, PUT, Op
+from inmem.storage.wal.format import DELETE, PUT, Op
+from inmem.storage.wal.log import WalBrokenError
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
 from inmem.writeset import OP_CALL, OP_PUT, MalformedError, WriteSet, decode
 
@@ -50,11 +50,11 @@ class Log(Protocol):
     @property
     def durable_version(self) -> int: ...
 
-    def mark(self) -> Any: ...
+    def position(self) -> Any: ...
 
     def append(self, ops: Sequence[Op], *, version: int, epoch: int, clock_us: int) -> int: ...
 
-    def cut(self, mark: Any) -> None: ...
+    def cut(self, position: Any) -> None: ...
 
     def sync(self) -> int: ...
 
@@ -74,14 +74,14 @@ class NoLog:
         """Nothing survives a power cut."""
         return 0
 
-    def mark(self) -> None:
+    def position(self) -> None:
         """Nothing to come back to."""
 
     def append(self, ops: Sequence[Op], *, version: int, epoch: int, clock_us: int) -> int:
         """Keep nothing."""
         return 0
 
-    def cut(self, mark: Any) -> None:
+    def cut(self, position: Any) -> None:
         """Nothing to cut."""
 
     def sync(self) -> int:
@@ -349,7 +349,7 @@ class Committer:
         ops += session_ops
         if self.version == self._published:
             self.version += 1  # a group without commits moves the position too
-        mark = self._log.mark()
+        position = self._log.position()
         checksum = self._log.append(ops, version=self.version, epoch=self._epoch, clock_us=now_us)
         self._reached("logged")
         if sync:
@@ -358,7 +358,7 @@ class Committer:
         try:
             txn.publish(Position(self.version, checksum, now_us, self._epoch, self._owner))
         except PublishError:
-            self._log.cut(mark)
+            self._log.cut(position)
             raise
         self._reached("published")
         self._published = self.version

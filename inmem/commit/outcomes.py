@@ -1,18 +1,18 @@
 """Sessions and outcomes: why a commit takes effect exactly once.
 
-Invariant: a session's commits are considered in sequence order, each once;
-its outcome is kept, in the same store transaction as its writes, until the
-client says that it has it. So a request that arrives again, at this writer or
-at the next, gets the answer of the first time.
+Invariant: the commits of a session are decided in the order of their
+sequences, each once. An outcome is stored in the same store transaction as
+the writes, until the client says that it has the answer. So a request that is
+sent again, to this writer or the next, gets the first answer.
 
-What the client may rely on:
+What a client can rely on:
 
 1. A request of an unknown session is refused, never applied.
 2. A sequence that was decided is answered from its outcome. The same sequence
    with other content is an error.
-3. A sequence beyond the next one is answered with the one to send again from.
-   Sequences that the client has answers for (`answered_below`) are not missed:
-   a failure that changed nothing need not have been written down.
+3. A sequence beyond the next one is answered with the sequence to resend from.
+   Sequences below `answered_below` are not missed, as the client has their
+   answers: a failure changed nothing and may not have been stored.
 
 Record of a session in the table SESSIONS, under its 16-byte id, MessagePack:
 `[last sequence, answered below, last active (s), [[sequence, digest, status,
@@ -32,7 +32,7 @@ from inmem.errors import BusyError, CorruptionError
 
 
 class Outcome(NamedTuple):
-    """What became of one sequence. `result` is MessagePack."""
+    """The outcome of one sequence. `result` is MessagePack."""
 
     digest: int
     status: int
@@ -52,11 +52,11 @@ UNKNOWN: Final = "unknown"
 GAP: Final = "gap"
 FORGOTTEN: Final = "forgotten"
 MISMATCH: Final = "mismatch"
-CROWDED: Final = "crowded"
+FULL: Final = "full"
 
 
 class Sessions:
-    """All registered sessions, with what must be written of them."""
+    """All registered sessions, and which of them must be written."""
 
     def __init__(self, records: Iterable[tuple[bytes, bytes]], *, ttl_s: float, max_in_flight: int) -> None:
         self._ttl_s = ttl_s
@@ -66,7 +66,7 @@ class Sessions:
             self._sessions[bytes(session_id)] = _decode(record)
         self._dirty: set[bytes] = set()
         self._undo: dict[bytes, tuple[_Session, int, int, int, dict[int, Outcome]] | None] = {}
-        self.must_write = False  # a registration waits: publish even without commits
+        self.must_write = False  # a session was registered: publish even without commits
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -75,11 +75,11 @@ class Sessions:
         return session_id in self._sessions
 
     def last_sequence(self, session_id: bytes) -> int:
-        """The last decided sequence of a known session."""
+        """The last sequence that was decided, of a known session."""
         return self._sessions[session_id].last
 
     def register(self, session_id: bytes, now_us: int) -> None:
-        """Begin a session; durable with the next group.
+        """Begin a session; the next group stores it.
 
         Raises:
             BusyError: too many sessions, none of them idle for long enough.
@@ -116,7 +116,7 @@ class Sessions:
     def find(
         self, session_id: bytes, sequence: int, answered_below: int, digest: int
     ) -> Outcome | str | None:
-        """What to do with a request: None to consider it, an outcome to repeat, or why not."""
+        """What to do with a request: None to decide it, an outcome to repeat, or why it is refused."""
         session = self._sessions.get(session_id)
         if session is None:
             return UNKNOWN
@@ -130,21 +130,21 @@ class Sessions:
             return GAP
         limit = self._max_in_flight
         if len(session.outcomes) >= limit and sum(s >= answered_below for s in session.outcomes) >= limit:
-            return CROWDED
+            return FULL
         return None
 
     def record(
         self, session_id: bytes, sequence: int, answered_below: int, now_us: int, outcome: Outcome
     ) -> None:
-        """Keep the outcome of a request that `find` let through."""
+        """Keep the outcome of a request for which `find` returned None."""
         self._touch(session_id)
         session = self._sessions[session_id]
         outcomes = session.outcomes
-        # Nobody has the answer of what is decided only now: a claim to it would end the bound on outcomes.
+        # No client has this answer yet. If it could claim so, outcomes would not be bounded.
         answered_below = min(answered_below, sequence)
         if answered_below > session.answered_below:
             session.answered_below = answered_below
-            for earlier in [*outcomes]:  # in the order of their sequences
+            for earlier in [*outcomes]:  # in sequence order
                 if earlier >= answered_below:
                     break
                 del outcomes[earlier]
@@ -168,17 +168,17 @@ class Sessions:
         ]
 
     def written(self) -> None:
-        """The changes are in the image."""
+        """Call it when the changes are in the image."""
         self._dirty.clear()
         self._undo.clear()
         self.must_write = False
 
     def settle(self) -> None:
-        """Nothing had to be written: what happened since `written` can not be undone any more."""
+        """Keep the changes in memory without writing them; they cannot be undone any more."""
         self._undo.clear()
 
     def undo(self) -> None:
-        """The group was not published: be as before it."""
+        """Undo all changes since `written`: the group was not published."""
         for session_id, before in self._undo.items():
             if before is None:
                 self._sessions.pop(session_id, None)
@@ -189,7 +189,7 @@ class Sessions:
         self.must_write = False
 
 
-# One packer, used by the one thread that decides: building one for each record costs more than packing.
+# One packer for the one thread that decides: to build one costs more than to pack a record.
 _pack = msgpack.Packer(autoreset=True).pack
 
 
@@ -212,11 +212,11 @@ def _decode(record: bytes) -> _Session:
 
 
 def describe_refusal(verdict: str) -> tuple[str, str, dict[str, Any]]:
-    """Code, message and fields of the error behind a verdict that refuses for good."""
+    """Code, message and fields of the error for a refusal by `find`."""
     messages = {
         UNKNOWN: ("session_unknown", "the session is unknown or has expired"),
         FORGOTTEN: ("outcome_forgotten", "the client has said that it has this answer"),
         MISMATCH: ("digest_mismatch", "the same sequence was sent before with other content"),
-        CROWDED: ("busy", "too many unanswered commits in this session"),
+        FULL: ("busy", "too many unanswered commits in this session"),
     }
     return (*messages[verdict], {})

@@ -1,13 +1,13 @@
-"""Turns: who goes first where many transactions lose the same race.
+"""Turns: which transaction goes first where many conflict on one key.
 
-Invariant: a turn only refuses, with the conflict that the refused would be
-told a moment later anyway; it never lets anything through that validation
-would not. It is forgotten with the writer, and missed by nobody then.
+Invariant: a turn can only refuse a commit, as validation can; it never
+accepts one that validation would refuse. Turns are not stored: a new writer
+begins without any.
 
-An optimistic transaction that is slow, because its process has to be woken
-for each attempt, can lose to a fast one for as long as that goes on. So one
-that has been refused often gets a turn: for a few milliseconds no other
-transaction that has read the key is accepted, and its next attempt wins.
+A slow transaction, whose process has to be woken for each attempt, can lose
+to a fast one again and again. So one that was refused often gets a turn: for
+a few milliseconds, other transactions that have read the key are refused, and
+its next attempt wins.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import Final
 from inmem.errors import ConflictError
 from inmem.keys import Key
 
-_PATIENCE: Final = 8  # conflicts in a row: with a chance of one in three, one transaction in thirty
-_TURN_US: Final = 5_000  # a function that takes longer gives its turn away
-_REMEMBERED: Final = 4096  # sessions that have lost; of more, all begin to count anew
+_MIN_LOSSES: Final = 8  # conflicts in a row: with a chance of one in three, one transaction in thirty
+_TURN_US: Final = 5_000  # a transaction that takes longer loses its turn
+_REMEMBERED: Final = 4096  # sessions that have lost; beyond that all counts are dropped
 
 
 class Turns:
-    """At most one turn at a time: others wait for theirs, and lose no more by it than by the race."""
+    """At most one turn at a time."""
 
     def __init__(self) -> None:
         self._losses: dict[bytes, int] = {}  # conflicts in a row, by session
-        self._key: bytes | None = None  # whose turn it is
+        self._key: bytes | None = None  # that the turn is about, None without a turn
         self._holder = b""
         self._until_us = 0
 
     def check(self, session: bytes, reads: Container[bytes], now_us: int) -> None:
-        """Refuse what has read the key of another's turn.
+        """Refuse a commit that has read the key of another session's turn.
 
         Raises:
             ConflictError: names the key.
@@ -47,20 +47,20 @@ class Turns:
         raise ConflictError(f"{Key(key)!r} is another transaction's turn, which has lost it often", key=key)
 
     def lost(self, session: bytes, error: ConflictError, now_us: int) -> None:
-        """A transaction was refused; where that was once too often, the error says that it is next."""
+        """Count a conflict; if the session gets the turn for it, the error says that it is next."""
         if len(self._losses) >= _REMEMBERED:
             self._losses.clear()
         losses = self._losses[session] = self._losses.get(session, 0) + 1
-        if losses < _PATIENCE or not isinstance(error.key, bytes):
+        if losses < _MIN_LOSSES or not isinstance(error.key, bytes):
             return
         free = self._key is None or now_us >= self._until_us or session == self._holder
-        # Of many that wait those who have lost most go first; all the others race on.
+        # Of many candidates, those with the most losses go first.
         if free and losses >= max(self._losses.values()) * 3 // 4:
             self._key, self._holder, self._until_us = error.key, session, now_us + _TURN_US
             error.is_next = True
 
     def won(self, session: bytes) -> None:
-        """A commit took effect."""
+        """Forget the losses of a session whose commit took effect."""
         if self._losses:
             self._losses.pop(session, None)
         if self._key is not None and session == self._holder:

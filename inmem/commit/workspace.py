@@ -17,7 +17,7 @@ from inmem.keys import Key, TypeTag, bucket_of, owner_of
 from inmem.model.importing import fence_of as fence_of
 from inmem.record import is_live, pack, payload_of
 from inmem.storage.environment import Table
-from inmem.storage.wal_format import DELETE, DELETE_RANGE, PUT
+from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT
 
 DATA = int(Table.DATA)
 _NO_MARKS: Final[Mapping[bytes, bytes]] = MappingProxyType({})

@@ -22,7 +22,7 @@ from inmem.errors import BusyError, CorruptionError, RunNotFoundError, SnapshotT
 from inmem.exchange import lines
 from inmem.exchange.lines import Checksum
 from inmem.exchange.reading import Moment, Source, has_data, run_after, source_at, source_of, unfinished
-from inmem.files import open_private, sync_directory
+from inmem.host.files import open_private, sync_directory
 from inmem.keys import Namespace, TypeTag, check_run_id, range_of
 from inmem.model import cell, event_log, run, trace
 from inmem.model.importing import Counts

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from inmem.client.attachment import _registry
-from inmem.control import Control
 from inmem.database import Database
-from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InvalidInputError
-from inmem.files import FileLock
+from inmem.host.control import Control
+from inmem.host.directory import DataDirectory, Identity
+from inmem.host.files import FileLock
 from inmem.keys import Namespace, TypeTag, range_of
 from inmem.maintenance.sources import live_image, private_place
 from inmem.model import importing
 from inmem.record import is_live
 from inmem.storage.environment import Table
-from inmem.storage.recovery import replay_privately
+from inmem.storage.rebuild import replay_privately
 from inmem.storage.snapshot import Image, Snapshot
 from inmem.storage.store import Store
 

@@ -29,10 +29,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from inmem import failpoints
 from inmem.config import Settings, check_stored
-from inmem.control import Control
-from inmem.directory import DataDirectory, Identity
 from inmem.errors import (
     AlreadyExistsError,
     CorruptionError,
@@ -41,7 +38,10 @@ from inmem.errors import (
     SnapshotTooOldError,
     WriterUnavailableError,
 )
-from inmem.files import make_private_dir, sync_directory
+from inmem.host import failpoints
+from inmem.host.control import Control
+from inmem.host.directory import DataDirectory, Identity
+from inmem.host.files import make_private_dir, sync_directory
 from inmem.maintenance.checkpoint import COPY_MAX_AGE_S, copy_snapshot, stand_of, write_verified
 from inmem.maintenance.process import (
     DiedOfDamage,
@@ -53,11 +53,12 @@ from inmem.maintenance.process import (
     tell,
 )
 from inmem.maintenance.sources import control_state, is_served, live_image, moment_in, private_place
-from inmem.storage.checkpoint import COPIED, CheckpointReader, Stand, Written, checkpoint_path
+from inmem.storage.checkpoint import COPIED, CheckpointHeader, CheckpointReader, Written, checkpoint_path
 from inmem.storage.environment import Table
-from inmem.storage.recovery import POWER_CUT_GAP, owner_of, replay_privately
+from inmem.storage.rebuild import owner_of, replay_privately
+from inmem.storage.recovery import POWER_CUT_GAP
 from inmem.storage.store import Position
-from inmem.storage.wal import Wal
+from inmem.storage.wal.log import Wal
 
 Tables = Iterable[tuple[Table, Iterable[tuple[bytes, bytes]]]]
 
@@ -186,7 +187,7 @@ def _appearing(file: Path) -> Iterator[Path]:
 
 def _copied(
     directory: DataDirectory, identity: Identity, control: Control, file: Path, progress: Progress
-) -> tuple[str, Stand, Written]:
+) -> tuple[str, CheckpointHeader, Written]:
     for left in reversed(range(_ATTEMPTS)):
         before = control_state(control)
         served = is_served(directory)
@@ -203,7 +204,7 @@ def _copied(
 
 def _copied_live(
     directory: DataDirectory, identity: Identity, control: Control, file: Path
-) -> tuple[Stand, Written]:
+) -> tuple[CheckpointHeader, Written]:
     found = live_image(directory, identity, control)
     if found.image is None:
         raise WriterUnavailableError(
@@ -223,7 +224,7 @@ def _copied_live(
 
 def _copied_replay(
     directory: DataDirectory, identity: Identity, control: Control, file: Path, progress: Progress
-) -> tuple[Stand, Written]:
+) -> tuple[CheckpointHeader, Written]:
     progress("replaying the log")
     with (
         private_place(directory.path, "backup") as scratch,
@@ -279,16 +280,16 @@ def restore(file: Path, path: Path, progress: Progress = silent) -> RestoreRepor
     notes: list[str] = []
     try:
         with CheckpointReader(file) as reader:
-            stored = check_stored(reader.stand.settings, str(file))
+            stored = check_stored(reader.header.settings, str(file))
             if stored["durability"] == "memory":
                 stored["durability"] = "buffered"
                 notes.append("the backup is of a database in memory only; this one is 'buffered'")
             frames = ((table, items) for table, items in reader.frames() if table != Table.SESSIONS)
             with appearing_directory(path) as unfinished:
                 stand, written = make_database(
-                    unfinished, Settings(**stored), reader.stand, counted(frames, "restored", progress)
+                    unfinished, Settings(**stored), reader.header, counted(frames, "restored", progress)
                 )
-            backup_version = reader.stand.version
+            backup_version = reader.header.version
     except FileNotFoundError as error:
         if error.filename != str(file):
             raise
@@ -345,8 +346,8 @@ def appearing_directory(path: Path) -> Iterator[Path]:
 
 
 def make_database(
-    place: Path, settings: Settings, stand: Stand, tables: Tables
-) -> tuple[Stand, Written]:
+    place: Path, settings: Settings, stand: CheckpointHeader, tables: Tables
+) -> tuple[CheckpointHeader, Written]:
     """A whole new database in an empty directory: one checkpoint and an empty log that goes on from it.
 
     The settings, which make it a database, come last.

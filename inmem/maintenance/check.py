@@ -38,9 +38,9 @@ from inmem import values
 from inmem.commit.outcomes import Sessions
 from inmem.commit.workspace import fence_of
 from inmem.config import check_stored
-from inmem.control import DURABLE, PID, Control
-from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError, InvalidInputError
+from inmem.host.control import DURABLE, PID, Control
+from inmem.host.directory import DataDirectory, Identity
 from inmem.keys import MAX_NAME_BYTES, Key, TypeTag
 from inmem.maintenance.process import DiedOfDamage, answer, run_helper
 from inmem.maintenance.sources import (
@@ -55,21 +55,21 @@ from inmem.maintenance.sources import (
 from inmem.model import cell, event_log, run, trace
 from inmem.model.indices import INDEX_TAGS, entries_of
 from inmem.record import expires_at, payload_of, version_of
-from inmem.storage.checkpoint import CheckpointReader, Stand, newest_checkpoint, verify_checkpoint
+from inmem.storage.checkpoint import CheckpointHeader, CheckpointReader, newest_checkpoint, verify_checkpoint
 from inmem.storage.environment import LOGGED, Table
-from inmem.storage.recovery import (
-    begin_of,
+from inmem.storage.rebuild import (
     end_version,
     fill,
     owner_of,
     private_store,
+    read_header,
     replay_privately,
-    stand_of_ours,
+    replay_start,
 )
 from inmem.storage.snapshot import VERSION_KEY, Image, Snapshot
 from inmem.storage.store import Position, Store
-from inmem.storage.wal_files import segment_files
-from inmem.storage.wal_scan import scan
+from inmem.storage.wal.files import segment_files
+from inmem.storage.wal.scan import scan
 
 _MAX_PROBLEMS: Final = 1000  # a damaged store has more than anybody reads
 _RENEW_S: Final = 0.5  # a snapshot is given back at the first new run after this
@@ -310,7 +310,7 @@ class _Check(TableCheck):
         self.identity = identity
         self.control = control
         self.owner = owner_of(directory, identity)
-        self._whole: tuple[Path, Stand] | None = None  # a checkpoint that was read to its end
+        self._whole: tuple[Path, CheckpointHeader] | None = None  # a checkpoint that was read to its end
 
     def run(self) -> CheckReport:
         """Look at everything."""
@@ -416,7 +416,7 @@ class _Check(TableCheck):
                 assert position is not None
                 problems.append(f"the log lacks version {position.version}, at which the image stands")
             if not problems:
-                begin_of(found, self._whole[0] if stand and self._whole else None, stand)
+                replay_start(found, self._whole[0] if stand and self._whole else None, stand)
         except (InmemError, OSError) as error:
             return [*problems, str(error)], notes
         end = end_version(found, stand)
@@ -433,13 +433,13 @@ class _Check(TableCheck):
                 notes.append(f"{text}; the next writer cuts it off")
         return problems, notes
 
-    def _checkpoint(self) -> Stand | None:
+    def _checkpoint(self) -> CheckpointHeader | None:
         """What the newest checkpoint stands for, after reading all of it, once."""
         path = newest_checkpoint(self.directory.checkpoints)
         if path is None:
             return None
         if self._whole is None or self._whole[0] != path:
-            stand_of_ours(path, self.identity)
+            read_header(path, self.identity)
             self._whole = path, verify_checkpoint(path)[0]
         stand = self._whole[1]
         self.counts["checkpoint"] = stand.version

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from inmem import failpoints
-from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError, WriterUnavailableError, to_wire
+from inmem.host import failpoints
+from inmem.host.directory import DataDirectory, Identity
 from inmem.maintenance.process import from_os_error
-from inmem.storage.checkpoint import COPIED, Stand, Written, verify_checkpoint, write_checkpoint
+from inmem.storage.checkpoint import COPIED, CheckpointHeader, Written, verify_checkpoint, write_checkpoint
 from inmem.storage.environment import Table
 from inmem.storage.snapshot import Image, Snapshot
 from inmem.storage.store import POSITION_KEY, Position, unpack_position
@@ -31,7 +31,7 @@ _LOOK_EVERY: Final = 10_000  # entries between two looks whether the writer live
 
 def copy_snapshot(
     snapshot: Snapshot, identity: Identity, file: Path, parent: int | None
-) -> tuple[Stand, Written]:
+) -> tuple[CheckpointHeader, Written]:
     """Write a snapshot to a new, verified, durable file; `parent` is the process that must live on.
 
     Raises:
@@ -48,7 +48,7 @@ def copy_snapshot(
 
 
 def write_verified(
-    file: Path, stand: Stand, tables: Iterable[tuple[Table, Iterable[tuple[bytes, bytes]]]]
+    file: Path, stand: CheckpointHeader, tables: Iterable[tuple[Table, Iterable[tuple[bytes, bytes]]]]
 ) -> Written:
     """Write a new, durable file and read it back: something will be removed because it is there.
 
@@ -62,9 +62,9 @@ def write_verified(
     return written
 
 
-def stand_of(position: Position, identity: Identity) -> Stand:
+def stand_of(position: Position, identity: Identity) -> CheckpointHeader:
     """What a copy of an image at a position stands for."""
-    return Stand(
+    return CheckpointHeader(
         identity.database_id, position.version, position.checksum, position.epoch, position.clock_us,
         dict(identity.stored),
     )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from inmem.errors import InmemError, StoreFullError, from_wire, to_wire
-from inmem.files import python_environment
+from inmem.host.files import python_environment
 
 Progress = Callable[[str], None]
 

@@ -46,10 +46,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from inmem.config import Settings
-from inmem.control import DURABLE, VERSION, Control
-from inmem.directory import DataDirectory, Identity
 from inmem.errors import BusyError, CorruptionError, FormatVersionError, InmemError, InvalidInputError
-from inmem.files import FileLock
+from inmem.host.control import DURABLE, VERSION, Control
+from inmem.host.directory import DataDirectory, Identity
+from inmem.host.files import FileLock
 from inmem.keys import TypeTag
 from inmem.maintenance.backup import appearing_directory, counted, make_database, refuse_taken
 from inmem.maintenance.check import check, image_problems
@@ -58,17 +58,17 @@ from inmem.maintenance.process import DiedOfDamage, Progress, answer, from_os_er
 from inmem.maintenance.sources import live_image, moment_in, moment_of
 from inmem.storage.checkpoint import (
     COPIED,
+    CheckpointHeader,
     CheckpointReader,
     Lost,
-    Stand,
     checkpoint_files,
     verify_checkpoint,
 )
 from inmem.storage.environment import Table
-from inmem.storage.recovery import fill, owner_of, private_store, replay, stand_of_ours, too_small
+from inmem.storage.rebuild import fill, owner_of, private_store, read_header, replay, too_small
 from inmem.storage.store import Position, PublishError, Store
-from inmem.storage.wal_format import PUT, Record
-from inmem.storage.wal_salvage import Gap, Piece, scan_pieces
+from inmem.storage.wal.format import PUT, LogRecord
+from inmem.storage.wal.salvage import Gap, Piece, scan_pieces
 
 _PROGRAM: Final = ["-m", "inmem.maintenance", "salvage"]
 _NO_IMAGE: Final = "noimage"
@@ -236,9 +236,9 @@ class _Base:
     """A state to begin with, and what of the log can be proved to follow on it."""
 
     source: str
-    stand: Stand
+    stand: CheckpointHeader
     load: Callable[[Store], None]
-    records: Callable[[], Iterator[Record]]
+    records: Callable[[], Iterator[LogRecord]]
     piece: int  # the index of the piece that they are in, -1 for none
     reaches: int  # the last version
     damage: _Damage | None = None
@@ -323,7 +323,7 @@ class _Salvage:
         for file in reversed(checkpoint_files(self.directory.checkpoints)):
             yield self._from_checkpoint(file)
         if any(piece.previous == 0 for piece in self.pieces):
-            empty = Stand(self.identity.database_id, 0, 0, 0, 0, dict(self.identity.stored))
+            empty = CheckpointHeader(self.identity.database_id, 0, 0, 0, 0, dict(self.identity.stored))
             yield self._base("the log", empty, lambda store: None)
 
     def _from_image(self, scratch: Path, control: Control) -> _Base | None:
@@ -360,7 +360,7 @@ class _Salvage:
     def _from_checkpoint(self, file: Path) -> _Base | None:
         self.progress(f"reading {file.name}")
         try:
-            stand = stand_of_ours(file, self.identity)
+            stand = read_header(file, self.identity)
         except (CorruptionError, FormatVersionError) as error:
             self.notes.append(str(error))
             return None
@@ -374,7 +374,8 @@ class _Salvage:
         return self._base(f"the checkpoint {file.name}", stand, lambda store: self._fill(store, file))
 
     def _base(
-        self, source: str, stand: Stand, load: Callable[[Store], None], damage: _Damage | None = None
+        self, source: str, stand: CheckpointHeader, load: Callable[[Store], None],
+        damage: _Damage | None = None,
     ) -> _Base:
         """With what the log holds after it."""
         for number, piece in enumerate(self.pieces):
@@ -385,7 +386,7 @@ class _Salvage:
                 for record in piece.iter_records()
             ):
 
-                def after(piece: Piece = piece) -> Iterator[Record]:
+                def after(piece: Piece = piece) -> Iterator[LogRecord]:
                     return (r for r in piece.iter_records() if r.version > stand.version)
 
                 return _Base(source, stand, load, after, number, piece.last_version, damage)
@@ -423,7 +424,7 @@ class _Salvage:
             self.notes.append("the old database was in memory only; the new one is 'buffered'")
         return stored
 
-    def _passing(self, base: _Base) -> Iterator[Record]:
+    def _passing(self, base: _Base) -> Iterator[LogRecord]:
         for number, record in enumerate(base.records(), 1):
             if number % _TELL_EVERY == 0:
                 self.progress(f"replayed {number:,} records")
@@ -439,7 +440,7 @@ class _Salvage:
     def _fill_around(self, store: Store, file: Path, damage: _Damage) -> None:
         """Load the whole runs of a damaged checkpoint; what expires is found from them."""
         with CheckpointReader(file) as reader:
-            stand = reader.stand
+            stand = reader.header
             position = Position(stand.version, stand.checksum, stand.clock_us, stand.epoch, self.owner)
             try:
                 for part in reader.whole_frames():

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from inmem.control import Control, ControlState, boot_id
-from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError
-from inmem.files import FileLock
+from inmem.host.control import Control, ControlState, boot_id
+from inmem.host.directory import DataDirectory, Identity
+from inmem.host.files import FileLock
 from inmem.storage.environment import Table
-from inmem.storage.recovery import owner_of
+from inmem.storage.rebuild import owner_of
 from inmem.storage.snapshot import Image
 from inmem.storage.store import POSITION_KEY, Position, Store, unpack_position
 

@@ -1,13 +1,13 @@
-"""Checkpoints: all tables of one version in one file, which the log then goes on from.
+"""Checkpoints: all tables of one version in one file, which the log then continues.
 
-Invariant: a file that reads without an error is, byte for byte, what was
-written from one snapshot, to its end; anything else is refused with file and
-offset. A checkpoint takes its name only when it is durable, and what it
-replaces goes only after that: at every moment the newest one and the log
-after it hold everything.
+Invariant: a file that reads without an error is, byte for byte and to its
+end, what was written from one snapshot. Any other file is refused with its
+name and an offset. A checkpoint gets its name only when it is durable, and
+what it replaces is removed after that. So at every moment the newest
+checkpoint and the log after it hold everything.
 
-The format is ours and not the engine's, so that a file outlives a change of
-LMDB's and holds no free pages. A backup is the same thing under another name.
+The format is our own. It does not change with LMDB's, and has no free pages.
+A backup is a file in the same format.
 
 File: a head of 16 bytes, then frames, all integers little-endian.
 
@@ -20,9 +20,9 @@ File: a head of 16 bytes, then frames, all integers little-endian.
     frame: payload length u32, checksum u64, payload
 
 The checksum is xxh3_64 of the payload, seeded with the checksum of the frame
-before (0 for the first, whose payload has the head's 16 bytes before it when
-it is hashed): so no frame can be missing, doubled, moved or exchanged. The
-payloads are MessagePack:
+before, so no frame can be missing, doubled, moved or exchanged. The first
+frame has the seed 0, and is hashed with the 16 bytes of the head before it.
+The payloads are MessagePack:
 
     the first   map: database (16 bytes), version, checksum (of the version's
                 record in the log), epoch, clock_us, settings (map)
@@ -48,10 +48,10 @@ from xxhash import xxh3_64_intdigest
 
 from inmem.config import FORMAT_VERSION
 from inmem.errors import CorruptionError, FormatVersionError
-from inmem.files import open_private, sync_directory
+from inmem.host.files import open_private, sync_directory
 from inmem.storage.environment import Table
 
-# What is copied. The order of expiry could be derived, but that would cost more than its bytes.
+# The tables that are copied. EXPIRY could be derived from DATA, but that would take longer than reading it.
 COPIED: Final = (Table.DATA, Table.SESSIONS, Table.FENCES, Table.EXPIRY)
 MAGIC: Final = b"INMEMCKP"
 _HEAD: Final = struct.Struct("<8sII")
@@ -68,8 +68,8 @@ assert _HEAD.size == 16 and _FRAME.size == 12
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
-    """What a checkpoint stands for: whose it is, and the record of the log that led to it."""
+class CheckpointHeader:
+    """The first frame of a file: its database, and the record of the log that it ends with."""
 
     database: bytes
     version: int
@@ -81,26 +81,28 @@ class Stand:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """How much was written."""
+    """The size of a file."""
 
     entries: int
     bytes: int
 
 
 def checkpoint_path(directory: Path, version: int) -> Path:
-    """Where the checkpoint of a version is."""
+    """The path of the checkpoint of a version."""
     return directory / f"{version:020d}.checkpoint"
 
 
 def checkpoint_files(directory: Path) -> list[Path]:
-    """The checkpoints of a directory, oldest first; other files are not looked at."""
+    """The checkpoints of a directory, oldest first; other files are ignored."""
     try:
         return sorted(path for path in directory.iterdir() if _NAME.match(path.name))
     except FileNotFoundError:
         return []
 
 
-def write_checkpoint(path: Path, stand: Stand, tables: Iterable[tuple[Table, Iterable[Any]]]) -> Written:
+def write_checkpoint(
+    path: Path, header: CheckpointHeader, tables: Iterable[tuple[Table, Iterable[Any]]]
+) -> Written:
     """Write a new file, mode 0600, durable with its name on return.
 
     `tables` gives each table with its entries in order. Cost: about 1 µs an
@@ -108,12 +110,12 @@ def write_checkpoint(path: Path, stand: Stand, tables: Iterable[tuple[Table, Ite
 
     Raises:
         FileExistsError: the path is taken.
-        OSError: the disk; what was written is left for the caller to remove.
+        OSError: the disk failed; the caller removes what was written.
     """
     with io.BufferedWriter(open_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)) as file:
         head = _HEAD.pack(MAGIC, FORMAT_VERSION, 0)
         file.write(head)
-        payload = msgpack.packb({name: getattr(stand, name) for name in _FIELDS})
+        payload = msgpack.packb({name: getattr(header, name) for name in _FIELDS})
         checksum = xxh3_64_intdigest(head + payload)
         file.write(_FRAME.pack(len(payload), checksum) + payload)
         entries = 0
@@ -148,7 +150,7 @@ def _in_chunks(items: Iterable[tuple[bytes, bytes]]) -> Iterator[list[bytes]]:
 
 
 class Lost(NamedTuple):
-    """Bytes of a damaged file in which no frame can be proved whole, and why."""
+    """Bytes of a damaged file in which no frame is proved whole, and why."""
 
     offset: int
     end: int
@@ -156,7 +158,7 @@ class Lost(NamedTuple):
 
 
 class CheckpointReader:
-    """A file as it is read: its `stand` first, then its entries. Use it with `with`."""
+    """Reads a file: its `header`, then its entries. Use it with `with`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -164,7 +166,7 @@ class CheckpointReader:
         self._file: BinaryIO = io.BufferedReader(open_private(path, os.O_RDONLY), 1 << 20)
         try:
             self.bytes = os.fstat(self._file.fileno()).st_size
-            self.stand = self._read_stand()
+            self.header = self._read_header()
         except BaseException:
             self._file.close()
             raise
@@ -175,7 +177,11 @@ class CheckpointReader:
         )
 
     def _read(self, count: int) -> bytes:
-        """`count` bytes, fewer only at the end. A sector that cannot be read is damage."""
+        """`count` bytes, fewer only at the end.
+
+        Raises:
+            CorruptionError: the disk cannot read a sector.
+        """
         try:
             return self._file.read(count)
         except OSError as error:
@@ -183,7 +189,7 @@ class CheckpointReader:
                 raise
             raise self._corrupt("the disk cannot read it") from error
 
-    def _read_stand(self) -> Stand:
+    def _read_header(self) -> CheckpointHeader:
         head = self._read(_HEAD.size)
         if len(head) < _HEAD.size:
             raise self._corrupt("the file is cut short")
@@ -194,7 +200,7 @@ class CheckpointReader:
         try:
             payload, self._checksum = self._read_frame(head, 0)
         except CorruptionError:
-            # Only where the rest does not read as ours: a damaged byte must not look like a new release.
+            # The version may be what is damaged: with a wrong checksum it is not taken for another release.
             if version == FORMAT_VERSION and not flags:
                 raise
             self._offset = _VERSION_AT
@@ -208,7 +214,7 @@ class CheckpointReader:
         fields = self._unpack(payload)
         if type(fields) is not dict or any(type(fields.get(n)) is not t for n, t in _FIELDS.items()):
             raise self._corrupt("the first frame does not say what this is")
-        return Stand(**{name: fields[name] for name in _FIELDS})
+        return CheckpointHeader(**{name: fields[name] for name in _FIELDS})
 
     def _read_frame(self, before: bytes, seed: int) -> tuple[bytes, int]:
         frame = self._read(_FRAME.size)
@@ -232,7 +238,7 @@ class CheckpointReader:
             raise self._corrupt(f"a frame does not parse: {error}") from None
 
     def frames(self) -> Iterator[tuple[Table, list[tuple[bytes, bytes]]]]:
-        """The entries, some at a time: (table, [(key, value), ...]). Once, to the end.
+        """The entries, some at a time: (table, [(key, value), ...]). Can be read once.
 
         Raises:
             CorruptionError: with the offset of the frame that cannot be right.
@@ -254,17 +260,17 @@ class CheckpointReader:
             yield Table(table), _pairs(content)
 
     def whole_frames(self) -> Iterator[tuple[Table, list[tuple[bytes, bytes]]] | Lost]:
-        """Like `frames`, and on beyond damage: each frame that is proved whole, and what lies between.
+        """Like `frames`, but reads on after damage: the frames that are proved whole, and what is lost.
 
-        A frame is proved by its checksum, which is seeded with that of the
-        frame before as it is stored. So behind a damaged payload the next
-        frame is proved again; and a frame in which the checksum alone is
-        damaged is proved by the one behind it. Nothing is found any more
-        behind a damaged length, or where the disk cannot read.
+        A frame is proved by its checksum, whose seed is the stored checksum
+        of the frame before. So the frame after a damaged payload is proved
+        again, and a frame in which only the checksum is damaged is proved by
+        the frame after it. After a damaged length, or where the disk cannot
+        read, nothing more is found.
         """
         offset, seeds = self._offset, [self._checksum]
-        lost: int | None = None  # where the frames that are not proved begin
-        reason, doubtful = "", None  # the content of the one that is not, if the one before it is
+        lost: int | None = None  # where the frames begin that are not proved
+        reason, doubtful = "", None  # why; and the first such payload, while the next frame may prove it
         while True:
             try:
                 frame = self._read(_FRAME.size)
@@ -312,15 +318,16 @@ def _pairs(flat: list[bytes]) -> list[tuple[bytes, bytes]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def verify_checkpoint(path: Path) -> tuple[Stand, Written]:
-    """Read a whole file; what it stands for and how much it holds.
+def verify_checkpoint(path: Path) -> tuple[CheckpointHeader, Written]:
+    """Read a whole file; returns its header and its size.
 
     Raises:
-        CorruptionError, FormatVersionError: it is not what was written.
+        CorruptionError: it is damaged.
+        FormatVersionError: another release wrote it.
     """
     with CheckpointReader(path) as reader:
         entries = sum(len(items) for _, items in reader.frames())
-        return reader.stand, Written(entries, reader.bytes)
+        return reader.header, Written(entries, reader.bytes)
 
 
 def newest_checkpoint(directory: Path) -> Path | None:

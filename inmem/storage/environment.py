@@ -1,11 +1,11 @@
 """The LMDB environment: its tables, its flags and its place in memory.
 
-Invariant: every process opens the image with the same tables and with flags
+Invariant: every process opens the image with the same tables, and with flags
 under which a full memory is an error and not a signal (`writemap=False`).
-Nothing here knows what the tables hold.
+This module does not know what the tables hold.
 
-An image is one directory named `<database>-<generation>` in a private runtime
-directory on shared memory, or in the data directory where that is too small.
+An image is one directory named `<database>-<generation>.image` in a private
+directory on shared memory, or in the data directory if that is too small.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any, Final
 import lmdb
 
 from inmem.config import MAP_BYTES
-from inmem.directory import DataDirectory, runtime_directory
 from inmem.errors import StoreFullError
-from inmem.files import check_private_dir, make_private_dir, private_umask
+from inmem.host.directory import DataDirectory, runtime_directory
+from inmem.host.files import check_private_dir, make_private_dir, private_umask
 
 
 class Table(IntEnum):
@@ -39,13 +39,13 @@ TABLE_NAMES: Final = {table: table.name.lower().encode() for table in Table}
 LOGGED: Final = (Table.DATA, Table.SESSIONS, Table.FENCES)
 PAGE_BYTES: Final = 4096
 _ORIGIN: Final = "origin"  # a file of an image: the path of its data directory
-# Of LMDB's lock file. A file that is larger than LMDB wants is used as it is, for more readers.
+# Of LMDB's lock file. LMDB uses a file that is larger than it needs, for more readers.
 _LOCK_HEADER_BYTES: Final = 128
 _READER_SLOT_BYTES: Final = 64
 
 
 def open_for_writing(path: Path, max_readers: int) -> tuple[Any, dict[Table, Any]]:
-    """The environment and its tables, created as needed; the writer only."""
+    """The environment and its tables, created as needed. For the writer only."""
     with private_umask():
         path.mkdir(mode=0o700, exist_ok=True)
         _reserve_reader_slots(path / "lock.mdb", max_readers)
@@ -57,12 +57,12 @@ def open_for_writing(path: Path, max_readers: int) -> tuple[Any, dict[Table, Any
 
 
 def _reserve_reader_slots(file: Path, max_readers: int) -> None:
-    """Give the lock file its memory at once: a slot on a page that a full memory lacks is a SIGBUS.
+    """Allocate the lock file's memory at once: otherwise using a slot in a full memory is a SIGBUS.
 
-    Before LMDB opens it, never after: closing a descriptor of it would drop LMDB's own locks.
+    Only before LMDB opens the file: closing another descriptor of it would drop LMDB's locks.
     """
     if file.exists():
-        return  # of an image to adopt, made here
+        return  # the image is adopted; its file was made here
     fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.posix_fallocate(fd, 0, _LOCK_HEADER_BYTES + max_readers * _READER_SLOT_BYTES)
@@ -81,7 +81,7 @@ def open_for_reading(path: Path) -> tuple[Any, dict[Table, Any]]:
 
     Raises:
         FileNotFoundError: a file of it is gone. LMDB would make a new lock
-            file, in which the writer would not see what this process reads.
+            file, in which the writer would not see this process read.
     """
     check_private_dir(path)
     os.stat(path / "data.mdb")
@@ -93,7 +93,7 @@ def open_for_reading(path: Path) -> tuple[Any, dict[Table, Any]]:
         max_spare_txns=1,
     )
     try:
-        if not os.path.samestat(lock, os.stat(lock_file)):  # removed just now: this one is of LMDB's making
+        if not os.path.samestat(lock, os.stat(lock_file)):  # removed just now: LMDB has made another
             lock_file.unlink(missing_ok=True)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(lock_file))
         return env, {table: env.open_db(name, create=False) for table, name in TABLE_NAMES.items()}
@@ -103,7 +103,7 @@ def open_for_reading(path: Path) -> tuple[Any, dict[Table, Any]]:
 
 
 def image_parent(directory: DataDirectory, wanted: str, quota_bytes: int) -> Path:
-    """Where a new image goes: on shared memory if two generations of it fit.
+    """Where a new image is made: on shared memory if two generations of it fit.
 
     Raises:
         StoreFullError: `image_dir` was set and has less room than the quota.
@@ -125,14 +125,14 @@ def image_parent(directory: DataDirectory, wanted: str, quota_bytes: int) -> Pat
 
 
 def remove_images(parent: Path, stem: str, keep: Path | None) -> None:
-    """Remove the images of a stem, but for one: what killed writers have left."""
+    """Remove the images of a stem but for `keep`: killed writers have left them."""
     for old in parent.glob(f"{stem}*.image"):
         if old != keep:
             remove_image(old)
 
 
 def create_image(parent: Path, stem: str, generation: int, origin: Path) -> Path:
-    """A new, empty image directory, which says whose it is: the data directory `origin`."""
+    """A new, empty image directory that names its data directory, `origin`."""
     path = parent / f"{stem}{generation}.image"
     remove_image(path)
     while True:
@@ -145,7 +145,7 @@ def create_image(parent: Path, stem: str, generation: int, origin: Path) -> Path
 
 
 def origin_of(image: Path) -> Path | None:
-    """The data directory that an image was made for; None if it does not say."""
+    """The data directory that an image names; None if it names none."""
     try:
         return Path(os.fsdecode((image / _ORIGIN).read_bytes()))
     except FileNotFoundError:
@@ -158,7 +158,7 @@ def remove_image(path: Path) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """What the file system of a path has left; nothing if the path is gone."""
+    """Free bytes of the file system of a path; 0 if the path is gone."""
     try:
         info = os.statvfs(path)
     except FileNotFoundError:

@@ -1,20 +1,21 @@
 """Shared snapshots: how every process but the writer reads.
 
 Invariant: a read sees one committed version, whole, without a message or a
-lock, whether the writer lives or not; and a process never touches an LMDB
-object that it inherited through a fork. This module never writes.
+lock, whether the writer lives or not. A process never touches an LMDB object
+that it inherited through a fork. This module never writes.
 
 LMDB (http://www.lmdb.tech/doc/) refuses to open one environment twice in a
-process, and its objects do not survive a fork: closing them in the child
-would free the parent's reader slots, after which the parent reads pages that
-the writer has reused. So the image is closed in the parent right before a
-fork, and both sides open it again at their next read. Where a snapshot is
-open at that moment it cannot be closed: then the child refuses.
+process, and its objects do not survive a fork. If the child closed them, the
+parent's reader slots would be free, and the parent would read pages that the
+writer has reused. So the parent closes the image right before a fork, and
+both processes open it again at their next read. If a snapshot is open at that
+moment, the image stays open, and reads in the child are refused.
 
-Threads read without a lock while another one leaves the image, for a fork or
-for the next generation. A read that meets a closed environment is done again;
-a snapshot that begins notes itself before it looks whether the image was
-left, and who leaves looks for snapshots after saying so: one of them sees.
+Threads read without a lock while another thread leaves the image, before a
+fork or for the next generation. A read that finds its environment closed is
+done again. A new snapshot registers itself and then checks whether the image
+was left; the thread that leaves marks the image as left and then looks for
+snapshots. So at least one of the two sees the other.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ from typing import Any, Final
 
 import lmdb
 
-from inmem.clock import boot_us
-from inmem.control import CLOCK, GENERATION, Control
 from inmem.errors import (
     BusyError,
     ClosedError,
@@ -38,6 +37,8 @@ from inmem.errors import (
     SnapshotTooOldError,
     WriterUnavailableError,
 )
+from inmem.host.clock import boot_us
+from inmem.host.control import CLOCK, GENERATION, Control
 from inmem.storage.environment import Table, open_for_reading
 
 VERSION_KEY: Final = b"version"
@@ -46,7 +47,7 @@ _RETRY_S: Final = 0.001
 
 
 class _Opened:
-    """An image that this process has open, and the snapshots that are open in it."""
+    """An image that this process has open, and its open snapshots."""
 
     __slots__ = ("data", "env", "generation", "is_left", "live", "path", "tables")
 
@@ -59,12 +60,12 @@ class _Opened:
         self.is_left = False  # no snapshot may begin here any more
 
     def is_needed(self) -> bool:
-        """Whether a snapshot is open that may still be read."""
+        """Whether a snapshot is open that is young enough to be read."""
         now = time.monotonic()
         return any(end >= now for _, end in list(self.live.values()))
 
     def end(self, snapshot: int) -> None:
-        """A snapshot ends; the last one of an image that was left closes it."""
+        """End a snapshot; the last one of an image that was left closes the image."""
         found = self.live.pop(snapshot, None)
         if found is not None:
             found[0].abort()
@@ -72,17 +73,17 @@ class _Opened:
                 self.close()
 
     def close(self) -> None:
-        """Close it; what is open in it ends."""
+        """Close the image; its snapshots end."""
         self.is_left = True
         self.live.clear()
         self.env.close()
 
 
 class Image:
-    """The image that the control file names, opened read-only, once per process."""
+    """The image that the control file names, opened read-only once in a process."""
 
     def __init__(self, control: Control, stem: str, revive: Callable[[float], object] | None = None) -> None:
-        """`stem` begins the names of the directory's own images; `revive(deadline)` starts a writer."""
+        """`stem` begins the names of this directory's images; `revive(deadline)` starts a writer."""
         self._control = control
         self._stem = stem
         self._revive = revive
@@ -109,7 +110,7 @@ class Image:
                 self._attach()  # it was closed for a fork or a switch: read again
 
     def snapshot(self, max_age_s: float) -> Snapshot:
-        """One committed version, held open until closed or too old. Cost: about 3 µs."""
+        """A snapshot of the newest committed version, until it is closed or too old. Cost: about 3 µs."""
         if self._before is not None:
             with self._lock:
                 self._leave_before()
@@ -143,7 +144,7 @@ class Image:
             )
 
     def _attach(self) -> _Opened:
-        """Open the image that the control file names now; if there is none, have a writer make one."""
+        """Open the image that the control file names now; without one, start a writer and wait."""
         deadline = time.monotonic() + _ATTACH_PATIENCE_S
         while True:
             with self._lock:
@@ -170,7 +171,7 @@ class Image:
             time.sleep(_RETRY_S)
 
     def _try_attach(self) -> _Opened | None:
-        """The image of now, None if there is none at this moment."""
+        """The image that the control file names, opened; None if there is none at this moment."""
         if self._closed:
             raise ClosedError("the database is closed")
         state = self._control.read()
@@ -216,7 +217,7 @@ class Image:
             self._now = None  # only now: who is interrupted before leaves it to the next read to close it
 
     def _leave_before(self, at_once: bool = False) -> None:
-        """Close the generation before if nothing in it is needed; at once, whatever is open in it."""
+        """Close the generation before if it is not needed; with `at_once`, in any case."""
         before = self._before
         if before is not None and (at_once or not before.is_needed()):
             before.close()
@@ -266,7 +267,7 @@ _STRANDED: set[str] = set()
 
 
 class Snapshot:
-    """One committed version of the image. Not to be shared between threads."""
+    """One committed version of the image, for one thread."""
 
     __slots__ = ("_born", "_ended_by", "_home", "_max_age_s", "_txn", "now_us")
 
@@ -326,7 +327,7 @@ class Snapshot:
             raise self._ended(error) from error
 
     def table(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
-        """All of one table; for checks and copies."""
+        """All entries of one table, for checks and copies."""
         txn = self._open()
         try:
             yield from txn.cursor(self._home.tables[table])
@@ -334,7 +335,7 @@ class Snapshot:
             raise self._ended(error) from error
 
     def close(self) -> None:
-        """End it; the memory that it pinned can be used again."""
+        """End the snapshot; the memory that it pinned can be used again."""
         txn, self._txn = self._txn, None
         if txn is not None:
             self._home.end(id(self))

@@ -1,8 +1,8 @@
-"""The store image, as its one writer sees it.
+"""The store: the image, opened by its one writer.
 
-Invariant: a store transaction changes the image whole or not at all, and what
-it publishes is a position in the log: commit version, checksum of the record
-that led there, and store time. It knows bytes, tables and sizes, no types.
+Invariant: a store transaction changes the image whole or not at all. With it
+a position is published: commit version, checksum of the log record that led
+there, and store time. This module knows bytes, tables and sizes, no types.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from inmem.errors import CorruptionError, StoreFullError
 from inmem.record import expires_at
 from inmem.storage.environment import PAGE_BYTES, Table, open_for_writing
 from inmem.storage.snapshot import VERSION_KEY, scan
-from inmem.storage.wal_format import DELETE, DELETE_RANGE, PUT
+from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT
 
 POSITION_KEY: Final = b"position"
 _ENTRY_OVERHEAD: Final = 16  # node header and pointer of LMDB, rounded up
-_DELETE_HEADROOM: Final = 16  # a sixteenth of the quota is kept for commits that only delete
+_DELETE_HEADROOM: Final = 16  # a sixteenth of the quota is reserved for commits that only delete
 _LOAD_FRAMES: Final = 32  # of a checkpoint, about a MiB each, in one store transaction
-_SLACK: Final = 8  # an eighth of the quota, or half of what lives, may be pinned by old snapshots
-_STUCK_TRANSACTIONS: Final = 64  # a reader this far behind is not between two reads
+_SLACK: Final = 8  # an eighth of the quota, or half of the live bytes, may be pinned by old snapshots
+_STUCK_TRANSACTIONS: Final = 64  # a snapshot this far behind is not about to end
 _FILE_FACTOR: Final = 3  # the file may grow to this many quotas while old snapshots pin pages
 
 
@@ -39,13 +39,13 @@ class PublishError(Exception):
 
     def __init__(self, error: lmdb.Error) -> None:
         super().__init__(str(error))
-        # LMDB tells of a write that a full file system cut short as EIO; memory knows no other.
+        # LMDB reports a write that a full file system cut short as EIO. Memory has no other cause of it.
         reasons = (os.strerror(errno.ENOSPC), os.strerror(errno.EIO))
         self.is_full = isinstance(error, lmdb.MapFullError) or str(error).endswith(reasons)
 
 
 def entry_bytes(key: bytes, value: bytes) -> int:
-    """What an entry takes in the image, before half-filled pages."""
+    """Bytes of an entry in the image, without the space that half-filled pages waste."""
     size = len(key) + len(value) + _ENTRY_OVERHEAD
     if len(value) > PAGE_BYTES // 2 - 64:  # LMDB puts it on pages of its own
         return len(key) + 64 + -(-len(value) // PAGE_BYTES) * PAGE_BYTES
@@ -63,23 +63,22 @@ class Store:
             self._env, self._tables = open_for_writing(path, max_readers)
         except lmdb.Error as error:
             raise CorruptionError(f"{path}: {error}", file=str(path), offset=0) from error
-        self._budget = 0  # bytes that may be added before the tables are measured again
-        self.expires = False  # whether any record may: then each write looks at what it replaces
+        self._budget = 0  # bytes that may be added before the next `measure`
+        self.expires = False  # whether any record may expire: then each write reads what it replaces
         self.live_bytes = 0
         with self._env.begin(self._tables[Table.META]) as txn:
             self.position = unpack_position(txn.get(POSITION_KEY), path)
         self.measure()
 
     def begin(self) -> StoreTransaction:
-        """The one write transaction; to be published or aborted."""
+        """Begin the one write transaction; publish or abort it."""
         return StoreTransaction(self, self._env.begin(self._tables[Table.DATA], write=True))
 
     def load(self, frames: Iterable[tuple[Table, list[tuple[bytes, bytes]]]], position: Position) -> None:
-        """Fill an empty image with entries in the order of their keys, then give it its position.
+        """Fill an empty image with entries in the order of their keys, then set its position.
 
-        Many transactions, to bound dirty pages; the position comes with the
-        last, so that no half of it is ever taken for a whole. Cost: 0.3 µs an
-        entry.
+        Several transactions bound the dirty pages. The position is set by the
+        last, so an image that was filled in part has none. Cost: 0.3 µs an entry.
 
         Raises:
             PublishError: the memory behind the image is full.
@@ -100,10 +99,10 @@ class Store:
         self.measure()
 
     def copy_to(self, path: Path) -> Store:
-        """This store in another image directory, compact, as of now. Cost: about 1 ns a byte.
+        """A compact copy of this store in another image directory. Cost: about 1 ns a byte.
 
         Raises:
-            PublishError: the memory behind it is full; what was copied is left there.
+            PublishError: the memory is full; what was copied stays there.
         """
         try:
             self._env.copy(str(path), compact=True)
@@ -116,8 +115,8 @@ class Store:
         """The files of the image."""
         return self.path / "data.mdb", self.path / "lock.mdb"
 
-    def is_held_up(self) -> bool:
-        """Whether the file has grown far beyond its content and an old snapshot is why.
+    def is_pinned(self) -> bool:
+        """Whether the file has grown far beyond its content because of an old snapshot.
 
         Cost: 1 µs, or about 30 µs where the file is that large.
         """
@@ -141,12 +140,11 @@ class Store:
     def admit(self, added: int) -> None:
         """Count bytes that a commit is about to add against the quota.
 
-        Called before anything is logged: a full image found out later costs
-        a cut of the log.
+        Call it before anything is logged: if publishing fails, the log has to be cut.
 
         Raises:
-            StoreFullError: the quota has no room, or old snapshots keep so
-                much pinned that the file must not grow.
+            StoreFullError: the quota has no room, or old snapshots pin so
+                much that the file must not grow.
         """
         self._budget -= added * 2  # a split page is half full
         if self._budget < 0:
@@ -160,12 +158,12 @@ class Store:
                 )
 
     def measure(self) -> None:
-        """Take the sizes of the tables and of the file anew. Cost: about 5 µs."""
+        """Read the sizes of tables and file. Cost: about 5 µs."""
         with self._env.begin() as txn:
             pages = 0
             for table, database in self._tables.items():
                 stat = txn.stat(database)
-                # Never back to False: a write transaction under way may have the first of them.
+                # Never back to False: an open write transaction may add the first of them.
                 self.expires |= table == Table.EXPIRY and stat["entries"] > 0
                 pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         self.live_bytes = pages * PAGE_BYTES
@@ -175,7 +173,7 @@ class Store:
 
     @property
     def file_bytes(self) -> int:
-        """How far the image's file has grown; includes what old snapshots pin."""
+        """The size of the image's file, with what old snapshots pin."""
         size: int = (self._env.info()["last_pgno"] + 1) * PAGE_BYTES
         return size
 
@@ -185,7 +183,7 @@ class Store:
         return number
 
     def oldest_pinned(self) -> int | None:
-        """The transaction that the oldest open snapshot sees; None without any."""
+        """The transaction of the oldest open snapshot; None without any."""
         ids = [
             int(parts[2])
             for parts in (line.split() for line in self._env.readers().splitlines()[1:])
@@ -194,7 +192,7 @@ class Store:
         return min(ids, default=None)
 
     def free_dead_readers(self) -> int:
-        """Give back the slots of dead processes; returns how many."""
+        """Free the reader slots of dead processes; returns how many."""
         count: int = self._env.reader_check()
         return count
 
@@ -204,7 +202,7 @@ class Store:
 
 
 class Position(NamedTuple):
-    """Where in the history an image stands, and whose image it is."""
+    """The version that an image holds, and whose image it is."""
 
     version: int
     checksum: int  # of the log record that led here
@@ -214,7 +212,7 @@ class Position(NamedTuple):
 
 
 def unpack_position(data: bytes | None, path: Path) -> Position | None:
-    """The position that an image stores; None for an image that nothing was published in."""
+    """The position stored in an image; None if nothing was published in it."""
     if data is None:
         return None
     try:
@@ -225,12 +223,12 @@ def unpack_position(data: bytes | None, path: Path) -> Position | None:
 
 
 def _expiry_entry(key: bytes, record: bytes) -> bytes:
-    """The place in the order of expiry of a record that expires."""
+    """The key of a record in the table of expiries."""
     return expires_at(record).to_bytes(8, "big") + key
 
 
 class StoreTransaction:
-    """Changes that become visible together with `publish`, or never."""
+    """Changes that `publish` makes visible together, or `abort` drops."""
 
     __slots__ = ("_cursor", "_store", "_tables", "_txn", "get")
 
@@ -242,11 +240,11 @@ class StoreTransaction:
         self.get = txn.get  # (key) -> record | None, of table DATA
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and records of `[start, end)` of table DATA; not while applying."""
+        """Keys and records of `[start, end)` of table DATA; not during `apply`."""
         return scan(self._txn.cursor(), start, end, reverse)
 
     def expired(self, now_us: int, limit: int) -> list[tuple[bytes, bytes]]:
-        """Up to `limit` entries of the expiry order that are due: (entry, key)."""
+        """Up to `limit` due entries of the table of expiries: (entry, key)."""
         due: list[tuple[bytes, bytes]] = []
         for entry, _ in self._txn.cursor(self._tables[Table.EXPIRY]):
             if int.from_bytes(entry[:8], "big") > now_us or len(due) >= limit:
@@ -255,18 +253,18 @@ class StoreTransaction:
         return due
 
     def drop_expiry(self, entry: bytes) -> None:
-        """Forget one entry of the expiry order.
+        """Remove one entry of the table of expiries.
 
         Raises:
             PublishError: as `apply` does.
         """
         try:
             self._txn.delete(entry, db=self._tables[Table.EXPIRY])
-        except lmdb.Error as error:  # removing copies a page, for which there may be no room
+        except lmdb.Error as error:  # a removal copies a page, and there may be no room for that
             raise PublishError(error) from error
 
     def apply(self, ops: Iterable[Any]) -> None:
-        """Carry out resolved operations, in order.
+        """Apply resolved operations, in order.
 
         Raises:
             PublishError: the image is full; the transaction can only be aborted.
@@ -292,7 +290,7 @@ class StoreTransaction:
                     else:
                         delete(op[2])
                     continue
-                # The order of expiry follows the records: no entry outlives the value that it was for.
+                # Keep the table of expiries exact: an entry goes with the value that it was for.
                 store.expires = True
                 expiry = tables[Table.EXPIRY]
                 old = replace(op[2], op[3]) if kind == PUT else pop(op[2])
@@ -310,13 +308,13 @@ class StoreTransaction:
         while (key := cursor.key()) and key < end:
             if table == 0 and (record := cursor.value())[0] & 0x80:
                 self._txn.delete(_expiry_entry(key, record), db=self._tables[Table.EXPIRY])
-            cursor.delete()  # moves on to the next entry
+            cursor.delete()  # and moves to the next entry
 
     def publish(self, position: Position) -> None:
-        """Commit, as the given position: from here on every reader sees it.
+        """Commit with a position: from now on every reader sees the changes.
 
         Raises:
-            PublishError: the image could not be written and is as it was.
+            PublishError: the image could not be written, and is as it was.
         """
         meta = self._tables[Table.META]
         data = _pack(position)

@@ -17,27 +17,27 @@ import sys
 import time
 from pathlib import Path
 
-from inmem.directory import DataDirectory
 from inmem.errors import BusyError, InmemError, to_wire
-from inmem.files import FileLock
+from inmem.host.directory import DataDirectory
+from inmem.host.files import FileLock
 from inmem.version import __version__
-from inmem.writer.actor import Writer
 from inmem.writer.journal import Journal, LineFormatter
+from inmem.writer.loop import Writer
 from inmem.writer.watch import living_writer
 
 _LOG_BYTES = 4 * 1024 * 1024
 _LOG_FILES = 3
 _PROBE_S = 0.002
 
-log = Journal()
+journal = Journal()
 
 
 def serve(
     directory: DataDirectory, *, foreground: bool, stays: bool = False, ready_fd: int | None = None
 ) -> None:
-    """Be the writer of a directory until asked to stop; says on `ready_fd` that it serves, or why not.
+    """Be the writer of a directory until asked to stop; report on `ready_fd` that it serves, or why not.
 
-    One in the foreground, or one that `stays`, does not leave with its last client.
+    A writer in the foreground, or one that `stays`, does not leave with its last client.
 
     Raises:
         BusyError: another writer has the directory.
@@ -66,23 +66,23 @@ def _serve(directory: DataDirectory, foreground: bool, stays: bool, starter: _St
                     hint="Programs that open the directory find it by themselves.",
                 )
             lock.release()
-            time.sleep(_PROBE_S)  # only a client that looks whether there is a writer
+            time.sleep(_PROBE_S)  # a client held it for a moment, to see whether there is a writer
         _refuse_a_second_writer(directory)
         _allow_open_files()
         _set_up_logging(directory, foreground)
-        writer = Writer(directory, lock, foreground=foreground or stays)
+        writer = Writer(directory, lock, stays=foreground or stays)
         signal.signal(signal.SIGTERM, lambda *_: writer.request_stop())
         signal.signal(signal.SIGINT, lambda *_: writer.request_stop())
         try:
             writer.start()
         except BaseException:
-            log.critical("not_started", trace=True)
+            journal.critical("not_started", trace=True)
             raise
         starter.tell({"ready": True})
         try:
             writer.run()
         except BaseException:
-            log.critical("failed", trace=True)
+            journal.critical("failed", trace=True)
             raise
         writer.stop()
     finally:
@@ -90,12 +90,13 @@ def _serve(directory: DataDirectory, foreground: bool, stays: bool, starter: _St
 
 
 def _allow_open_files() -> None:
-    """Each client's thread is a connection, and the soft limit is often for a program with few files."""
+    """Raise the soft limit of open files to the hard one: each thread of a client is a connection."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _refuse_a_second_writer(directory: DataDirectory) -> None:
+    """Refuse if another writer lives, whose lock file was removed."""
     control = directory.control()
     try:
         pid = living_writer(directory, control)
@@ -120,27 +121,27 @@ def _set_up_logging(directory: DataDirectory, foreground: bool) -> None:
         handler.setFormatter(LineFormatter())
     try:
         level = directory.identity().settings.log_level
-    except InmemError:  # which the writer is about to be refused for, too
+    except InmemError:  # the start of the writer will fail with it
         level = "info"
     logging.basicConfig(level=level.upper(), handlers=handlers)
-    log.info("starting", release=__version__, python=sys.version.partition(" ")[0])
+    journal.info("starting", release=__version__, python=sys.version.partition(" ")[0])
 
 
 class _Starter:
-    """Whoever started this writer, and waits for one line."""
+    """The process that started this writer, and waits for one line."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
 
     def tell(self, message: dict[str, object]) -> None:
-        """Say how it went, once: afterwards the descriptor's number may stand for another file."""
+        """Report once, then close the descriptor: its number may then be another file's."""
         fd, self._fd = self._fd, None
         if fd is None:
             return
         try:
             os.write(fd, json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
-            pass  # it gave up waiting; others will come
+            pass  # it has stopped waiting; other clients will come
         os.close(fd)
 
 

@@ -1,7 +1,7 @@
-"""What the writer has to say: `writer.log`, one line for each event, as `key=value` (logfmt).
+"""The journal of the writer: `writer.log`, one line for each event, as `key=value` (logfmt).
 
-Invariant: a line is one line, whatever is in it, and never holds what is
-stored: names of files, sizes, versions and counts only.
+Invariant: an event is one line, whatever its fields hold, and no field holds
+user data: names of files, sizes, versions and counts only.
 
     time=2026-07-01T12:00:00.123 level=info pid=4711 event=recovered adopted=True replayed=0 ...
 
@@ -22,25 +22,25 @@ _MAX_TRACE: Final = 20_000
 
 
 class Journal:
-    """Events with their fields, at the level that they deserve."""
+    """Writes events with their fields."""
 
     def __init__(self) -> None:
         self._logger = logging.getLogger(NAME)
 
     def debug(self, event: str, **fields: object) -> None:
-        """Of use to whoever looks for a reason."""
+        """Of use when a problem is investigated."""
         self._say(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: object) -> None:
-        """Part of every writer's life."""
+        """Normal for every writer."""
         self._say(logging.INFO, event, fields)
 
     def warning(self, event: str, *, trace: bool = False, **fields: object) -> None:
-        """Worth a look: something was lost, refused or put right."""
+        """Something was lost, refused or repaired."""
         self._say(logging.WARNING, event, fields, trace)
 
     def critical(self, event: str, *, trace: bool = False, **fields: object) -> None:
-        """The writer ends of it."""
+        """The writer ends because of it."""
         self._say(logging.CRITICAL, event, fields, trace)
 
     def _say(self, level: int, event: str, fields: dict[str, object], trace: bool = False) -> None:
@@ -65,7 +65,7 @@ def _value(value: object, limit: int) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """Makes a line of whatever is logged in this process; of other packages' messages too."""
+    """Formats all log records of this process, those of other packages too."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""

@@ -1,8 +1,8 @@
-"""What dead stores have left in shared memory, and who clears it away: the next writer of any store.
+"""Orphans: images in shared memory whose database is gone. The next writer of any database removes them.
 
-Invariant: an image goes only if nobody can ever adopt it (its data directory
-is gone, or it is a throw-away store without clients) and only an hour after
-its last commit, so that a directory that is being moved finds its image again.
+Invariant: an image is removed only if nobody can adopt it any more (its data
+directory is gone, or belongs to a throw-away database without clients), and
+only an hour after its last commit: a directory that is being moved needs it.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import time
 from pathlib import Path
 from typing import Final
 
-from inmem.directory import DataDirectory
 from inmem.errors import InmemError
-from inmem.files import FileLock
+from inmem.host.directory import DataDirectory
+from inmem.host.files import FileLock
 from inmem.storage.environment import origin_of, remove_image
 from inmem.writer.journal import Journal
 
 _AGE_S: Final = 3600.0
 
-log = Journal()
+journal = Journal()
 
 
 def remove_orphans(runtime: Path, age_s: float = _AGE_S) -> int:
-    """Remove the images in a runtime directory that nobody can come back for; how many."""
+    """Remove the orphaned images of a runtime directory; returns how many."""
     removed = 0
     for image in runtime.glob("*.image"):
         try:
             idle_s = time.time() - (image / "data.mdb").stat().st_mtime
             origin = origin_of(image)
         except OSError:
-            continue  # going, or being made
+            continue  # it is being removed, or made
         if origin is None or idle_s < age_s or not _is_abandoned(origin):
             continue
         stem = image.name.rpartition("-")[0]
@@ -40,12 +40,12 @@ def remove_orphans(runtime: Path, age_s: float = _AGE_S) -> int:
             for left in runtime.glob(f"{stem}-*.{ending}"):
                 left.unlink(missing_ok=True)
         removed += 1
-        log.info("orphan_removed", of=origin)
+        journal.info("orphan_removed", of=origin)
     return removed
 
 
 def _is_abandoned(origin: Path) -> bool:
-    """Whether a data directory is gone, or a throw-away one that nobody uses; that one goes too."""
+    """Whether a data directory is gone, or a throw-away one without users, which is then removed."""
     directory = DataDirectory(origin)
     try:
         if not directory.exists():
@@ -54,9 +54,9 @@ def _is_abandoned(origin: Path) -> bool:
             return False
         with_clients, with_writer = FileLock(directory.clients_lock), FileLock(directory.writer_lock)
     except (InmemError, OSError):
-        return False  # whatever it is, it is somebody's
+        return False  # in doubt it is in use
     try:
-        # In this order a client that opens it now waits for us, and then finds it removed.
+        # The clients' lock first: a client that opens it now waits, and then finds it removed.
         if not (with_clients.try_exclusive() and with_writer.try_exclusive()):
             return False
         shutil.rmtree(directory.path, ignore_errors=True)

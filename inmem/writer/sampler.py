@@ -1,7 +1,7 @@
-"""How the groups went, and which runs are written most: by looking at a few commits.
+"""Samples of the commits: how long groups take, and which runs are written most.
 
-Invariant: what is looked at is bounded in number and size whatever the load,
-so that knowing it costs the path of a commit less than a clock's reading.
+Invariant: samples are bounded in number and size whatever the load, so that
+they cost a commit less than reading a clock.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from inmem.commit.committer import Request
 from inmem.errors import InmemError
 from inmem.writeset import OP_CALL, MalformedError, decode
 
-_EVERY_S: Final = 0.01  # between two looks: a hundred a second, a thousandth of the writer's time
-_MAX_BYTES: Final = 4096  # of a commit that is looked at: a larger one takes too long to decode
-_MAX_RUNS: Final = 512  # that are remembered, and
-_TOLD: Final = 16  # told
+_EVERY_S: Final = 0.01  # between two samples: at 10 µs each, a thousandth of the writer's time
+_MAX_BYTES: Final = 4096  # of a commit in a sample: a larger one takes too long to decode
+_MAX_RUNS: Final = 512  # runs that are remembered
+_REPORTED: Final = 16  # runs that the status names
 
 
 class Sampler:
-    """What the writer knows of its own work, beside its counters."""
+    """Times and samples of one writer."""
 
     def __init__(self) -> None:
         self.groups = 0
-        self.group_s = 0.0  # spent on groups, from their validation to their answers
-        self.due = 0.0  # when the next look is
-        self._weights: dict[bytes, float] = {}  # commits by run, older ones counting less
+        self.group_s = 0.0  # time spent on groups, from validation to answers
+        self.due = 0.0  # when the next sample is taken
+        self._weights: dict[bytes, float] = {}  # commits by run, older ones count less
         self._looked = False  # since the last `forget`
 
     def look(self, requests: Sequence[Request], now: float) -> None:
-        """Take one commit of a group for all of them. Cost: about 10 µs."""
+        """Take one commit as the sample for its whole group. Cost: about 10 µs."""
         self.due = now + _EVERY_S
         self._looked = True
         body = requests[self.groups % len(requests)].body
@@ -43,7 +43,7 @@ class Sampler:
             self._weights[run] = self._weights.get(run, 0.0) + len(requests)
 
     def forget(self) -> None:
-        """Let what was seen until now count half; all goes if nothing was seen since the last time."""
+        """Halve the weight of past samples; drop them all if none was taken since the last call."""
         if self._looked:
             self._thin()
         else:
@@ -55,21 +55,21 @@ class Sampler:
         self._weights = {run: weight / 2 for run, weight in kept if weight >= 0.25}
 
     def hottest(self) -> dict[str, float]:
-        """The share that the runs have which are written most, the first most."""
+        """The share of commits of the runs that are written most, largest first."""
         total = sum(self._weights.values())
-        first = sorted(self._weights.items(), key=lambda item: -item[1])[:_TOLD]
+        first = sorted(self._weights.items(), key=lambda item: -item[1])[:_REPORTED]
         return {run.decode(errors="replace"): weight / total for run, weight in first}
 
 
 def _run_of(body: bytes) -> bytes:
-    """The prefix of the run that a commit begins with; empty if it names none."""
+    """The prefix of the run that the first operation of a commit names; empty if it names none."""
     try:
         op = decode(body).ops[0]
-    except (MalformedError, InmemError, IndexError):  # it was refused, and whoever sent it knows why
+    except (MalformedError, InmemError, IndexError):  # the commit was refused
         return b""
     if op[0] != OP_CALL:
         return bytes(op[1]).partition(b"\0")[0]
-    # Procedures begin with a key or a prefix; those of runs with their namespace and a run in it.
+    # The first argument of a procedure is a key or a prefix; those of runs take namespace and run.
     arguments = op[2]
     if not arguments or not isinstance(arguments[0], bytes):
         return b""

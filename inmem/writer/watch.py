@@ -1,8 +1,8 @@
-"""Whether what the writer owns is still there, and still its own.
+"""Whether files and processes are still there. This module changes nothing.
 
-Invariant: this looks and tells; it changes nothing. A logout, a cleaner of
-temporary files or a person can remove files under a writer that lives: what
-it has open goes on working for it and for nobody else.
+A logout, a cleaner of temporary files or a person may remove files of a
+living writer. They go on working for processes that have them open, and for
+no others.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from inmem.control import Control, boot_id, pid_namespace
-from inmem.directory import DataDirectory
+from inmem.host.control import Control, boot_id, pid_namespace
+from inmem.host.directory import DataDirectory
 
 
 class Watch:
@@ -34,10 +34,15 @@ def _inode(path: Path) -> tuple[int, int] | None:
     return info.st_dev, info.st_ino
 
 
-def living_writer(directory: DataDirectory, control: Control) -> int | None:
-    """The process id of a writer that lives although its lock was free: its lock file was replaced.
+def is_running(pid: int) -> bool:
+    """Whether a process has this id."""
+    return Path(f"/proc/{pid}").exists()
 
-    Only a writer maps the control file so that it can write to it.
+
+def living_writer(directory: DataDirectory, control: Control) -> int | None:
+    """The process id of a writer that lives although the lock is free, because its lock file was replaced.
+
+    Only a writer maps the control file writable.
     """
     state = control.read()
     if state is None or not state.pid or state.pid == os.getpid():

@@ -20,7 +20,6 @@ from support import Workers, control_state, kill_writer, processes_of, stop_writ
 from test_limits import ballast, needs_root, tmpfs
 
 import inmem
-from inmem.directory import DataDirectory
 from inmem.errors import (
     AlreadyExistsError,
     CorruptionError,
@@ -30,13 +29,14 @@ from inmem.errors import (
     StoreFullError,
     WriterUnavailableError,
 )
-from inmem.files import python_environment
+from inmem.host.directory import DataDirectory
+from inmem.host.files import python_environment
 from inmem.maintenance import backup as module
 from inmem.maintenance.backup import backup, backup_in_process, restore
 from inmem.maintenance.check import check
 from inmem.storage.checkpoint import (
+    CheckpointHeader,
     CheckpointReader,
-    Stand,
     checkpoint_files,
     verify_checkpoint,
     write_checkpoint,
@@ -60,12 +60,12 @@ def fill(db: inmem.Database) -> None:
     db.runs.delete_run("gone")
 
 
-def content(file: Path) -> tuple[Stand, dict[Table, list[tuple[bytes, bytes]]]]:
+def content(file: Path) -> tuple[CheckpointHeader, dict[Table, list[tuple[bytes, bytes]]]]:
     tables: dict[Table, list[tuple[bytes, bytes]]] = {table: [] for table in Table}
     with CheckpointReader(file) as reader:
         for table, items in reader.frames():
             tables[table] += items
-        return reader.stand, tables
+        return reader.header, tables
 
 
 def names(path: Path) -> set[str]:

@@ -40,8 +40,6 @@ from support import (
 from test_limits import ballast, needs_root, tmpfs
 
 import inmem
-from inmem.control import DURABLE
-from inmem.directory import DataDirectory
 from inmem.errors import (
     CorruptionError,
     InmemError,
@@ -49,17 +47,19 @@ from inmem.errors import (
     StoreFullError,
     WriterUnavailableError,
 )
+from inmem.host.control import DURABLE
+from inmem.host.directory import DataDirectory
 from inmem.maintenance.check import check
 from inmem.storage.checkpoint import (
+    CheckpointHeader,
     CheckpointReader,
-    Stand,
     checkpoint_files,
     checkpoint_path,
     verify_checkpoint,
     write_checkpoint,
 )
-from inmem.storage.wal_files import segment_files
-from inmem.storage.wal_scan import scan
+from inmem.storage.wal.files import segment_files
+from inmem.storage.wal.scan import scan
 
 ROUNDS = int(os.environ.get("INMEM_TEST_CHECKPOINT_ROUNDS", "1"))
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))
@@ -293,7 +293,7 @@ def test_what_is_exchanged_or_missing_is_refused(released: Path, scratch: Path) 
         """Do it; the file that must be named."""
         if kind == "another database":
             newest.unlink()
-            write_checkpoint(newest, Stand(bytes(16), *list(fields_of(stand))[1:]), [])
+            write_checkpoint(newest, CheckpointHeader(bytes(16), *list(fields_of(stand))[1:]), [])
             return newest
         if kind == "an older one":
             newest.unlink()
@@ -329,7 +329,7 @@ def test_what_is_exchanged_or_missing_is_refused(released: Path, scratch: Path) 
 
     # A writer that died before it removed an older one: the newest counts, and the others go.
     with CheckpointReader(scratch / "checkpoint-0") as reader:
-        older = checkpoint_path(newest.parent, reader.stand.version)
+        older = checkpoint_path(newest.parent, reader.header.version)
     shutil.copy(scratch / "checkpoint-0", older)
     (newest.parent / "unfinished").write_bytes(b"half of one")
     with inmem.open(released) as db:
@@ -338,7 +338,7 @@ def test_what_is_exchanged_or_missing_is_refused(released: Path, scratch: Path) 
         assert db.check().problems == [] and db.check().checkpoint == stand.version
 
 
-def fields_of(stand: Stand) -> Iterator[Any]:
+def fields_of(stand: CheckpointHeader) -> Iterator[Any]:
     return (getattr(stand, name) for name in stand.__slots__)
 
 

@@ -24,20 +24,22 @@ from crash_workers import RUN
 from support import Words, control_state, wait_until, writer_pid
 
 import inmem
-from inmem import board as board_module
-from inmem.board import Board
 from inmem.client import session as session_module
 from inmem.client.attachment import Attachment
 from inmem.config import MAX_BATCH, MAX_IN_FLIGHT_BYTES
-from inmem.control import ControlState
 from inmem.errors import BusyError
-from inmem.files import python_environment
+from inmem.host import board as board_module
+from inmem.host.board import Board
+from inmem.host.control import ControlState
+from inmem.host.files import python_environment
 from inmem.writer import mailbox as mailbox_module
-from inmem.writer.mailbox import Guard, Mailbox
+from inmem.writer.mailbox import Mailbox
+from inmem.writer.shedding import LoadShedder
+from inmem.writer.slots import Slots
 
 MIB = 1 << 20
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))
-SHARE = mailbox_module._SHARE
+SHARE = mailbox_module._PEER_MESSAGES
 PATIENCE_S = 0.1  # of the clients here; a second otherwise
 
 
@@ -59,12 +61,12 @@ PATIENCE_S = 0.1  # of the clients here; a second otherwise
 )
 def test_who_crowds_out_whom(sent: dict[str, list[int]], expected: bool) -> None:
     messages = [(peer.encode(), bytes(size)) for peer, sizes in sent.items() for size in sizes]
-    assert mailbox_module._crowds_out(messages) is expected
+    assert mailbox_module._one_fills(messages) is expected
 
 
 @contextmanager
 def mailbox(path: Path) -> Iterator[Mailbox]:
-    some = Mailbox(path)
+    some = Mailbox(path, Slots(None))
     try:
         yield some
     finally:
@@ -171,17 +173,17 @@ def test_a_pipeline_of_large_values_waits(store_path: Path, monkeypatch: pytest.
     print(f"{count} values of {size // MIB} MiB, at most {highest / MIB:.0f} MiB in flight")
 
 
-# --- the guard --------------------------------------------------------------------------------------
+# --- load shedding --------------------------------------------------------------------------------------
 
 
 GROWING = """
-from inmem.writer.mailbox import _return_free_memory, anonymous_bytes
+from inmem.writer.shedding import anonymous_bytes, return_free_memory
 before = anonymous_bytes()
 some = bytearray(b"x") * (64 << 20)
 grown = anonymous_bytes() - before
 small = [bytes(1000) for _ in range(20_000)]
 del some, small
-_return_free_memory()
+return_free_memory()
 print(grown >> 20, anonymous_bytes() - before >> 20)
 """
 
@@ -202,7 +204,7 @@ def test_the_guard_shuts_who_sends_and_drastically_all(scratch: Path) -> None:
     with socket.socket(socket.AF_UNIX) as theirs, mailbox(scratch / "s") as box:
         theirs.bind(str(other))
         theirs.listen()
-        box._guard.stop()  # what it does by itself must not mix with this
+        box._shedder.stop()  # what it does by itself must not mix with this
         silent, sending, foreign = (socket.socket(socket.AF_UNIX) for _ in range(3))
         with silent, sending, foreign:
             foreign.connect(str(other))
@@ -210,11 +212,11 @@ def test_the_guard_shuts_who_sends_and_drastically_all(scratch: Path) -> None:
             with accepted:
                 for one in (silent, sending):
                     one.connect(str(box.path))
-                guard = box._guard
-                wait_until(lambda: len(list(guard._connections())) == 2, "both were accepted")
-                names = {connection.getsockname() for connection in guard._connections()}
+                shedder = box._shedder
+                wait_until(lambda: len(list(shedder._connections())) == 2, "both were accepted")
+                names = {connection.getsockname() for connection in shedder._connections()}
                 assert names == {str(box.path)}
-                assert not any(guard._shut(connection, False) for connection in guard._connections())
+                assert not any(shedder._shut(connection, False) for connection in shedder._connections())
                 # Noise that libzmq takes in at once would not wait: more than its buffer does.
                 sending.setblocking(False)
                 stopped = False
@@ -224,11 +226,11 @@ def test_the_guard_shuts_who_sends_and_drastically_all(scratch: Path) -> None:
                         sending.send(b"\xff" + bytes(8) + b"\x7f" + bytes(1 << 16))
                     except (BlockingIOError, BrokenPipeError, ConnectionResetError):
                         pass
-                    stopped = any(guard._shut(connection, False) for connection in guard._connections())
-                    stopped = stopped or len(list(guard._connections())) < 2
+                    stopped = any(shedder._shut(connection, False) for connection in shedder._connections())
+                    stopped = stopped or len(list(shedder._connections())) < 2
                 assert stopped, "who sends is shut, by the guard or as a stranger by libzmq"
-                assert silent.fileno() >= 0 and len(list(guard._connections())) >= 1
-                assert sum(guard._shut(connection, True) for connection in guard._connections()) >= 1
+                assert silent.fileno() >= 0 and len(list(shedder._connections())) >= 1
+                assert sum(shedder._shut(connection, True) for connection in shedder._connections()) >= 1
                 silent.settimeout(5.0)
                 while silent.recv(4096):
                     pass  # libzmq's greeting, then the end
@@ -545,8 +547,8 @@ def test_a_connection_that_breaks_anywhere(proxied: tuple[inmem.Database, Proxy]
 
 def test_guard_type_is_what_the_mailbox_uses(scratch: Path) -> None:
     with mailbox(scratch / "s") as box:
-        assert isinstance(box._guard, Guard) and box._guard._thread.is_alive()
-    assert not box._guard._thread.is_alive()
+        assert isinstance(box._shedder, LoadShedder) and box._shedder._thread.is_alive()
+    assert not box._shedder._thread.is_alive()
 
 
 # --- sessions that expire ---------------------------------------------------------------------------
@@ -558,9 +560,9 @@ if "inmem.writer" in sys.orig_argv:
     import time
     _real = time.time_ns
     time.time_ns = lambda: _real() + os.stat({path!r}).st_size * 10**9
-    import inmem.writer.actor
-    assert inmem.writer.actor._SLOW_TICK_S
-    inmem.writer.actor._SLOW_TICK_S = 0.1
+    import inmem.writer.housekeeping
+    assert inmem.writer.housekeeping.SESSIONS_EVERY_S
+    inmem.writer.housekeeping.SESSIONS_EVERY_S = 0.1
 """
 
 

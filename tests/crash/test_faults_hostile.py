@@ -33,7 +33,7 @@ from inmem.config import FORMAT_VERSION, PROTOCOL_VERSION
 from inmem.errors import CorruptionError, LimitError
 from inmem.keys import MAX_KEY_BYTES, Namespace
 from inmem.model import event_log, run, trace
-from inmem.storage.wal_format import decode_ops
+from inmem.storage.wal.format import decode_ops
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
 from inmem.writeset import MalformedError, WriteSet, decode
 

@@ -43,8 +43,8 @@ from test_writer_kill import compare
 
 import inmem
 from inmem import wire
-from inmem.board import RING
 from inmem.config import FORMAT_VERSION, PROTOCOL_VERSION
+from inmem.host.board import RING
 from inmem.storage.environment import PAGE_BYTES, Table
 from inmem.writeset import OP_CALL, encode_single
 

@@ -16,7 +16,7 @@ from inmem.keys import Key, Namespace, TypeTag
 from inmem.record import pack
 from inmem.storage.environment import Table
 from inmem.storage.store import Store
-from inmem.storage.wal_format import DELETE, PUT
+from inmem.storage.wal.format import DELETE, PUT
 
 DATA = int(Table.DATA)
 EXTRA = pack(1, 1, 0, b"")

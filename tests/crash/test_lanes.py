@@ -18,11 +18,11 @@ from crash_workers import RUN
 from support import Workers, in_parallel, kill_writer, wait_until, writer_pid
 
 import inmem
-from inmem import board as board_module
 from inmem import wire
-from inmem.board import LANE_BYTES, Board
 from inmem.client.link import Link
 from inmem.client.session import Session
+from inmem.host import board as board_module
+from inmem.host.board import REQUEST_BYTES, Board
 from inmem.writer.mailbox import Mailbox
 from inmem.writer.slots import Slots
 
@@ -53,13 +53,13 @@ def board(scratch: Path) -> Any:
 def test_a_lane_holds_one_request_until_it_is_taken(board: Board) -> None:
     slot = 5
     assert board.clear(slot) and board.posted() == []
-    for size in (0, 1, 34, 1200, LANE_BYTES):
+    for size in (0, 1, 34, 1200, REQUEST_BYTES):
         request = os.urandom(size)
         assert board.offer(slot, request)
         assert not board.offer(slot, b"another"), "the first is not taken yet"
         assert board.posted() == [slot]
         assert board.take(slot) == request and board.posted() == []
-    assert not board.offer(slot, bytes(LANE_BYTES + 1)) and board.posted() == []
+    assert not board.offer(slot, bytes(REQUEST_BYTES + 1)) and board.posted() == []
     assert board.offer(slot, b"of the one before")
     assert board.clear(slot) and board.posted() == [], "who gets the slot next begins with an empty lane"
     assert board.offer(slot, b"own") and board.take(slot) == b"own"
@@ -204,12 +204,12 @@ def test_only_commits_of_the_owner_come_out_of_a_lane(board: Board) -> None:
     wrong = [
         b"", b"\2", good[: wire.COMMIT_HEADER.size - 1], frame_of(other),
         wire.GOODBYE_HEADER.pack(wire.GOODBYE, mine), wire.hello(protocol=1), bytes(100),
-        os.urandom(LANE_BYTES),
+        os.urandom(REQUEST_BYTES),
     ]
     for request in wrong:
         assert board.offer(slot, request)
         assert slots.requests(10) == [] and board.posted() == []
-    for length in (LANE_BYTES + 1, 2**63, 2**64 - 1):
+    for length in (REQUEST_BYTES + 1, 2**63, 2**64 - 1):
         assert board.offer(slot, good)
         board._words[slot * board_module._SLOT_WORDS + board_module._LENGTH_WORD] = length
         assert slots.requests(10) == [] and board.posted() == []
@@ -319,8 +319,7 @@ def test_neither_lanes_nor_socket_keep_the_other_waiting(scratch: Path, board: B
     slots = Slots(board)
     sessions = [session_of(number) for number in range(8)]
     places = [slots.give(session, os.getpid(), b"p%d" % number) for number, session in enumerate(sessions)]
-    mailbox = Mailbox(scratch / "socket")
-    mailbox.watch_lanes(slots)
+    mailbox = Mailbox(scratch / "socket", slots)
     context = zmq.Context()
     try:
         dealer = context.socket(zmq.DEALER)
@@ -365,8 +364,7 @@ def test_a_crowd_has_the_writer_s_core_while_a_group_is_small(
         for session, place in list(zip(sessions, places, strict=True))[first:]:
             assert board.offer(place, frame_of(session))
 
-    mailbox = Mailbox(scratch / "socket")
-    mailbox.watch_lanes(slots)
+    mailbox = Mailbox(scratch / "socket", slots)
     monkeypatch.setattr("inmem.writer.mailbox.sleep", sleep)
     try:
         for session, place in list(zip(sessions, places, strict=True))[:first]:
@@ -383,8 +381,7 @@ def test_who_waits_alone_is_not_kept_waiting(
 ) -> None:
     """A writer that slept until a commit came has cores to spare, however many sessions there were."""
     session = session_of(1)
-    mailbox = Mailbox(scratch / "socket")
-    mailbox.watch_lanes(Slots(board))
+    mailbox = Mailbox(scratch / "socket", Slots(board))
     context = zmq.Context()
     slept: list[float] = []
     monkeypatch.setattr("inmem.writer.mailbox.sleep", slept.append)
@@ -408,7 +405,7 @@ def test_who_waits_alone_is_not_kept_waiting(
 @pytest.mark.parametrize("junk", [[b""], [b"part", b"another"]], ids=["empty", "two parts"])
 def test_each_junk_frame_ends_a_group(scratch: Path, junk: list[bytes]) -> None:
     """Or a drip of them would keep the writer from its timers: each begins its wait anew."""
-    mailbox = Mailbox(scratch / "socket")
+    mailbox = Mailbox(scratch / "socket", Slots(None))
     context = zmq.Context()
     try:
         dealer = context.socket(zmq.DEALER)
@@ -462,9 +459,9 @@ def test_commits_use_the_lane_while_the_writer_is_awake(
         wait_until(lambda: db.kv.add(RUN, "n") == len(offered) and sum(offered) >= 100, "commits in the lane")
         small = sum(offered)
         for number in range(100):
-            db.kv.put(RUN, "large", bytes([number]) * LANE_BYTES)
+            db.kv.put(RUN, "large", bytes([number]) * REQUEST_BYTES)
         assert sum(offered) == small, "what does not fit goes through the socket"
-        assert db.kv.get(RUN, "large") == bytes([99]) * LANE_BYTES
+        assert db.kv.get(RUN, "large") == bytes([99]) * REQUEST_BYTES
         print(f"{small} of {len(offered) - 100} small commits through the lane")
         offered.clear()
         with db.pipeline() as pipe:

@@ -28,13 +28,13 @@ from inmem import wire
 from inmem.commit.committer import Committer, Request
 from inmem.commit.outcomes import Sessions
 from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
-from inmem.directory import DataDirectory
+from inmem.host.directory import DataDirectory
 from inmem.model.event_log import CHAIN_IDS
 from inmem.storage.environment import Table
 from inmem.storage.store import Store
-from inmem.storage.wal import Wal, WalBrokenError
-from inmem.storage.wal_files import Files
-from inmem.storage.wal_scan import rewrite_tail, scan
+from inmem.storage.wal.files import Files
+from inmem.storage.wal.log import Wal, WalBrokenError
+from inmem.storage.wal.scan import rewrite_tail, scan
 from inmem.wire import APPLIED
 
 MIB = 1 << 20

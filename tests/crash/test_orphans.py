@@ -11,7 +11,7 @@ import pytest
 from support import kill, kill_writer, runtime_entries, stop_writer, wait_until, writer_pid
 
 import inmem
-from inmem.directory import runtime_directory
+from inmem.host.directory import runtime_directory
 from inmem.writer.orphans import remove_orphans
 
 HOUR_S = 3600

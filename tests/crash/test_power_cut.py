@@ -40,7 +40,7 @@ from power_workers import PIPED, WRITERS, machine
 from support import TESTS, Words, Workers, wait_until
 
 from inmem.config import Settings
-from inmem.control import DURABLE, VERSION, Control
+from inmem.host.control import DURABLE, VERSION, Control
 
 CUTS = int(os.environ.get("INMEM_TEST_CUTS", "2"))
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))

@@ -31,14 +31,14 @@ from support import (
 import inmem
 from inmem import values
 from inmem.config import Settings
-from inmem.control import DURABLE
-from inmem.directory import DataDirectory
 from inmem.errors import CorruptionError, FormatVersionError, InmemError
+from inmem.host.control import DURABLE
+from inmem.host.directory import DataDirectory
 from inmem.keys import TypeTag
 from inmem.record import payload_of
-from inmem.storage import wal_files as wal_module
 from inmem.storage.environment import Table, remove_image
 from inmem.storage.recovery import Recovered, recover
+from inmem.storage.wal import files as wal_module
 
 State = dict[str, Any]
 COMMITS = 30

@@ -21,8 +21,8 @@ from test_recovery import Bench, History, make_history, segment
 
 import inmem
 from inmem import values
-from inmem.directory import DataDirectory
 from inmem.errors import AlreadyExistsError, BusyError, CorruptionError, InvalidInputError
+from inmem.host.directory import DataDirectory
 from inmem.keys import Key, TypeTag
 from inmem.maintenance import salvage as module
 from inmem.maintenance.check import check
@@ -30,13 +30,13 @@ from inmem.maintenance.salvage import SalvageReport, salvage, salvage_in_process
 from inmem.record import payload_of
 from inmem.storage.checkpoint import checkpoint_files, verify_checkpoint
 from inmem.storage.environment import Table
-from inmem.storage.recovery import replay_privately
+from inmem.storage.rebuild import replay_privately
 from inmem.storage.store import Store
-from inmem.storage.wal import Wal
-from inmem.storage.wal_files import Files, segment_files
-from inmem.storage.wal_format import PUT
-from inmem.storage.wal_salvage import scan_pieces
-from inmem.storage.wal_scan import scan
+from inmem.storage.wal.files import Files, segment_files
+from inmem.storage.wal.format import PUT
+from inmem.storage.wal.log import Wal
+from inmem.storage.wal.salvage import scan_pieces
+from inmem.storage.wal.scan import scan
 
 MIB = 1 << 20
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))

@@ -29,8 +29,8 @@ from support import (
 
 import inmem
 from inmem.config import Settings
-from inmem.directory import DataDirectory
-from inmem.files import FileLock
+from inmem.host.directory import DataDirectory
+from inmem.host.files import FileLock
 
 PROGRAMS = 10
 

@@ -20,10 +20,9 @@ import msgpack
 import pytest
 
 from inmem.errors import CorruptionError, FormatVersionError
-from inmem.storage import wal_walk as wal_module
-from inmem.storage.wal import Wal, WalBrokenError
-from inmem.storage.wal_files import Files, Position
-from inmem.storage.wal_format import (
+from inmem.storage.wal import walk as wal_module
+from inmem.storage.wal.files import Files, LogPosition
+from inmem.storage.wal.format import (
     DELETE,
     PUT,
     SEGMENT_HEADER_BYTES,
@@ -32,7 +31,8 @@ from inmem.storage.wal_format import (
     encode_record,
     encode_segment_header,
 )
-from inmem.storage.wal_scan import ScanResult, rewrite_tail, scan
+from inmem.storage.wal.log import Wal, WalBrokenError
+from inmem.storage.wal.scan import ScanResult, rewrite_tail, scan
 
 DATABASE = bytes(range(16))
 OTHER = bytes(range(16, 32))
@@ -115,7 +115,7 @@ class Log:
         version = self.wal.version + 1 if version is None else version
         ops: list[Op] = [(PUT, 1, b"key%d" % version, bytes([version % 251]) * size), (DELETE, 2, b"x")]
         self.wal.append(ops, version=version, epoch=self.epoch, clock_us=1000 + version)
-        mark = self.wal.mark()
+        mark = self.wal.position()
         # The record's own durable version is read from the file; its place is the test's to know.
         data = self.path(mark.segment).read_bytes()
         same = [e.end for e in self.entries if e.segment == mark.segment]
@@ -133,7 +133,7 @@ def build(directory: Path) -> Log:
     """Three segments; in the last, records that a later one proves durable, and some that none does."""
     log = Log(directory)
     rng = random.Random(SEED)
-    while log.wal.mark().segment < 3:
+    while log.wal.position().segment < 3:
         log.append(rng.randrange(30))
         if rng.random() < 0.3:
             log.wal.sync()
@@ -220,14 +220,14 @@ def test_every_record_is_found_and_reading_goes_on_after_it(tmp_path: Path) -> N
         assert position == (entry.segment, entry.end, record.version, record.checksum, record.epoch)
         assert [r.version for r in result.iter_records(position)] == [v for v, _ in records[number + 1 :]]
         assert result.find(record.version, record.checksum ^ 1) is None
-    assert result.find(0, 0) == result.start == Position(1, SEGMENT_HEADER_BYTES, 0, 0, 0)
+    assert result.find(0, 0) == result.start == LogPosition(1, SEGMENT_HEADER_BYTES, 0, 0, 0)
     assert result.find(10_000, 1) is None
     assert next(result.iter_records(result.start)).version == 1
 
 
 def test_release_removes_only_what_a_checkpoint_covers(tmp_path: Path) -> None:
     log = Log(tmp_path / "wal")
-    while log.wal.mark().segment < 4:
+    while log.wal.position().segment < 4:
         log.append()
     first_gone = [e for e in log.entries if e.segment == 1][-1]
     before, _ = load(log.directory)
@@ -237,7 +237,7 @@ def test_release_removes_only_what_a_checkpoint_covers(tmp_path: Path) -> None:
     log.append()
     result, records = load(log.directory)
     assert records == expected([e for e in log.entries if e.segment > 1])
-    at_start = Position(2, SEGMENT_HEADER_BYTES, first_gone.version, checksum, 0)
+    at_start = LogPosition(2, SEGMENT_HEADER_BYTES, first_gone.version, checksum, 0)
     assert result.find(first_gone.version, checksum) == at_start
     assert result.find(0, 0) is None, "an empty store does not reach this log"
     assert log.wal.release(10_000) == 2, "the segment in use stays"
@@ -267,7 +267,7 @@ def test_an_unfinished_recovery_cannot_be_appended_to(tmp_path: Path) -> None:
     assert scan_empty(tmp_path / "empty") is None
 
 
-def scan_empty(directory: Path) -> Position | None:
+def scan_empty(directory: Path) -> LogPosition | None:
     directory.mkdir()
     (directory / "notes.txt").write_text("not a segment")
     result, records = load(directory)
@@ -490,7 +490,7 @@ def test_segments_of_another_log(tmp_path: Path) -> None:
 
 
 def test_another_format_version_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inmem.storage.wal_format.FORMAT_VERSION", 2)
+    monkeypatch.setattr("inmem.storage.wal.format.FORMAT_VERSION", 2)
     Wal.create(tmp_path / "wal", DATABASE, segment_bytes=TINY).close()
     with pytest.raises(FormatVersionError) as caught:
         scan(tmp_path / "wal", DATABASE)
@@ -592,7 +592,7 @@ def test_a_failed_fsync_is_never_tried_again(tmp_path: Path) -> None:
     log.append()
     assert log.wal.sync() == 1
     log.append()
-    mark = log.wal.mark()
+    mark = log.wal.position()
     files.plan["fdatasync"] = [errno.EIO]
     with pytest.raises(WalBrokenError) as caught:
         log.wal.sync()
@@ -618,7 +618,7 @@ def test_a_failed_fsync_is_never_tried_again(tmp_path: Path) -> None:
 def test_a_failed_fsync_in_a_rotation(tmp_path: Path, call: str) -> None:
     files = Failing()
     log = Log(tmp_path / "wal", files=files)
-    while log.wal.mark().offset < TINY:
+    while log.wal.position().offset < TINY:
         log.append()
     files.plan[call] = [errno.EIO]
     with pytest.raises(WalBrokenError):
@@ -646,7 +646,7 @@ def test_a_failed_write_leaves_the_log_as_it_was(tmp_path: Path, number: int, wr
     assert log.path(1).read_bytes() == before
     assert not log.wal.failed and log.wal.version == 2
     assert load(log.directory)[1] == expected(log.entries)
-    while log.wal.mark().segment < 2:  # space is back
+    while log.wal.position().segment < 2:  # space is back
         log.append()
     log.wal.close()
     assert load(log.directory)[1] == expected(log.entries)
@@ -693,7 +693,7 @@ def test_a_tail_that_cannot_be_trimmed_breaks_the_log(tmp_path: Path) -> None:
 def test_no_space_for_a_new_segment(tmp_path: Path, call: str) -> None:
     files = Failing()
     log = Log(tmp_path / "wal", files=files)
-    while log.wal.mark().offset < TINY:
+    while log.wal.position().offset < TINY:
         log.append()
     files.plan[call] = [errno.ENOSPC]
     with pytest.raises(OSError) as caught:
@@ -702,14 +702,14 @@ def test_no_space_for_a_new_segment(tmp_path: Path, call: str) -> None:
     assert not log.path(2).exists(), "a half-made segment would call the one before it finished"
     log.append()
     log.wal.close()
-    assert log.wal.mark().segment == 2
+    assert log.wal.position().segment == 2
     assert load(log.directory)[1] == expected(log.entries)
 
 
 def test_a_half_made_segment_that_cannot_be_removed_breaks_the_log(tmp_path: Path) -> None:
     files = Failing()
     log = Log(tmp_path / "wal", files=files)
-    while log.wal.mark().offset < TINY:
+    while log.wal.position().offset < TINY:
         log.append()
     files.short, files.plan = [20], {"write": [None, errno.ENOSPC], "unlink": [errno.EIO]}
     with pytest.raises(WalBrokenError):
@@ -785,9 +785,9 @@ def test_what_a_scan_takes_for_durable_is(tmp_path: Path) -> None:
         assert result.durable_end <= (proven[-1] if proven else 0), f"seed {SEED}, round {round_number}"
         assert result.durable_end in {0, *(e.end for e in last)}
         exact += result.durable_end == (proven[-1] if proven else 0)
-        assert result.stand is not None and result.stand.offset == some.end
-        assert result.find(some.version, result.stand.checksum) == result.stand
-        assert result.find(some.version, result.stand.checksum ^ 1) is None
+        assert result.since_end is not None and result.since_end.offset == some.end
+        assert result.find(some.version, result.since_end.checksum) == result.since_end
+        assert result.find(some.version, result.since_end.checksum ^ 1) is None
         before = [log.path(n).read_bytes() for n in range(1, last[-1].segment + 1)]
         rewrite_tail(result)
         assert [log.path(n).read_bytes() for n in range(1, last[-1].segment + 1)] == before
@@ -805,20 +805,20 @@ def test_cut_then_append_then_scan(tmp_path: Path) -> None:
     crossed = cuts = 0
     for round_number in range(40):
         log = Log(tmp_path / f"wal{round_number}")
-        marks: list[tuple[Position, int]] = [(log.wal.mark(), 0)]
+        marks: list[tuple[LogPosition, int]] = [(log.wal.position(), 0)]
         for _ in range(rng.randrange(1, 30)):
             step = rng.random()
             if step < 0.65:
                 log.append(rng.randrange(60))
-                marks.append((log.wal.mark(), len(log.entries)))
+                marks.append((log.wal.position(), len(log.entries)))
             elif step < 0.8:
                 assert log.wal.sync() == log.wal.version
             else:
                 mark, count = marks[max(0, len(marks) - rng.randrange(1, 5))]
-                crossed += mark.segment < log.wal.mark().segment
+                crossed += mark.segment < log.wal.position().segment
                 log.wal.cut(mark)
                 cuts += 1
-                assert log.wal.mark() == mark
+                assert log.wal.position() == mark
                 assert log.wal.durable_version == log.wal.version == mark.version
                 marks = [m for m in marks if m[1] <= count]
                 del log.entries[count:]
@@ -836,8 +836,8 @@ def test_a_cut_that_fails_breaks_the_log(tmp_path: Path, call: str) -> None:
     files = Failing()
     log = Log(tmp_path / "wal", files=files)
     log.append()
-    mark = log.wal.mark()
-    while log.wal.mark().segment < 2:
+    mark = log.wal.position()
+    while log.wal.position().segment < 2:
         log.append()
     log.wal.sync()
     files.plan[call] = [errno.EIO]
@@ -851,9 +851,9 @@ def test_a_cut_that_fails_breaks_the_log(tmp_path: Path, call: str) -> None:
 
 def test_a_mark_beyond_the_end_is_refused(tmp_path: Path) -> None:
     log = Log(tmp_path / "wal")
-    start = log.wal.mark()
+    start = log.wal.position()
     log.append()
-    late = log.wal.mark()
+    late = log.wal.position()
     log.wal.cut(start)
     with pytest.raises(ValueError):
         log.wal.cut(late)
@@ -904,7 +904,7 @@ def test_a_cut_waits_for_a_sync_under_way(tmp_path: Path) -> None:
     files = Gate()
     log = Log(tmp_path / "wal", segment_bytes=1 << 20, files=files)
     log.append()
-    mark = log.wal.mark()
+    mark = log.wal.position()
     log.append()
     syncing = threading.Thread(target=log.wal.sync)
     syncing.start()
@@ -944,7 +944,7 @@ def test_syncing_all_the_while(tmp_path: Path) -> None:
     thread.start()
     try:
         for number in range(150):
-            mark = log.wal.mark()
+            mark = log.wal.position()
             log.append(number % 50)
             if number % 5 == 0:
                 log.wal.cut(mark)

@@ -19,7 +19,7 @@ from calls import RUN, Calls
 from injecting import Interrupt
 
 import inmem
-from inmem.files import FileLock
+from inmem.host.files import FileLock
 
 # What is raised inside a finalizer, Python reports and drops.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

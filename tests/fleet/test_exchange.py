@@ -25,7 +25,6 @@ from typer.testing import CliRunner
 
 import inmem
 from inmem.cli.app import app
-from inmem.control import VERSION, Control
 from inmem.errors import (
     BusyError,
     CorruptionError,
@@ -47,6 +46,7 @@ from inmem.exchange import (
 )
 from inmem.exchange.import_ import _Loader
 from inmem.exchange.lines import Reader, Record, RunStart
+from inmem.host.control import VERSION, Control
 from inmem.keys import Namespace
 from workers.canonical import same
 

@@ -27,7 +27,7 @@ from histories.test_serializable import SEED, assert_serializable, killer
 
 import inmem
 from inmem import CommitUnknownError, WriterUnavailableError
-from inmem.storage.wal_files import segment_files
+from inmem.storage.wal.files import segment_files
 
 PLANTS = TESTS / "plants"
 SECONDS = 0.7

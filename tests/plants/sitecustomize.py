@@ -41,7 +41,7 @@ def skip_validation() -> None:
 
 def ack_before_logging() -> None:
     """A group is published and answered, and written to the log with the next group."""
-    from inmem.storage.wal import Wal
+    from inmem.storage.wal.log import Wal
 
     append = Wal.append
     waiting: list[tuple[Any, dict[str, Any]]] = []
@@ -97,7 +97,7 @@ PLANTS: dict[str, Callable[[], None]] = {
 
 def note_what_is_synced(file: str) -> None:
     """Keep account of what a power cut could not take: the bytes of each segment at its last sync."""
-    from inmem.storage.wal_files import Files
+    from inmem.storage.wal.files import Files
 
     synced: dict[str, int] = {}
 

@@ -28,8 +28,8 @@ from inmem.model import event_log
 from inmem.record import pack, payload_of
 from inmem.storage.environment import Table
 from inmem.storage.store import POSITION_KEY, Store
-from inmem.storage.wal_files import segment_files
-from inmem.storage.wal_format import DELETE, PUT
+from inmem.storage.wal.files import segment_files
+from inmem.storage.wal.format import DELETE, PUT
 
 CONFIG = Path(__file__).parents[2] / "config" / "test.toml"  # segments of 64 KiB
 HOME = Namespace()

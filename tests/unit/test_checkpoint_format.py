@@ -16,9 +16,9 @@ from xxhash import xxh3_64_intdigest
 from inmem.errors import CorruptionError, FormatVersionError, PermissionDeniedError
 from inmem.storage import checkpoint as module
 from inmem.storage.checkpoint import (
+    CheckpointHeader,
     CheckpointReader,
     Lost,
-    Stand,
     Written,
     checkpoint_files,
     checkpoint_path,
@@ -30,7 +30,7 @@ from inmem.storage.environment import Table
 
 GOLDEN = Path(__file__).parent / "golden" / "checkpoint.hex"
 # Each field has bytes that occur nowhere else, so that two fields exchanged cannot go unseen.
-STAND = Stand(
+STAND = CheckpointHeader(
     bytes(range(16)), 0x0102030405060708, 0x1112131415161718, 0x2122232425262728, 0x3132333435363738,
     {"durability": "sync", "quota_bytes": 1 << 30, "linger_s": 2.0},
 )
@@ -58,9 +58,9 @@ def one_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FRAME_BYTES", 1)
 
 
-def read(path: Path) -> tuple[Stand, list[tuple[Table, Items]]]:
+def read(path: Path) -> tuple[CheckpointHeader, list[tuple[Table, Items]]]:
     with CheckpointReader(path) as reader:
-        return reader.stand, list(reader.frames())
+        return reader.header, list(reader.frames())
 
 
 def frames_of(data: bytes) -> list[tuple[int, int]]:
@@ -211,7 +211,7 @@ def test_something_behind_the_end(tmp_path: Path, more: bytes) -> None:
 def test_frames_missing_doubled_exchanged_and_spliced(tmp_path: Path, one_each: None) -> None:
     path, other = tmp_path / "c", tmp_path / "other"
     data = make(path, many_frames())
-    write_checkpoint(other, Stand(bytes(16), 1, 1, 1, 1, {}), many_frames())
+    write_checkpoint(other, CheckpointHeader(bytes(16), 1, 1, 1, 1, {}), many_frames())
     foreign = other.read_bytes()
     frames = frames_of(data)
     pieces = [data[begin:end] for begin, end in frames]

@@ -18,11 +18,11 @@ from support import alive, control_state, kill_writer, stop_writer, wait_until, 
 
 import inmem
 from inmem.cli import life
-from inmem.control import DURABLE, VERSION
-from inmem.directory import DataDirectory
 from inmem.errors import WriterUnavailableError
-from inmem.files import FileLock
-from inmem.storage.wal_files import segment_files
+from inmem.host.control import DURABLE, VERSION
+from inmem.host.directory import DataDirectory
+from inmem.host.files import FileLock
+from inmem.storage.wal.files import segment_files
 
 COMMANDS = ("serve", "status", "stop", "check")
 PROGRAM = [sys.executable, "-W", "error", "-c", "from inmem.cli import main; main()"]

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import inmem
 from inmem.cli.app import app
 from inmem.storage.checkpoint import checkpoint_files
-from inmem.storage.wal_files import segment_files
+from inmem.storage.wal.files import segment_files
 
 COMMANDS = {
     "backup": "inmem backup ./data ./data.backup",

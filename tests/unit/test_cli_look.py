@@ -23,7 +23,7 @@ from inmem.cli.listing import Listing
 from inmem.cli.run_view import RunView
 from inmem.cli.tree import drawn
 from inmem.cli.view import Moment, View
-from inmem.directory import DataDirectory
+from inmem.host.directory import DataDirectory
 from inmem.keys import Key, Namespace
 from inmem.storage.store import Store
 

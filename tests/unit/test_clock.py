@@ -7,7 +7,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inmem.clock import StoreClock, boot_us, wall_us
+from inmem.host.clock import StoreClock, boot_us, wall_us
 
 SECOND = 1_000_000
 

@@ -33,8 +33,8 @@ from inmem.keys import Key, TypeTag, range_of
 from inmem.storage import environment
 from inmem.storage.environment import Table
 from inmem.storage.store import PublishError
-from inmem.storage.wal import Wal, WalBrokenError
-from inmem.storage.wal_scan import scan
+from inmem.storage.wal.log import Wal, WalBrokenError
+from inmem.storage.wal.scan import scan
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
 from inmem.writeset import OP_PUT
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from architecture.test_imports import LAYERS
 from support import stop_writer
 from typer.main import get_command
 from typer.testing import CliRunner
-from unit.test_imports import LAYERS
 
 import inmem
 import inmem.exchange

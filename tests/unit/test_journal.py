@@ -16,7 +16,7 @@ from unit.test_cli_look import document
 
 import inmem
 from inmem.config import STORED, Settings, check_stored
-from inmem.directory import DataDirectory
+from inmem.host.directory import DataDirectory
 from inmem.writer.journal import NAME, LineFormatter, line_of
 
 PAIR = re.compile(r'([a-z_]+)=("(?:[^"\\]|\\.)*"|[^\s"=]+)(?: |\Z)')

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from inmem.commit import outcomes
-from inmem.commit.outcomes import CROWDED, FORGOTTEN, GAP, MISMATCH, UNKNOWN, Outcome, Sessions
+from inmem.commit.outcomes import FORGOTTEN, FULL, GAP, MISMATCH, UNKNOWN, Outcome, Sessions
 from inmem.config import MIN_SESSION_IDLE_S
 from inmem.errors import BusyError, CorruptionError
 from inmem.wire import APPLIED, FAILED
@@ -101,7 +101,7 @@ class TestInFlight:
         some = registered(limit=3)
         for sequence in (1, 2, 3):
             decide(some, sequence)
-        assert some.find(A, 4, 1, 7) == CROWDED
+        assert some.find(A, 4, 1, 7) == FULL
         assert some.find(A, 2, 1, 7) == outcome(7, 2), "what is known is still answered"
         assert some.find(A, 4, 2, 7) is None, "and one answer had makes room"
 

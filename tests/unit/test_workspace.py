@@ -14,7 +14,7 @@ from inmem.errors import RunDeletedError
 from inmem.keys import Key, Namespace, TypeTag, bucket_of, range_of
 from inmem.record import pack, version_of
 from inmem.storage.environment import Table
-from inmem.storage.wal_format import DELETE, DELETE_RANGE, PUT
+from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT
 
 NS = Namespace()
 RUN = NS.run_prefix("r")

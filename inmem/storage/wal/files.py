@@ -1,8 +1,8 @@
-"""What the log is on the disk: segments, places in it, and the system calls that it makes.
+"""The files of the log: segments, positions in them, and the system calls on them.
 
-Invariant: every system call of the log goes through `Files`, so that a test
-can put a failure in its place. The rules are in `wal` (appending) and
-`wal_scan` (reading back).
+Invariant: every system call of the log goes through `Files`, so that tests
+can make it fail. The rules of the log are in `log` (appending) and `scan`
+(reading back).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WRITE: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Files:
-    """The system calls that the log makes; tests put failures in their place."""
+    """The system calls of the log; tests replace them by failures."""
 
     def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
         return os.open(path, flags, mode)
@@ -59,11 +59,11 @@ class Files:
             self.close(fd)
 
 
-class Position(NamedTuple):
-    """A place between two records: `offset` of segment `segment`.
+class LogPosition(NamedTuple):
+    """A position between two records: `offset` of segment `segment`.
 
-    Version, checksum and epoch are those of the record that ends here; at the
-    start of the oldest segment only the checksum is known of it.
+    Version, checksum and epoch are those of the record that ends here. At the
+    start of the oldest segment only the checksum is known.
     """
 
     segment: int
@@ -75,7 +75,7 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One segment as it was read: records from byte 64 to `end`; versions 0 if it has none."""
+    """One segment as it was read: records from byte 64 to `end`; both versions are 0 if it has none."""
 
     number: int
     file: Path
@@ -87,10 +87,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Torn:
-    """A write that was cut short: from `offset` of `file` on, `dropped_bytes` mean nothing.
+    """A write that was cut short: the `dropped_bytes` from `offset` of `file` on are to be removed.
 
-    At offset 0 it is the creation of the segment that was cut short, and the
-    file goes as a whole.
+    At offset 0 the creation of the segment was cut short, and the whole file
+    is to be removed.
     """
 
     file: Path
@@ -100,17 +100,17 @@ class Torn:
 
 
 def segment_files(directory: Path) -> list[tuple[int, Path]]:
-    """The segments of a directory by number; other files are not looked at."""
+    """Number and path of each segment in a directory, in order; other files are ignored."""
     return sorted((int(p.stem), p) for p in directory.iterdir() if _NAME.match(p.name))
 
 
 def segment_path(directory: Path, number: int) -> Path:
-    """Where a segment is."""
+    """The path of a segment."""
     return directory / f"{number:020d}.wal"
 
 
 def write_all(files: Files, fd: int, data: bytes, offset: int) -> None:
-    """Write all of the data, however little the system takes at a time."""
+    """Write all of the data, in as many calls as that takes."""
     done = files.write(fd, data, offset)
     while done < len(data):
         more = files.write(fd, memoryview(data)[done:], offset + done)

@@ -1,21 +1,22 @@
 """The board: small messages between the writer and its clients, through shared memory.
 
 Invariant: an entry is read as answer `n` only while it says `n`, and it says
-so only after the rest of it was written; an entry is written anew only when
-its reader has said that it has the answer. A lane is written only while the
-writer has taken what was in it before. Whatever does not fit goes through the
-socket, and the slot's mail counter says when that has an answer.
+so only after the rest of it was written. An entry is written again only when
+its reader has said that it has the answer. A request buffer is written only
+when the writer has taken what was in it. Whatever does not fit goes through
+the socket; the slot's mail counter says when an answer does.
 
-One file per incarnation of the writer, a slot of 16,384 bytes per session:
+One file for each epoch of the writer, with a slot of 16,384 bytes for each
+session:
 
     offset  size  field
     0       4     waiter: 1 while the client sleeps on this word
-    8       8     mail: frames sent to this session through the socket
-    16      8     taken: how many requests the writer has copied out of the lane
-    24      8     length of the request in the lane
+    8       8     mail: how many frames were sent to this session through the socket
+    16      8     taken: how many requests the writer has copied out of the request buffer
+    24      8     length of the request in the request buffer
     64      376   entry 0
     440     376   entry 1 ... entry 31
-    12096   4288  lane: a request, as it would go through the socket
+    12096   4288  request buffer: a request, as it would go through the socket
 
     entry:  0   8    sequence, 0 for empty; written last
             8   1    status
@@ -25,22 +26,22 @@ One file per incarnation of the writer, a slot of 16,384 bytes per session:
 
 After the slots:
 
-    0       32768 posted: for each slot, how many requests were put into its lane; written last
-    32768   4     asleep: 1 while the writer sleeps on its socket, and sees no lane
+    0       32768 posted: for each slot, how many requests were put into its buffer; written last
+    32768   4     asleep: 1 while the writer sleeps on its socket, and reads no request buffers
 
 A client that finds no answer sets the waiter word and sleeps on it with
-futex(2); the writer clears it and wakes. The two could each miss the other's
-store by a hair; every sleep is therefore bounded, so that a missed wake costs
-a millisecond and no more.
+futex(2); the writer clears the word and wakes the client. Each of the two may
+miss a store of the other that is still on its way. So every sleep is bounded:
+a missed wake costs a millisecond.
 
-A writer that sleeps is woken through the socket, and that it sleeps must not
-be missed: it would for as long as it has nothing else to do. So both sides
-put a barrier between their store and their look at the other's word: the
-writer sets `asleep` and then looks at `posted`, the client the other way
-round, and at least one of them sees the other (Dekker's rule).
+A sleeping writer is woken through the socket, and must not miss that: it
+would sleep for as long as it has nothing else to do. So both sides put a
+barrier between their own store and their look at the other's word: the writer
+sets `asleep` and then reads `posted`, the client writes `posted` and then
+reads `asleep`. At least one of them sees the other (Dekker's algorithm).
 
-Plain stores become visible in program order on x86-64 only: elsewhere there
-is no board, and everything goes through the socket.
+Plain stores become visible in program order on x86-64 only. On other
+processors there is no board, and everything goes through the socket.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from inmem.files import open_private
+from inmem.host.files import open_private
 
 SLOTS: Final = 4096  # sessions with a slot; more of them use the socket
-RING: Final = 32  # unfetched answers of one session
+RING: Final = 32  # entries for answers that one session has not fetched
 RESULT_BYTES: Final = 352  # an append's result takes 45, an error with its message and fields 150 to 300
 ANSWERED: Final = 1  # what `look_for` has found
 MAILED: Final = 2
-LANE_BYTES: Final = 4288  # most requests are far smaller; one of 1 KB and its name takes 1,200
+REQUEST_BYTES: Final = 4288  # most requests are far smaller; one of 1 KB and its name takes 1,200
 
 _SLOT_BYTES: Final = 4 * 4096
 _ENTRY_BYTES: Final = 376
@@ -72,16 +73,16 @@ _ENTRY_WORDS: Final = _ENTRY_BYTES // 8
 _MAIL_WORD: Final = 1
 _TAKEN_WORD: Final = 2
 _LENGTH_WORD: Final = 3
-_LANE: Final = _ENTRIES + RING * _ENTRY_BYTES
+_REQUEST_BUFFER: Final = _ENTRIES + RING * _ENTRY_BYTES
 _POSTED: Final = SLOTS * _SLOT_BYTES
 _POSTED_WORD: Final = _POSTED // 8
 _ASLEEP_HALF: Final = (_POSTED + SLOTS * 8) // 4
 _FILE_BYTES: Final = _POSTED + SLOTS * 8 + 4096
 _COUNTS: Final = (1 << 64) - 1  # counters wrap: what is in shared memory may be anything
-_CHUNK: Final = 64 * 8  # of `posted`: few processes have more threads, few fleets more processes
+_CHUNK: Final = 64 * 8  # of `posted` that is compared at a time: few stores have more sessions
 _HEAD: Final = struct.Struct("<BxH4xQ")  # after the sequence; the result follows
 _RESULT: Final = 8 + _HEAD.size
-assert _LANE + LANE_BYTES == _SLOT_BYTES and _RESULT + RESULT_BYTES == _ENTRY_BYTES
+assert _REQUEST_BUFFER + REQUEST_BYTES == _SLOT_BYTES and _RESULT + RESULT_BYTES == _ENTRY_BYTES
 
 _SYS_FUTEX: Final = 202  # x86-64
 _FUTEX_WAIT: Final = 0
@@ -104,12 +105,12 @@ _ARGUMENTS: Any = [
 ]
 _wait = ctypes.CDLL(None).syscall  # lets other threads run while it sleeps
 _wait.restype, _wait.argtypes = ctypes.c_long, _ARGUMENTS
-_wake = ctypes.PyDLL(None).syscall  # never sleeps: giving up the interpreter lock would cost more
+_wake = ctypes.PyDLL(None).syscall  # does not sleep, so it keeps the interpreter lock
 _wake.restype, _wake.argtypes = ctypes.c_long, _ARGUMENTS[:4]  # the call has no use for the others
 
 
 class Board:
-    """The mapped file; the same class for the writer, who makes it, and its clients."""
+    """The mapped file. The writer creates it, and its clients open it."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self.path = path
@@ -139,7 +140,7 @@ class Board:
     def clear(self, slot: int) -> bool:
         """Empty a slot for a session that begins to use it; False if the memory is full.
 
-        It gets its memory here: touching a page that a full memory lacks is a SIGBUS, to both sides.
+        The slot gets its memory here. Otherwise touching a page in a full memory would be a SIGBUS.
         """
         try:
             os.posix_fallocate(self._file.fileno(), slot * _SLOT_BYTES, _SLOT_BYTES)
@@ -152,7 +153,7 @@ class Board:
         return True
 
     def posted(self) -> list[int]:
-        """The slots with a request in their lane. Cost: a comparison of 8 bytes per slot ever given."""
+        """The slots with a request in their buffer. Cost: a comparison of 8 bytes per slot ever given."""
         seen = self._seen
         now = self._map[_POSTED : _POSTED + len(seen)]
         if now == seen:
@@ -166,26 +167,26 @@ class Board:
         return found
 
     def take(self, slot: int) -> bytes:
-        """The request in a lane, empty if its length is nonsense; from now on the client may write the next.
+        """The request in a slot's buffer, empty if its length is wrong; the client may then write the next.
 
-        It is a copy: what is checked in it is what is used, whatever the client does.
+        It is a copy, so that a client cannot change what was checked.
         """
         count = self._words[_POSTED_WORD + slot]
         length = self._words[slot * _SLOT_WORDS + _LENGTH_WORD]
-        at = slot * _SLOT_BYTES + _LANE
-        request = self._map[at : at + length] if length <= LANE_BYTES else b""
+        at = slot * _SLOT_BYTES + _REQUEST_BUFFER
+        request = self._map[at : at + length] if length <= REQUEST_BYTES else b""
         self._seen[8 * slot : 8 * slot + 8] = count.to_bytes(8, sys.byteorder)
         self._words[slot * _SLOT_WORDS + _TAKEN_WORD] = count
         return request
 
     def say_asleep(self, asleep: bool) -> None:
-        """Tell clients whether the writer looks at the lanes; after True, look once more before sleeping."""
+        """Tell clients whether the writer sleeps; after True, read `posted` once more before sleeping."""
         self._halves[_ASLEEP_HALF] = asleep
         with _lock():
             pass
 
     def post(self, slot: int, sequence: int, status: int, version: int, result: bytes) -> None:
-        """Write an answer. The caller has seen that it fits and that the entry is free."""
+        """Write an answer. The caller has checked that it fits and that the entry is free."""
         at = slot * _SLOT_BYTES + _ENTRIES + sequence % RING * _ENTRY_BYTES
         length = len(result)
         _HEAD.pack_into(self._map, at + 8, status, length, version)
@@ -198,7 +199,7 @@ class Board:
         self._words[word] = (self._words[word] + 1) & _COUNTS
 
     def wake(self, slots: Sequence[int]) -> None:
-        """Wake the clients that sleep; costs nothing for those that do not."""
+        """Wake those of the clients that sleep."""
         halves = self._halves
         for slot in slots:
             if halves[slot * (_SLOT_BYTES // 4)]:
@@ -208,16 +209,16 @@ class Board:
     # --- the client's side --------------------------------------------------------------
 
     def offer(self, slot: int, request: bytes) -> bool:
-        """Put a request into the lane; False if it must go through the socket instead.
+        """Put a request into the request buffer; False if it must go through the socket instead.
 
-        Because it is too large, or the writer has not yet taken the one before.
+        That is so if it is too large, or if the writer has not yet taken the one before.
         """
         words = self._words
         posted = words[_POSTED_WORD + slot]
         size = len(request)
-        if size > LANE_BYTES or words[slot * _SLOT_WORDS + _TAKEN_WORD] != posted:
+        if size > REQUEST_BYTES or words[slot * _SLOT_WORDS + _TAKEN_WORD] != posted:
             return False
-        at = slot * _SLOT_BYTES + _LANE
+        at = slot * _SLOT_BYTES + _REQUEST_BUFFER
         self._map[at : at + size] = request
         words[slot * _SLOT_WORDS + _LENGTH_WORD] = size
         words[_POSTED_WORD + slot] = (posted + 1) & _COUNTS
@@ -265,7 +266,7 @@ class Board:
         return self._words[slot * _SLOT_WORDS + _MAIL_WORD]
 
     def sleep(self, slot: int, sequence: int, mail: int, timeout_us: int) -> None:
-        """Sleep until woken, at most `timeout_us`; not at all if there is news."""
+        """Sleep until woken, at most `timeout_us`; not at all if an answer or mail is there."""
         half = slot * (_SLOT_BYTES // 4)
         self._halves[half] = 1
         if not self.look(slot, sequence, 0) and self.mail(slot) == mail:

@@ -1,26 +1,23 @@
-"""The direction of imports, as a test.
+"""The direction of imports: a module imports from earlier layers, and from its own.
 
-The package is layered: a module imports from earlier layers, and from its own.
-A few rules are narrower than the order; each is what keeps one promise more
-than a habit, that there is one writer above all. Every import statement
-counts, wherever it stands: in a function and under TYPE_CHECKING too.
+A few rules are narrower than the order. They keep promises, above all that
+only the writer writes. Every import statement counts, in a function and under
+TYPE_CHECKING too.
 """
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
-
-PACKAGE = Path(__file__).parents[2] / "inmem"
+from architecture.modules import COMPUTED, imports_of, real_modules
 
 # From the ground up. A name is a module, or a package with all that is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config", "clock", "files", "control", "directory", "failpoints", "board", "version"),
+    ("errors", "config", "version"),
     ("record", "keys", "values", "writeset", "wire"),
+    ("host",),
     ("model",),
     ("storage",),
     ("commit",),
@@ -62,8 +59,6 @@ FOREIGN: dict[str, frozenset[str] | None] = {
 }
 # Loading any of these runs what a file or a peer says.
 CODE_IN_DATA = frozenset({"pickle", "_pickle", "cPickle", "shelve", "marshal", "dill", "cloudpickle"})
-# Calls that import what cannot be read off the source.
-COMPUTED = frozenset({"__import__", "import_module", "importlib.import_module"})
 # What commit is given from outside, so that it can be tested exhaustively: messages, time and chance.
 PASSED_IN = frozenset({"zmq", "socket", "time", "random", "os", "datetime", "secrets", "uuid"})
 
@@ -71,30 +66,6 @@ PASSED_IN = frozenset({"zmq", "socket", "time", "random", "os", "datetime", "sec
 def part_of(module: str) -> str:
     """`inmem.storage.wal` is of the part `storage`, `inmem.__init__` of `__init__`."""
     return module.split(".")[1]
-
-
-def imports_of(module: str, source: str, known: frozenset[str]) -> Iterator[tuple[int, str]]:
-    """Line and absolute name of each import; of names from a package, the modules that they are."""
-    package = module.rpartition(".")[0]  # of `inmem.storage.__init__` as of `inmem.storage.wal`
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, named(alias.name, known)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                base = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:
-                inner = named(f"{base}.{alias.name}", known)
-                yield node.lineno, inner if inner in known else named(base, known)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in COMPUTED:
-            yield node.lineno, ast.unparse(node.func)
-
-
-def named(name: str, known: frozenset[str]) -> str:
-    """A package is the module that its `__init__` is."""
-    return f"{name}.__init__" if f"{name}.__init__" in known or name == "inmem" else name
 
 
 def violations(modules: Mapping[str, str]) -> list[str]:
@@ -150,13 +121,6 @@ def foreign_problems(part: str, top: str) -> Iterator[str]:
         yield f"{top} is no dependency of the core"
 
 
-def real_modules() -> dict[str, str]:
-    return {
-        ".".join(("inmem", *path.relative_to(PACKAGE).with_suffix("").parts)): path.read_text("utf-8")
-        for path in sorted(PACKAGE.rglob("*.py"))
-    }
-
-
 def test_the_package_keeps_the_order() -> None:
     modules = real_modules()
     assert {"inmem.errors", "inmem.storage.__init__"} <= set(modules)
@@ -167,7 +131,8 @@ def test_the_package_keeps_the_order() -> None:
 BYSTANDERS = dict.fromkeys(
     [
         "inmem.__init__",
-        "inmem.clock",
+        "inmem.host.__init__",
+        "inmem.host.clock",
         "inmem.errors",
         "inmem.keys",
         "inmem.wire",
@@ -180,7 +145,7 @@ BYSTANDERS = dict.fromkeys(
         "inmem.commit.__init__",
         "inmem.commit.committer",
         "inmem.writer.__init__",
-        "inmem.writer.actor",
+        "inmem.writer.loop",
         "inmem.client.__init__",
         "inmem.client.session",
         "inmem.primitives.__init__",
@@ -208,7 +173,7 @@ BYSTANDERS = dict.fromkeys(
         ("inmem.model.kv", "from ..storage import snapshot", "later layer"),
         ("inmem.model.__init__", "from ..storage import snapshot", "later layer"),
         ("inmem.storage.wal", "from inmem.commit import committer", "later layer"),
-        ("inmem.commit.committer", "from inmem.writer.actor import Writer", "later layer"),
+        ("inmem.commit.committer", "from inmem.writer.loop import Writer", "later layer"),
         ("inmem.keys", "import inmem", "later layer"),
         ("inmem.database", "from inmem import open", "later layer"),
         ("inmem.cli.main", "from inmem import *", "later layer"),
@@ -220,11 +185,11 @@ BYSTANDERS = dict.fromkeys(
         ("inmem.primitives.kv", "from ..storage.wal import Wal", "snapshot only"),
         ("inmem.database", "from inmem.storage import Table", "snapshot only"),
         ("inmem.client.session", "from inmem.commit import committer", "must not know commit"),
-        ("inmem.primitives.kv", "import inmem.writer.actor", "must not know writer"),
-        ("inmem.database", "from .writer import actor", "must not know writer"),
-        ("inmem.writer.actor", "from inmem.client import session", "must not know client"),
-        ("inmem.writer.actor", "from inmem.primitives import kv", "must not know primitives"),
-        ("inmem.writer.actor", "from inmem.database import Database", "must not know database"),
+        ("inmem.primitives.kv", "import inmem.writer.loop", "must not know writer"),
+        ("inmem.database", "from .writer import loop", "must not know writer"),
+        ("inmem.writer.loop", "from inmem.client import session", "must not know client"),
+        ("inmem.writer.loop", "from inmem.primitives import kv", "must not know primitives"),
+        ("inmem.writer.loop", "from inmem.database import Database", "must not know database"),
         # who knows what
         ("inmem.storage.store", "from inmem.model import kv", "must not know model"),
         ("inmem.storage.store", "from inmem.wire import HELLO", "must not know wire"),
@@ -272,8 +237,8 @@ def test_the_checker_sees(module: str, source: str, problem: str) -> None:
         ("inmem.model.kv", "from ..keys import Key\nfrom sortedcontainers import SortedDict"),
         ("inmem.storage.store", "import lmdb\nfrom .snapshot import Snapshot\nfrom inmem.storage import wal"),
         ("inmem.commit.committer", "from inmem.storage import store\nfrom inmem.model.kv import Entry"),
-        ("inmem.commit.committer", "from inmem.clock import StoreClock"),
-        ("inmem.writer.actor", "import zmq, os, time\nfrom inmem.commit.committer import Committer"),
+        ("inmem.commit.committer", "from inmem.host.clock import StoreClock"),
+        ("inmem.writer.loop", "import zmq, os, time\nfrom inmem.commit.committer import Committer"),
         ("inmem.client.session", "import socket\nfrom inmem.storage.snapshot import Snapshot"),
         ("inmem.client.session", "from inmem.storage import snapshot"),
         ("inmem.primitives.kv", "from inmem.primitives._base import Facade\nfrom ..client import session"),

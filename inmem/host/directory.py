@@ -1,17 +1,17 @@
 """The data directory: its file names, its identity and its stored settings.
 
-Invariant: a directory is either whole (settings and control file durable) or
-not yet a database; whoever creates one holds the launch lock. It knows what
-lies where, not what is in it.
+Invariant: a directory is a database, with settings and control file durable,
+or not yet one. Its creator holds the launch lock. This module knows which
+files there are, not what is in them.
 
     settings.json   identity, format version and stored settings
-    control         see `inmem.control`
+    control         see `inmem.host.control`
     wal/            log segments
-    checkpoints/    the copy that the log goes on from, if there is one
-    writer.lock     held alone by the writer for as long as it lives
+    checkpoints/    the checkpoint that the log continues, if there is one
+    writer.lock     held exclusively by the writer for as long as it lives
     launch.lock     held by whoever creates the directory or starts a writer
     clients.lock    held shared by every client
-    writer.log      what the writer has to say
+    writer.log      the journal of the writer
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from pathlib import Path
 from typing import Any
 
 from inmem.config import FORMAT_VERSION, STORED, Settings, check_stored
-from inmem.control import Control
 from inmem.errors import (
     CorruptionError,
     FormatVersionError,
     InvalidInputError,
     PermissionDeniedError,
 )
-from inmem.files import check_private_dir, make_private_dir, open_private, write_durably
+from inmem.host.control import Control
+from inmem.host.files import check_private_dir, make_private_dir, open_private, write_durably
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What `settings.json` says: who this database is and how it works."""
+    """The content of `settings.json`: the database's id and its settings."""
 
     database_id: bytes
     ephemeral: bool
@@ -51,7 +51,7 @@ class Identity:
 
     @property
     def short_id(self) -> str:
-        """Enough of the identity to tell names in shared memory apart."""
+        """The part of the id that is used in the names of files in memory."""
         return self.database_id.hex()[:16]
 
 
@@ -86,8 +86,7 @@ class DataDirectory:
     def prepare(self) -> None:
         """Make the directory, private and writable, so that its locks can be taken.
 
-        An existing directory must be a database or empty: one that holds
-        other things is somebody's, not ours.
+        An existing directory must be a database, or empty.
 
         Raises:
             PermissionDeniedError: owner, mode, symlink, or not writable.
@@ -120,7 +119,7 @@ class DataDirectory:
     ) -> None:
         """Write the control file, then the settings, which make it a database.
 
-        The caller holds the launch lock, or nobody else knows the directory.
+        The caller holds the launch lock, or no other process knows the directory.
         """
         database_id = database_id or uuid.uuid4().bytes
         make_private_dir(self.wal)
@@ -139,7 +138,7 @@ class DataDirectory:
         Raises:
             FormatVersionError: another release wrote it.
             CorruptionError: it is not what `create` writes.
-            PermissionDeniedError: directory or file are not ours alone.
+            PermissionDeniedError: another user owns the directory or file, or may enter it.
         """
         check_private_dir(self.path)
         with open_private(self.settings_file, os.O_RDONLY) as file:
@@ -166,20 +165,20 @@ class DataDirectory:
         return Control(self.control_file, writable=writable)
 
     def inode(self) -> tuple[int, int]:
-        """Device and inode: which directory this is, whatever its path."""
+        """Device and inode, which identify the directory under any path."""
         info = os.stat(self.path)
         return info.st_dev, info.st_ino
 
     def stem(self, identity: Identity) -> str:
-        """What the names of everything in memory (images, socket, answers) start with.
+        """The beginning of the names of all files in memory: images, socket, board.
 
-        It has the directory's inode in it: a copy of a data directory has the
-        same database id, and must not touch the original's memory.
+        The directory's inode is in it. A copy of a data directory has the
+        same database id, and must not touch the files of the original.
         """
         return f"{identity.short_id}-{self.inode()[1]:x}-"
 
     def remove(self) -> None:
-        """Remove the directory with all that is in it."""
+        """Remove the directory and all that is in it."""
         shutil.rmtree(self.path, ignore_errors=False)
 
 
@@ -187,7 +186,7 @@ def runtime_directory() -> Path:
     """A private directory in memory for images and sockets, with a short path.
 
     Raises:
-        PermissionDeniedError: somebody else has made one under our name.
+        PermissionDeniedError: another user has made a directory of this name.
     """
     base = Path("/dev/shm")
     if not (base.is_dir() and os.access(base, os.W_OK | os.X_OK)):

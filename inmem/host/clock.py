@@ -1,9 +1,9 @@
 """The store's clock: one time for all processes, which never goes backwards.
 
 Invariant: store time is boot time plus an offset that the writer publishes
-and only ever raises. Boot time counts through suspend and does not jump, so
-a wall clock that is set back changes nothing; one that is set forward moves
-the offset at the writer's next tick.
+and only raises. Boot time counts through suspend and does not jump. So a wall
+clock that is set back changes nothing; one that is set forward raises the
+offset at the writer's next tick.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ def boot_us() -> int:
 
 
 def wall_us() -> int:
-    """Microseconds since the Unix epoch, as the system believes it now."""
+    """Microseconds since the Unix epoch, by the wall clock."""
     return time.time_ns() // 1000
 
 
 class StoreClock:
     """The writer's side of the clock: owns the offset.
 
-    `floor_us` is the latest time that the store has recorded: time goes on
-    above it even if the wall clock was set back while no writer ran.
+    `floor_us` is the latest time that the store has recorded. Store time
+    continues above it, even if the wall clock was set back in between.
     """
 
     def __init__(

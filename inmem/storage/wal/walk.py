@@ -1,9 +1,9 @@
-"""Walking over the records of a segment, one whole record after the other.
+"""Reading the records of one segment, one after the other.
 
-Invariant: a record is yielded only if all its bytes are there and its
-checksum is right, and with a chain only if it follows on the one before;
-where that ends, the reason is told. What it means is for `wal_scan` and
-`wal_salvage`.
+Invariant: a record is yielded only if it is complete and its checksum is
+right; with a chain, only if it follows the record before it. Where no such
+record follows, the reason is raised. `scan` and `salvage` decide what that
+means.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Final, NamedTuple
 
 from inmem.config import FORMAT_VERSION
 from inmem.errors import CorruptionError, FormatVersionError
-from inmem.storage.wal_files import (
+from inmem.storage.wal.files import (
     READ,
     Files,
     Torn,
 )
-from inmem.storage.wal_format import (
+from inmem.storage.wal.format import (
     RECORD_HEADER_BYTES,
     RECORD_MAGIC,
     SEGMENT_HEADER_BYTES,
-    Record,
+    LogRecord,
     RecordHeader,
     SegmentHeader,
     checksum_of,
@@ -45,7 +45,7 @@ class BadBytes(Exception):
 
 
 class Chain:
-    """What the next record has to follow on."""
+    """The last record read, which the next one must follow."""
 
     __slots__ = ("checksum", "clock_us", "database_id", "durable_version", "epoch", "records", "version")
 
@@ -55,8 +55,8 @@ class Chain:
         self.durable_version = self.clock_us = self.records = 0
 
 
-class Source(NamedTuple):
-    """An open segment, and how far to read it."""
+class SegmentReader(NamedTuple):
+    """An open segment, to be read up to `size`."""
 
     files: Files
     fd: int
@@ -64,7 +64,11 @@ class Source(NamedTuple):
     size: int
 
     def read(self, count: int, offset: int) -> bytes:
-        """`count` bytes, fewer only at the end. A sector that cannot be read is damage."""
+        """`count` bytes, fewer only at the end.
+
+        Raises:
+            CorruptionError: the disk cannot read a sector.
+        """
         try:
             data = self.files.read(self.fd, count, offset)
             while len(data) < min(count, self.size - offset):
@@ -80,12 +84,13 @@ class Source(NamedTuple):
 
 
 def walk(
-    source: Source, offset: int, chain: Chain | None, verify: bool = True
+    source: SegmentReader, offset: int, chain: Chain | None, verify: bool = True
 ) -> Iterator[tuple[int, int, RecordHeader, memoryview]]:
-    """`(offset, end, header, payload)` of each record; with a chain, it has to fit and is moved on.
+    """`(offset, end, header, payload)` of each record; with a chain, each must follow it and extends it.
 
-    Raises `BadBytes` where no whole record starts, CorruptionError for a
-    whole one that does not belong there.
+    Raises:
+        BadBytes: no whole record starts here.
+        CorruptionError: a whole record is here that does not follow the chain.
     """
     size = source.size
     buffer, base = b"", offset
@@ -130,11 +135,15 @@ def walk(
 def walk_whole(
     files: Files, path: Path, begin: int, end: int, *, verify: bool
 ) -> Iterator[tuple[int, int, RecordHeader, memoryview]]:
-    """Like `walk`, of what a scan found whole."""
+    """Like `walk`, over bytes that a scan has found whole.
+
+    Raises:
+        CorruptionError: they have changed since.
+    """
     fd = files.open(path, READ)
     at = begin
     try:
-        for step in walk(Source(files, fd, path, end), begin, None, verify):
+        for step in walk(SegmentReader(files, fd, path, end), begin, None, verify):
             at = step[1]
             yield step
     except BadBytes as bad:
@@ -143,31 +152,42 @@ def walk_whole(
         files.close(fd)
 
 
-def read_records(files: Files, path: Path, begin: int, end: int) -> Iterator[Record]:
+def read_records(files: Files, path: Path, begin: int, end: int) -> Iterator[LogRecord]:
+    """The verified records between two offsets of a segment.
+
+    Raises:
+        CorruptionError: a payload does not parse, or the bytes have changed since the scan.
+    """
     name = str(path)
     for offset, after, header, payload in walk_whole(files, path, begin, end, verify=True):
         try:
             ops = decode_ops(payload)
         except ValueError as error:
             raise corrupt(path, offset, str(error)) from None
-        yield Record(
+        yield LogRecord(
             header.version, header.epoch, header.durable_version, header.previous, header.checksum,
             header.clock_us, ops, name, offset, after,
         )
 
 
 def read_segment_header(
-    source: Source, number: int, chain: Chain | None, database_id: bytes, is_last: bool
+    source: SegmentReader, number: int, chain: Chain | None, database_id: bytes, is_last: bool
 ) -> SegmentHeader | Torn:
+    """The header of a segment; a torn tail if its creation was cut short.
+
+    Raises:
+        CorruptionError: damaged, or not the next segment of this database.
+        FormatVersionError: of another format version.
+    """
     path = source.path
     try:
         header = decode_segment_header(source.read(SEGMENT_HEADER_BYTES, 0))
     except ValueError as error:
         if not is_last:
             raise corrupt(path, 0, f"{error}, and a later segment is there") from None
-        witness = search(source, 0, database_id, None)
-        if witness is not None:
-            raise corrupt(path, 0, f"{error}, and a record follows at {witness[0]}") from None
+        record = search(source, 0, database_id, None)
+        if record is not None:
+            raise corrupt(path, 0, f"{error}, and a record follows at {record[0]}") from None
         return Torn(path, 0, source.size, str(error))
     check_format(path, header)
     if header.database_id != database_id:
@@ -180,6 +200,7 @@ def read_segment_header(
 
 
 def check_format(path: Path, header: SegmentHeader) -> None:
+    """Refuse a segment of another format version, or with unknown flags."""
     if header.format_version != FORMAT_VERSION or header.flags:
         raise FormatVersionError(
             f"{path} has format version {header.format_version} and flags {header.flags:#x}, "
@@ -190,15 +211,15 @@ def check_format(path: Path, header: SegmentHeader) -> None:
 
 
 def search(
-    source: Source, offset: int, database_id: bytes, after: int | None
+    source: SegmentReader, offset: int, database_id: bytes, after: int | None
 ) -> tuple[int, int, int] | None:
-    """`(offset, version, durable version)` of a whole record of this database from `offset` on.
+    """`(offset, version, durable version)` of the first whole record of this database from `offset` on.
 
-    With `after`, only of one that proves a version beyond it durable. Looks
-    at every byte: where lengths are damaged, nothing says where records start.
+    With `after`, only a record that names a later version durable. Every
+    byte may start a record: where a length is damaged, nothing tells where.
     """
     while offset < source.size:
-        # A header may start at the last byte of a chunk: read on to its end.
+        # A header that starts at the last byte of the chunk ends beyond it.
         chunk = source.read(CHUNK + RECORD_HEADER_BYTES - 1, offset)
         at = chunk.find(RECORD_MAGIC)
         while 0 <= at < CHUNK and at + RECORD_HEADER_BYTES <= len(chunk):
@@ -217,7 +238,8 @@ def search(
     return None
 
 
-def zeros_only(source: Source, offset: int) -> bool:
+def zeros_only(source: SegmentReader, offset: int) -> bool:
+    """Whether a segment holds only zeros from an offset on."""
     while offset < source.size:
         chunk = source.read(CHUNK, offset)
         if chunk.count(0) != len(chunk):
@@ -237,4 +259,5 @@ def _misfit(header: RecordHeader, chain: Chain) -> str:
 
 
 def corrupt(path: Path, offset: int, problem: str) -> CorruptionError:
+    """The error for damage at an offset of a file."""
     return CorruptionError(f"{path} at {offset}: {problem}", file=str(path), offset=offset)

@@ -1,10 +1,10 @@
-"""Reading the write-ahead log back: what of it is whole, and what the rest means.
+"""Reading the write-ahead log back: which of its records are whole, and what bad bytes mean.
 
 Invariant: a log that is read back is the longest prefix of what was appended,
-or it is refused with file and offset; a guess is never made. The rules that
-this rests on are those of `wal`.
+or it is refused with file and offset. Nothing is guessed. This follows from
+the rules that `log` keeps.
 
-Reading back, by what is found first:
+What is found first decides:
 
     found                                               verdict
     a whole record of another database, epoch, chain    damage
@@ -17,7 +17,7 @@ Reading back, by what is found first:
     zeros to the end of the last segment                torn tail, to be cut
     zeros to the end of another, the chain goes on      the end of that segment
 
-A salvage reads a log that is refused: see `wal_salvage`.
+`salvage` reads a log that is refused.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from inmem.storage.wal_files import (
+from inmem.storage.wal.files import (
     READ,
     WRITE,
     Files,
-    Position,
+    LogPosition,
     Segment,
     Torn,
     segment_files,
     segment_path,
     write_all,
 )
-from inmem.storage.wal_format import (
+from inmem.storage.wal.format import (
     RECORD_HEADER_BYTES,
     RECORD_MAGIC,
     SEGMENT_HEADER_BYTES,
-    Record,
+    LogRecord,
     decode_segment_header,
     unpack_record_header,
 )
-from inmem.storage.wal_walk import (
+from inmem.storage.wal.walk import (
     CHUNK,
     BadBytes,
     Chain,
-    Source,
+    SegmentReader,
     corrupt,
     read_records,
     read_segment_header,
@@ -64,44 +64,44 @@ from inmem.storage.wal_walk import (
 
 @dataclass(frozen=True, slots=True)
 class ScanResult:
-    """A log that was read from end to end and is whole, but for a torn tail.
+    """A log that was read to its end and is whole, but for a torn tail.
 
-    `durable_version` is the highest version that a record names as durable;
+    `durable_version` is the highest version that a record names as durable,
     `clock_us` the latest store clock. `end` is None if there is no segment.
-    `stand` is where the record of the version `since` ends, if the scan had
-    one and met it. What is before `durable_end` in the last segment is known
-    to be durable.
+    `since_end` is where the record of version `since` ends, if the scan was
+    given one and met it. The bytes before `durable_end` in the last segment
+    are known to be durable.
     """
 
     directory: Path
     database_id: bytes
     segments: tuple[Segment, ...]
-    end: Position | None
+    end: LogPosition | None
     records: int
     durable_version: int
     clock_us: int
     torn: Torn | None
     files: Files
-    stand: Position | None
+    since_end: LogPosition | None
     durable_end: int
 
     @property
-    def start(self) -> Position | None:
-        """Before the first record; its checksum is that of the record which came before."""
+    def start(self) -> LogPosition | None:
+        """Before the first record; the checksum is that of the record which came before it."""
         if not self.segments:
             return None
         first = self.segments[0]
-        return Position(first.number, SEGMENT_HEADER_BYTES, 0, first.previous, 0)
+        return LogPosition(first.number, SEGMENT_HEADER_BYTES, 0, first.previous, 0)
 
-    def find(self, version: int, checksum: int) -> Position | None:
+    def find(self, version: int, checksum: int) -> LogPosition | None:
         """Where the record with this version and checksum ends; None if there is none.
 
-        A record that is just older than the oldest segment is found at its
-        start, by the checksum that the segment chains to; so is (0, 0), the
-        empty store, in a log that reaches back to the beginning. Cost: none
-        for the last record and that of `since`, else the headers of one segment.
+        The record just before the oldest segment is found at that segment's
+        start, by the checksum that the segment names. So is (0, 0), the empty
+        store, in a log that begins with the database. Cost: none for the last
+        record and that of `since`, otherwise reading the headers of one segment.
         """
-        for known in (self.end, self.stand):
+        for known in (self.end, self.since_end):
             if known is not None and (version, checksum) == (known.version, known.checksum):
                 return known
         for segment in self.segments:
@@ -110,7 +110,7 @@ class ScanResult:
                     self.files, segment.file, SEGMENT_HEADER_BYTES, segment.end, verify=False
                 ):
                     if header.version == version and header.checksum == checksum:
-                        return Position(segment.number, end, version, checksum, header.epoch)
+                        return LogPosition(segment.number, end, version, checksum, header.epoch)
         start = self.start
         if start is not None and start.checksum == checksum:
             oldest = next((s.first_version for s in self.segments if s.first_version), version + 1)
@@ -118,8 +118,8 @@ class ScanResult:
                 return start._replace(version=version)
         return None
 
-    def iter_records(self, after: Position | None = None) -> Iterator[Record]:
-        """Each record after a position (default: all), in order, one in memory at a time.
+    def iter_records(self, after: LogPosition | None = None) -> Iterator[LogRecord]:
+        """Each record after a position (default: all), in order, with one in memory at a time.
 
         Raises:
             CorruptionError: a payload with a right checksum is no list of
@@ -139,11 +139,10 @@ def scan(
 ) -> ScanResult:
     """Read and verify a whole log; nothing is changed.
 
-    With `since`, segments that hold nothing after that version are taken as
-    they are, unread: for whoever has a state of that version already, and
-    needs of the log only where to go on. Payloads are decoded by
-    `iter_records` only. Cost: about 1 µs a record; memory is bounded by a MiB
-    and the largest record.
+    With `since`, segments that hold nothing after that version are not read:
+    the caller has the state of that version, and needs the rest of the log.
+    Payloads are decoded by `iter_records` only. Cost: about 1 µs a record,
+    and memory for a MiB or the largest record.
 
     Raises:
         CorruptionError: damage, with file and offset; see the table above.
@@ -159,14 +158,14 @@ def scan(
     segments = [] if since is None else _unread(found, since, database_id, files)
     unread = len(segments)
     torn: Torn | None = None
-    stand: Position | None = None
+    since_end: LogPosition | None = None
     durable_end = 0
     for number, path in found[unread:]:
         is_last = number == found[-1][0]
         fd = files.open(path, READ)
         try:
             size = files.size(fd)
-            source = Source(files, fd, path, size)
+            source = SegmentReader(files, fd, path, size)
             begun = len(segments) > unread
             header = read_segment_header(source, number, chain if begun else None, database_id, is_last)
             if isinstance(header, Torn):
@@ -176,20 +175,20 @@ def scan(
                 chain.checksum = header.previous
             first, end = chain.records, SEGMENT_HEADER_BYTES
             first_version = named = 0
-            durable_end = 0  # the header too is known only by a durable record after it
-            # Where a record begins that says anew what is durable, and its version: soon all before it is.
-            marks: deque[tuple[int, int]] = deque()
+            durable_end = 0  # the header is not known to be durable either
+            # Offset and version of records that named a newer durable version: candidates for `durable_end`.
+            named_at: deque[tuple[int, int]] = deque()
             try:
                 for begin, end, record, _ in walk(source, SEGMENT_HEADER_BYTES, chain):
                     if record.durable_version > named:
                         named = record.durable_version
                         if first_version:
-                            marks.append((begin, record.version))
-                        while marks and marks[0][1] <= named + 1:
-                            durable_end, _ = marks.popleft()
+                            named_at.append((begin, record.version))
+                        while named_at and named_at[0][1] <= named + 1:
+                            durable_end, _ = named_at.popleft()
                     first_version = first_version or record.version
                     if record.version == since:
-                        stand = Position(number, end, record.version, record.checksum, record.epoch)
+                        since_end = LogPosition(number, end, record.version, record.checksum, record.epoch)
             except BadBytes as bad:
                 torn = _judge(source, end, bad.reason, chain, is_last)
             last_version = chain.version if chain.records > first else 0
@@ -199,17 +198,17 @@ def scan(
     end_position = None
     if segments:
         last = segments[-1]
-        end_position = Position(last.number, last.end, chain.version, chain.checksum, chain.epoch)
+        end_position = LogPosition(last.number, last.end, chain.version, chain.checksum, chain.epoch)
     return ScanResult(
         directory, database_id, tuple(segments), end_position, chain.records,
-        chain.durable_version, chain.clock_us, torn, files, stand, durable_end,
+        chain.durable_version, chain.clock_us, torn, files, since_end, durable_end,
     )
 
 
 def _unread(
     found: list[tuple[int, Path]], since: int, database_id: bytes, files: Files
 ) -> list[Segment]:
-    """The oldest segments, up to the last one that begins at or before a version, which is to be read."""
+    """The oldest segments without the last that begins at or before a version: that one is to be read."""
     heads: list[Segment] = []
     for number, path in found:
         fd = files.open(path, READ)
@@ -234,16 +233,14 @@ def _unread(
     ]
 
 
-def rewrite_tail(result: ScanResult) -> Position | None:
-    """Make the log durable and end where `result` says: `open_at` may follow.
+def rewrite_tail(result: ScanResult) -> LogPosition | None:
+    """Make the log durable, ending at `result.end`, which is returned; then `open_at` may follow.
 
-    Cuts the torn tail, then writes every byte that is not known to be
-    durable anew, with the bytes it has: if an fsync failed, those pages are
-    in memory and look clean, so that another fsync alone would skip them.
-    Only the last segment can hold such bytes. Crashing in here is harmless:
-    the log reads the same before, during and after.
-
-    Returns `result.end`; None means that no segment is left.
+    Cuts the torn tail. Then every byte that is not known to be durable is
+    written again: after a failed fsync the pages look clean, and another
+    fsync alone would skip them. Only the last segment can hold such bytes. A
+    crash in here is harmless: the log reads the same before, during and after.
+    None means that no segment is left.
     """
     files, torn = result.files, result.torn
     if torn is not None and torn.offset == 0:
@@ -270,8 +267,8 @@ def rewrite_tail(result: ScanResult) -> Position | None:
     return result.end
 
 
-def _judge(source: Source, offset: int, reason: str, chain: Chain, is_last: bool) -> Torn | None:
-    """A torn tail, None for a segment that ends in zeros, or CorruptionError."""
+def _judge(source: SegmentReader, offset: int, reason: str, chain: Chain, is_last: bool) -> Torn | None:
+    """A torn tail, None for a segment that ends in zeros, or a CorruptionError."""
     zeros = zeros_only(source, offset)
     if not is_last:
         if zeros:
@@ -280,9 +277,9 @@ def _judge(source: Source, offset: int, reason: str, chain: Chain, is_last: bool
     dropped = source.size - offset
     if zeros:
         return Torn(source.path, offset, dropped, "zeros to the end")
-    witness = search(source, offset + 1, chain.database_id, chain.version)
-    if witness is not None:
-        at, version, durable = witness
+    proof = search(source, offset + 1, chain.database_id, chain.version)
+    if proof is not None:
+        at, version, durable = proof
         raise corrupt(
             source.path,
             offset,

@@ -1,9 +1,9 @@
-"""The control file: which writer, which image, what time; one page, never replaced.
+"""The control file: one page that names the writer, the image and the time. It is never replaced.
 
 Invariant: every process that has the directory open maps the same page, and
-a reader never acts on half of an update. Single words (version, durable,
-clock offset) are aligned and change atomically; the rest changes between two
-increments of the sequence word, odd while an update is under way.
+never acts on half of an update. Single words (version, durable, clock offset)
+are aligned and change atomically. The other fields change between two
+increments of the sequence word, which is odd during an update.
 
 Layout, native byte order (the file never leaves its machine), 4,096 bytes:
 
@@ -22,7 +22,7 @@ Layout, native byte order (the file never leaves its machine), 4,096 bytes:
     12-13 database id
     14-45 image directory: length, then bytes
     46-61 endpoint: length, then bytes
-    62    sessions that the last commits came from: how many wait for the writer
+    62    number of sessions that the last commits came from
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Final
 
 from inmem.config import FORMAT_VERSION, MAX_CONTROL_PATH
 from inmem.errors import CorruptionError, FormatVersionError, LimitError, PermissionDeniedError
-from inmem.files import open_private
+from inmem.host.files import open_private
 
 SIZE: Final = 4096
 MAGIC: Final = int.from_bytes(b"INMEMCTL", "little")
@@ -70,7 +70,7 @@ def pid_namespace() -> int:
 
 @dataclass(frozen=True, slots=True)
 class ControlState:
-    """One consistent reading of the control file."""
+    """The fields of the control file at one moment."""
 
     generation: int
     epoch: int
@@ -112,7 +112,7 @@ class Control:
         return bytes(page)
 
     def read(self) -> ControlState | None:
-        """All fields as of one moment; None while an update is under way."""
+        """All fields at one moment; None during an update."""
         before = self.words[SEQUENCE]
         if before & 1:
             return None
@@ -136,10 +136,10 @@ class Control:
         self, *, image: str | None = None, endpoint: str | None = None,
         boot: bytes | None = None, **words: int,
     ) -> None:
-        """Change several fields as one; the writer only. Readers see all or none.
+        """Change several fields at once; for the writer only. Readers see all or none.
 
-        A writer that died inside an update left the sequence odd: the next
-        update repairs that, whatever it changes.
+        A writer that died in an update left the sequence odd. The next update
+        repairs that, whatever it changes.
         """
         names = {"generation": GENERATION, "epoch": EPOCH, "clock": CLOCK, "version": VERSION,
                  "durable": DURABLE, "pid": PID, "namespace": NAMESPACE}
@@ -165,16 +165,16 @@ class Control:
         self.words[SEQUENCE] += 1
 
     def flush(self) -> None:
-        """Write the page to the disk: a later boot sees whether the writer left cleanly."""
+        """Write the page to the disk, so that a later boot sees whether the writer left cleanly."""
         self._map.flush()
 
     def check_machine(self) -> None:
-        """Refuse a directory whose writer lives where we cannot see it.
+        """Refuse a directory whose writer runs in another container.
 
         Raises:
             PermissionDeniedError: a writer of this boot serves from another
-                process id namespace, so neither its pid nor its shared memory
-                is ours to see.
+                process id namespace, so its process and its shared memory
+                cannot be seen from here.
         """
         state = self.read()
         if state and state.pid and state.boot == boot_id() and state.namespace != pid_namespace():

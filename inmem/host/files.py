@@ -1,8 +1,7 @@
-"""Files as the store needs them: private, durable, locked.
+"""Private, durable and locked files.
 
-Invariant: whatever this module hands out belongs to the effective user, is
-closed to all others and was not reached through a symlink. It knows no
-formats.
+Invariant: every file and directory that this module opens belongs to the
+effective user, is closed to all others, and was not reached through a symlink.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)  # the last: 
 
 
 def check_private_dir(path: Path) -> os.stat_result:
-    """The directory's status if it is ours, 0700 and no symlink.
+    """The status of a directory that is this user's, has mode 0700 and is no symlink.
 
     Raises:
         FileNotFoundError: it does not exist.
@@ -89,7 +88,7 @@ def open_private(path: Path, flags: int) -> io.FileIO:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Create or replace a file so that a power cut leaves the old or the new one, whole."""
+    """Create or replace a file. A power cut leaves the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
@@ -119,9 +118,9 @@ class _Descriptor(int):
 
 @contextmanager
 def private_umask() -> Iterator[None]:
-    """Whatever is created inside (a socket, a database file) is closed to others.
+    """Inside, every new file or socket is closed to other users.
 
-    The umask belongs to the process: use it only where no other thread creates files.
+    The umask is the process's: use it only while no other thread creates files.
     """
     old = os.umask(0o077)
     try:
@@ -133,10 +132,10 @@ def private_umask() -> Iterator[None]:
 class FileLock:
     """An advisory lock on a file of its own (`flock(2)`).
 
-    The kernel drops it when the last copy of the descriptor closes, so it
-    tells the living from the dead even after SIGKILL. Descriptors are
-    close-on-exec; a forked child must call `close` (never `release`, which
-    would unlock the parent's too).
+    The kernel drops it when the last copy of the descriptor is closed, also
+    after SIGKILL. So it shows whether its holder lives. Descriptors are
+    close-on-exec. A forked child must call `close`, never `release`, which
+    would unlock the parent's too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -144,11 +143,11 @@ class FileLock:
         self._file = open_private(path, os.O_RDWR | os.O_CREAT)
 
     def try_exclusive(self) -> bool:
-        """Take it alone; False if anyone holds it."""
+        """Take it exclusively; False if any process holds it."""
         return self._try(fcntl.LOCK_EX)
 
     def try_shared(self) -> bool:
-        """Take it with others; False if someone holds it alone."""
+        """Take it shared; False if another process holds it exclusively."""
         return self._try(fcntl.LOCK_SH)
 
     def _try(self, kind: int) -> bool:
@@ -163,7 +162,7 @@ class FileLock:
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def is_current(self) -> bool:
-        """False when the file was removed or replaced under us."""
+        """Whether the path still names the locked file."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
         except FileNotFoundError:
@@ -175,7 +174,7 @@ class FileLock:
 
 
 def python_environment() -> dict[str, str]:
-    """The environment for a Python process of ours: it finds this package, wherever it runs."""
-    root = str(Path(__file__).parents[1])
+    """The environment for a Python process that imports this package, whatever its working directory."""
+    root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}

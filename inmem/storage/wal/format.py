@@ -1,14 +1,12 @@
-"""The bytes of the write-ahead log.
+"""The byte format of the write-ahead log.
 
-Invariant: a record says by itself which database, epoch and version it
-belongs to, what came before it and what was durable when it was written; no
-byte of it can change without its checksum telling. This module does no I/O
-and knows nothing of files, threads or recovery.
+Invariant: a record names its database, epoch and version, the record before
+it, and the version that was durable when it was written. Its checksum covers
+all of that. This module does no I/O.
 
 All integers are little-endian. A segment is a file of one header and any
-number of records, back to back. Zeros where a record should start mean that
-the segment ends there: a filesystem may extend a file with zeros when the
-power fails.
+number of records, back to back. Zeros where a record should start end the
+segment: a file system may extend a file with zeros when the power fails.
 
 Segment header, 64 bytes:
 
@@ -22,7 +20,7 @@ Segment header, 64 bytes:
     48      8     reserved, zeros; a reader ignores it
     56      8     xxh3_64 of the 56 bytes before
 
-Record, a header of 72 bytes and a payload:
+LogRecord, a header of 72 bytes and a payload:
 
     offset  size  field
     0       4     magic, f1 57 52 0d: no text in UTF-8 holds it
@@ -42,8 +40,8 @@ The payload is a MessagePack array of operations, each an array:
     [1, table, key]            DELETE
     [2, table, start, end]     DELETE_RANGE, half-open
 
-with `table` an int from 0 to 255 and the rest of type bin. A number of an
-operation is never used again for another.
+with `table` an int from 0 to 255 and the rest of type bin. The number of an
+operation is never given to another one.
 """
 
 from __future__ import annotations
@@ -66,7 +64,7 @@ Op: TypeAlias = Union[tuple[int, int, bytes, bytes], tuple[int, int, bytes]]
 
 SEGMENT_MAGIC: Final = b"INMEMWAL"
 RECORD_MAGIC: Final = b"\xf1WR\x0d"
-MAX_PAYLOAD_BYTES: Final = 1 << 30  # far above a batch; far below what the length field holds
+MAX_PAYLOAD_BYTES: Final = 1 << 30  # far above a batch, far below what the length field holds
 MAX_TABLE: Final = 255
 
 _SEGMENT: Final = struct.Struct("<8sIIQ16sQ8x")
@@ -86,7 +84,7 @@ assert b"\0" not in RECORD_MAGIC, "zeros must never look like the start of a rec
 
 _FIELDS: Final = {PUT: 4, DELETE: 3, DELETE_RANGE: 4}  # elements of each operation
 
-# One packer, used by the one thread that appends: building one per record costs more than packing.
+# One packer for the one thread that appends: to build one costs more than to pack a record.
 _pack_ops = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 
@@ -102,7 +100,7 @@ class SegmentHeader:
 
 
 class RecordHeader(NamedTuple):
-    """The fixed part of a record, as stored; a tuple, since a scan makes one per record."""
+    """The fixed part of a record, as stored. A tuple, as a scan makes one for each record."""
 
     magic: bytes
     checksum: int
@@ -116,7 +114,7 @@ class RecordHeader(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class LogRecord:
     """One verified record, and where it is: bytes `offset` to `end` of `file`."""
 
     version: int
@@ -141,8 +139,8 @@ def encode_segment_header(*, segment: int, database_id: bytes, previous: int) ->
 def decode_segment_header(data: bytes) -> SegmentHeader:
     """The header in the first 64 bytes of `data`.
 
-    Format version and flags are for the caller to judge: a header of another
-    version is whole, and so no reason to call the file damaged.
+    The caller checks format version and flags: a header of another version
+    is whole, so the file is not damaged.
 
     Raises:
         ValueError: too short, another magic or a wrong checksum.
@@ -170,8 +168,8 @@ def encode_record(
 ) -> tuple[bytes, int]:
     """A record and its checksum, which the next record names as `previous`.
 
-    Cost: about 1 µs and the packing of `ops`, which are not checked: they
-    come from the committer, and checking is for what comes from a disk.
+    Cost: about 1 µs and the packing of `ops`. They come from the committer,
+    and are not checked.
 
     Raises:
         ValueError: the payload is beyond 1 GiB.
@@ -186,12 +184,12 @@ def encode_record(
 
 
 def unpack_record_header(data: bytes, at: int = 0) -> RecordHeader:
-    """The 72 bytes at `at` as fields; nothing is verified."""
+    """The 72 bytes at `at` as fields, unverified."""
     return RecordHeader._make(_RECORD.unpack_from(data, at))
 
 
 def checksum_of(record: bytes | memoryview) -> int:
-    """The checksum that a whole record ought to carry."""
+    """The checksum that a whole record should have."""
     return xxh3_64_intdigest(record[CHECKSUMMED_FROM:])
 
 
@@ -208,7 +206,7 @@ def decode_ops(payload: bytes | memoryview) -> list[Op]:
     if type(ops) is not tuple:
         raise ValueError(f"payload is a {type(ops).__name__}, not an array")
     for number, op in enumerate(ops):
-        # type() and not isinstance(): True is not an operation, and an extension type is a tuple.
+        # type(), not isinstance(): a bool is an int, and a MessagePack extension is a tuple.
         if type(op) is not tuple or not op or type(op[0]) is not int or len(op) != _FIELDS.get(op[0]):
             raise ValueError(f"operation {number} is not a known one")
         table = op[1]
@@ -220,6 +218,6 @@ def decode_ops(payload: bytes | memoryview) -> list[Op]:
 
 
 def _check_id(database_id: bytes) -> None:
-    # struct pads or cuts a string of another length without a word.
+    # struct would pad or cut an id of another length without an error.
     if len(database_id) != 16:
         raise ValueError(f"a database id of {len(database_id)} bytes, not 16")

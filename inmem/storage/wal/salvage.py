@@ -1,8 +1,8 @@
-"""Reading a log that is refused: what of it can be proved, piece by piece.
+"""Reading a damaged log: all that can be proved whole, in pieces.
 
-Invariant: a piece is a run of whole records that chain to each other, of this
-database; what lies between two pieces is told, never guessed. For a log that
-is whole see `wal_scan`.
+Invariant: a piece is a sequence of whole records of this database, each of
+which names the one before it. What lies between two pieces is reported as a
+gap, and never guessed. `scan` reads a log that is whole.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from inmem.storage.wal_files import (
+from inmem.storage.wal.files import (
     READ,
     Files,
     segment_files,
     segment_path,
 )
-from inmem.storage.wal_format import (
+from inmem.storage.wal.format import (
     SEGMENT_HEADER_BYTES,
-    Record,
+    LogRecord,
     RecordHeader,
     decode_segment_header,
 )
-from inmem.storage.wal_walk import (
+from inmem.storage.wal.walk import (
     BadBytes,
     Chain,
-    Source,
+    SegmentReader,
     check_format,
     read_records,
     search,
@@ -36,12 +36,12 @@ from inmem.storage.wal_walk import (
     zeros_only,
 )
 
-_BLOCK: Final = 4096  # what is given up where the disk cannot read
+_BLOCK: Final = 4096  # bytes given up where the disk cannot read
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Records that follow on each other without a break, in one segment or several.
+    """Records that follow each other without a break, in one segment or several.
 
     `previous` is the checksum of the record that came before the first.
     """
@@ -53,8 +53,8 @@ class Piece:
     records: int
     files: Files
 
-    def iter_records(self) -> Iterator[Record]:
-        """Each record, in order, one in memory at a time.
+    def iter_records(self) -> Iterator[LogRecord]:
+        """Each record, in order, with one in memory at a time.
 
         Raises:
             CorruptionError: a payload with a right checksum is no list of
@@ -78,32 +78,33 @@ def scan_pieces(
     directory: Path, database_id: bytes, *, files: Files | None = None,
     begun: Callable[[Path], None] = lambda path: None,
 ) -> tuple[list[Piece], list[Gap]]:
-    """All whole records of a log that may be damaged anywhere, and all that lies between them.
+    """All whole records of a log that may be damaged anywhere, and the gaps between them.
 
-    Which pieces can be used is for the caller to say: a piece is proved to
-    follow on a state only by the checksum that its first record names. What
-    no record was found in is a gap; what the disk cannot read is one too.
-    Nothing is changed; `begun` is told of each segment. Cost: about 3 µs a
-    record, and a look at every byte where the log is damaged.
+    The caller decides which pieces can be used: only the checksum that a
+    piece's first record names proves that it follows a state. Bytes that the
+    disk cannot read are a gap too. Nothing is changed; `begun` is called with
+    each segment. Cost: about 3 µs a record; where the log is damaged, every
+    byte is searched.
 
     Raises:
         FormatVersionError: a whole header of another format version.
     """
     found = segment_files(directory) if directory.is_dir() else []
-    look = _Pieces(database_id, _Readable(files or Files()))
+    collector = _Pieces(database_id, _Readable(files or Files()))
     expected = found[0][0] if found else 0
     for number, path in found:
         if number != expected:
-            look.gap(segment_path(directory, expected), 0, 0, f"the segment is missing, {number} is there")
+            missing = segment_path(directory, expected)
+            collector.gap(missing, 0, 0, f"the segment is missing, {number} is there")
         begun(path)
-        look.segment(number, path)
+        collector.segment(number, path)
         expected = number + 1
-    look.finish()
-    return look.pieces, look.gaps
+    collector.finish()
+    return collector.pieces, collector.gaps
 
 
 class _Pieces:
-    """The pieces and gaps as they are found, and the piece that the next record may belong to."""
+    """The pieces and gaps found so far, and the piece that the next record may extend."""
 
     def __init__(self, database_id: bytes, files: Files) -> None:
         self.pieces: list[Piece] = []
@@ -114,7 +115,7 @@ class _Pieces:
         self._first: RecordHeader | None = None
 
     def gap(self, path: Path, begin: int, end: int, reason: str) -> None:
-        """Nothing whole is there."""
+        """No whole record is there."""
         self.gaps.append(Gap(path, begin, end, reason))
 
     def segment(self, number: int, path: Path) -> None:
@@ -122,7 +123,7 @@ class _Pieces:
         files, chain = self._files, self._chain
         fd = files.open(path, READ)
         try:
-            source = Source(files, fd, path, files.size(fd))
+            source = SegmentReader(files, fd, path, files.size(fd))
             offset = 0
             try:
                 header = decode_segment_header(source.read(SEGMENT_HEADER_BYTES, 0))
@@ -137,8 +138,8 @@ class _Pieces:
         finally:
             files.close(fd)
 
-    def _run(self, source: Source, offset: int) -> int:
-        """Take the records from `offset` on; where the next may be found after they end."""
+    def _run(self, source: SegmentReader, offset: int) -> int:
+        """Take the records from `offset` on; returns where to go on after the last of them."""
         begin = end = offset
         try:
             for at, after, header, _ in walk(source, offset, None):
@@ -158,10 +159,10 @@ class _Pieces:
         self._span(source.path, begin, end)
         return source.size
 
-    def _next(self, source: Source, offset: int, reason: str) -> int:
-        """Where the next whole record starts, at the end if there is none; what is before it is a gap."""
-        witness = search(source, offset + 1, self._chain.database_id, None)
-        end = source.size if witness is None else witness[0]
+    def _next(self, source: SegmentReader, offset: int, reason: str) -> int:
+        """Where the next whole record starts, or the end; the bytes before it are a gap."""
+        record = search(source, offset + 1, self._chain.database_id, None)
+        end = source.size if record is None else record[0]
         self.gap(source.path, offset, end, reason)
         return end
 
@@ -183,7 +184,7 @@ class _Pieces:
             self._spans.append((path, begin, end))
 
     def finish(self) -> None:
-        """The piece ends here."""
+        """End the current piece."""
         chain, first = self._chain, self._first
         if first is not None:
             self.pieces.append(Piece(
@@ -194,7 +195,7 @@ class _Pieces:
 
 
 class _Readable(Files):
-    """Files of which every byte can be read: what the disk cannot read is zeros, which prove nothing."""
+    """Files of which every byte can be read: zeros replace what the disk cannot read."""
 
     def __init__(self, files: Files) -> None:
         self._files = files

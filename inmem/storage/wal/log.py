@@ -1,31 +1,30 @@
 """The write-ahead log: appending to it and making it durable.
 
-Invariant: what `durable_version` names is on the disk, and a log that is read
-back is the longest prefix of what was appended, or is refused. This module
-knows versions and operations as bytes; what they mean, and when a record may
-be published or answered, is for others.
+Invariant: everything up to `durable_version` is on the disk. A log that is
+read back is the longest prefix of what was appended, or is refused. This
+module knows versions, and operations as bytes. It does not know what they
+mean, nor when a record may be published or answered.
 
-The rules that this rests on:
+The rules that keep the invariant:
 
 1. A segment is made durable before the next is created. So bad bytes in any
    segment but the last are damage, and not a write that was cut short.
 2. A segment's header, and its name in the directory, are durable before its
-   first record is written. So a bad header is a cut-short creation only where
-   no record follows it.
-3. Every record names the checksum of the one before it, and every segment
-   that of the last record before it. So nothing can be missing, doubled,
+   first record is written. So a bad header is a creation that was cut short
+   only if no record follows it.
+3. Every record names the checksum of the record before it, and every segment
+   that of the last record before it. So a record cannot be missing, doubled,
    exchanged or moved without breaking the chain.
 4. Every record names a version that was durable when it was written. So bad
    bytes in the last segment are a torn tail only if no whole record after
    them says that the version they held was durable.
-5. After a failed fsync nothing is known of the pages, and asking again would
-   answer "done" for pages the kernel has dropped. So a log that failed once
-   stays failed; recovery writes its tail anew.
+5. After a failed fsync nothing is known about the pages: another fsync would
+   succeed although the kernel has dropped them. So a log that failed once
+   stays failed, and recovery writes its tail again.
 
-Threads: one thread appends, marks, cuts, releases and closes; any thread may
-call `sync`. The one lock is held through an fsync, a rotation, a cut and a
-close, so none of these happens during another; an append takes no lock unless
-it rotates.
+Threads: one thread appends, cuts, releases and closes; any thread may call
+`sync`. One lock is held through an fsync, a rotation, a cut and a close, so
+that none of these overlap. An append takes the lock only when it rotates.
 """
 
 from __future__ import annotations
@@ -35,25 +34,25 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from inmem.storage.wal_files import (
+from inmem.storage.wal.files import (
     CREATE,
     WRITE,
     Files,
-    Position,
+    LogPosition,
     segment_files,
     segment_path,
     write_all,
 )
-from inmem.storage.wal_format import SEGMENT_HEADER_BYTES, Op, encode_record, encode_segment_header
-from inmem.storage.wal_scan import ScanResult
+from inmem.storage.wal.format import SEGMENT_HEADER_BYTES, Op, encode_record, encode_segment_header
+from inmem.storage.wal.scan import ScanResult
 
 
 class WalBrokenError(OSError):
-    """Nothing can be promised of this log any more: the writer has to stop.
+    """Nothing is known about the end of this log any more: the writer has to stop.
 
-    Raised for a failed fsync and for a tail that could not be trimmed, and by
-    every call after it. A plain OSError from `append` is milder: the log is
-    as it was before the call, and the next append may succeed.
+    Raised for a failed fsync, for a tail that could not be trimmed, and by
+    every call after that. After a plain OSError from `append` the log is as
+    it was before the call, and the next append may succeed.
     """
 
 
@@ -67,7 +66,7 @@ class Wal:
         files: Files,
         segment_bytes: int,
         fd: int,
-        end: Position,
+        end: LogPosition,
         finished: list[tuple[int, int, int]],
     ) -> None:
         self._directory = directory
@@ -102,13 +101,13 @@ class Wal:
     ) -> Wal:
         """A new log in a directory that holds none; made with mode 0700 if absent.
 
-        Where a checkpoint stands in for the log's past, `version`, `epoch`
-        and `previous` are the version, epoch and checksum of its last record.
-        On return the segment is durable.
+        Where the log continues a checkpoint, `version`, `epoch` and
+        `previous` are the version, epoch and checksum of the record that the
+        checkpoint ends with. On return the segment is durable.
 
         Raises:
             FileExistsError: the directory has a segment already.
-            OSError: a system call failed; a half-made segment is taken away.
+            OSError: a system call failed; a half-made segment is removed.
         """
         files = files or Files()
         if not directory.exists():
@@ -123,7 +122,7 @@ class Wal:
         except OSError:
             files.close(fd)
             raise
-        end = Position(number, SEGMENT_HEADER_BYTES, version, previous, epoch)
+        end = LogPosition(number, SEGMENT_HEADER_BYTES, version, previous, epoch)
         return cls(directory, database_id, files, segment_bytes, fd, end, [])
 
     @classmethod
@@ -138,8 +137,8 @@ class Wal:
     ) -> Wal:
         """The log that `scan` read, after `rewrite_tail` made it end where `result` says.
 
-        `version` and `epoch` are floors for the next record, for a log whose
-        past a checkpoint holds. All that the log holds counts as durable.
+        The next record has a version above `version` and at least the epoch
+        `epoch`. All that the log holds counts as durable.
 
         Raises:
             ValueError: there is no segment (use `create`), or the last one
@@ -164,7 +163,7 @@ class Wal:
         return cls(result.directory, result.database_id, files, segment_bytes, fd, end, finished)
 
     def watch(self, reached: Callable[[str], None]) -> None:
-        """Be told of each step of a rotation or a release, so that tests can stop the world there."""
+        """Call `reached` at each step of a rotation or a release; tests stop the process there."""
         self._reached = reached
 
     @property
@@ -200,7 +199,7 @@ class Wal:
         Raises:
             ValueError: version or epoch go backwards, or the log is closed.
             OSError: the write failed (ENOSPC, EIO); the log is as before.
-            WalBrokenError: it failed, and so did taking back what it left.
+            WalBrokenError: it failed, and so did removing what it wrote.
         """
         if self._failure is not None or self._fd < 0:
             self._refuse()
@@ -231,18 +230,18 @@ class Wal:
         self._offset = offset + len(record)
         self._checksum = checksum
         self._epoch = epoch
-        # Last: a sync in another thread takes what it reads here for written.
+        # Last: a sync in another thread relies on everything up to this version being written.
         self._version = version
         return checksum
 
     def rotate(self) -> None:
-        """Finish the segment in use and begin the next; a segment without records stays.
+        """Finish the segment in use and begin the next; a segment without records stays in use.
 
         Cost: three fsyncs. After a failure the old segment is in use and whole.
 
         Raises:
             OSError: the new segment could not be written; the log is as before.
-            WalBrokenError: it cannot be said what is on the disk.
+            WalBrokenError: it is not known what is on the disk.
         """
         with self._lock:
             self._refuse()
@@ -255,7 +254,7 @@ class Wal:
                 raise self._broken(error, "fdatasync of a finished segment") from error
             self._durable = version
             self._reached("segment_finished")
-            # A failure in here leaves the old segment in use and whole: the next append tries again.
+            # After a failure the old segment stays in use, and the next append tries again.
             try:
                 fd = _write_segment(
                     self._files, self._directory, self._database_id, self._segment + 1, self._checksum
@@ -276,36 +275,36 @@ class Wal:
             self._finished_bytes += self._offset
             self._fd, self._segment, self._offset = fd, self._segment + 1, SEGMENT_HEADER_BYTES
 
-    def mark(self) -> Position:
-        """Where the log ends now, for `cut`. No I/O."""
-        return Position(self._segment, self._offset, self._version, self._checksum, self._epoch)
+    def position(self) -> LogPosition:
+        """Where the log ends now, for `cut`. Cost: no I/O."""
+        return LogPosition(self._segment, self._offset, self._version, self._checksum, self._epoch)
 
-    def cut(self, mark: Position) -> None:
-        """Remove every record after `mark`, durably; versions after it may be used again.
+    def cut(self, position: LogPosition) -> None:
+        """Remove every record after a position, durably; versions after it may be used again.
 
         Waits for an fsync under way. Cost: a truncation and an fsync, and one
-        fsync more where a segment was begun since the mark.
+        more fsync if a segment was begun since.
 
         Raises:
-            ValueError: the mark lies beyond the end or in a segment released since.
+            ValueError: the position is beyond the end, or in a segment that was released.
             WalBrokenError: the records may still be there.
         """
         with self._lock:
             self._refuse()
             oldest = self._finished[0][0] if self._finished else self._segment
-            if not (oldest, 0) <= mark[:2] <= (self._segment, self._offset):
-                raise ValueError(f"{mark} is not within the log")
-            # First: whatever fails below, nothing after the mark counts as durable.
-            self._durable = min(self._durable, mark.version)
+            if not (oldest, 0) <= position[:2] <= (self._segment, self._offset):
+                raise ValueError(f"{position} is not within the log")
+            # First: whatever fails below, nothing after the position counts as durable.
+            self._durable = min(self._durable, position.version)
             try:
-                if mark.segment < self._segment:
-                    self._leave_segments_after(mark.segment)
-                self._files.ftruncate(self._fd, mark.offset)
+                if position.segment < self._segment:
+                    self._remove_segments_after(position.segment)
+                self._files.ftruncate(self._fd, position.offset)
                 self._files.fsync(self._fd)
             except OSError as error:
                 raise self._broken(error, "cutting") from error
-            self._offset, self._checksum, self._epoch = mark.offset, mark.checksum, mark.epoch
-            self._version = self._durable = mark.version
+            self._offset, self._checksum, self._epoch = position.offset, position.checksum, position.epoch
+            self._version = self._durable = position.version
 
     def sync(self) -> int:
         """Make everything appended so far durable; returns `durable_version`.
@@ -313,8 +312,7 @@ class Wal:
         Cost: one fdatasync, none if nothing was appended since the last.
 
         Raises:
-            WalBrokenError: fdatasync failed, now or before. It is never
-                tried again.
+            WalBrokenError: fdatasync failed, now or before; it is never tried again.
         """
         with self._lock:
             self._refuse()
@@ -330,8 +328,8 @@ class Wal:
     def release(self, version: int) -> int:
         """Remove the segments that hold nothing after `version`; returns how many.
 
-        For a checkpoint that is durable. The segment in use stays. Oldest
-        first, so that a crash between two leaves no gap.
+        Call it when a checkpoint of `version` is durable. The segment in use
+        stays. The oldest goes first, so that a crash leaves no gap.
         """
         with self._lock:
             self._refuse()
@@ -348,7 +346,7 @@ class Wal:
             return removed
 
     def close(self) -> None:
-        """Close the file; what was not synced is not made durable. May be called twice."""
+        """Close the file, without a sync. May be called twice."""
         with self._lock:
             fd, self._fd = self._fd, -1
             if fd >= 0:
@@ -364,9 +362,9 @@ class Wal:
         self._failure = error
         return WalBrokenError(error.errno, f"{doing}: {error.strerror}")
 
-    def _leave_segments_after(self, number: int) -> None:
-        # Newest first, and durably, before the older one is cut: at no moment does a
-        # segment follow one that lacks the record it chains to.
+    def _remove_segments_after(self, number: int) -> None:
+        # Newest first, and durably, before the older one is cut: so the record that a
+        # segment names as the one before it is always there.
         while self._segment > number:
             self._files.unlink(segment_path(self._directory, self._segment))
             self._files.close(self._fd)
@@ -378,10 +376,9 @@ class Wal:
 
 
 def _write_segment(files: Files, directory: Path, database_id: bytes, number: int, previous: int) -> int:
-    """A new segment with its header, not yet durable; on failure nothing is left behind.
+    """A new segment with its header, not yet durable; after a failure the file is gone, durably.
 
-    Nothing at all, durably: a file that outlived this would claim, by rule 1,
-    that the segment before it was finished.
+    If it stayed, rule 1 would say that the segment before it is finished.
     """
     header = encode_segment_header(segment=number, database_id=database_id, previous=previous)
     path = segment_path(directory, number)

@@ -1,10 +1,10 @@
 """Failpoints: named places where a test may kill or stop this process.
 
 Invariant: without `INMEM_FAILPOINT` in the environment a failpoint does
-nothing. The variable is `name:n`, `name:n:file` or `name:n:file:stop`: at the
-n-th time that the name is reached, the process sends itself SIGKILL, or
-SIGSTOP; with a file, only if that does not exist yet, and it is created first,
-so that the next writer lives.
+nothing. The variable is `name:n`, `name:n:file` or `name:n:file:stop`. When
+the name is reached for the n-th time, the process sends itself SIGKILL, or
+SIGSTOP with `stop`. With a file, it does so only if the file does not exist,
+and creates the file first, so that the next writer lives.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Failpoint:
         self._signal = signal.SIGSTOP if action == "stop" else signal.SIGKILL
 
     def reached(self, name: str) -> None:
-        """Die or stop here if the time has come."""
+        """Kill or stop the process if the name is reached for the n-th time."""
         if name != self.name:
             return
         self._left -= 1
@@ -47,6 +47,6 @@ _failpoint = Failpoint(os.environ[VARIABLE]) if VARIABLE in os.environ else None
 
 
 def reached(name: str) -> None:
-    """Called where a test may want the process to die or to stop."""
+    """Called where a test may want the process to be killed or stopped."""
     if _failpoint is not None:
         _failpoint.reached(name)
