@@ -32,7 +32,7 @@ from inmem.database import Database, Status
 from inmem.database import open as open_database
 from inmem.directory import DataDirectory
 from inmem.errors import InmemError, WriterUnavailableError
-from inmem.maintenance.sources import is_served
+from inmem.reading.live_image import is_served
 
 _HOTTEST: Final = 8
 _LEAST_SHARE: Final = 0.01

@@ -20,12 +20,16 @@ from inmem.database import Database
 from inmem.errors import BusyError, CorruptionError, RunNotFoundError, SnapshotTooOldError
 from inmem.exchange import lines
 from inmem.exchange.lines import Checksum
-from inmem.exchange.reading import Moment, Source, has_data, run_after, source_at, source_of, unfinished
+from inmem.exchange.reading import source_at, source_of
 from inmem.files import open_private, sync_directory
 from inmem.keys import Namespace, TypeTag, check_run_id, range_of
-from inmem.model import cell, event_log, run, trace
+from inmem.model import cell, event_log
 from inmem.model.importing import Counts
-from inmem.record import is_live, payload_of
+from inmem.reading.moment import Moment
+from inmem.reading.run import StoredRun
+from inmem.reading.runs import Unfinished, exists, run_ids
+from inmem.reading.source import Source
+from inmem.record import payload_of
 
 _ATTEMPTS: Final = 3  # at a run whose image is replaced while it is read
 _TELL_EVERY: Final = 2000  # records between two words of progress
@@ -98,9 +102,9 @@ def export_runs(
 def count_runs(database: Database | Path | str, namespace: Namespace | None = None) -> int:
     """How many runs have a record or data. Cost: about 5 µs a run."""
     if isinstance(database, Database):
-        return sum(1 for _ in _all(source_of(database), database.namespace))
+        return sum(1 for _ in run_ids(source_of(database), database.namespace))
     with source_at(Path(database)) as source:
-        return sum(1 for _ in _all(source, namespace or Namespace()))
+        return sum(1 for _ in run_ids(source, namespace or Namespace()))
 
 
 def checksum_of(source: Source, namespace: Namespace, run_id: str, shown: str) -> str | None:
@@ -110,22 +114,14 @@ def checksum_of(source: Source, namespace: Namespace, run_id: str, shown: str) -
     """
     with source.moment() as moment:
         try:
-            if not _exists(moment, namespace, run_id):
+            if not exists(moment, namespace, run_id):
                 return None
-        except _Unfinished:
+        except Unfinished:
             return None
         checksum = Checksum()
         for line in _RunWriter(moment, namespace, run_id, silent, Exported(""), shown).lines():
             checksum.update(line)
         return checksum.text()
-
-
-def exists(moment: Moment, namespace: Namespace, run_id: str) -> bool:
-    """Whether there is a run, with a record or without; one that is being imported is none yet."""
-    try:
-        return _exists(moment, namespace, run_id)
-    except _Unfinished:
-        return False
 
 
 def _export(
@@ -137,10 +133,10 @@ def _export(
     with _opened(file) as out:
         writer = _Writer(out, report)
         writer.write(lines.header_line())
-        for run_id in _all(source, namespace) if wanted is None else wanted:
+        for run_id in run_ids(source, namespace) if wanted is None else wanted:
             try:
                 there = writer.run(source, namespace, run_id, progress)
-            except _Unfinished:
+            except Unfinished:
                 if wanted is not None:
                     raise BusyError(
                         f"run {run_id} is being imported: it is not whole", what=f"run {run_id}",
@@ -154,36 +150,6 @@ def _export(
             progress(report)
         writer.write(lines.close_line(report.runs, writer.checksum.text()))
     return report
-
-
-def _all(source: Source, namespace: Namespace) -> Iterator[str]:
-    """All runs. Found one by one, so that there may be any number of them."""
-    run_id: str | None = ""
-    while True:
-        with source.moment() as moment:
-            run_id = run_after(moment, namespace, run_id or "")
-        if run_id is None:
-            return
-        yield run_id
-
-
-def _exists(moment: Moment, namespace: Namespace, run_id: str) -> bool:
-    """Whether there is a run, with a record or without.
-
-    Raises:
-        _Unfinished: it is being imported. Such a run has no record yet.
-    """
-    if moment.get(run.run_key(namespace.prefix(), run_id)) is not None:
-        return True
-    if not has_data(moment, namespace, run_id):
-        return False
-    if run_id in unfinished(moment, namespace):
-        raise _Unfinished
-    return True
-
-
-class _Unfinished(Exception):
-    """A run is being imported."""
 
 
 class _Writer:
@@ -223,7 +189,7 @@ class _Writer:
 
     def _try(self, source: Source, namespace: Namespace, run_id: str, progress: Progress) -> bool:
         with source.moment() as moment:
-            if not _exists(moment, namespace, run_id):
+            if not exists(moment, namespace, run_id):
                 return False
             written = _RunWriter(moment, namespace, run_id, progress, self._report)
             checksum = Checksum()
@@ -245,8 +211,7 @@ class _RunWriter:
         shown: str = "",
     ) -> None:
         self._moment = moment
-        self._namespace = namespace.prefix()
-        self._prefix = namespace.run_prefix(run_id)
+        self._run = StoredRun(moment, namespace, run_id)
         self._run_id = run_id
         self._shown = shown or run_id  # in the file
         self._progress = progress
@@ -265,17 +230,17 @@ class _RunWriter:
         """
         try:
             yield self._head()
-            for key, record in self._live(TypeTag.KV):
-                yield self._counted("kv", lines.kv_line(self._name(key), record))
-            for key, record in self._live(TypeTag.STATE):
-                yield self._counted("cells", lines.cell_line(self._name(key), record))
+            for name, record in self._run.records(TypeTag.KV):
+                yield self._counted("kv", lines.kv_line(name, record))
+            for name, record in self._run.records(TypeTag.STATE):
+                yield self._counted("cells", lines.cell_line(name, record))
             for event in self._events():
                 yield self._counted("events", lines.event_line(event))
-            for one in self._traces():
+            for one in self._run.trace_tree():
                 yield self._counted("traces", lines.trace_line(one))
         except (ValueError, TypeError) as error:  # whatever a decoder says; InmemErrors of input too
             raise self._damaged(str(error)[:300]) from None
-        in_order = sum(1 for _ in self._live(TypeTag.TRACE))
+        in_order = sum(1 for _ in self._run.records(TypeTag.TRACE))
         if in_order != self._counts["traces"]:
             raise self._damaged(f"the indices lead to {self._counts['traces']} of {in_order} traces")
 
@@ -289,29 +254,20 @@ class _RunWriter:
     def _damaged(self, problem: str) -> CorruptionError:
         return CorruptionError(f"run {self._run_id} cannot be exported: {problem}", hint=_DAMAGED)
 
-    def _live(self, tag: TypeTag) -> Iterator[tuple[bytes, bytes]]:
-        now_us = self._moment.now_us
-        entries = self._moment.scan(*range_of(self._prefix, tag))
-        return (entry for entry in entries if is_live(entry[1], now_us))
-
-    def _name(self, key: bytes) -> bytes:
-        return key[len(self._prefix) + 2 :]
-
     def _head(self) -> bytes:
-        record = self._moment.get(run.run_key(self._namespace, self._run_id))
-        first = next(self._live(TypeTag.EVENT), None)
-        mark = self._moment.get(cell.mark_key(self._prefix))
+        prefix = self._run.prefix
+        first = self._moment.first(*range_of(prefix, TypeTag.EVENT))
+        mark = self._moment.get(cell.mark_key(prefix))
         return lines.run_line(
-            self._shown,
-            None if record is None else run.unpack(self._run_id, payload_of(record)),
+            self._shown, self._run.metadata(),
             None if first is None else event_log.unpack(0, payload_of(first[1])).chain,
             cell.version_in(None if mark is None else payload_of(mark)),
         )
 
     def _events(self) -> Iterator[event_log.StoredEvent]:
         previous: event_log.StoredEvent | None = None
-        for number, (key, record) in enumerate(self._live(TypeTag.EVENT)):
-            event = event_log.unpack(int.from_bytes(self._name(key), "big"), payload_of(record))
+        for number, (name, record) in enumerate(self._run.records(TypeTag.EVENT)):
+            event = event_log.unpack(int.from_bytes(name, "big"), payload_of(record))
             if event.sequence != number:
                 raise self._damaged(f"event {number} is missing")
             problem = event_log.problem_with(previous, event)
@@ -319,32 +275,6 @@ class _RunWriter:
                 raise self._damaged(f"event {number}: {problem}")
             yield event
             previous = event
-
-    def _traces(self) -> Iterator[trace.Trace]:
-        """Depth first, siblings in order of time. Where to go on follows from where one is: nothing grows."""
-        at: trace.Trace | None = self._sibling(None, b"")
-        while at is not None:
-            yield at
-            below = self._sibling(at.id, b"")
-            while below is None and at is not None:
-                place = at.timestamp.to_bytes(8, "big") + at.id.encode() + b"\0"
-                below = self._sibling(at.parent_id, place)
-                at = None if at.parent_id is None else self._trace(at.parent_id.encode())
-            at = below
-
-    def _sibling(self, parent_id: str | None, place: bytes) -> trace.Trace | None:
-        """The first child of a parent from a place on; None: the roots' parent."""
-        name = (parent_id or "").encode()
-        start = b"%b\0%c%b\0" % (self._prefix, TypeTag.TRACE_BY_PARENT, name)
-        for key, _ in self._moment.scan(start + place, start + b"\xff" * 80):
-            found = self._trace(key[len(start) + 8 :])
-            if found is not None and found.parent_id == parent_id:
-                return found
-        return None
-
-    def _trace(self, trace_id: bytes) -> trace.Trace | None:
-        record = self._moment.get(trace.trace_key(self._prefix, trace_id))
-        return None if record is None else trace.unpack(trace_id.decode(), payload_of(record))
 
 
 # --- the file -------------------------------------------------------------------------------------

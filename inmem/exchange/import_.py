@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -23,12 +24,13 @@ from typing import Any, BinaryIO, Final
 from inmem.client.transaction import commit_call
 from inmem.database import Database
 from inmem.errors import InmemError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
-from inmem.exchange.export import checksum_of, exists
+from inmem.exchange.export import checksum_of
 from inmem.exchange.lines import Reader, Record, RunEnd, RunStart
-from inmem.exchange.reading import source_of, unfinished
+from inmem.exchange.reading import source_of
 from inmem.keys import check_run_id
 from inmem.model import importing
 from inmem.model.importing import TOKEN_BYTES, fence_of
+from inmem.reading.runs import Unfinished, exists, unfinished
 from inmem.storage.environment import Table
 from inmem.writeset import OP_CALL, WriteSet
 
@@ -153,7 +155,7 @@ def _prove(
     """Read all of the file, and compare it with what is stored."""
     source, namespace = source_of(database), database.namespace
     with source.moment() as moment:
-        deleted = {bytes(d) for d, v in moment.table(Table.FENCES) if not importing.is_mark(v)}
+        deleted = {bytes(d) for d, v in moment.rows(Table.FENCES) if not importing.is_mark(v)}
     plan = _Plan()
     reader = Reader(stream, str(path))
     there = False
@@ -174,7 +176,8 @@ def _prove(
                     f"run {target} was deleted: its id is never used again", run_id=target,
                     hint="Import it under another id: --rename OLD=NEW.",
                 )
-            with source.moment() as moment:
+            with source.moment() as moment, suppress(Unfinished):  # what is being imported is no run yet
+                there = False
                 there = exists(moment, namespace, target)
         elif isinstance(part, RunEnd) and there:
             target = names.get(part.run_id, part.run_id)

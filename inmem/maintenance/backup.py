@@ -23,7 +23,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -42,7 +42,7 @@ from inmem.errors import (
     WriterUnavailableError,
 )
 from inmem.files import make_private_dir, sync_directory
-from inmem.maintenance.checkpoint import COPY_MAX_AGE_S, copy_snapshot, stand_of, write_verified
+from inmem.maintenance.checkpoint import COPY_MAX_AGE_S, copy_moment, write_verified
 from inmem.maintenance.process import (
     DiedOfDamage,
     Progress,
@@ -52,14 +52,15 @@ from inmem.maintenance.process import (
     silent,
     tell,
 )
-from inmem.maintenance.sources import control_state, is_served, live_image, moment_in, private_place
-from inmem.storage.checkpoint import COPIED, CheckpointReader, Stand, Written, checkpoint_path
+from inmem.reading.live_image import live_image, writer_of
+from inmem.reading.moment import Item
+from inmem.reading.source import replayed, shared
+from inmem.storage.checkpoint import CheckpointReader, Stand, Written, checkpoint_path
 from inmem.storage.environment import Table
-from inmem.storage.recovery import POWER_CUT_GAP, owner_of, replay_privately
-from inmem.storage.store import Position
+from inmem.storage.recovery import POWER_CUT_GAP
 from inmem.storage.wal import Wal
 
-Tables = Iterable[tuple[Table, Iterable[tuple[bytes, bytes]]]]
+Tables = Iterable[tuple[Table, Iterable[Item]]]
 
 _ATTEMPTS: Final = 3  # at a source that moves: a writer that leaves, or comes, meanwhile
 _TELL_EVERY: Final = 100_000  # entries between two words of progress
@@ -188,14 +189,13 @@ def _copied(
     directory: DataDirectory, identity: Identity, control: Control, file: Path, progress: Progress
 ) -> tuple[str, Stand, Written]:
     for left in reversed(range(_ATTEMPTS)):
-        before = control_state(control)
-        served = is_served(directory)
+        before = writer_of(directory, control)
         try:
-            if served or identity.stored["durability"] == "memory":
+            if before[1] or identity.stored["durability"] == "memory":
                 return "image", *_copied_live(directory, identity, control, file)
             return "replay", *_copied_replay(directory, identity, control, file, progress)
         except (CorruptionError, SnapshotTooOldError, WriterUnavailableError, FileNotFoundError):
-            if not left or (served == is_served(directory) and before == control_state(control)):
+            if not left or before == writer_of(directory, control):
                 raise
             file.unlink(missing_ok=True)  # a writer came or left while it was copied
     raise AssertionError("the last attempt returns or raises")
@@ -212,11 +212,8 @@ def _copied_live(
             hint="A database with durability 'memory' can be backed up only while it lives.",
         )
     try:
-        snapshot = found.image.snapshot(COPY_MAX_AGE_S)
-        try:
-            return copy_snapshot(snapshot, identity, file, None)
-        finally:
-            snapshot.close()
+        with shared(found.image, COPY_MAX_AGE_S).moment() as moment:
+            return copy_moment(moment, identity, file)
     finally:
         found.image.close()
 
@@ -225,22 +222,15 @@ def _copied_replay(
     directory: DataDirectory, identity: Identity, control: Control, file: Path, progress: Progress
 ) -> tuple[Stand, Written]:
     progress("replaying the log")
-    with (
-        private_place(directory.path, "backup") as scratch,
-        replay_privately(directory, identity, scratch, control) as store,
-        moment_in(store) as moment,
-    ):
-        position = store.position or Position(0, 0, 0, 0, owner_of(directory, identity))
-        stand = stand_of(position, identity)
-        tables = ((table, moment.rows(table)) for table in COPIED)
-        return stand, write_verified(file, stand, counted(tables, "copied", progress))
+    with replayed(directory, identity, "backup", control) as source, source.moment() as moment:
+        return copy_moment(moment, identity, file, counted("copied", progress), may_be_empty=True)
 
 
-def counted(tables: Tables, done: str, progress: Progress) -> Tables:
-    """The same tables, telling how many entries have passed."""
+def counted(done: str, progress: Progress) -> Callable[[Iterable[Item]], Iterator[Item]]:
+    """Something that entries pass through, telling how many have passed."""
     total = 0
 
-    def passing(items: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    def passing(items: Iterable[Item]) -> Iterator[Item]:
         nonlocal total
         for item in items:
             yield item
@@ -248,8 +238,7 @@ def counted(tables: Tables, done: str, progress: Progress) -> Tables:
             if total % _TELL_EVERY == 0:
                 progress(f"{done} {total:,} entries")
 
-    for table, items in tables:
-        yield table, passing(items)
+    return passing
 
 
 def main(path: Path, file: Path) -> int:
@@ -283,10 +272,11 @@ def restore(file: Path, path: Path, progress: Progress = silent) -> RestoreRepor
             if stored["durability"] == "memory":
                 stored["durability"] = "buffered"
                 notes.append("the backup is of a database in memory only; this one is 'buffered'")
-            frames = ((table, items) for table, items in reader.frames() if table != Table.SESSIONS)
+            passing = counted("restored", progress)
+            frames = ((table, passing(items)) for table, items in reader.frames() if table != Table.SESSIONS)
             with appearing_directory(path) as unfinished:
                 stand, written = make_database(
-                    unfinished, Settings(**stored), reader.stand, counted(frames, "restored", progress)
+                    unfinished, Settings(**stored), reader.stand, frames
                 )
             backup_version = reader.stand.version
     except FileNotFoundError as error:

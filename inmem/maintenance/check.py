@@ -23,14 +23,12 @@ A backup is checked in the same way: the file, whole, then what is in it.
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import xxhash
 
@@ -43,31 +41,22 @@ from inmem.directory import DataDirectory, Identity
 from inmem.errors import CorruptionError, InmemError, InvalidInputError
 from inmem.keys import MAX_NAME_BYTES, Key, TypeTag
 from inmem.maintenance.process import DiedOfDamage, answer, run_helper
-from inmem.maintenance.sources import (
-    MAX_AGE_S,
-    Moment,
-    is_served,
-    live_image,
-    moment_in,
-    moment_of,
-    private_place,
-)
 from inmem.model import cell, event_log, run, trace
 from inmem.model.indices import INDEX_TAGS, entries_of
+from inmem.reading.live_image import is_served, live_image
+from inmem.reading.moment import Moment
+from inmem.reading.source import Source, loaded, replayed, shared
 from inmem.record import expires_at, payload_of, version_of
-from inmem.storage.checkpoint import CheckpointReader, Stand, newest_checkpoint, verify_checkpoint
+from inmem.storage.checkpoint import Stand, newest_checkpoint, verify_checkpoint
 from inmem.storage.environment import LOGGED, Table
 from inmem.storage.recovery import (
     begin_of,
     end_version,
-    fill,
     owner_of,
-    private_store,
-    replay_privately,
     stand_of_ours,
 )
-from inmem.storage.snapshot import VERSION_KEY, Image, Snapshot
-from inmem.storage.store import Position, Store
+from inmem.storage.snapshot import VERSION_KEY, Image
+from inmem.storage.store import Position
 from inmem.storage.wal_files import segment_files
 from inmem.storage.wal_scan import scan
 
@@ -140,67 +129,6 @@ def check(path: Path) -> CheckReport:
         control.close()
 
 
-class _Source(Protocol):
-    """Where the records are: the shared image, or a private one."""
-
-    def records(self) -> Iterator[tuple[int, bytes, bytes]]:
-        """(version that may not be exceeded, key, record), in key order, each run of one moment."""
-
-    def moment(self) -> AbstractContextManager[Moment]:
-        """All tables as of one moment."""
-
-
-class _Shared:
-    """The live image. It moves on, and may be replaced by the one of a new writer."""
-
-    def __init__(self, image: Image) -> None:
-        self._image = image
-
-    def moment(self) -> AbstractContextManager[Moment]:
-        return moment_of(self._image)
-
-    def records(self) -> Iterator[tuple[int, bytes, bytes]]:
-        start: bytes | None = _ALL_KEYS[0]
-        while start is not None:
-            snapshot = self._image.snapshot(MAX_AGE_S)
-            try:
-                start = yield from self._stretch(snapshot, start)
-            finally:
-                snapshot.close()
-
-    @staticmethod
-    def _stretch(
-        snapshot: Snapshot, start: bytes
-    ) -> Generator[tuple[int, bytes, bytes], None, bytes | None]:
-        """The records of some whole runs; returns where the next run starts, None at the end."""
-        renew_at = time.monotonic() + _RENEW_S
-        version = snapshot.version
-        run: bytes | None = None
-        for key, record in snapshot.scan(start, _ALL_KEYS[1]):
-            head = key.partition(b"\0")[0]
-            if head != run:
-                if run is not None and time.monotonic() >= renew_at:
-                    return key
-                run = head
-            yield version, key, record
-        return None
-
-
-class _Private:
-    """A store that nobody else has."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def moment(self) -> AbstractContextManager[Moment]:
-        return moment_in(self._store)
-
-    def records(self) -> Iterator[tuple[int, bytes, bytes]]:
-        version = self._store.position.version if self._store.position else 0
-        for key, record in self._store.items(Table.DATA):
-            yield version, key, record
-
-
 class TableCheck:
     """Problems as they are found, and the tables, whose rules are the same wherever they lie."""
 
@@ -229,13 +157,16 @@ class TableCheck:
         except (CorruptionError, FileNotFoundError) as error:
             self._problem(str(error))
 
-    def _check_tables(self, source: _Source) -> None:
+    def _check_tables(self, source: Source) -> None:
         for name in ("records", "logs", "events"):
             self.counts[name] = 0
         place = _RunCheck()
         seen: dict[bytes, tuple[int, bytes]] = {}  # digest of a run: the version at which it was there, name
-        for version, key, record in source.records():
-            self.counts["version"] = version
+        newest, version = None, 0
+        for moment, key, record in source.records():
+            if moment is not newest:
+                newest, version = moment, moment.version
+                self.counts["version"] = version
             self.counts["records"] += 1
             try:
                 prefix, tag, rest = Key(key).split_key()
@@ -247,14 +178,14 @@ class TableCheck:
                 self._close(place)
                 place = _RunCheck(prefix)
                 if len(seen) >= _CHUNK:
-                    self._check_fences(source, seen)
+                    self._check_fences(moment, seen)
                 seen[fence_of(prefix)] = version, prefix
             problem = _header_problem(record, version) or place.take(tag, rest, record)
             if problem:
                 self._problem(f"{Key(key)!r}: {problem}")
         self._close(place)
-        self._check_fences(source, seen)
         with source.moment() as moment:
+            self._check_fences(moment, seen)
             self._check_expiry(moment)
             try:
                 Sessions(moment.rows(Table.SESSIONS), ttl_s=1.0, max_in_flight=1)
@@ -268,13 +199,12 @@ class TableCheck:
         for problem in place.finish():
             self._problem(f"{place.prefix.decode(errors='replace')}: {problem}")
 
-    def _check_fences(self, source: _Source, seen: dict[bytes, tuple[int, bytes]]) -> None:
-        """What a deleted run has, it cannot have had when it was deleted."""
-        with source.moment() as moment:
-            for digest, deleted_at in moment.rows(Table.FENCES):
-                version, prefix = seen.get(bytes(digest), (0, b""))
-                if version >= int.from_bytes(deleted_at, "big") > 0:
-                    self._problem(f"{prefix.decode(errors='replace')}: was deleted, but has records")
+    def _check_fences(self, moment: Moment, seen: dict[bytes, tuple[int, bytes]]) -> None:
+        """A run that was deleted must have no records at the version of its deletion or later."""
+        for digest, deleted_at in moment.rows(Table.FENCES):
+            version, prefix = seen.get(bytes(digest), (0, b""))
+            if version >= int.from_bytes(deleted_at, "big") > 0:
+                self._problem(f"{prefix.decode(errors='replace')}: was deleted, but has records")
         seen.clear()
 
     def _check_expiry(self, moment: Moment) -> None:
@@ -317,7 +247,7 @@ class _Check(TableCheck):
         image = self._image()
         if image is not None:
             try:
-                self._guarded(lambda: self._check_image(_Shared(image)))
+                self._guarded(lambda: self._check_image(shared(image)))
             finally:
                 image.close()
         elif self._keeps_log:
@@ -346,7 +276,7 @@ class _Check(TableCheck):
         if self._keeps_log:
             self.notes.append(f"{reason}: the log was replayed into a private one")
 
-    def _check_image(self, source: _Shared) -> None:
+    def _check_image(self, source: Source) -> None:
         with source.moment() as moment:
             position = moment.position()
             stated = dict(moment.rows(Table.META)).get(VERSION_KEY, b"")
@@ -446,17 +376,16 @@ class _Check(TableCheck):
         return stand
 
     def _replay(self) -> None:
-        with private_place(self.directory.path, "check") as scratch, replay_privately(
-            self.directory, self.identity, scratch
-        ) as store:
-            self.counts["version"] = store.position.version if store.position else 0
-            self._check_tables(_Private(store))
+        with replayed(self.directory, self.identity, "check") as source:
+            with source.moment() as moment:
+                self.counts["version"] = moment.version
+            self._check_tables(source)
 
 
 def image_problems(image: Image) -> list[str]:
     """What is wrong with the tables of an image, whatever log it has."""
     found = TableCheck()
-    found._guarded(lambda: found._check_tables(_Shared(image)))
+    found._guarded(lambda: found._check_tables(shared(image)))
     return found.report().problems
 
 
@@ -481,14 +410,8 @@ class _BackupCheck(TableCheck):
             check_stored(stand.settings, str(self.path))
         except InvalidInputError as error:
             self._problem(str(error))
-        # Not beside the file: a backup may be on a medium that is read-only or slow.
-        with (
-            tempfile.TemporaryDirectory(prefix="inmem-check-") as scratch,
-            private_store(Path(scratch)) as store,
-            CheckpointReader(self.path) as reader,
-        ):
-            fill(store, reader, (stand.database,))
-            self._check_tables(_Private(store))
+        with loaded(self.path) as source:
+            self._check_tables(source)
 
 
 def _expiring(moment: Moment) -> Iterator[bytes]:

@@ -53,9 +53,10 @@ from inmem.files import FileLock
 from inmem.keys import TypeTag
 from inmem.maintenance.backup import appearing_directory, counted, make_database, refuse_taken
 from inmem.maintenance.check import check, image_problems
-from inmem.maintenance.checkpoint import COPY_MAX_AGE_S, copy_snapshot
+from inmem.maintenance.checkpoint import COPY_MAX_AGE_S, copy_moment
 from inmem.maintenance.process import DiedOfDamage, Progress, answer, from_os_error, run_helper, silent, tell
-from inmem.maintenance.sources import live_image, moment_in, moment_of
+from inmem.reading.live_image import live_image
+from inmem.reading.source import private, shared
 from inmem.storage.checkpoint import (
     COPIED,
     CheckpointReader,
@@ -334,7 +335,7 @@ class _Salvage:
         self.progress("checking the image in memory")
         try:
             # Of ours by what it says, whoever holds the lock: here that is this process.
-            with moment_of(found.image) as moment:
+            with shared(found.image).moment() as moment:
                 position = moment.position()
             if position is None or position.owner != self.owner:
                 self.notes.append("not from memory: the image is not of this database, boot and directory")
@@ -345,11 +346,8 @@ class _Salvage:
                 return None
             self.progress("copying the image in memory")
             copy = scratch / "image.copy"
-            snapshot = found.image.snapshot(COPY_MAX_AGE_S)
-            try:
-                stand, _ = copy_snapshot(snapshot, self.identity, copy, None)
-            finally:
-                snapshot.close()
+            with shared(found.image, COPY_MAX_AGE_S).moment() as moment:
+                stand, _ = copy_moment(moment, self.identity, copy)
         except (CorruptionError, FileNotFoundError) as error:
             self.notes.append(f"not from memory: {error}")
             return None
@@ -408,12 +406,10 @@ class _Salvage:
                     stand, checksum=position.checksum, epoch=position.epoch, clock_us=position.clock_us
                 )
             stand = replace(stand, version=version)
-            with moment_in(store) as moment:
-                tables = ((table, moment.rows(table)) for table in COPIED if table != Table.SESSIONS)
-                _, written = make_database(
-                    self.place, Settings(**self._settings()), stand,
-                    counted(tables, "written", self.progress),
-                )
+            with private(store).moment() as moment:
+                passing = counted("written", self.progress)
+                tables = ((t, passing(moment.rows(t))) for t in COPIED if t != Table.SESSIONS)
+                _, written = make_database(self.place, Settings(**self._settings()), stand, tables)
         return written.entries, replayed
 
     def _settings(self) -> dict[str, Any]:

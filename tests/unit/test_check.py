@@ -234,7 +234,7 @@ class TestWhileCommitsGoOn:
         self, store_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What is committed behind the check's back into runs to come is seen, and right."""
-        monkeypatch.setattr(module, "_RENEW_S", 0.0)
+        monkeypatch.setattr("inmem.reading.source._RENEW_S", 0.0)
         fill(store_path)
         with inmem.open(store_path) as db:
             db.events.append("run-3", "before")
@@ -256,7 +256,7 @@ class TestWhileCommitsGoOn:
         self, store_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Events and their index are compared at one moment, or they could not be."""
-        monkeypatch.setattr(module, "_RENEW_S", 0.0)
+        monkeypatch.setattr("inmem.reading.source._RENEW_S", 0.0)
         fill(store_path)
         with inmem.open(store_path) as db:
             appended: list[int] = []

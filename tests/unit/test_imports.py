@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("writer",),
     ("client",),
     ("primitives",),
+    ("reading",),
     ("maintenance",),
     ("scopes", "database"),
     ("exchange",),
@@ -43,6 +44,7 @@ NEVER: dict[str, frozenset[str]] = {
     "primitives": frozenset({"commit", "writer"}),
     "scopes": frozenset({"commit", "writer"}),
     "database": frozenset({"commit", "writer"}),
+    "reading": frozenset({"commit", "writer", "client", "primitives"}),  # knows what is stored, and nobody
     "exchange": frozenset({"commit", "writer"}),  # public, as the facades are: it asks the writer as they do
     "writer": frozenset({"client", "primitives", "scopes", "database"}),  # knows procedures, not facades
 }
