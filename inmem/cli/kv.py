@@ -34,7 +34,7 @@ from inmem.cli.text import indented, plain, span
 from inmem.database import Database
 from inmem.database import open as open_database
 from inmem.errors import InvalidInputError, NotFoundError
-from inmem.exchange.jsonvalues import from_json, to_json
+from inmem.jsonvalues import from_json, to_json
 from inmem.keys import encode_name
 from inmem.reading.run import Entry
 from inmem.scopes import RunScope

@@ -38,7 +38,7 @@ from inmem.cli.text import (
     span,
 )
 from inmem.cli.tree import drawn
-from inmem.exchange.jsonvalues import to_json
+from inmem.jsonvalues import to_json
 from inmem.keys import check_run_id
 from inmem.model.run import RunMetadata, RunStatus
 from inmem.reading.database_source import DatabaseSource

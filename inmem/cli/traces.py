@@ -28,7 +28,7 @@ from inmem.cli.listing import Listing, note
 from inmem.cli.text import clock, day, moment_us, one_line, plain, span
 from inmem.cli.tree import drawn
 from inmem.errors import TraceNotFoundError
-from inmem.exchange.jsonvalues import to_json
+from inmem.jsonvalues import to_json
 from inmem.keys import TypeTag, encode_id, encode_label
 from inmem.model.trace import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace
 from inmem.reading.run import StoredRun

@@ -19,12 +19,15 @@ from typing import BinaryIO, Final
 from inmem.database import Database
 from inmem.errors import BusyError, CorruptionError, RunNotFoundError, SnapshotTooOldError
 from inmem.exchange import lines
+from inmem.exchange.counted import Counted, no_records
 from inmem.exchange.lines import Checksum
 from inmem.exchange.reading import source_at, source_of
 from inmem.files import open_private, sync_directory
+from inmem.jsonvalues import dumps
 from inmem.keys import Namespace, TypeTag, check_run_id, range_of
 from inmem.model import cell, event_log
-from inmem.model.importing import Counts
+from inmem.primitives import server
+from inmem.primitives.record_type import LineForm
 from inmem.reading.moment import Moment
 from inmem.reading.run import StoredRun
 from inmem.reading.runs import Unfinished, exists, run_ids
@@ -41,23 +44,11 @@ _DAMAGED: Final = "Find out with `inmem check`; damaged indices are repaired by 
 
 
 @dataclass(slots=True)
-class Exported:
+class Exported(Counted):
     """What was exported; `skipped` are runs whose import is not finished. `source` is "image" or "replay"."""
 
-    file: str
     source: str = ""
-    runs: int = 0
-    kv: int = 0
-    cells: int = 0
-    events: int = 0
-    traces: int = 0
-    bytes: int = 0
     skipped: list[str] = field(default_factory=list)
-
-    @property
-    def records(self) -> int:
-        """All of them."""
-        return self.kv + self.cells + self.events + self.traces
 
 
 Progress = Callable[[Exported], None]
@@ -119,7 +110,8 @@ def checksum_of(source: Source, namespace: Namespace, run_id: str, shown: str) -
         except Unfinished:
             return None
         checksum = Checksum()
-        for line in _RunWriter(moment, namespace, run_id, silent, Exported(""), shown).lines():
+        written = _RunWriter(moment, namespace, run_id, lines.newest_version(), silent, Exported(""), shown)
+        for line in written.lines():
             checksum.update(line)
         return checksum.text()
 
@@ -129,10 +121,11 @@ def _export(
     progress: Progress,
 ) -> Exported:
     name = str(file) if isinstance(file, Path | str) else getattr(file, "name", "stream")
-    report = Exported(str(name), source.name)
+    report = Exported(str(name), source=source.name)
     with _opened(file) as out:
-        writer = _Writer(out, report)
-        writer.write(lines.header_line())
+        version = _version_for(source, namespace, wanted)
+        writer = _Writer(out, report, version)
+        writer.write(lines.header_line(version))
         for run_id in run_ids(source, namespace) if wanted is None else wanted:
             try:
                 there = writer.run(source, namespace, run_id, progress)
@@ -152,12 +145,27 @@ def _export(
     return report
 
 
+def _version_for(source: Source, namespace: Namespace, wanted: list[str] | None) -> int:
+    """The oldest version of the schema that has all kinds of records which the runs hold."""
+    later = [
+        (one.tag, one.lines.since) for _, one in server.counted()
+        if one.lines is not None and one.lines.since > lines.FIRST_VERSION
+    ]
+    found = [lines.FIRST_VERSION]
+    if later:
+        for run_id in run_ids(source, namespace) if wanted is None else wanted:
+            prefix = namespace.run_prefix(run_id)
+            found += [since for tag, since in later if source.first(*range_of(prefix, tag)) is not None]
+    return max(found)
+
+
 class _Writer:
     """The file, and what is in it so far."""
 
-    def __init__(self, out: BinaryIO, report: Exported) -> None:
+    def __init__(self, out: BinaryIO, report: Exported, version: int) -> None:
         self._out = out
         self._report = report
+        self._version = version
         self.checksum = Checksum()
         self._can_go_back = out.seekable()
 
@@ -174,7 +182,7 @@ class _Writer:
         """
         for left in reversed(range(_ATTEMPTS)):
             before = self._out.tell() if self._can_go_back else 0
-            kept = self.checksum.copy(), {name: getattr(self._report, name) for name in _COUNTED}
+            kept = self.checksum.copy(), self._report.bytes, self._report.counts.copy()
             try:
                 return self._try(source, namespace, run_id, progress)
             except SnapshotTooOldError:
@@ -182,99 +190,73 @@ class _Writer:
                     raise
                 self._out.seek(before)
                 self._out.truncate()
-                self.checksum = kept[0]
-                for name, value in kept[1].items():
-                    setattr(self._report, name, value)
+                self.checksum, self._report.bytes, self._report.counts = kept
         raise AssertionError("unreachable")
 
     def _try(self, source: Source, namespace: Namespace, run_id: str, progress: Progress) -> bool:
         with source.moment() as moment:
             if not exists(moment, namespace, run_id):
                 return False
-            written = _RunWriter(moment, namespace, run_id, progress, self._report)
+            written = _RunWriter(moment, namespace, run_id, self._version, progress, self._report)
             checksum = Checksum()
             for line in written.lines():
                 checksum.update(line)
                 self.write(line)
-            self.write(lines.end_line(run_id, written.counts(), checksum.text()))
+            self.write(lines.end_line(run_id, written.counts, checksum.text()))
         return True
-
-
-_COUNTED: Final = ("kv", "cells", "events", "traces", "bytes")
 
 
 class _RunWriter:
     """The lines of one run at one moment, the last one left out."""
 
     def __init__(
-        self, moment: Moment, namespace: Namespace, run_id: str, progress: Progress, report: Exported,
-        shown: str = "",
+        self, moment: Moment, namespace: Namespace, run_id: str, version: int, progress: Progress,
+        report: Exported, shown: str = "",
     ) -> None:
-        self._moment = moment
         self._run = StoredRun(moment, namespace, run_id)
-        self._run_id = run_id
+        self._version = version  # of the schema
         self._shown = shown or run_id  # in the file
         self._progress = progress
         self._report = report
-        self._counts = dict.fromkeys(Counts._fields, 0)
-
-    def counts(self) -> Counts:
-        """Of the records that were written."""
-        return Counts(**self._counts)
+        self.counts = no_records()
 
     def lines(self) -> Iterator[bytes]:
         """All of them, in order.
 
         Raises:
             CorruptionError: names the run and what is damaged in it.
+            BusyError: the run has got records that the file's version cannot hold.
         """
         try:
             yield self._head()
-            for name, record in self._run.records(TypeTag.KV):
-                yield self._counted("kv", lines.kv_line(name, record))
-            for name, record in self._run.records(TypeTag.STATE):
-                yield self._counted("cells", lines.cell_line(name, record))
-            for event in self._events():
-                yield self._counted("events", lines.event_line(event))
-            for one in self._run.trace_tree():
-                yield self._counted("traces", lines.trace_line(one))
+            for name, form in server.line_forms():
+                for document in form.documents(self._run):
+                    yield self._counted(name, form, dumps({"kind": form.kind, **document}))
         except (ValueError, TypeError) as error:  # whatever a decoder says; InmemErrors of input too
-            raise self._damaged(str(error)[:300]) from None
-        in_order = sum(1 for _ in self._run.records(TypeTag.TRACE))
-        if in_order != self._counts["traces"]:
-            raise self._damaged(f"the indices lead to {self._counts['traces']} of {in_order} traces")
+            raise CorruptionError(
+                f"run {self._run.name} cannot be exported: {str(error)[:300]}", hint=_DAMAGED
+            ) from None
 
-    def _counted(self, kind: str, line: bytes) -> bytes:
-        self._counts[kind] += 1
-        setattr(self._report, kind, getattr(self._report, kind) + 1)
+    def _counted(self, name: str, form: LineForm, line: bytes) -> bytes:
+        if form.since > self._version:
+            raise BusyError(
+                f"run {self._run.name} was given its first {form.kind} during the export",
+                what=f"run {self._run.name}", hint="Export again.",
+            )
+        self.counts[name] += 1
+        self._report.counts[name] += 1
         if self._report.records % _TELL_EVERY == 0:
             self._progress(self._report)
         return line
 
-    def _damaged(self, problem: str) -> CorruptionError:
-        return CorruptionError(f"run {self._run_id} cannot be exported: {problem}", hint=_DAMAGED)
-
     def _head(self) -> bytes:
-        prefix = self._run.prefix
-        first = self._moment.first(*range_of(prefix, TypeTag.EVENT))
-        mark = self._moment.get(cell.mark_key(prefix))
+        first = next(self._run.records(TypeTag.EVENT), None)
+        mark = self._run.record(TypeTag.STATE_MARK, cell.MARK)
         return lines.run_line(
             self._shown, self._run.metadata(),
             None if first is None else event_log.unpack(0, payload_of(first[1])).chain,
             cell.version_in(None if mark is None else payload_of(mark)),
         )
-
-    def _events(self) -> Iterator[event_log.StoredEvent]:
-        previous: event_log.StoredEvent | None = None
-        for number, (name, record) in enumerate(self._run.records(TypeTag.EVENT)):
-            event = event_log.unpack(int.from_bytes(name, "big"), payload_of(record))
-            if event.sequence != number:
-                raise self._damaged(f"event {number} is missing")
-            problem = event_log.problem_with(previous, event)
-            if problem is not None:
-                raise self._damaged(f"event {number}: {problem}")
-            yield event
-            previous = event
 
 
 # --- the file -------------------------------------------------------------------------------------

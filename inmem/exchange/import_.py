@@ -24,11 +24,13 @@ from typing import Any, BinaryIO, Final
 from inmem.client.transaction import commit_call
 from inmem.database import Database
 from inmem.errors import InmemError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
+from inmem.exchange.counted import Counted
 from inmem.exchange.export import checksum_of
-from inmem.exchange.lines import Reader, Record, RunEnd, RunStart
+from inmem.exchange.line_reader import LineReader, LineRecord, RunEnd, RunStart
 from inmem.exchange.reading import source_of
 from inmem.keys import check_run_id
 from inmem.model import importing
+from inmem.model.counts import pack
 from inmem.model.importing import TOKEN_BYTES, fence_of
 from inmem.reading.runs import Unfinished, exists, unfinished
 from inmem.storage.environment import Table
@@ -40,13 +42,9 @@ _WINDOW: Final = 4  # commits on their way: the writer works while the next is p
 _TIMEOUT_S: Final = 120.0  # of one commit: a writer that was killed may have much to recover
 _TELL_EVERY: Final = 2000  # records between two words of progress
 
-_PROCEDURES: Final = {
-    "kv": "import.entries", "cell": "import.cells", "event": "import.events", "trace": "import.traces"
-}
-
 
 @dataclass(slots=True)
-class Imported:
+class Imported(Counted):
     """What was imported.
 
     `unchanged` are runs that were there already just as the file has them,
@@ -54,21 +52,9 @@ class Imported:
     those of which a killed import had left something.
     """
 
-    file: str
-    runs: int = 0
-    kv: int = 0
-    cells: int = 0
-    events: int = 0
-    traces: int = 0
-    bytes: int = 0
     unchanged: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     cleared: list[str] = field(default_factory=list)
-
-    @property
-    def records(self) -> int:
-        """All of them."""
-        return self.kv + self.cells + self.events + self.traces
 
 
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes of the file
@@ -157,7 +143,7 @@ def _prove(
     with source.moment() as moment:
         deleted = {bytes(d) for d, v in moment.rows(Table.FENCES) if not importing.is_mark(v)}
     plan = _Plan()
-    reader = Reader(stream, str(path))
+    reader = LineReader(stream, str(path))
     there = False
     targets: set[str] = set()
     absent = set(names)
@@ -199,8 +185,8 @@ def _load(
     database: Database, stream: BinaryIO, path: Path, names: Mapping[str, str], plan: _Plan,
     report: Imported, progress: Progress, total: int,
 ) -> None:
-    reader = Reader(stream, str(path))
-    loader: _Loader | None = None
+    reader = LineReader(stream, str(path))
+    loader: RunLoader | None = None
     passed = False
     number = 0
     try:
@@ -210,16 +196,16 @@ def _load(
             if isinstance(part, RunStart):
                 target = names.get(part.run_id, part.run_id)
                 passed = target in plan.unchanged or target in plan.skipped
-                loader = None if passed else _Loader(database, target, part, names)
-            elif loader is not None and isinstance(part, Record):
+                loader = None if passed else RunLoader(database, target, part, names)
+            elif loader is not None and isinstance(part, LineRecord):
                 loader.take(part)
             elif loader is not None and isinstance(part, RunEnd):
                 if loader.finish(part):
                     report.cleared.append(loader.run_id)
                 loader = None
                 report.runs += 1
-                for kind, count in part.counts._asdict().items():
-                    setattr(report, kind, getattr(report, kind) + count)
+                for name, count in part.counts.items():
+                    report.counts[name] += count
     except BaseException as error:
         if loader is not None:
             loader.abort(error)
@@ -228,7 +214,7 @@ def _load(
     progress("importing", total, total)
 
 
-class _Loader:
+class RunLoader:
     """One run on its way."""
 
     def __init__(self, database: Database, run_id: str, start: RunStart, names: Mapping[str, str]) -> None:
@@ -242,7 +228,7 @@ class _Loader:
         self._record = start.record
         if self._record is not None:
             self._record[1] = names.get(self._record[1], self._record[1])
-        self._events = 0
+        self._taken: dict[str, int] = {}  # records of each kind
         self._ops: list[Any] = []
         self._items: list[Any] = []  # of the last call in these
         self._kind = ""
@@ -255,23 +241,24 @@ class _Loader:
     def _call(self, procedure: str, *arguments: Any) -> None:
         self._ops.append([OP_CALL, procedure, list(arguments)])
 
-    def take(self, record: Record) -> None:
+    def take(self, record: LineRecord) -> None:
         """Send a record, with others."""
         if self._count >= _GROUP or (self._count and self._bytes + record.bytes > _GROUP_BYTES):
             self._send()
-        if record.kind != self._kind:
-            self._kind, self._items = record.kind, []
-            place = [self._chain, self._events] if record.kind == "event" else []
-            self._call(_PROCEDURES[record.kind], self._prefix, self._token, *place, self._items)
+        kind = record.form.kind
+        if kind != self._kind:
+            self._kind, self._items = kind, []
+            place = record.form.place(self._chain, self._taken.get(kind, 0))
+            self._call(record.form.procedure, self._prefix, self._token, *place, self._items)
         self._items.append(record.item)
-        self._events += record.kind == "event"
+        self._taken[kind] = self._taken.get(kind, 0) + 1
         self._count += 1
         self._bytes += record.bytes
 
     def finish(self, end: RunEnd) -> bool:
         """Send the rest, and wait for all; whether something of an earlier import was removed."""
         self._call(
-            "import.finish", self._namespace, self.run_id, self._token, list(end.counts), self._record
+            "import.finish", self._namespace, self.run_id, self._token, pack(end.counts), self._record
         )
         self._send()
         while self._sent:

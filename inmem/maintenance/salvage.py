@@ -50,11 +50,12 @@ from inmem.control import DURABLE, VERSION, Control
 from inmem.directory import DataDirectory, Identity
 from inmem.errors import BusyError, CorruptionError, FormatVersionError, InmemError, InvalidInputError
 from inmem.files import FileLock
-from inmem.keys import TypeTag
 from inmem.maintenance.backup import appearing_directory, counted, make_database, refuse_taken
-from inmem.maintenance.check import check, image_problems
+from inmem.maintenance.check import check
 from inmem.maintenance.checkpoint import COPY_MAX_AGE_S, copy_moment
 from inmem.maintenance.process import DiedOfDamage, Progress, answer, from_os_error, run_helper, silent, tell
+from inmem.maintenance.table_check import problems_in
+from inmem.primitives import server
 from inmem.reading.live_image import live_image
 from inmem.reading.source import private, shared
 from inmem.storage.checkpoint import (
@@ -340,7 +341,7 @@ class _Salvage:
             if position is None or position.owner != self.owner:
                 self.notes.append("not from memory: the image is not of this database, boot and directory")
                 return None
-            problems = image_problems(found.image)
+            problems = problems_in(shared(found.image))
             if problems:
                 self.notes.append(f"not from memory: the image is damaged: {problems[0]}")
                 return None
@@ -502,10 +503,8 @@ class _Salvage:
 
 def _kind(rest: bytes) -> str:
     """Which primitive a key is of, by its tag; an index is told of by its records."""
-    try:
-        return TypeTag(rest[0] & 0x0F).name.lower()
-    except (ValueError, IndexError):
-        return "unknown"
+    found = server.record_type_of(rest[0]) if rest else None
+    return "unknown" if found is None else found.name
 
 
 def _damage_of(file: Path) -> _Damage:

@@ -93,6 +93,10 @@ class StoredRun:
     def _count(self, tag: TypeTag) -> int:
         return sum(1 for _ in self.records(tag))
 
+    def record(self, tag: int, rest: bytes) -> bytes | None:
+        """The live record of one name under a type tag."""
+        return self.reads.read(b"%b\0%c%b" % (self.prefix, tag, rest))
+
     def records(
         self, tag: int, prefix: bytes = b"", *, start_after: bytes | None = None, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
@@ -164,7 +168,7 @@ class StoredRun:
 
     def entry(self, key: str) -> Entry | None:
         """One entry."""
-        record = self.reads.read(b"%b\0%c%b" % (self.prefix, TypeTag.KV, key.encode()))
+        record = self.record(TypeTag.KV, key.encode())
         return None if record is None else self._entry(key, record)
 
     def _entry(self, key: str, record: bytes) -> Entry:
@@ -186,7 +190,7 @@ class StoredRun:
 
     def trace(self, trace_id: bytes) -> Trace | None:
         """One trace."""
-        record = self.reads.read(trace_rules.trace_key(self.prefix, trace_id))
+        record = self.record(TypeTag.TRACE, trace_id)
         if record is None:
             return None
         with readable(f"trace {trace_id.decode(errors='backslashreplace')} of {self.name}"):
@@ -222,21 +226,6 @@ class StoredRun:
         for child in below:
             if (child.parent_id or "") == trace_id:
                 yield child
-
-    def trace_tree(self) -> Iterator[Trace]:
-        """All traces, depth first, siblings in order of time.
-
-        Where to go on follows from the last trace, so memory grows with neither depth nor width.
-        """
-        at = next(self.traces_below(""), None)
-        while at is not None:
-            yield at
-            following = next(self.traces_below(at.id), None)
-            while following is None and at is not None:
-                parent = at.parent_id
-                following = next(self.traces_below(parent or "", start_after=at), None)
-                at = None if parent is None else self.trace(parent.encode())
-            at = following
 
     def trace_types(self, limit: int) -> tuple[dict[str, int], bool]:
         """How many traces each type has, of the first types in order; whether that is all of them."""

@@ -298,7 +298,8 @@ def test_killed_before_the_last_step(sample: Path, scratch: Path, what: str) -> 
 
 def test_ended_by_a_signal_it_leaves_nothing(sample: Path, scratch: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from inmem.maintenance import backup as m, checkpoint as c\n"
+        "import sys, time; from pathlib import Path\n"
+        "from inmem.maintenance import backup as m, checkpoint as c\n"
         "c.write_verified = lambda *a: (a[0].touch(), print('here', flush=True), time.sleep(60))\n"
         "sys.exit(m.main(*map(Path, sys.argv[1:])))"
     )

@@ -366,7 +366,7 @@ def test_an_image_that_ends_the_process_is_not_used(
     """A page that is none can be fatal to whoever reads it: then it is tried again without."""
     code = (
         "import os, sys; from pathlib import Path; from inmem.maintenance import salvage as m\n"
-        "m.image_problems = lambda image: os.kill(os.getpid(), 11)\n"
+        "m.problems_in = lambda source: os.kill(os.getpid(), 11)\n"
         "sys.exit(m.main(*map(Path, sys.argv[1:])))"
     )
     monkeypatch.setattr(module, "_PROGRAM", ["-c", code])
