@@ -26,6 +26,7 @@ from inmem.model import trace as trace_rules
 from inmem.model.event_log import ChainVerification, Event
 from inmem.model.run import RunMetadata, run_key, unpack
 from inmem.model.trace import Trace
+from inmem.primitives import server
 from inmem.reading.moment import Reads, readable
 from inmem.record import expires_at, payload_of, timestamp_of, version_of
 
@@ -84,14 +85,9 @@ class StoredRun:
     def counts(self) -> dict[str, int]:
         """How many records of each primitive there are. Cost: about 0.5 µs a record."""
         return {
-            "kv": self._count(TypeTag.KV),
-            "events": self.length(),
-            "cells": self._count(TypeTag.STATE),
-            "traces": self._count(TypeTag.TRACE_BY_TIME),
+            name: self.length() if one.is_log else sum(1 for _ in self.records(one.tag))
+            for name, one in server.counted()
         }
-
-    def _count(self, tag: TypeTag) -> int:
-        return sum(1 for _ in self.records(tag))
 
     def record(self, tag: int, rest: bytes) -> bytes | None:
         """The live record of one name under a type tag."""
