@@ -26,9 +26,10 @@ from inmem.exchange.import_ import RunLoader
 from inmem.exchange.line_reader import LineReader, LineRecord, RunEnd, RunStart
 from inmem.exchange.reading import source_of
 from inmem.keys import Key, Namespace
-from inmem.maintenance.backup import backup, restore
+from inmem.maintenance.backup import backup
 from inmem.maintenance.check import check
 from inmem.maintenance.check_report import check_in_process
+from inmem.maintenance.restore import restore
 from inmem.maintenance.salvage import salvage
 from inmem.primitives import server
 from inmem.reading.database_source import DatabaseSource

@@ -20,6 +20,7 @@ from support import Workers, control_state, kill_writer, processes_of, stop_writ
 from test_limits import ballast, needs_root, tmpfs
 
 import inmem
+from inmem import failpoints
 from inmem.directory import DataDirectory
 from inmem.errors import (
     AlreadyExistsError,
@@ -32,8 +33,9 @@ from inmem.errors import (
 )
 from inmem.files import python_environment
 from inmem.maintenance import backup as module
-from inmem.maintenance.backup import backup, backup_in_process, restore
+from inmem.maintenance.backup import backup, backup_in_process
 from inmem.maintenance.check import check
+from inmem.maintenance.restore import restore
 from inmem.storage.checkpoint import (
     CheckpointReader,
     Stand,
@@ -220,7 +222,7 @@ def test_a_name_that_is_taken_meanwhile_is_left(
             path.mkdir()
             (path / "precious").touch()
 
-    monkeypatch.setattr(module.failpoints, "reached", taken)
+    monkeypatch.setattr(failpoints, "reached", taken)
     with pytest.raises(AlreadyExistsError, match="made meanwhile"):
         backup(sample / "store", file)
     with pytest.raises(AlreadyExistsError):
@@ -284,7 +286,7 @@ def test_killed_before_the_last_step(sample: Path, scratch: Path, what: str) -> 
     else:
         name, source = "restore_built", sample / "file"
         code = "restore(*map(Path, sys.argv[1:]))"
-    program = f"import sys; from pathlib import Path; from inmem.maintenance.backup import {what}; {code}"
+    program = f"import sys; from pathlib import Path; from inmem.maintenance.{what} import {what}; {code}"
     done = subprocess.run(
         [sys.executable, "-c", program, str(source), str(target)],
         env=python_environment() | {"INMEM_FAILPOINT": name}, check=False,
