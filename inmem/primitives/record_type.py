@@ -7,8 +7,7 @@ has the table. Nothing here knows a primitive by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from inmem.primitives.line_fields import LineFields
 
@@ -34,8 +33,7 @@ def _no_place(_chain: int, _before: int) -> list[Any]:
     return []
 
 
-@dataclass(frozen=True, slots=True)
-class LineForm:
+class LineForm(NamedTuple):
     """How records become lines of an export, and lines become records again.
 
     `documents` gives what the lines hold, in the order in which a parser
@@ -54,8 +52,7 @@ class LineForm:
     place: Callable[[int, int], list[Any]] = _no_place
 
 
-@dataclass(frozen=True, slots=True)
-class RecordType:
+class RecordType(NamedTuple):
     """The records under one type tag.
 
     `check` makes a function for the records of one prefix, which are given to
