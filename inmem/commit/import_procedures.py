@@ -1,14 +1,14 @@
 """Procedures of imports: records as they were elsewhere, into a run that nobody has yet.
 
-Invariant: whatever arrives, an imported run keeps the rules that every run
-keeps: sequences contiguous, hashes those of the content, versions above 0,
-parents before children, indices complete. And it becomes a run as a whole:
-`begin` closes an empty run to all others, the records follow in as many
-commits as it takes, and `finish` gives the run its record and opens it, if
-all that was announced has come. A run that fits one commit has all of this
-in that commit.
+Invariant: an imported run keeps the rules that every run keeps: sequences
+contiguous, hashes those of the content, versions above 0, parents before
+children, indices complete.
 
-Each call names the token of its import: where a later import has begun anew,
+`begin` closes an empty run to all others. The records follow, in as many
+commits as it takes. `finish` gives the run its record and opens it, if all
+records have come. A run that fits one commit has all of this in that commit.
+
+Each call names the token of its import. If a later import has begun anew,
 what the earlier one still sends is refused.
 """
 

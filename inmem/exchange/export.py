@@ -1,9 +1,8 @@
 """Export: runs as lines of JSON, each run of one moment.
 
-Invariant: what is exported depends on what is stored and on nothing else, not
-on time, place, or commit versions: equal runs give equal bytes. A file takes
-its name when it is whole and durable; what fails or is interrupted leaves
-none.
+What is exported depends only on what is stored, not on time, place or commit
+versions: equal runs give equal bytes. A file takes its name when it is whole
+and durable. An export that fails or is interrupted leaves no file.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from inmem.primitives import server
 from inmem.primitives.record_type import LineForm
 from inmem.reading.moment import Moment
 from inmem.reading.run import StoredRun
-from inmem.reading.runs import Unfinished, exists, run_ids
+from inmem.reading.runs import Unfinished, exists, is_whole, run_ids
 from inmem.reading.source import Source
 from inmem.record import payload_of
 
@@ -104,10 +103,7 @@ def checksum_of(source: Source, namespace: Namespace, run_id: str, shown: str) -
     A run that is being imported is not one yet. Cost: that of exporting it.
     """
     with source.moment() as moment:
-        try:
-            if not exists(moment, namespace, run_id):
-                return None
-        except Unfinished:
+        if not is_whole(moment, namespace, run_id):
             return None
         checksum = Checksum()
         written = _RunWriter(moment, namespace, run_id, lines.newest_version(), silent, Exported(""), shown)
@@ -230,24 +226,26 @@ class _RunWriter:
         try:
             yield self._head()
             for name, form in server.line_forms():
-                for document in form.documents(self._run):
-                    yield self._counted(name, form, dumps({"kind": form.kind, **document}))
+                yield from self._of_kind(name, form)
         except (ValueError, TypeError) as error:  # whatever a decoder says; InmemErrors of input too
             raise CorruptionError(
                 f"run {self._run.name} cannot be exported: {str(error)[:300]}", hint=_DAMAGED
             ) from None
 
-    def _counted(self, name: str, form: LineForm, line: bytes) -> bytes:
-        if form.since > self._version:
-            raise BusyError(
-                f"run {self._run.name} was given its first {form.kind} during the export",
-                what=f"run {self._run.name}", hint="Export again.",
-            )
-        self.counts[name] += 1
-        self._report.counts[name] += 1
-        if self._report.records % _TELL_EVERY == 0:
-            self._progress(self._report)
-        return line
+    def _of_kind(self, name: str, form: LineForm) -> Iterator[bytes]:
+        told, before = self._report.counts, self._report.counts[name]
+        kind = {"kind": form.kind}
+        for number, document in enumerate(form.documents(self._run), 1):
+            if form.since > self._version:
+                raise BusyError(
+                    f"run {self._run.name} was given its first {form.kind} during the export",
+                    what=f"run {self._run.name}", hint="Export again.",
+                )
+            yield dumps(kind | document)
+            told[name] = before + number
+            if number % _TELL_EVERY == 0:
+                self._progress(self._report)
+        self.counts[name] = told[name] - before
 
     def _head(self) -> bytes:
         first = next(self._run.records(TypeTag.EVENT), None)

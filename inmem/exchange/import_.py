@@ -1,22 +1,20 @@
 """Import: an export read back, each run whole or not at all.
 
-Invariant: nothing is sent before all of the file has been proved; a run is
-closed to everybody else until its last record has come, and only then gets
-the record by which it is found. A run that fits one commit is there at once.
-Of a larger one the records come in many commits, and until the last of them
-nobody can write into it, list it, or export it. Whatever is killed, importing
-the file again begins such a run anew, and leaves alone what is there already.
+Nothing is sent before the whole file has been checked. A run that fits one
+commit is there at once. A larger one comes in many commits; until the last of
+them nobody else can write into it, list it, or export it. If the import is
+killed, importing the file again begins such a run anew, and leaves finished
+runs alone.
 
-The rules that an imported run has to keep are checked by the writer, see
-`inmem.commit.import_procedures`; the checks of the file are there to tell
-what is wrong by its line.
+The writer checks the rules that an imported run has to keep, see
+`inmem.commit.import_procedures`. The file is checked too, so that an error
+names its line.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -32,7 +30,7 @@ from inmem.keys import check_run_id
 from inmem.model import importing
 from inmem.model.counts import pack
 from inmem.model.importing import TOKEN_BYTES, fence_of
-from inmem.reading.runs import Unfinished, exists, unfinished
+from inmem.reading.runs import is_whole, unfinished
 from inmem.storage.environment import Table
 from inmem.writeset import OP_CALL, WriteSet
 
@@ -162,9 +160,8 @@ def _prove(
                     f"run {target} was deleted: its id is never used again", run_id=target,
                     hint="Import it under another id: --rename OLD=NEW.",
                 )
-            with source.moment() as moment, suppress(Unfinished):  # what is being imported is no run yet
-                there = False
-                there = exists(moment, namespace, target)
+            with source.moment() as moment:
+                there = is_whole(moment, namespace, target)
         elif isinstance(part, RunEnd) and there:
             target = names.get(part.run_id, part.run_id)
             if checksum_of(source, namespace, target, part.run_id) == part.checksum:

@@ -1,10 +1,10 @@
 """The mark of a run that is being imported: who imports it, and what has come so far.
 
-Invariant: while a mark stands, the run takes writes of that import only. The
-mark lies among the fences, under the run's digest: a fence says that a run is
-closed for good, a mark that it is closed for now. So it is as durable as a
-fence, and travels with log, checkpoints and backups; and whoever was killed,
-the run stays closed until an import of it is finished, begun anew, or given up.
+While there is a mark, the run takes writes of that import only. The mark is in
+the table of fences, under the run's digest: a fence says that a run is closed
+for good, a mark that it is closed for now. So a mark is as durable as a fence,
+and is part of log, checkpoints and backups. The run stays closed until an
+import of it is finished, begun anew, or given up.
 
 Value of a fence: version of the deletion, 8 bytes. Value of a mark, big-endian:
 

@@ -146,6 +146,14 @@ def exists(moment: Moment, namespace: Namespace, run_id: str) -> bool:
     return True
 
 
+def is_whole(moment: Moment, namespace: Namespace, run_id: str) -> bool:
+    """Whether there is a run; one that is being imported is none yet."""
+    try:
+        return exists(moment, namespace, run_id)
+    except Unfinished:
+        return False
+
+
 def unfinished(moment: Moment, namespace: Namespace) -> list[str]:
     """The runs whose import is not finished, in order. Cost: linear in the runs that were ever deleted."""
     head = namespace.prefix() + b"/"

@@ -176,6 +176,15 @@ class TestExport:
         with pytest.raises(CorruptionError, match="has no end before this"):
             list(LineReader(io.BytesIO(data), "x"))
 
+    def test_the_first_of_them_during_an_export_is_refused(
+        self, db: inmem.Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The head of the file says already that there are none."""
+        fill(db)
+        monkeypatch.setattr("inmem.exchange.export._version_for", lambda *_: 1)
+        with pytest.raises(BusyError, match="its first note during the export"):
+            export_runs(db, io.BytesIO())
+
     def test_other_runs_are_exported_as_they_always_were(self, db: inmem.Database, scratch: Path) -> None:
         import_runs(db, GOLDEN)
         put(db, "run", "note")
