@@ -102,7 +102,7 @@ class Moment:
         self, start: bytes, end: bytes, *, start_after: bytes | None = None, reverse: bool = False,
         limit: int = PAGE_RECORDS, max_bytes: int = PAGE_BYTES,
     ) -> Page:
-        """Live records of a range from where the last page stopped, at most `limit` and about `max_bytes`.
+        """Live records of a range from where the last page stopped: 1 to `limit`, and about `max_bytes`.
 
         A record that is larger than `max_bytes` is a page of its own.
         """
