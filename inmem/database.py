@@ -16,7 +16,7 @@ from inmem.client.transaction import check_timeout
 from inmem.config import Settings
 from inmem.errors import ClosedError, InvalidInputError, RunDeletedError
 from inmem.keys import MAX_KEY_BYTES, Namespace, check_run_id
-from inmem.maintenance.check import CheckReport, check_in_process
+from inmem.maintenance.check_report import CheckReport, check_in_process
 from inmem.primitives._common import Autocommit
 from inmem.primitives.event_log import EventLog
 from inmem.primitives.kv import KVStore

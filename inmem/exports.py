@@ -41,7 +41,7 @@ from inmem.errors import (
     WriterUnavailableError,
 )
 from inmem.keys import Key, Namespace, RunId, TypeTag
-from inmem.maintenance.check import CheckReport
+from inmem.maintenance.check_report import CheckReport
 from inmem.model.cell import State
 from inmem.model.event_log import Appended, ChainVerification, Event
 from inmem.model.run import DeletedRun, RunMetadata, RunStats, RunStatus, is_valid_transition

@@ -11,7 +11,7 @@ from committing import NS, START_US
 from inmem.commit.workspace import Workspace
 from inmem.errors import InmemError
 from inmem.keys import Key
-from inmem.model.indices import INDEX_TAGS, entries_of
+from inmem.primitives.server import INDEX_TAGS, entries_of
 from inmem.record import payload_of
 from inmem.storage.environment import Table
 from inmem.storage.wal.format import DELETE, PUT

@@ -22,9 +22,10 @@ from inmem.cli.common import AsJson, StorePath, command, console, database_at, p
 from inmem.database import CHECKPOINT_TIMEOUT_S
 from inmem.database import open as open_database
 from inmem.maintenance.backup import backup_in_process
-from inmem.maintenance.backup import restore as restore_directory
 from inmem.maintenance.process import Progress
-from inmem.maintenance.salvage import SalvageReport, salvage_in_process
+from inmem.maintenance.restore import restore as restore_directory
+from inmem.maintenance.salvage import salvage_in_process
+from inmem.maintenance.salvage_report import SalvageReport
 
 _SHOWN: Final = 20  # runs and places of a salvage: `--json` has all
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import typer
 
 from inmem.cli.common import FAILED, AsJson, StorePath, command, console, database_at, print_json, size
-from inmem.maintenance.check import CheckReport, check_in_process
+from inmem.maintenance.check_report import CheckReport, check_in_process
 
 
 @command

@@ -19,8 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from inmem.cli.text import plain
-from inmem.errors import InmemError, InvalidInputError
+from inmem.errors import InmemError, InvalidInputError, RunNotFoundError
 from inmem.host.directory import DataDirectory
+from inmem.keys import Namespace
+from inmem.model.run import RunMetadata
+from inmem.reading.database_source import DatabaseSource
+from inmem.reading.run import StoredRun
 
 P = ParamSpec("P")
 
@@ -98,6 +102,26 @@ def database_at(path: Path) -> DataDirectory:
         )
     directory.identity()
     return directory
+
+
+def looking_at(path: Path, tenant: str, app: str, agent: str) -> DatabaseSource:
+    """What commands read that only look, as a context manager: it starts no writer and changes nothing."""
+    return DatabaseSource(database_at(path), Namespace(tenant, app, agent))
+
+
+def described(run: StoredRun) -> RunMetadata | None:
+    """A run's record; None for a run that has none, but data.
+
+    Raises:
+        RunNotFoundError: there is neither.
+    """
+    metadata = run.metadata()
+    if metadata is None and run.is_empty():
+        raise RunNotFoundError(
+            f"there is no run {run.name} in {run.namespace}", run_id=run.name,
+            hint="See which there are: inmem runs PATH. Another namespace: --tenant, --app, --agent.",
+        )
+    return metadata
 
 
 def print_json(document: Any) -> None:

@@ -110,7 +110,7 @@ def export(
 
         report = export_runs(directory, target, wanted, namespace=namespace, progress=tell)
     if as_json:
-        print_json(asdict(report))
+        print_json(_document(report))
         return
     out = console() if output != _STANDARD else Console(stderr=True, highlight=False, markup=False)
     out.print(f"{_counted(report)} in {report.file}, {size(report.bytes)}", soft_wrap=True)
@@ -186,7 +186,7 @@ def import_(
         else:
             reports = [_import_one(database, name, skip_existing, renamed, as_json) for name in names]
             if as_json:
-                print_json([asdict(report) for report in reports])
+                print_json([_document(report) for report in reports])
 
 
 import_.__name__ = "import"  # which a function cannot be called where it is defined
@@ -282,11 +282,17 @@ def _bar(as_json: bool, *columns: Any) -> Iterator[Progress | None]:
         yield bar
 
 
+def _document(report: Exported | Imported) -> dict[str, Any]:
+    """A report for programs."""
+    document = asdict(report)
+    del document["counts"]
+    return document | report.counts
+
+
 def _counted(report: Exported | Imported) -> str:
-    return (
-        f"{report.runs:,} runs ({report.kv:,} entries, {report.cells:,} cells, {report.events:,} events, "
-        f"{report.traces:,} traces)"
-    )
+    names = {"kv": "entries"}
+    counts = ", ".join(f"{count:,} {names.get(name, name)}" for name, count in report.counts.items())
+    return f"{report.runs:,} runs ({counts})"
 
 
 def _some(names: list[str]) -> str:

@@ -1,7 +1,7 @@
 """`inmem kv`: the entries of a run.
 
-Invariant: `get` and `ls` only look, see `inmem.cli.view`; `put` and `del` are
-commits like any program's, and start a writer if none serves.
+`get` and `ls` start no writer and change nothing. `put` and `del` are commits
+like any program's, and start a writer if none serves.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from inmem.cli.common import (
     command,
     console,
     database_at,
+    looking_at,
     print_json,
 )
 from inmem.cli.listing import Listing, note
 from inmem.cli.look import NAME_CELLS
-from inmem.cli.run_view import Entry, RunView
 from inmem.cli.text import indented, plain, span
-from inmem.cli.view import View
 from inmem.database import Database
 from inmem.database import open as open_database
 from inmem.errors import InvalidInputError, NotFoundError
-from inmem.exchange.jsonvalues import from_json, to_json
-from inmem.keys import Namespace, TypeTag, encode_name
+from inmem.jsonvalues import from_json, to_json
+from inmem.keys import encode_name
+from inmem.reading.run import Entry
 from inmem.scopes import RunScope
 
 _SHOWN: Final = 20_000  # characters of a value
@@ -68,12 +68,11 @@ def get(
 
     Example: inmem kv get trip-to-oslo goal ./data
     """
-    with View(path, Namespace(tenant, app, agent)) as view:
-        store = RunView(view, run)
-        record = view.read(b"%b\0%c%b" % (store.prefix, TypeTag.KV, encode_name(key)))
-        if record is None:
-            raise _missing(run, key)
-        entry = store.entry_of(key, record)
+    with looking_at(path, tenant, app, agent) as source:
+        encode_name(key)
+        entry = source.run(run).entry(key)
+    if entry is None:
+        raise _missing(run, key)
     if as_json:
         print_json({"run": run} | entry_document(entry))
     elif raw:
@@ -197,10 +196,10 @@ def list_(
     Example: inmem kv ls trip-to-oslo ./data --prefix booked
     """
     with (
-        View(path, Namespace(tenant, app, agent)) as view,
+        looking_at(path, tenant, app, agent) as source,
         Listing(as_json=as_json, full=full, limit=limit) as listing,
     ):
-        for entry in RunView(view, run).entries(prefix):
+        for entry in source.run(run).entries(prefix):
             if listing.is_full:
                 break
             if as_json:

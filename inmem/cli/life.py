@@ -26,7 +26,7 @@ from inmem.database import open as open_database
 from inmem.errors import BusyError, WriterUnavailableError
 from inmem.host.control import DURABLE, VERSION, Control, boot_id
 from inmem.host.directory import DataDirectory
-from inmem.host.files import FileLock
+from inmem.reading.live_image import is_served
 from inmem.storage.wal.files import segment_files
 from inmem.writer.__main__ import serve as serve_directory
 
@@ -174,7 +174,7 @@ def status(path: StorePath, timeout: Timeout = 5.0, as_json: AsJson = False) -> 
     control = directory.control()
     try:
         control.check_machine()
-        served = _holder_is_alive(directory)
+        served = is_served(directory)
         fields = _asked(directory, timeout) if served else None
         if fields is None:
             fields = _unserved(directory, control)
@@ -194,7 +194,7 @@ def _asked(directory: DataDirectory, timeout_s: float) -> dict[str, Any] | None:
         with open_database(directory.path, autostart=False, timeout_s=timeout_s) as database:
             answer = asdict(database.status())
     except WriterUnavailableError:
-        if _holder_is_alive(directory):
+        if is_served(directory):
             raise
         return None
     return {"path": str(directory.path), "serving": True} | answer
@@ -295,7 +295,7 @@ def stop_writer(directory: DataDirectory, timeout_s: float) -> int | None:
     control = directory.control()
     try:
         control.check_machine()
-        while _holder_is_alive(directory):
+        while is_served(directory):
             state = running_writer(directory, control)
             pidfd = -1 if state is None else _pidfd_of_holder(directory, state.pid)
             if state is not None and pidfd >= 0:
@@ -346,14 +346,3 @@ def _pidfd_of_holder(directory: DataDirectory, pid: int) -> int:
                     return pidfd
     os.close(pidfd)
     return -1
-
-
-def _holder_is_alive(directory: DataDirectory) -> bool:
-    """Whether somebody holds the writer's lock."""
-    if not directory.writer_lock.exists():  # looking must not create it
-        return False
-    lock = FileLock(directory.writer_lock)
-    try:
-        return not lock.try_shared()
-    finally:
-        lock.close()

@@ -1,6 +1,6 @@
 """`inmem events`, `cells`, `verify`: what one run holds.
 
-Invariant: of `inmem.cli.view`: these commands only look.
+These commands start no writer and change nothing.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from inmem.cli.common import (
     Tenant,
     command,
     console,
+    looking_at,
     print_json,
 )
 from inmem.cli.listing import Listing, note
-from inmem.cli.run_view import Logged, RunView
 from inmem.cli.text import clock, day, padded, plain, short_time
-from inmem.cli.view import View
 from inmem.errors import InvalidInputError, SnapshotTooOldError, WriterUnavailableError
-from inmem.exchange.jsonvalues import to_json
-from inmem.keys import Namespace
+from inmem.jsonvalues import to_json
 from inmem.model.event_log import HASH_BYTES
+from inmem.reading.database_source import DatabaseSource
+from inmem.reading.run import Logged, StoredRun
 
 _POLL_S: Final = 0.02  # between two looks at whether something was committed: reads of memory
 _LOOK_S: Final = 0.5  # at the store itself, whatever the control file says
@@ -76,16 +76,16 @@ def events(
     if start is not None and last is not None:
         raise InvalidInputError("--from and --last exclude each other", argument="last")
     with (
-        View(path, Namespace(tenant, app, agent)) as view,
+        looking_at(path, tenant, app, agent) as source,
         Listing(as_json=as_json, full=full, limit=limit) as listing,
     ):
-        log = RunView(view, run)
+        log = source.run(run)
         if follow and start is None and last is None:
             last = _TAIL
         begin = start or 0
         if last is not None:
             begin = _first_of_last(log, last, event_type)
-        printer = _EventPrinter(log, listing, begin, event_type)
+        printer = _EventPrinter(source, log, listing, begin, event_type)
         printer.print_new()
         if follow:
             printer.follow()
@@ -93,7 +93,7 @@ def events(
             note(f"{run} has no such events" if event_type or start else f"{run} has no events")
 
 
-def _first_of_last(log: RunView, count: int, event_type: str | None) -> int:
+def _first_of_last(log: StoredRun, count: int, event_type: str | None) -> int:
     """The sequence from which on there are so many."""
     if event_type is None:
         return max(0, log.length() - count)
@@ -108,7 +108,10 @@ def _first_of_last(log: RunView, count: int, event_type: str | None) -> int:
 class _EventPrinter:
     """Prints the events of a log, and knows which comes next."""
 
-    def __init__(self, log: RunView, listing: Listing, start: int, event_type: str | None) -> None:
+    def __init__(
+        self, source: DatabaseSource, log: StoredRun, listing: Listing, start: int, event_type: str | None
+    ) -> None:
+        self._source = source
         self._log = log
         self._listing = listing
         self._next = start
@@ -147,12 +150,12 @@ class _EventPrinter:
         next_look = 0.0
         while not self._listing.is_full:
             self._listing.flush()
-            now, mark = time.monotonic(), self._log.view.mark()
+            now, mark = time.monotonic(), self._source.change_mark()
             if mark == seen and now < next_look:
                 time.sleep(_POLL_S)
                 continue
             seen, next_look = mark, now + _LOOK_S
-            self._log.view.follow()
+            self._source.follow()
             try:
                 if self._type is None and self._log.length() < self._next:
                     note(f"the log of {self._log.name} is shorter than it was: from its beginning")
@@ -183,11 +186,11 @@ def cells(
     Example: inmem cells trip-to-oslo ./data
     """
     with (
-        View(path, Namespace(tenant, app, agent)) as view,
+        looking_at(path, tenant, app, agent) as source,
         Listing(as_json=as_json, full=full, limit=limit) as listing,
     ):
-        now_us = view.now_us()
-        for cell in RunView(view, run).cells(prefix):
+        now_us = source.now_us()
+        for cell in source.run(run).cells(prefix):
             if listing.is_full:
                 break
             if as_json:
@@ -229,8 +232,8 @@ def verify(
     Example: inmem verify trip-to-oslo ./data
     """
     kept = None if anchor is None else _anchor(anchor)
-    with View(path, Namespace(tenant, app, agent)) as view:
-        log = RunView(view, run)
+    with looking_at(path, tenant, app, agent) as source:
+        log = source.run(run)
         verdict = log.verify(kept)
         head = log.head() if verdict.is_valid else None
     if as_json:

@@ -30,20 +30,21 @@ from inmem.cli.common import (
     Tenant,
     command,
     console,
+    described,
+    looking_at,
     print_json,
     size,
 )
-from inmem.cli.run_view import Logged, RunView
-from inmem.cli.runs import metadata_of, took
+from inmem.cli.runs import took
 from inmem.cli.scale import Scale
 from inmem.cli.text import clock, day, full_time, indented, one_line, plain, span
 from inmem.cli.traces import duration_s, one_line_of, tree_of
-from inmem.cli.view import View
-from inmem.errors import RunNotFoundError
 from inmem.host.files import write_durably
-from inmem.keys import Namespace
+from inmem.model.event_log import ChainVerification
 from inmem.model.run import RunMetadata
 from inmem.model.trace import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace
+from inmem.reading.database_source import DatabaseSource
+from inmem.reading.run import Logged, StoredRun
 
 _LIMIT: Final = 2000  # of each kind, unless more are wanted: a browser is quick with these
 _VALUE: Final = 4000  # characters of one value
@@ -78,8 +79,8 @@ def report(
 
     Example: inmem report trip-to-oslo ./data -o run.html
     """
-    with View(path, Namespace(tenant, app, agent)) as view:
-        page = page_of(view, run, limit)
+    with looking_at(path, tenant, app, agent) as source:
+        page = page_of(source, run, limit)
     data = page.encode()
     if output is not None and str(output) == "-":
         sys.stdout.buffer.write(data)
@@ -93,20 +94,18 @@ def report(
         console().print(f"{file} is written, {size(len(data))}", soft_wrap=True)
 
 
-def page_of(view: View, run: str, limit: int = _LIMIT) -> str:
+def page_of(source: DatabaseSource, run: str, limit: int = _LIMIT) -> str:
     """The report of a run.
 
     Raises:
         RunNotFoundError: there is nothing under that name.
     """
-    store = RunView(view, run)
-    metadata = None if run.startswith("@") else metadata_of(view, run)
-    if metadata is None and store.is_empty():
-        raise RunNotFoundError(
-            f"there is no run {run} in {view.namespace}", run_id=run,
-            hint="See which there are: inmem runs PATH. Another namespace: --tenant, --app, --agent.",
-        )
-    document = _Report(store, metadata, limit).document()
+    store = source.run(run)
+    metadata = described(store)
+    verdict = store.verify()  # of many moments: a long log must not be pinned while it is hashed
+    with source.moment() as moment:
+        of_moment = StoredRun(moment, source.namespace, run)
+        document = _Report(of_moment, metadata, limit).document(verdict, moment.version)
     # As a part of a page: nothing in it can end the element that it is in.
     text = json.dumps(document, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
@@ -135,33 +134,31 @@ def _hash(text: str) -> str:
 class _Report:
     """What the page is given. The order in its lists is known to the page's script."""
 
-    def __init__(self, store: RunView, metadata: RunMetadata | None, limit: int) -> None:
+    def __init__(self, store: StoredRun, metadata: RunMetadata | None, limit: int) -> None:
         self._store = store
         self._run = metadata
         self._limit = limit
         self._budget = _TOTAL
         self._left: dict[str, str] = {}
 
-    def document(self) -> dict[str, Any]:
-        """All of it, as of one moment; the hash chain is verified as far as it goes by then."""
+    def document(self, verdict: ChainVerification, version: int) -> dict[str, Any]:
+        """All of it, with the verdict on the hash chain."""
         store = self._store
-        verdict = store.verify()
-        with store.view.one_moment() as moment:
-            counts = store.counts()
-            events = self._events(counts["events"])
-            traces = self._traces(counts["traces"])
-            cells = [
-                [plain(cell.name), cell.version, full_time(cell.updated_at), *self._value(cell.value)]
-                for cell in self._first("cells", store.cells(), counts["cells"])
+        counts = store.counts()
+        events = self._events(counts["events"])
+        traces = self._traces(counts["traces"])
+        cells = [
+            [plain(cell.name), cell.version, full_time(cell.updated_at), *self._value(cell.value)]
+            for cell in self._first("cells", store.cells(), counts["cells"])
+        ]
+        entries = [
+            [
+                plain(entry.key), full_time(entry.timestamp), *self._value(entry.value),
+                "" if entry.ttl_s is None else f"in {span(entry.ttl_s)}",
             ]
-            entries = [
-                [
-                    plain(entry.key), full_time(entry.timestamp), *self._value(entry.value),
-                    "" if entry.ttl_s is None else f"in {span(entry.ttl_s)}",
-                ]
-                for entry in self._first("kv", store.entries(), counts["kv"])
-            ]
-            version, now_us = moment.version, store.view.now_us()
+            for entry in self._first("kv", store.entries(), counts["kv"])
+        ]
+        now_us = store.reads.now_us()
         scale = Scale([
             *((logged.event.timestamp, logged.event.timestamp) for logged in events),
             *((trace.timestamp, end) for trace, end in zip(traces, ends_of(traces), strict=True)),
@@ -203,7 +200,7 @@ class _Report:
                 facts.append(["parent", run.parent_run, ""])
             if run.tags:
                 facts.append(["tags", ", ".join(plain(tag) for tag in run.tags), ""])
-        facts.append(["namespace", str(self._store.view.namespace), ""])
+        facts.append(["namespace", str(self._store.namespace), ""])
         held = ", ".join(f"{number:,} {name}" for name, number in counts.items())
         facts += [["holds", held, ""], ["hash chain of the events", chain, "good" if is_valid else "bad"]]
         if run is not None and run.metadata:

@@ -1,11 +1,10 @@
 """`inmem runs`, `run`: which runs there are, and what one of them holds.
 
-Invariant: of `inmem.cli.view`: these commands only look.
+These commands start no writer and change nothing.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -25,10 +24,11 @@ from inmem.cli.common import (
     Tenant,
     Until,
     command,
+    described,
+    looking_at,
     print_json,
 )
 from inmem.cli.listing import Listing, note
-from inmem.cli.run_view import RunView
 from inmem.cli.text import (
     full_time,
     moment_us,
@@ -38,16 +38,14 @@ from inmem.cli.text import (
     span,
 )
 from inmem.cli.tree import drawn
-from inmem.cli.view import Moment, View, readable
-from inmem.errors import RunNotFoundError, SnapshotTooOldError
-from inmem.exchange.jsonvalues import to_json
-from inmem.keys import Namespace, TypeTag, check_run_id, encode_label
-from inmem.model.run import RunMetadata, RunStatus, run_key, unpack
-from inmem.record import payload_of
+from inmem.jsonvalues import to_json
+from inmem.keys import check_run_id
+from inmem.model.run import RunMetadata, RunStatus
+from inmem.reading.database_source import DatabaseSource
+from inmem.reading.run import StoredRun, metadata_of
+from inmem.reading.runs import RunFinder
 
 _USUAL: Final = 50  # runs that are shown unless more are wanted
-_CHUNK: Final = 200  # runs of one moment
-_PLACE_BYTES: Final = 8 + 65  # time of creation, and more than any run id
 _LAST: Final = 5  # events, and
 _FIRST: Final = 8  # cells, entries and types of traces of a summary
 _TYPE_CELLS: Final = (12, 24)  # of columns: at first, and at most
@@ -57,80 +55,6 @@ STATUS_STYLES: Final = {
     RunStatus.ACTIVE: "green", RunStatus.COMPLETED: "blue", RunStatus.FAILED: "bold red",
     RunStatus.CANCELLED: "yellow", RunStatus.PAUSED: "magenta", RunStatus.ARCHIVED: "dim",
 }
-
-
-# --- finding ------------------------------------------------------------------------------------
-
-
-class _Finder:
-    """Runs from the narrowest index that the conditions allow, the newest first."""
-
-    def __init__(
-        self, view: View, *, status: RunStatus | None = None, tags: tuple[str, ...] = (),
-        parent: str | None = None, since: int = 0, until: int | None = None, archived: bool = False,
-    ) -> None:
-        self._view = view
-        self._namespace = view.namespace.prefix()
-        self._status = status
-        self._tags = frozenset(tags)
-        self._parent = parent
-        self._archived = archived or status is RunStatus.ARCHIVED
-        self._since = since.to_bytes(8, "big")
-        self._until = b"\xff" * _PLACE_BYTES if until is None else until.to_bytes(8, "big")
-        if parent is not None:
-            names = [(TypeTag.RUN_BY_PARENT, parent.encode())]
-        elif tags:
-            names = [(TypeTag.RUN_BY_TAG, encode_label(tags[0], "tag"))]
-        else:
-            names = [(TypeTag.RUN_BY_STATUS, s.value.encode()) for s in RunStatus if status in (None, s)]
-        self._heads = [b"%b\0%c%b\0" % (self._namespace, tag, name) for tag, name in names]
-
-    def find(self, *, oldest_first: bool = False) -> Iterator[RunMetadata]:
-        """All that match, in order of creation; a chunk at a time, each of one moment.
-
-        A run keeps its place whatever becomes of it, so none is missed or
-        found twice because its status changes between two chunks.
-        """
-        first, last = self._since, self._until
-        while first < last:
-            try:
-                with self._view.moment() as moment:
-                    places = self._places(moment, first, last, oldest_first)
-                    chunk = list(itertools.islice(places, _CHUNK))
-                    runs = [run for place in chunk if (run := self._run(moment, place[8:])) is not None]
-            except SnapshotTooOldError:
-                continue
-            yield from (run for run in runs if self._matches(run))
-            if len(chunk) < _CHUNK:
-                return
-            first, last = (chunk[-1] + b"\0", last) if oldest_first else (first, chunk[-1])
-
-    def _places(self, moment: Moment, first: bytes, last: bytes, oldest_first: bool) -> Iterator[bytes]:
-        def under(head: bytes) -> Iterator[bytes]:
-            for key, _ in moment.stream(head + first, head + last, reverse=not oldest_first):
-                yield key[len(head) :]
-
-        return heapq.merge(*map(under, self._heads), reverse=not oldest_first)
-
-    def _run(self, moment: Moment, run_id: bytes) -> RunMetadata | None:
-        with readable(f"run {run_id.decode(errors='backslashreplace')}"):
-            record = moment.read(run_key(self._namespace, run_id.decode()))
-            return None if record is None else unpack(run_id.decode(), payload_of(record))
-
-    def _matches(self, run: RunMetadata) -> bool:
-        return (
-            (self._status is None or run.status is self._status)
-            and (self._archived or run.status is not RunStatus.ARCHIVED)
-            and self._tags <= set(run.tags)
-            and (self._parent is None or run.parent_run == self._parent)
-        )
-
-
-def metadata_of(view: View, run: str) -> RunMetadata | None:
-    """A run's own record."""
-    record = view.read(run_key(view.namespace.prefix(), check_run_id(run)))
-    with readable(f"run {run}"):
-        return None if record is None else unpack(run, payload_of(record))
 
 
 def run_document(run: RunMetadata) -> dict[str, Any]:
@@ -171,18 +95,18 @@ def runs(
     if parent is not None:
         check_run_id(parent, "parent")
     with (
-        View(path, Namespace(tenant, app, agent)) as view,
+        looking_at(path, tenant, app, agent) as source,
         Listing(as_json=as_json, full=full, limit=limit) as listing,
     ):
-        now_us = view.now_us()
-        finder = _Finder(
-            view, status=status, tags=tuple(tag or ()), parent=parent, archived=archived,
+        now_us = source.now_us()
+        finder = RunFinder(
+            source, source.namespace, status=status, tags=tuple(tag or ()), parent=parent, archived=archived,
             since=0 if since is None else moment_us(since, now_us, "since"),
             until=None if until is None else moment_us(until, now_us, "until"),
         )
         table = _RunTable(listing, now_us, tree)
         filtered = any((status, tag, parent, since, until))
-        found = _tree(view, finder, filtered, archived) if tree else ((run, "", 0) for run in finder.find())
+        found = _tree(source, finder, filtered, archived) if tree else ((run, "", 0) for run in finder.find())
         for run, guides, depth in found:
             if listing.is_full:
                 note(f"only the first {limit:,}: --limit N shows more")
@@ -193,19 +117,22 @@ def runs(
 
 
 def _tree(
-    view: View, finder: _Finder, filtered: bool, archived: bool
+    source: DatabaseSource, finder: RunFinder, filtered: bool, archived: bool
 ) -> Iterator[tuple[RunMetadata, str, int]]:
     """The runs that were found, each with what is below it."""
 
     def tops() -> Iterator[RunMetadata]:
         for run in finder.find():
-            above = metadata_of(view, run.parent_run) if run.parent_run and not filtered else None
-            # Others stand below their parents.
+            above = None
+            if run.parent_run and not filtered:
+                above = metadata_of(source, source.namespace, run.parent_run)
+            # The others are drawn below their parents.
             if above is None or (above.status is RunStatus.ARCHIVED and not archived):
                 yield run
 
     def below(run: RunMetadata) -> Iterator[RunMetadata]:
-        return _Finder(view, parent=run.run_id, archived=archived).find(oldest_first=True)
+        finder = RunFinder(source, source.namespace, parent=run.run_id, archived=archived)
+        return finder.find(oldest_first=True)
 
     return drawn(tops(), below)
 
@@ -262,28 +189,23 @@ def run(
 
     Example: inmem run trip-to-oslo ./data
     """
-    with View(path, Namespace(tenant, app, agent)) as view:
-        store = RunView(view, run)
-        metadata = None if run.startswith("@") else metadata_of(view, run)
-        if metadata is None and store.is_empty():
-            raise RunNotFoundError(
-                f"there is no run {run} in {view.namespace}", run_id=run,
-                hint="See which there are: inmem runs PATH. Another namespace: --tenant, --app, --agent.",
-            )
+    with looking_at(path, tenant, app, agent) as source:
+        store = source.run(run)
+        metadata = described(store)
         if as_json:
-            print_json(_summary(store, metadata))
+            print_json(_summary(source, store, metadata))
         else:
             with Listing(as_json=False, full=full) as listing:
-                _Summary(listing, store, metadata).show()
+                _Summary(listing, source, store, metadata).show()
 
 
-def _summary(store: RunView, metadata: RunMetadata | None) -> dict[str, Any]:
+def _summary(source: DatabaseSource, store: StoredRun, metadata: RunMetadata | None) -> dict[str, Any]:
     types, whole = store.trace_types(1000)
     head = store.head()
     return {
         "run": store.name,
         "metadata": None if metadata is None else run_document(metadata),
-        "children": 0 if metadata is None else _children(store.view, metadata.run_id),
+        "children": 0 if metadata is None else _children(source, metadata.run_id),
         "counts": store.counts(),
         "last_event": None if head is None else {
             "sequence": head.sequence, "type": head.event_type, "timestamp": head.timestamp,
@@ -291,27 +213,31 @@ def _summary(store: RunView, metadata: RunMetadata | None) -> dict[str, Any]:
         },
         "trace_types": types,
         "all_trace_types": whole,
-        "version": _version(store.view),
+        "version": _version(source),
     }
 
 
-def _version(view: View) -> int:
-    with view.moment() as moment:
+def _version(source: DatabaseSource) -> int:
+    with source.moment() as moment:
         return moment.version
 
 
-def _children(view: View, run_id: str) -> int:
-    return sum(1 for _ in _Finder(view, parent=run_id, archived=True).find())
+def _children(source: DatabaseSource, run_id: str) -> int:
+    finder = RunFinder(source, source.namespace, parent=run_id, archived=True)
+    return sum(1 for _ in finder.find())
 
 
 class _Summary:
     """What `run` shows to people."""
 
-    def __init__(self, listing: Listing, store: RunView, metadata: RunMetadata | None) -> None:
+    def __init__(
+        self, listing: Listing, source: DatabaseSource, store: StoredRun, metadata: RunMetadata | None
+    ) -> None:
         self._listing = listing
+        self._source = source
         self._store = store
         self._run = metadata
-        self._now_us = store.view.now_us()
+        self._now_us = source.now_us()
 
     def show(self) -> None:
         self._head()
@@ -340,7 +266,7 @@ class _Summary:
             self._field("completed", full_time(run.completed_at))
         if run.parent_run is not None:
             self._field("parent", run.parent_run)
-        children = _children(self._store.view, run.run_id)
+        children = _children(self._source, run.run_id)
         if children:
             self._field("children", f"{children:,}")
         if run.tags:

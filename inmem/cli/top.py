@@ -32,7 +32,7 @@ from inmem.database import Database, Status
 from inmem.database import open as open_database
 from inmem.errors import InmemError, WriterUnavailableError
 from inmem.host.directory import DataDirectory
-from inmem.maintenance.sources import is_served
+from inmem.reading.live_image import is_served
 
 _HOTTEST: Final = 8
 _LEAST_SHARE: Final = 0.01

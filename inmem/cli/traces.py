@@ -1,7 +1,7 @@
 """`inmem traces`: what an agent thought and did, as the tree that it was.
 
-Invariant: of `inmem.cli.view`: it only looks. A tree of any depth or width is
-drawn while it is read: what is kept is one chunk for each level.
+It starts no writer and changes nothing. A tree of any depth or width is drawn
+while it is read: one page for each level is in memory.
 """
 
 from __future__ import annotations
@@ -11,16 +11,27 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from inmem.cli.common import Agent, App, AsLines, Full, RunName, Since, StorePath, Tenant, Until, command
+from inmem.cli.common import (
+    Agent,
+    App,
+    AsLines,
+    Full,
+    RunName,
+    Since,
+    StorePath,
+    Tenant,
+    Until,
+    command,
+    looking_at,
+)
 from inmem.cli.listing import Listing, note
-from inmem.cli.run_view import RunView
 from inmem.cli.text import clock, day, moment_us, one_line, plain, span
 from inmem.cli.tree import drawn
-from inmem.cli.view import View
 from inmem.errors import TraceNotFoundError
-from inmem.exchange.jsonvalues import to_json
-from inmem.keys import Namespace, TypeTag, encode_id, encode_label
+from inmem.jsonvalues import to_json
+from inmem.keys import TypeTag, encode_id, encode_label
 from inmem.model.trace import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace
+from inmem.reading.run import StoredRun
 
 _USUAL: Final = 500  # traces that are shown unless more are wanted
 _ALL_TIMES: Final = 1 << 63
@@ -55,10 +66,10 @@ def traces(
     Example: inmem traces trip-to-oslo ./data --type ToolCall
     """
     with (
-        View(path, Namespace(tenant, app, agent)) as view,
+        looking_at(path, tenant, app, agent) as source,
         Listing(as_json=as_json, full=full, limit=limit) as listing,
     ):
-        store, now_us = RunView(view, run), view.now_us()
+        store, now_us = source.run(run), source.now_us()
         first = 0 if since is None else moment_us(since, now_us, "since")
         last = _ALL_TIMES if until is None else moment_us(until, now_us, "until")
         is_list = trace_type is not None or tag is not None or since is not None or until is not None
@@ -79,7 +90,7 @@ def traces(
 
 
 def _matching(
-    store: RunView, trace_type: str | None, tag: str | None, since: int, until: int, root: str | None
+    store: StoredRun, trace_type: str | None, tag: str | None, since: int, until: int, root: str | None
 ) -> Iterator[Trace]:
     if tag is not None:
         encode_label(tag, "tag")
@@ -94,13 +105,13 @@ def _matching(
             yield trace
 
 
-def _is_below(store: RunView, trace: Trace | None, root: str) -> bool:
+def _is_below(store: StoredRun, trace: Trace | None, root: str) -> bool:
     while trace is not None and trace.id != root:
         trace = store.trace(trace.parent_id.encode()) if trace.parent_id else None
     return trace is not None
 
 
-def tree_of(store: RunView, root: str | None = None) -> Iterator[tuple[Trace, str, int]]:
+def tree_of(store: StoredRun, root: str | None = None) -> Iterator[tuple[Trace, str, int]]:
     """All traces, or one and what is below it, parents first: (trace, what to draw before it, depth)."""
     if root is None:
         tops = store.traces_below("")

@@ -1,14 +1,14 @@
 """Procedures of imports: records as they were elsewhere, into a run that nobody has yet.
 
-Invariant: whatever arrives, an imported run keeps the rules that every run
-keeps: sequences contiguous, hashes those of the content, versions above 0,
-parents before children, indices complete. And it becomes a run as a whole:
-`begin` closes an empty run to all others, the records follow in as many
-commits as it takes, and `finish` gives the run its record and opens it, if
-all that was announced has come. A run that fits one commit has all of this
-in that commit.
+Invariant: an imported run keeps the rules that every run keeps: sequences
+contiguous, hashes those of the content, versions above 0, parents before
+children, indices complete.
 
-Each call names the token of its import: where a later import has begun anew,
+`begin` closes an empty run to all others. The records follow, in as many
+commits as it takes. `finish` gives the run its record and opens it, if all
+records have come. A run that fits one commit has all of this in that commit.
+
+Each call names the token of its import. If a later import has begun anew,
 what the earlier one still sends is refused.
 """
 
@@ -41,7 +41,8 @@ from inmem.errors import (
 )
 from inmem.keys import MAX_LABEL_BYTES, MAX_NAME_BYTES, Key, TypeTag, check_run_id, range_of
 from inmem.model import cell, event_log, importing, run
-from inmem.model.importing import TOKEN_BYTES, Counts, Mark
+from inmem.model.counts import add, pack, unpack
+from inmem.model.importing import TOKEN_BYTES, Mark
 
 _NO_TOKEN: Final = b""
 
@@ -68,7 +69,7 @@ def begin(workspace: Workspace, namespace: bytes, run_id: str, token: bytes, cel
         raise RunExistsError(f"run {run_id} exists", run_id=run_id)
     elif next(workspace.scan(start, end), None) is not None:
         raise RunExistsError(f"run {run_id} was never created, but has data", run_id=run_id)
-    _set(workspace, Mark(token, Counts(), prefix))
+    _set(workspace, Mark(token, {}, prefix))
     if cell_mark:
         with workspace.admitted(prefix):
             workspace.put(cell.mark_key(prefix), cell_mark.to_bytes(8, "big"))
@@ -77,7 +78,7 @@ def begin(workspace: Workspace, namespace: bytes, run_id: str, token: bytes, cel
 
 def entries(workspace: Workspace, prefix: bytes, token: bytes, items: list[Any]) -> None:
     """KV entries: `[key, payload, expires at (0: never), timestamp]`."""
-    with _importing(workspace, prefix, token, items) as mark:
+    with importing_records(workspace, prefix, token, "kv", items):
         for item in items:
             name, payload, expires, timestamp = _parts(item, 4)
             check_name(name, MAX_NAME_BYTES, "key")
@@ -85,12 +86,11 @@ def entries(workspace: Workspace, prefix: bytes, token: bytes, items: list[Any])
             key = Key.of(prefix, TypeTag.KV, name)
             _check_new(workspace, key)
             workspace.put(key, payload, check_time(expires, "expires_at"), _past(timestamp))
-        _set(workspace, mark._replace(counts=_more(mark.counts, kv=len(items))))
 
 
 def cells(workspace: Workspace, prefix: bytes, token: bytes, items: list[Any]) -> None:
     """Cells: `[name, version, timestamp, value]`."""
-    with _importing(workspace, prefix, token, items) as mark:
+    with importing_records(workspace, prefix, token, "cells", items):
         for item in items:
             name, version, timestamp, value = _parts(item, 4)
             text = check_name(name, MAX_NAME_BYTES)
@@ -101,7 +101,6 @@ def cells(workspace: Workspace, prefix: bytes, token: bytes, items: list[Any]) -
             if workspace.record(key) is not None:
                 raise CellExistsError(f"cell {text!r} comes twice", name=text)
             workspace.put(key, cell.pack(version, value), timestamp=_past(timestamp))
-        _set(workspace, mark._replace(counts=_more(mark.counts, cells=len(items))))
 
 
 def events(
@@ -111,11 +110,12 @@ def events(
 
     `chain` is the number of the log's hash; it is the same in all of a log.
     """
-    with _importing(workspace, prefix, token, items) as mark:
+    with importing_records(workspace, prefix, token, "events", items) as mark:
         if chain not in event_log.CHAIN_IDS.values():
             raise InvalidInputError(f"there is no chain {chain!r:.20}", argument="chain")
-        if first != mark.counts.events:
-            raise InvariantError(f"event {first!r:.20} does not follow: {mark.counts.events} is next")
+        following = mark.counts.get("events", 0)
+        if first != following:
+            raise InvariantError(f"event {first!r:.20} does not follow: {following} is next")
         head = _head(workspace, prefix) if first else None
         for number, item in enumerate(items):
             event_type, payload, timestamp, digest = _parts(item, 4)
@@ -132,16 +132,14 @@ def events(
             workspace.put(event_log.event_key(prefix, event.sequence), event_log.pack(event))
             workspace.put(event_log.index_key(prefix, event_type, event.sequence), b"")
             head = event
-        _set(workspace, mark._replace(counts=_more(mark.counts, events=len(items))))
 
 
 def traces(workspace: Workspace, prefix: bytes, token: bytes, items: list[Any]) -> None:
     """Traces as `trace.record` takes them, each with its timestamp; parents before children."""
-    with _importing(workspace, prefix, token, items) as mark:
+    with importing_records(workspace, prefix, token, "traces", items):
         for item in items:
             _past(_parts(item, 8)[2])
         trace_procedures.record(workspace, prefix, items)
-        _set(workspace, mark._replace(counts=_more(mark.counts, traces=len(items))))
 
 
 def finish(
@@ -150,8 +148,8 @@ def finish(
 ) -> None:
     """Open a run that is complete, and give it its record, if it had one where it comes from.
 
-    `counts` are its KV entries, cells, events and traces; `record` is
-    `[status, parent run or "", created at, updated at, completed at or 0,
+    `counts` are its KV entries, cells, events and traces, and a map of what
+    else it has; `record` is `[status, parent run or "", created at, updated at, completed at or 0,
     tags, encoded metadata, error or nil, version]`. The parent need not be
     here: it may come later, or have been deleted.
     """
@@ -159,8 +157,8 @@ def finish(
     _check_token(token)
     check_type("counts", counts, list)
     mark = _mark_of(workspace, prefix, token)
-    if list(mark.counts) != counts:
-        raise InvariantError(f"run {run_id} is not whole: {list(mark.counts)} came, not {counts!r:.80}")
+    if mark.counts != unpack(counts):
+        raise InvariantError(f"run {run_id} is not whole: {pack(mark.counts)} came, not {counts!r:.80}")
     payload = None if record is None else run.pack(_checked(run_id, record))
     workspace.set_mark(prefix, None)
     if payload is not None:
@@ -187,8 +185,10 @@ def abort(workspace: Workspace, namespace: bytes, run_id: str, token: bytes) -> 
 
 
 @contextmanager
-def _importing(workspace: Workspace, prefix: bytes, token: bytes, items: object) -> Iterator[Mark]:
-    """The mark of this import; inside, its run takes writes."""
+def importing_records(
+    workspace: Workspace, prefix: bytes, token: bytes, counted: str, items: object
+) -> Iterator[Mark]:
+    """Inside, the run takes the writes of this import; afterwards the items are counted. Yields its mark."""
     check_prefix(prefix)
     _check_token(token)
     check_type("items", items, list)
@@ -201,6 +201,7 @@ def _importing(workspace: Workspace, prefix: bytes, token: bytes, items: object)
     mark = _mark_of(workspace, prefix, token)
     with workspace.admitted(prefix):
         yield mark
+    _set(workspace, mark._replace(counts=add(mark.counts, counted, len(items))))
 
 
 def _mark_of(workspace: Workspace, prefix: bytes, token: bytes) -> Mark:
@@ -221,10 +222,6 @@ def _mark_of(workspace: Workspace, prefix: bytes, token: bytes) -> Mark:
 
 def _set(workspace: Workspace, mark: Mark) -> None:
     workspace.set_mark(mark.prefix, importing.pack(workspace.version, mark))
-
-
-def _more(counts: Counts, **added: int) -> Counts:
-    return counts._replace(**{name: getattr(counts, name) + count for name, count in added.items()})
 
 
 def _prefix(namespace: object, run_id: object) -> bytes:

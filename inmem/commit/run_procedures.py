@@ -7,9 +7,10 @@ from typing import Any
 from inmem.commit.arguments import check_labels, check_map, check_namespace, check_prefix, check_type
 from inmem.commit.workspace import Workspace
 from inmem.errors import CorruptionError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
-from inmem.keys import Key, TypeTag, check_run_id, range_of, shorten, successor
+from inmem.keys import Key, check_run_id, range_of, shorten, successor
 from inmem.model import run
-from inmem.model.indices import INDEX_TAGS, entries_of
+from inmem.model.counts import FIRST_DELETED, others_in
+from inmem.primitives import server
 
 
 def create(
@@ -73,7 +74,10 @@ def _write(
 
 
 def delete(workspace: Workspace, namespace: bytes, run_id: str) -> list[Any]:
-    """Remove a run with all it has, and fence it: `[kv, events, cells, traces, had a record]`."""
+    """Remove a run with all it has, and fence it: `[kv, events, cells, traces, had a record]`.
+
+    A map of the numbers of other kinds follows, if there were any.
+    """
     prefix = check_namespace(namespace) + b"/" + check_run_id(run_id).encode()
     if workspace.is_fenced(prefix):
         raise RunDeletedError(f"run {run_id} was deleted before", run_id=run_id)
@@ -82,17 +86,18 @@ def delete(workspace: Workspace, namespace: bytes, run_id: str) -> list[Any]:
     start, end = prefix + b"\0", prefix + b"\1"
     if stored is None and next(workspace.scan(start, end), None) is None:
         raise RunNotFoundError(f"there is no run {run_id}, and nothing is stored in it", run_id=run_id)
-    counts: list[Any] = [
-        sum(1 for _ in workspace.scan(*range_of(prefix, tag)))
-        for tag in (TypeTag.KV, TypeTag.EVENT, TypeTag.STATE, TypeTag.TRACE)
-    ]
+    counts = {
+        name: sum(1 for _ in workspace.scan(*range_of(prefix, counted.tag)))
+        for name, counted in server.counted()
+    }
     workspace.delete_range(start, end)
     if stored is not None:
         for index_key in run.index_keys(namespace, run_id.encode(), stored):
             workspace.delete(index_key)
         workspace.delete(key)
     workspace.fence(prefix)
-    return [*counts, stored is not None]
+    others = others_in(counts)
+    return [*(counts[name] for name in FIRST_DELETED), stored is not None, *([others] if others else [])]
 
 
 def repair_indices(workspace: Workspace, prefix: bytes) -> list[int]:
@@ -107,11 +112,11 @@ def repair_indices(workspace: Workspace, prefix: bytes) -> list[int]:
     stored: set[bytes] = set()
     for key, payload in workspace.scan(prefix + b"\0", successor(prefix + b"\0")):
         _, tag, rest = Key(key).split_key()
-        if tag in INDEX_TAGS:
+        if tag in server.INDEX_TAGS:
             stored.add(key)
         else:
             try:
-                expected.update(entries_of(prefix, tag, rest, payload))
+                expected.update(server.entries_of(prefix, tag, rest, payload))
             except ValueError as error:
                 raise CorruptionError(f"{Key(key)!r} does not say what its indices are: {error}") from None
     for key in sorted(expected - stored):

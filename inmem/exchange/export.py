@@ -1,9 +1,8 @@
 """Export: runs as lines of JSON, each run of one moment.
 
-Invariant: what is exported depends on what is stored and on nothing else, not
-on time, place, or commit versions: equal runs give equal bytes. A file takes
-its name when it is whole and durable; what fails or is interrupted leaves
-none.
+What is exported depends only on what is stored, not on time, place or commit
+versions: equal runs give equal bytes. A file takes its name when it is whole
+and durable. An export that fails or is interrupted leaves no file.
 """
 
 from __future__ import annotations
@@ -20,13 +19,20 @@ from typing import BinaryIO, Final
 from inmem.database import Database
 from inmem.errors import BusyError, CorruptionError, RunNotFoundError, SnapshotTooOldError
 from inmem.exchange import lines
+from inmem.exchange.counted import Counted, no_records
 from inmem.exchange.lines import Checksum
-from inmem.exchange.reading import Moment, Source, has_data, run_after, source_at, source_of, unfinished
+from inmem.exchange.reading import source_at, source_of
 from inmem.host.files import open_private, sync_directory
+from inmem.jsonvalues import dumps
 from inmem.keys import Namespace, TypeTag, check_run_id, range_of
-from inmem.model import cell, event_log, run, trace
-from inmem.model.importing import Counts
-from inmem.record import is_live, payload_of
+from inmem.model import cell, event_log
+from inmem.primitives import server
+from inmem.primitives.record_type import LineForm
+from inmem.reading.moment import Moment
+from inmem.reading.run import StoredRun
+from inmem.reading.runs import Unfinished, exists, is_whole, run_ids
+from inmem.reading.source import Source
+from inmem.record import payload_of
 
 _ATTEMPTS: Final = 3  # at a run whose image is replaced while it is read
 _TELL_EVERY: Final = 2000  # records between two words of progress
@@ -38,23 +44,11 @@ _DAMAGED: Final = "Find out with `inmem check`; damaged indices are repaired by 
 
 
 @dataclass(slots=True)
-class Exported:
+class Exported(Counted):
     """What was exported; `skipped` are runs whose import is not finished. `source` is "image" or "replay"."""
 
-    file: str
     source: str = ""
-    runs: int = 0
-    kv: int = 0
-    cells: int = 0
-    events: int = 0
-    traces: int = 0
-    bytes: int = 0
     skipped: list[str] = field(default_factory=list)
-
-    @property
-    def records(self) -> int:
-        """All of them."""
-        return self.kv + self.cells + self.events + self.traces
 
 
 Progress = Callable[[Exported], None]
@@ -99,9 +93,9 @@ def export_runs(
 def count_runs(database: Database | Path | str, namespace: Namespace | None = None) -> int:
     """How many runs have a record or data. Cost: about 5 µs a run."""
     if isinstance(database, Database):
-        return sum(1 for _ in _all(source_of(database), database.namespace))
+        return sum(1 for _ in run_ids(source_of(database), database.namespace))
     with source_at(Path(database)) as source:
-        return sum(1 for _ in _all(source, namespace or Namespace()))
+        return sum(1 for _ in run_ids(source, namespace or Namespace()))
 
 
 def checksum_of(source: Source, namespace: Namespace, run_id: str, shown: str) -> str | None:
@@ -110,23 +104,13 @@ def checksum_of(source: Source, namespace: Namespace, run_id: str, shown: str) -
     A run that is being imported is not one yet. Cost: that of exporting it.
     """
     with source.moment() as moment:
-        try:
-            if not _exists(moment, namespace, run_id):
-                return None
-        except _Unfinished:
+        if not is_whole(moment, namespace, run_id):
             return None
         checksum = Checksum()
-        for line in _RunWriter(moment, namespace, run_id, silent, Exported(""), shown).lines():
+        written = _RunWriter(moment, namespace, run_id, lines.newest_version(), silent, Exported(""), shown)
+        for line in written.lines():
             checksum.update(line)
         return checksum.text()
-
-
-def exists(moment: Moment, namespace: Namespace, run_id: str) -> bool:
-    """Whether there is a run, with a record or without; one that is being imported is none yet."""
-    try:
-        return _exists(moment, namespace, run_id)
-    except _Unfinished:
-        return False
 
 
 def _export(
@@ -134,14 +118,15 @@ def _export(
     progress: Progress,
 ) -> Exported:
     name = str(file) if isinstance(file, Path | str) else getattr(file, "name", "stream")
-    report = Exported(str(name), source.name)
+    report = Exported(str(name), source=source.name)
     with _opened(file) as out:
-        writer = _Writer(out, report)
-        writer.write(lines.header_line())
-        for run_id in _all(source, namespace) if wanted is None else wanted:
+        version = _version_for(source, namespace, wanted)
+        writer = _Writer(out, report, version)
+        writer.write(lines.header_line(version))
+        for run_id in run_ids(source, namespace) if wanted is None else wanted:
             try:
                 there = writer.run(source, namespace, run_id, progress)
-            except _Unfinished:
+            except Unfinished:
                 if wanted is not None:
                     raise BusyError(
                         f"run {run_id} is being imported: it is not whole", what=f"run {run_id}",
@@ -157,42 +142,27 @@ def _export(
     return report
 
 
-def _all(source: Source, namespace: Namespace) -> Iterator[str]:
-    """All runs. Found one by one, so that there may be any number of them."""
-    run_id: str | None = ""
-    while True:
-        with source.moment() as moment:
-            run_id = run_after(moment, namespace, run_id or "")
-        if run_id is None:
-            return
-        yield run_id
-
-
-def _exists(moment: Moment, namespace: Namespace, run_id: str) -> bool:
-    """Whether there is a run, with a record or without.
-
-    Raises:
-        _Unfinished: it is being imported. Such a run has no record yet.
-    """
-    if moment.get(run.run_key(namespace.prefix(), run_id)) is not None:
-        return True
-    if not has_data(moment, namespace, run_id):
-        return False
-    if run_id in unfinished(moment, namespace):
-        raise _Unfinished
-    return True
-
-
-class _Unfinished(Exception):
-    """A run is being imported."""
+def _version_for(source: Source, namespace: Namespace, wanted: list[str] | None) -> int:
+    """The oldest version of the schema that has all kinds of records which the runs hold."""
+    later = [
+        (one.tag, one.lines.since) for _, one in server.counted()
+        if one.lines is not None and one.lines.since > lines.FIRST_VERSION
+    ]
+    found = [lines.FIRST_VERSION]
+    if later:
+        for run_id in run_ids(source, namespace) if wanted is None else wanted:
+            prefix = namespace.run_prefix(run_id)
+            found += [since for tag, since in later if source.first(*range_of(prefix, tag)) is not None]
+    return max(found)
 
 
 class _Writer:
     """The file, and what is in it so far."""
 
-    def __init__(self, out: BinaryIO, report: Exported) -> None:
+    def __init__(self, out: BinaryIO, report: Exported, version: int) -> None:
         self._out = out
         self._report = report
+        self._version = version
         self.checksum = Checksum()
         self._can_go_back = out.seekable()
 
@@ -209,7 +179,7 @@ class _Writer:
         """
         for left in reversed(range(_ATTEMPTS)):
             before = self._out.tell() if self._can_go_back else 0
-            kept = self.checksum.copy(), {name: getattr(self._report, name) for name in _COUNTED}
+            kept = self.checksum.copy(), self._report.bytes, self._report.counts.copy()
             try:
                 return self._try(source, namespace, run_id, progress)
             except SnapshotTooOldError:
@@ -217,135 +187,75 @@ class _Writer:
                     raise
                 self._out.seek(before)
                 self._out.truncate()
-                self.checksum = kept[0]
-                for name, value in kept[1].items():
-                    setattr(self._report, name, value)
+                self.checksum, self._report.bytes, self._report.counts = kept
         raise AssertionError("unreachable")
 
     def _try(self, source: Source, namespace: Namespace, run_id: str, progress: Progress) -> bool:
         with source.moment() as moment:
-            if not _exists(moment, namespace, run_id):
+            if not exists(moment, namespace, run_id):
                 return False
-            written = _RunWriter(moment, namespace, run_id, progress, self._report)
+            written = _RunWriter(moment, namespace, run_id, self._version, progress, self._report)
             checksum = Checksum()
             for line in written.lines():
                 checksum.update(line)
                 self.write(line)
-            self.write(lines.end_line(run_id, written.counts(), checksum.text()))
+            self.write(lines.end_line(run_id, written.counts, checksum.text()))
         return True
-
-
-_COUNTED: Final = ("kv", "cells", "events", "traces", "bytes")
 
 
 class _RunWriter:
     """The lines of one run at one moment, the last one left out."""
 
     def __init__(
-        self, moment: Moment, namespace: Namespace, run_id: str, progress: Progress, report: Exported,
-        shown: str = "",
+        self, moment: Moment, namespace: Namespace, run_id: str, version: int, progress: Progress,
+        report: Exported, shown: str = "",
     ) -> None:
-        self._moment = moment
-        self._namespace = namespace.prefix()
-        self._prefix = namespace.run_prefix(run_id)
-        self._run_id = run_id
+        self._run = StoredRun(moment, namespace, run_id)
+        self._version = version  # of the schema
         self._shown = shown or run_id  # in the file
         self._progress = progress
         self._report = report
-        self._counts = dict.fromkeys(Counts._fields, 0)
-
-    def counts(self) -> Counts:
-        """Of the records that were written."""
-        return Counts(**self._counts)
+        self.counts = no_records()
 
     def lines(self) -> Iterator[bytes]:
         """All of them, in order.
 
         Raises:
             CorruptionError: names the run and what is damaged in it.
+            BusyError: the run has got records that the file's version cannot hold.
         """
         try:
             yield self._head()
-            for key, record in self._live(TypeTag.KV):
-                yield self._counted("kv", lines.kv_line(self._name(key), record))
-            for key, record in self._live(TypeTag.STATE):
-                yield self._counted("cells", lines.cell_line(self._name(key), record))
-            for event in self._events():
-                yield self._counted("events", lines.event_line(event))
-            for one in self._traces():
-                yield self._counted("traces", lines.trace_line(one))
+            for name, form in server.line_forms():
+                yield from self._of_kind(name, form)
         except (ValueError, TypeError) as error:  # whatever a decoder says; InmemErrors of input too
-            raise self._damaged(str(error)[:300]) from None
-        in_order = sum(1 for _ in self._live(TypeTag.TRACE))
-        if in_order != self._counts["traces"]:
-            raise self._damaged(f"the indices lead to {self._counts['traces']} of {in_order} traces")
+            raise CorruptionError(
+                f"run {self._run.name} cannot be exported: {str(error)[:300]}", hint=_DAMAGED
+            ) from None
 
-    def _counted(self, kind: str, line: bytes) -> bytes:
-        self._counts[kind] += 1
-        setattr(self._report, kind, getattr(self._report, kind) + 1)
-        if self._report.records % _TELL_EVERY == 0:
-            self._progress(self._report)
-        return line
-
-    def _damaged(self, problem: str) -> CorruptionError:
-        return CorruptionError(f"run {self._run_id} cannot be exported: {problem}", hint=_DAMAGED)
-
-    def _live(self, tag: TypeTag) -> Iterator[tuple[bytes, bytes]]:
-        now_us = self._moment.now_us
-        entries = self._moment.scan(*range_of(self._prefix, tag))
-        return (entry for entry in entries if is_live(entry[1], now_us))
-
-    def _name(self, key: bytes) -> bytes:
-        return key[len(self._prefix) + 2 :]
+    def _of_kind(self, name: str, form: LineForm) -> Iterator[bytes]:
+        told, before = self._report.counts, self._report.counts[name]
+        kind = {"kind": form.kind}
+        for number, document in enumerate(form.documents(self._run), 1):
+            if form.since > self._version:
+                raise BusyError(
+                    f"run {self._run.name} was given its first {form.kind} during the export",
+                    what=f"run {self._run.name}", hint="Export again.",
+                )
+            yield dumps(kind | document)
+            told[name] = before + number
+            if number % _TELL_EVERY == 0:
+                self._progress(self._report)
+        self.counts[name] = told[name] - before
 
     def _head(self) -> bytes:
-        record = self._moment.get(run.run_key(self._namespace, self._run_id))
-        first = next(self._live(TypeTag.EVENT), None)
-        mark = self._moment.get(cell.mark_key(self._prefix))
+        first = next(self._run.records(TypeTag.EVENT), None)
+        mark = self._run.record(TypeTag.STATE_MARK, cell.MARK)
         return lines.run_line(
-            self._shown,
-            None if record is None else run.unpack(self._run_id, payload_of(record)),
+            self._shown, self._run.metadata(),
             None if first is None else event_log.unpack(0, payload_of(first[1])).chain,
             cell.version_in(None if mark is None else payload_of(mark)),
         )
-
-    def _events(self) -> Iterator[event_log.StoredEvent]:
-        previous: event_log.StoredEvent | None = None
-        for number, (key, record) in enumerate(self._live(TypeTag.EVENT)):
-            event = event_log.unpack(int.from_bytes(self._name(key), "big"), payload_of(record))
-            if event.sequence != number:
-                raise self._damaged(f"event {number} is missing")
-            problem = event_log.problem_with(previous, event)
-            if problem is not None:
-                raise self._damaged(f"event {number}: {problem}")
-            yield event
-            previous = event
-
-    def _traces(self) -> Iterator[trace.Trace]:
-        """Depth first, siblings in order of time. Where to go on follows from where one is: nothing grows."""
-        at: trace.Trace | None = self._sibling(None, b"")
-        while at is not None:
-            yield at
-            below = self._sibling(at.id, b"")
-            while below is None and at is not None:
-                place = at.timestamp.to_bytes(8, "big") + at.id.encode() + b"\0"
-                below = self._sibling(at.parent_id, place)
-                at = None if at.parent_id is None else self._trace(at.parent_id.encode())
-            at = below
-
-    def _sibling(self, parent_id: str | None, place: bytes) -> trace.Trace | None:
-        """The first child of a parent from a place on; None: the roots' parent."""
-        name = (parent_id or "").encode()
-        start = b"%b\0%c%b\0" % (self._prefix, TypeTag.TRACE_BY_PARENT, name)
-        for key, _ in self._moment.scan(start + place, start + b"\xff" * 80):
-            found = self._trace(key[len(start) + 8 :])
-            if found is not None and found.parent_id == parent_id:
-                return found
-        return None
-
-    def _trace(self, trace_id: bytes) -> trace.Trace | None:
-        record = self._moment.get(trace.trace_key(self._prefix, trace_id))
-        return None if record is None else trace.unpack(trace_id.decode(), payload_of(record))
 
 
 # --- the file -------------------------------------------------------------------------------------

@@ -1,15 +1,14 @@
 """Import: an export read back, each run whole or not at all.
 
-Invariant: nothing is sent before all of the file has been proved; a run is
-closed to everybody else until its last record has come, and only then gets
-the record by which it is found. A run that fits one commit is there at once.
-Of a larger one the records come in many commits, and until the last of them
-nobody can write into it, list it, or export it. Whatever is killed, importing
-the file again begins such a run anew, and leaves alone what is there already.
+Nothing is sent before the whole file has been checked. A run that fits one
+commit is there at once. A larger one comes in many commits; until the last of
+them nobody else can write into it, list it, or export it. If the import is
+killed, importing the file again begins such a run anew, and leaves finished
+runs alone.
 
-The rules that an imported run has to keep are checked by the writer, see
-`inmem.commit.import_procedures`; the checks of the file are there to tell
-what is wrong by its line.
+The writer checks the rules that an imported run has to keep, see
+`inmem.commit.import_procedures`. The file is checked too, so that an error
+names its line.
 """
 
 from __future__ import annotations
@@ -23,12 +22,15 @@ from typing import Any, BinaryIO, Final
 from inmem.client.transaction import commit_call
 from inmem.database import Database
 from inmem.errors import InmemError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
-from inmem.exchange.export import checksum_of, exists
-from inmem.exchange.lines import Reader, Record, RunEnd, RunStart
-from inmem.exchange.reading import source_of, unfinished
+from inmem.exchange.counted import Counted
+from inmem.exchange.export import checksum_of
+from inmem.exchange.line_reader import LineReader, LineRecord, RunEnd, RunStart
+from inmem.exchange.reading import source_of
 from inmem.keys import check_run_id
 from inmem.model import importing
+from inmem.model.counts import pack
 from inmem.model.importing import TOKEN_BYTES, fence_of
+from inmem.reading.runs import is_whole, unfinished
 from inmem.storage.environment import Table
 from inmem.writeset import OP_CALL, WriteSet
 
@@ -38,13 +40,9 @@ _WINDOW: Final = 4  # commits on their way: the writer works while the next is p
 _TIMEOUT_S: Final = 120.0  # of one commit: a writer that was killed may have much to recover
 _TELL_EVERY: Final = 2000  # records between two words of progress
 
-_PROCEDURES: Final = {
-    "kv": "import.entries", "cell": "import.cells", "event": "import.events", "trace": "import.traces"
-}
-
 
 @dataclass(slots=True)
-class Imported:
+class Imported(Counted):
     """What was imported.
 
     `unchanged` are runs that were there already just as the file has them,
@@ -52,21 +50,9 @@ class Imported:
     those of which a killed import had left something.
     """
 
-    file: str
-    runs: int = 0
-    kv: int = 0
-    cells: int = 0
-    events: int = 0
-    traces: int = 0
-    bytes: int = 0
     unchanged: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     cleared: list[str] = field(default_factory=list)
-
-    @property
-    def records(self) -> int:
-        """All of them."""
-        return self.kv + self.cells + self.events + self.traces
 
 
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes of the file
@@ -153,9 +139,9 @@ def _prove(
     """Read all of the file, and compare it with what is stored."""
     source, namespace = source_of(database), database.namespace
     with source.moment() as moment:
-        deleted = {bytes(d) for d, v in moment.table(Table.FENCES) if not importing.is_mark(v)}
+        deleted = {bytes(d) for d, v in moment.rows(Table.FENCES) if not importing.is_mark(v)}
     plan = _Plan()
-    reader = Reader(stream, str(path))
+    reader = LineReader(stream, str(path))
     there = False
     targets: set[str] = set()
     absent = set(names)
@@ -175,7 +161,7 @@ def _prove(
                     hint="Import it under another id: --rename OLD=NEW.",
                 )
             with source.moment() as moment:
-                there = exists(moment, namespace, target)
+                there = is_whole(moment, namespace, target)
         elif isinstance(part, RunEnd) and there:
             target = names.get(part.run_id, part.run_id)
             if checksum_of(source, namespace, target, part.run_id) == part.checksum:
@@ -196,8 +182,8 @@ def _load(
     database: Database, stream: BinaryIO, path: Path, names: Mapping[str, str], plan: _Plan,
     report: Imported, progress: Progress, total: int,
 ) -> None:
-    reader = Reader(stream, str(path))
-    loader: _Loader | None = None
+    reader = LineReader(stream, str(path))
+    loader: RunLoader | None = None
     passed = False
     number = 0
     try:
@@ -207,16 +193,16 @@ def _load(
             if isinstance(part, RunStart):
                 target = names.get(part.run_id, part.run_id)
                 passed = target in plan.unchanged or target in plan.skipped
-                loader = None if passed else _Loader(database, target, part, names)
-            elif loader is not None and isinstance(part, Record):
+                loader = None if passed else RunLoader(database, target, part, names)
+            elif loader is not None and isinstance(part, LineRecord):
                 loader.take(part)
             elif loader is not None and isinstance(part, RunEnd):
                 if loader.finish(part):
                     report.cleared.append(loader.run_id)
                 loader = None
                 report.runs += 1
-                for kind, count in part.counts._asdict().items():
-                    setattr(report, kind, getattr(report, kind) + count)
+                for name, count in part.counts.items():
+                    report.counts[name] += count
     except BaseException as error:
         if loader is not None:
             loader.abort(error)
@@ -225,13 +211,14 @@ def _load(
     progress("importing", total, total)
 
 
-class _Loader:
+class RunLoader:
     """One run on its way."""
 
     def __init__(self, database: Database, run_id: str, start: RunStart, names: Mapping[str, str]) -> None:
         self.run_id = run_id
         self._attachment = database._attachment
-        self._session = database._attachment.session()
+        self._sessions = database._attachment.session()
+        self._session = self._sessions.take()
         self._namespace = database.namespace.prefix()
         self._prefix = database.namespace.run_prefix(run_id)
         self._token = os.urandom(TOKEN_BYTES)
@@ -239,7 +226,7 @@ class _Loader:
         self._record = start.record
         if self._record is not None:
             self._record[1] = names.get(self._record[1], self._record[1])
-        self._events = 0
+        self._taken: dict[str, int] = {}  # records of each kind
         self._ops: list[Any] = []
         self._items: list[Any] = []  # of the last call in these
         self._kind = ""
@@ -252,27 +239,29 @@ class _Loader:
     def _call(self, procedure: str, *arguments: Any) -> None:
         self._ops.append([OP_CALL, procedure, list(arguments)])
 
-    def take(self, record: Record) -> None:
+    def take(self, record: LineRecord) -> None:
         """Send a record, with others."""
         if self._count >= _GROUP or (self._count and self._bytes + record.bytes > _GROUP_BYTES):
             self._send()
-        if record.kind != self._kind:
-            self._kind, self._items = record.kind, []
-            place = [self._chain, self._events] if record.kind == "event" else []
-            self._call(_PROCEDURES[record.kind], self._prefix, self._token, *place, self._items)
+        kind = record.form.kind
+        if kind != self._kind:
+            self._kind, self._items = kind, []
+            place = record.form.place(self._chain, self._taken.get(kind, 0))
+            self._call(record.form.procedure, self._prefix, self._token, *place, self._items)
         self._items.append(record.item)
-        self._events += record.kind == "event"
+        self._taken[kind] = self._taken.get(kind, 0) + 1
         self._count += 1
         self._bytes += record.bytes
 
     def finish(self, end: RunEnd) -> bool:
         """Send the rest, and wait for all; whether something of an earlier import was removed."""
         self._call(
-            "import.finish", self._namespace, self.run_id, self._token, list(end.counts), self._record
+            "import.finish", self._namespace, self.run_id, self._token, pack(end.counts), self._record
         )
         self._send()
         while self._sent:
             self._settle()
+        self._sessions.give_back(self._session)
         return self._cleared
 
     def _send(self) -> None:
@@ -298,6 +287,7 @@ class _Loader:
                     self._settle()
                 except InmemError:
                     continue  # the first of them is why we are here
+            self._sessions.give_back(self._session)
             if self._first is not None:
                 arguments = [self._namespace, self.run_id, self._token]
                 commit_call(self._attachment, "import.abort", arguments, _TIMEOUT_S)

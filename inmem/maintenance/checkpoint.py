@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,35 +20,39 @@ from inmem.errors import CorruptionError, InmemError, WriterUnavailableError, to
 from inmem.host import failpoints
 from inmem.host.directory import DataDirectory, Identity
 from inmem.maintenance.process import from_os_error
+from inmem.reading.moment import Item, Moment
+from inmem.reading.source import shared
 from inmem.storage.checkpoint import COPIED, CheckpointHeader, Written, verify_checkpoint, write_checkpoint
 from inmem.storage.environment import Table
-from inmem.storage.snapshot import Image, Snapshot
-from inmem.storage.store import POSITION_KEY, Position, unpack_position
+from inmem.storage.snapshot import Image
+from inmem.storage.store import Position
 
 COPY_MAX_AGE_S: Final = 86_400.0  # of the snapshot; what it pins is bounded by a generation switch
 _LOOK_EVERY: Final = 10_000  # entries between two looks whether the writer lives
 
 
-def copy_snapshot(
-    snapshot: Snapshot, identity: Identity, file: Path, parent: int | None
+def copy_moment(
+    moment: Moment, identity: Identity, file: Path,
+    passing: Callable[[Iterator[Item]], Iterator[Item]] = lambda items: items, *, may_be_empty: bool = False,
 ) -> tuple[CheckpointHeader, Written]:
-    """Write a snapshot to a new, verified, durable file; `parent` is the process that must live on.
+    """Write one version to a new, verified, durable file; each table goes through `passing`.
+
+    With `may_be_empty` an image in which nothing was ever published is a copy of version 0.
 
     Raises:
         CorruptionError: the image has no position, or the file does not read back.
-        WriterUnavailableError: the parent has ended.
         OSError: the disk.
     """
-    position = unpack_position(dict(snapshot.table(Table.META)).get(POSITION_KEY), file)
+    position = moment.position() or (Position(0, 0, 0, 0, ()) if may_be_empty else None)
     if position is None:
         raise CorruptionError("the image has no position: nothing was ever published in it")
     stand = stand_of(position, identity)
-    tables = ((table, _while_alive(snapshot.table(table), parent)) for table in COPIED)
+    tables = ((table, passing(moment.rows(table))) for table in COPIED)
     return stand, write_verified(file, stand, tables)
 
 
 def write_verified(
-    file: Path, stand: CheckpointHeader, tables: Iterable[tuple[Table, Iterable[tuple[bytes, bytes]]]]
+    file: Path, stand: CheckpointHeader, tables: Iterable[tuple[Table, Iterable[Item]]]
 ) -> Written:
     """Write a new, durable file and read it back: something will be removed because it is there.
 
@@ -70,15 +74,15 @@ def stand_of(position: Position, identity: Identity) -> CheckpointHeader:
     )
 
 
-def _while_alive(items: Iterator[tuple[bytes, bytes]], parent: int | None) -> Iterator[tuple[bytes, bytes]]:
+def _while_alive(items: Iterator[Item], parent: int) -> Iterator[Item]:
     for number, item in enumerate(items):
         if number % _LOOK_EVERY == 0:
             _look_after(parent)
         yield item
 
 
-def _look_after(parent: int | None) -> None:
-    if parent is not None and os.getppid() != parent:
+def _look_after(parent: int) -> None:
+    if os.getppid() != parent:
         raise WriterUnavailableError("the writer that wanted this copy has ended")
 
 
@@ -92,13 +96,14 @@ def main(path: Path, file: Path, writer: Path) -> int:
         identity = directory.identity()
         control = directory.control()
         image = Image(control, directory.stem(identity))
-        snapshot = image.snapshot(COPY_MAX_AGE_S)
-        failpoints.reached("copying")
         try:
-            _look_after(parent)  # the next writer's helper makes a file of the same name
-            stand, written = copy_snapshot(snapshot, identity, file, parent)
+            with shared(image, COPY_MAX_AGE_S).moment() as moment:
+                failpoints.reached("copying")
+                _look_after(parent)  # the next writer's helper makes a file of the same name
+                stand, written = copy_moment(
+                    moment, identity, file, lambda items: _while_alive(items, parent)
+                )
         finally:
-            snapshot.close()
             image.close()
             control.close()
         document = {

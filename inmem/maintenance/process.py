@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from inmem.errors import InmemError, StoreFullError, from_wire, to_wire
@@ -21,6 +21,7 @@ from inmem.host.files import python_environment
 
 Progress = Callable[[str], None]
 
+_TELL_EVERY: Final = 100_000  # entries between two words of progress
 _END_PATIENCE_S: Final = 5.0  # for a helper that was asked to end
 # A damaged image can make reading it fatal; every other signal came from somebody.
 _FATAL: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
@@ -105,6 +106,21 @@ def from_os_error(problem: str, error: OSError) -> InmemError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFullError(f"{problem}: {error}", hint="Free space on the disk.")
     return InmemError(f"{problem}: {error}")
+
+
+def counted(done: str, progress: Progress) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """A function that entries pass through; it tells how many have passed."""
+    total = 0
+
+    def passing(items: Iterable[Any]) -> Iterator[Any]:
+        nonlocal total
+        for item in items:
+            yield item
+            total += 1
+            if total % _TELL_EVERY == 0:
+                progress(f"{done} {total:,} entries")
+
+    return passing
 
 
 def _described(error: InmemError) -> dict[str, Any]:

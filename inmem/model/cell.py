@@ -12,7 +12,7 @@ Payload of the mark: version, 8 bytes big-endian.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from inmem.errors import CellExistsError, CellNotFoundError, VersionMismatchError
 from inmem.keys import TypeTag
@@ -32,9 +32,12 @@ def cell_key(prefix: bytes, name: bytes) -> bytes:
     return b"%b\0%c%b" % (prefix, TypeTag.STATE, name)
 
 
+MARK: Final = b"mark"  # the name of a run's mark
+
+
 def mark_key(prefix: bytes) -> bytes:
     """Where a run's mark is."""
-    return b"%b\0%c" % (prefix, TypeTag.STATE_MARK) + b"mark"
+    return b"%b\0%c%b" % (prefix, TypeTag.STATE_MARK, MARK)
 
 
 def pack(version: int, value: bytes) -> bytes:

@@ -96,7 +96,10 @@ class RunStats:
 
 @dataclass(frozen=True, slots=True)
 class DeletedRun:
-    """What a deletion removed: records of each primitive, and whether the run had a record."""
+    """What a deletion removed: records of each primitive, and whether the run had a record.
+
+    `others` has the numbers of further kinds of records by their names, if there were any.
+    """
 
     run_id: str
     kv: int
@@ -104,11 +107,13 @@ class DeletedRun:
     cells: int
     traces: int
     had_record: bool
+    others: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def total(self) -> int:
         """All primary records that were removed."""
-        return self.kv + self.events + self.cells + self.traces + self.had_record
+        first = self.kv + self.events + self.cells + self.traces + self.had_record
+        return first + sum(self.others.values())
 
 
 def pack(run: RunMetadata) -> bytes:

@@ -20,7 +20,7 @@ from support import Workers, in_parallel, kill_writer, wait_until, writer_pid
 import inmem
 from inmem import Custom, Decision, ErrorTrace, NewTrace, Query, RunStatus, Thought, ToolCall
 from inmem.keys import Key, TypeTag, owner_of
-from inmem.model.indices import INDEX_TAGS, entries_of
+from inmem.primitives.server import INDEX_TAGS, entries_of
 from inmem.record import payload_of
 from inmem.storage.environment import Table
 

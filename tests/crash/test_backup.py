@@ -29,11 +29,13 @@ from inmem.errors import (
     StoreFullError,
     WriterUnavailableError,
 )
+from inmem.host import failpoints
 from inmem.host.directory import DataDirectory
 from inmem.host.files import python_environment
 from inmem.maintenance import backup as module
-from inmem.maintenance.backup import backup, backup_in_process, restore
+from inmem.maintenance.backup import backup, backup_in_process
 from inmem.maintenance.check import check
+from inmem.maintenance.restore import restore
 from inmem.storage.checkpoint import (
     CheckpointHeader,
     CheckpointReader,
@@ -220,7 +222,7 @@ def test_a_name_that_is_taken_meanwhile_is_left(
             path.mkdir()
             (path / "precious").touch()
 
-    monkeypatch.setattr(module.failpoints, "reached", taken)
+    monkeypatch.setattr(failpoints, "reached", taken)
     with pytest.raises(AlreadyExistsError, match="made meanwhile"):
         backup(sample / "store", file)
     with pytest.raises(AlreadyExistsError):
@@ -284,7 +286,7 @@ def test_killed_before_the_last_step(sample: Path, scratch: Path, what: str) -> 
     else:
         name, source = "restore_built", sample / "file"
         code = "restore(*map(Path, sys.argv[1:]))"
-    program = f"import sys; from pathlib import Path; from inmem.maintenance.backup import {what}; {code}"
+    program = f"import sys; from pathlib import Path; from inmem.maintenance.{what} import {what}; {code}"
     done = subprocess.run(
         [sys.executable, "-c", program, str(source), str(target)],
         env=python_environment() | {"INMEM_FAILPOINT": name}, check=False,
@@ -298,8 +300,9 @@ def test_killed_before_the_last_step(sample: Path, scratch: Path, what: str) -> 
 
 def test_ended_by_a_signal_it_leaves_nothing(sample: Path, scratch: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from inmem.maintenance import backup as m\n"
-        "m.write_verified = lambda *a: (a[0].touch(), print('here', flush=True), time.sleep(60))\n"
+        "import sys, time; from pathlib import Path\n"
+        "from inmem.maintenance import backup as m, checkpoint as c\n"
+        "c.write_verified = lambda *a: (a[0].touch(), print('here', flush=True), time.sleep(60))\n"
         "sys.exit(m.main(*map(Path, sys.argv[1:])))"
     )
     process = subprocess.Popen(

@@ -26,7 +26,8 @@ from inmem.host.directory import DataDirectory
 from inmem.keys import Key, TypeTag
 from inmem.maintenance import salvage as module
 from inmem.maintenance.check import check
-from inmem.maintenance.salvage import SalvageReport, salvage, salvage_in_process
+from inmem.maintenance.salvage import salvage, salvage_in_process
+from inmem.maintenance.salvage_report import SalvageReport
 from inmem.record import payload_of
 from inmem.storage.checkpoint import checkpoint_files, verify_checkpoint
 from inmem.storage.environment import Table
@@ -365,8 +366,9 @@ def test_an_image_that_ends_the_process_is_not_used(
 ) -> None:
     """A page that is none can be fatal to whoever reads it: then it is tried again without."""
     code = (
-        "import os, sys; from pathlib import Path; from inmem.maintenance import salvage as m\n"
-        "m.image_problems = lambda image: os.kill(os.getpid(), 11)\n"
+        "import os, sys; from pathlib import Path\n"
+        "from inmem.maintenance import salvage as m, salvage_start as s\n"
+        "s.problems_in = lambda source: os.kill(os.getpid(), 11)\n"
         "sys.exit(m.main(*map(Path, sys.argv[1:])))"
     )
     monkeypatch.setattr(module, "_PROGRAM", ["-c", code])

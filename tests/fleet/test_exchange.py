@@ -44,8 +44,8 @@ from inmem.exchange import (
     rebuild,
     unfinished_imports,
 )
-from inmem.exchange.import_ import _Loader
-from inmem.exchange.lines import Reader, Record, RunStart
+from inmem.exchange.import_ import RunLoader
+from inmem.exchange.line_reader import LineReader, LineRecord, RunStart
 from inmem.host.control import VERSION, Control
 from inmem.keys import Namespace
 from workers.canonical import same
@@ -285,16 +285,16 @@ class TestRefused:
     def test_every_cut_and_every_flipped_byte(self, file: Path) -> None:
         """The reader alone, which is what decides."""
         data = file.read_bytes()
-        assert sum(isinstance(part, Record) for part in Reader(io.BytesIO(data), "x")) == 9
+        assert sum(isinstance(part, LineRecord) for part in LineReader(io.BytesIO(data), "x")) == 9
         for end in range(0, len(data), 5):
             with pytest.raises(CorruptionError, match=r"^x, line \d+: "):
-                list(Reader(io.BytesIO(data[:end]), "x"))
+                list(LineReader(io.BytesIO(data[:end]), "x"))
         rng = random.Random(20260701)
         for at in range(0, len(data), 3):
             changed = bytearray(data)
             changed[at] ^= 1 << rng.randrange(8)
             with pytest.raises((CorruptionError, FormatVersionError)):
-                list(Reader(io.BytesIO(bytes(changed)), "x"))
+                list(LineReader(io.BytesIO(bytes(changed)), "x"))
 
     def test_other_versions_and_other_files(self, file: Path, scratch: Path, db: inmem.Database) -> None:
         other = scratch / "other.jsonl"
@@ -529,15 +529,15 @@ def test_both_are_killed_and_the_store_is_recovered_from_its_log(large: Path, sc
         assert db.kv.put("large", "k", 1)
 
 
-def half_import(db: inmem.Database, file: Path, records: int = 3500) -> _Loader:
+def half_import(db: inmem.Database, file: Path, records: int = 3500) -> RunLoader:
     """What a killed import leaves of the large run; whoever holds this is it."""
-    loader: _Loader | None = None
+    loader: RunLoader | None = None
     taken = 0
     with file.open("rb") as stream:
-        for part in Reader(stream, "x"):
+        for part in LineReader(stream, "x"):
             if isinstance(part, RunStart) and part.run_id == "large":
-                loader = _Loader(db, "large", part, {})
-            elif loader is not None and isinstance(part, Record):
+                loader = RunLoader(db, "large", part, {})
+            elif loader is not None and isinstance(part, LineRecord):
                 loader.take(part)
                 taken += 1
                 if taken == records:

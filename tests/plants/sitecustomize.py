@@ -7,6 +7,10 @@ directory on PYTHONPATH, a writer (and no other process) does what these name:
     INMEM_TEST_PLANTED  a file; a line is added to it when the bug first has its effect
     INMEM_TEST_SYNCED   a file; it always says how much of which log segment has been synced
 
+and writers and helpers have the primitive of `tests/notes.py` with
+
+    INMEM_TEST_PRIMITIVE    anything; the tests' directory is on PYTHONPATH too
+
 So nothing in the package knows of any bug, and a bug that is not there any
 more, since what it replaces has another name, is one that says nothing.
 """
@@ -121,3 +125,10 @@ if sys.orig_argv[1:3] == ["-m", "inmem.writer"]:
         PLANTS[os.environ["INMEM_TEST_PLANT"]]()
     if "INMEM_TEST_SYNCED" in os.environ:
         note_what_is_synced(os.environ["INMEM_TEST_SYNCED"])
+
+if "INMEM_TEST_PRIMITIVE" in os.environ and sys.orig_argv[1:3] in (
+    ["-m", "inmem.writer"], ["-m", "inmem.maintenance"]
+):  # fmt: skip
+    import notes
+
+    notes.add()

@@ -22,8 +22,12 @@ from support import control_state, kill_writer, stop_writer, wait_until
 import inmem
 from inmem.errors import CorruptionError, InvalidInputError
 from inmem.keys import Key, Namespace, TypeTag
-from inmem.maintenance import check as module
-from inmem.maintenance.check import CheckReport, check, check_in_process
+from inmem.maintenance import check_report as reports
+from inmem.maintenance import log_check as logs
+from inmem.maintenance import prefix_check as prefixes
+from inmem.maintenance import table_check as tables
+from inmem.maintenance.check import check
+from inmem.maintenance.check_report import CheckReport, check_in_process
 from inmem.model import event_log
 from inmem.record import pack, payload_of
 from inmem.storage.environment import Table
@@ -189,7 +193,7 @@ class TestNothingWrong:
         self, store_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fill(store_path)
-        monkeypatch.setattr(module._Check, "_name_missing", lambda *_: pytest.fail("none is missing"))
+        monkeypatch.setattr(tables.TableCheck, "_name_missing", lambda *_: pytest.fail("none is missing"))
         assert check(store_path).ok
 
 
@@ -234,19 +238,19 @@ class TestWhileCommitsGoOn:
         self, store_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What is committed behind the check's back into runs to come is seen, and right."""
-        monkeypatch.setattr(module, "_RENEW_S", 0.0)
+        monkeypatch.setattr("inmem.reading.source._RENEW_S", 0.0)
         fill(store_path)
         with inmem.open(store_path) as db:
             db.events.append("run-3", "before")
             taken: list[str] = []
-            close = module._RunCheck.finish
+            close = prefixes.PrefixCheck.finish
 
             def finish(run: Any) -> list[str]:
                 if run.prefix.endswith(b"run-1"):
                     taken.append(db.events.append("run-3", "meanwhile").hash.hex())
                 return close(run)
 
-            monkeypatch.setattr(module._RunCheck, "finish", finish)
+            monkeypatch.setattr(prefixes.PrefixCheck, "finish", finish)
             report = check(store_path)
         assert len(taken) == 1
         assert report.problems == []
@@ -256,11 +260,11 @@ class TestWhileCommitsGoOn:
         self, store_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Events and their index are compared at one moment, or they could not be."""
-        monkeypatch.setattr(module, "_RENEW_S", 0.0)
+        monkeypatch.setattr("inmem.reading.source._RENEW_S", 0.0)
         fill(store_path)
         with inmem.open(store_path) as db:
             appended: list[int] = []
-            take = module._RunCheck.take
+            take = prefixes.PrefixCheck.take
 
             def taking(run: Any, tag: int, rest: bytes, record: bytes) -> str | None:
                 if tag == TypeTag.EVENT_BY_TYPE and rest.endswith(bytes(8)):
@@ -268,7 +272,7 @@ class TestWhileCommitsGoOn:
                     appended.append(1)
                 return take(run, tag, rest, record)
 
-            monkeypatch.setattr(module._RunCheck, "take", taking)
+            monkeypatch.setattr(prefixes.PrefixCheck, "take", taking)
             report = check(store_path)
             assert len(appended) == 2 and db.events.len(RUN) == 13
         assert report.problems == []
@@ -279,7 +283,7 @@ class TestWhileCommitsGoOn:
     ) -> None:
         fill(store_path)
         readings: list[int] = []
-        real = module.scan
+        real = logs.scan
 
         def scan(*arguments: Any) -> Any:
             readings.append(1)
@@ -287,7 +291,7 @@ class TestWhileCommitsGoOn:
                 raise CorruptionError("the file became shorter while it was read")
             return real(*arguments)
 
-        monkeypatch.setattr(module, "scan", scan)
+        monkeypatch.setattr(logs, "scan", scan)
         with inmem.open(store_path):
             assert check(store_path).problems == []
         assert len(readings) == 3
@@ -484,7 +488,7 @@ class TestDamagedImage:
     def test_missing_entries_beyond_one_chunk_are_all_named(
         self, killed: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "_CHUNK", 3)
+        monkeypatch.setattr(tables, "_CHUNK", 3)
         keys = [Key.kv(HOME, run, f"brief-{n}") for run in (RUN, "run-2") for n in range(5)]
         gone = keys[::2]
         records = [(stored(killed, key)[16:24] + key) for key in gone]
@@ -555,7 +559,7 @@ class TestTheProcess:
         before = entries(stopped)
         code = (
             "import sys, time; from pathlib import Path; from inmem.maintenance import check as m\n"
-            "m._Check._check_tables = lambda self, source: (print('here', flush=True), time.sleep(60))\n"
+            "m.TableCheck.run = lambda self: (print('here', flush=True), time.sleep(60))\n"
             "sys.exit(m.main(Path(sys.argv[1])))"
         )
         process = subprocess.Popen([sys.executable, "-c", code, str(stopped)], stdout=subprocess.PIPE)
@@ -576,7 +580,7 @@ class TestTheProcess:
     ) -> None:
         def dies(number: int) -> Callable[[], None]:
             code = f"import os; os.kill(os.getpid(), {number})"
-            return lambda: monkeypatch.setattr(module, "_PROGRAM", ["-c", code])
+            return lambda: monkeypatch.setattr(reports, "_PROGRAM", ["-c", code])
 
         dies(signal.SIGSEGV)()
         assert "SIGSEGV" in problem_of(check_in_process(stopped))

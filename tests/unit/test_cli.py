@@ -369,7 +369,7 @@ class TestCheck:
 
     def test_ctrl_c_ends_it_without_a_trace(self, stopped: Path) -> None:
         code = (
-            "import inmem.maintenance.check as m; m._PROGRAM = ['-c', 'import time; time.sleep(60)']\n"
+            "import inmem.maintenance.check_report as m; m._PROGRAM = ['-c', 'import time; time.sleep(60)']\n"
             "from inmem.cli import main; main()"
         )
         process = subprocess.Popen(

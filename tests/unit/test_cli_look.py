@@ -20,11 +20,11 @@ import inmem
 from inmem.cli import text as cli_text
 from inmem.cli.app import app
 from inmem.cli.listing import Listing
-from inmem.cli.run_view import RunView
 from inmem.cli.tree import drawn
-from inmem.cli.view import Moment, View
 from inmem.host.directory import DataDirectory
 from inmem.keys import Key, Namespace
+from inmem.reading.database_source import DatabaseSource
+from inmem.reading.moment import Moment
 from inmem.storage.store import Store
 
 RUN = "trip"
@@ -264,13 +264,13 @@ class TestEvents:
         self, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         taken = []
-        scan = Moment.stream
+        scan = Moment.walk
         monkeypatch.setattr(
-            Moment, "stream",
+            Moment, "walk",
             lambda self, *a, **k: (taken.append(item) or item for item in scan(self, *a, **k)),
         )  # fmt: skip
-        with View(path, Namespace()) as view:
-            assert next(RunView(view, RUN).events()).event.sequence == 0
+        with DatabaseSource(DataDirectory(path), Namespace()) as source:
+            assert next(source.run(RUN).events()).event.sequence == 0
         assert len(taken) <= 256
 
 

@@ -132,7 +132,7 @@ def test_the_table_of_statuses_is_that_of_the_code() -> None:
 
 def test_the_table_of_layers_is_that_of_the_imports() -> None:
     table = text_of("ARCHITECTURE.md").partition("\n## Layers\n")[2].partition("\n## ")[0]
-    told = tuple(tuple(re.findall(r"`(\w+)`", names)) for names, _ in rows(table, 2)[1:])
+    told = tuple(tuple(re.findall(r"`([\w.]+)`", names)) for names, _ in rows(table, 2)[1:])
     assert told == LAYERS
 
 

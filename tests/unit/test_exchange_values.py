@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inmem import values
-from inmem.exchange.jsonvalues import dumps, from_json, loads, needs_marks, to_json
+from inmem.jsonvalues import dumps, from_json, loads, needs_marks, to_json
 
 bits = st.integers(0, (1 << 64) - 1).map(lambda n: struct.unpack(">d", n.to_bytes(8, "big"))[0])
 keys = st.one_of(

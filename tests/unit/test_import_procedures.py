@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from inmem.errors import (
 from inmem.keys import Key
 from inmem.model import event_log, importing
 from inmem.model.event_log import NO_HASH, chain_hash
-from inmem.model.importing import Counts, Mark
-from inmem.model.indices import INDEX_TAGS, entries_of
+from inmem.model.importing import Mark
+from inmem.primitives.server import INDEX_TAGS, entries_of
 from inmem.record import payload_of, timestamp_of
 from inmem.storage.environment import Table
+from inmem.storage.wal.format import PUT
 
 HOME, RUN = NS.prefix(), NS.run_prefix("r")
 TOKEN, OTHER = b"t" * 16, b"o" * 16
@@ -245,16 +247,62 @@ def test_a_mark_is_as_before_when_publishing_fails(bench: Bench, client: Client)
     results_of(client.send(finish(kv=1)))
 
 
+COUNTS = {"kv": 1, "cells": 2, "events": 3, "traces": 4}
+
+
 def test_the_form_of_a_mark() -> None:
-    mark = Mark(TOKEN, Counts(1, 2, 3, 4), RUN)
+    mark = Mark(TOKEN, {**COUNTS, "notes": 500}, RUN)
     value = importing.pack(5, mark)
     assert importing.unpack(value) == mark
     assert value.hex() == (
-        "0000000000000005" "01" + TOKEN.hex()
-        + "0000000000000001" "0000000000000002" "0000000000000003" "0000000000000004" + RUN.hex()
+        "0000000000000005" "02" + TOKEN.hex() + "0019" + RUN.hex()
+        + "85" "a26b7601" "a563656c6c7302" "a66576656e747303" "a674726163657304" "a56e6f746573cd01f4"
     )
     assert importing.is_mark(value) and not importing.is_mark((5).to_bytes(8, "big"))
     assert len(fence_of(RUN)) == 16
-    for bad in (b"", value[:40], value[:8] + b"\2" + value[9:]):
+    bads = [b"", value[:26], value[:40], value[:-1], value + b"\0", value[:8] + b"\3" + value[9:]]
+    bads += [importing.pack(5, Mark(TOKEN, counts, RUN)) for counts in ({"kv": -1}, {1: 1}, {"kv": "1"})]
+    for bad in bads:
         with pytest.raises(ValueError, match="mark of an import"):
             importing.unpack(bad)
+
+
+# What the first release wrote into tables, checkpoints and the log.
+FORM_1 = bytes.fromhex(
+    "0000000000000005" "01" + TOKEN.hex()
+    + "0000000000000001" "0000000000000002" "0000000000000003" "0000000000000004" + RUN.hex()
+)
+
+
+def test_the_first_form_of_a_mark_is_read() -> None:
+    assert importing.is_mark(FORM_1)
+    assert importing.unpack(FORM_1) == Mark(TOKEN, COUNTS, RUN)
+    with pytest.raises(ValueError, match="mark of an import"):
+        importing.unpack(FORM_1[:56])
+
+
+def test_an_import_that_an_earlier_writer_began_goes_on(bench: Bench, client: Client) -> None:
+    client.send(begin(), of("entries", [ENTRY]))
+    txn = bench.store.begin()
+    form_1 = FORM_1[:25] + struct.pack(">4Q", 1, 0, 0, 0) + RUN
+    txn.apply([(PUT, int(Table.FENCES), fence_of(RUN), form_1)])
+    txn.publish(bench.store.position)
+    bench.restart()
+    results_of(client.send(of("cells", [CELL])))
+    assert isinstance(error_of(client.send(finish(kv=1))), InvariantError)
+    results_of(client.send(finish(kv=1, cells=1)))
+    assert list(bench.store.items(Table.FENCES)) == []
+
+
+@pytest.mark.parametrize("counts", [
+    None, {}, [], [1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, {}, {}], [-1, 0, 0, 0], ["1", 0, 0, 0],
+    [1, 0, 0, 0, {"notes": -1}], [1, 0, 0, 0, {1: 1}],
+])  # fmt: skip
+def test_counts_that_are_none_are_refused(bench: Bench, client: Client, counts: Any) -> None:
+    client.send(begin(), of("entries", [ENTRY]))
+    error = error_of(client.send(call("import.finish", HOME, "r", TOKEN, counts, None)))
+    assert isinstance(error, InvalidInputError)
+    with_others = [1, 0, 0, 0, {"notes": 1}]
+    error = error_of(client.send(call("import.finish", HOME, "r", TOKEN, with_others, None)))
+    assert isinstance(error, InvariantError)
+    results_of(client.send(finish(kv=1)))

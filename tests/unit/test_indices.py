@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from procedures import RUN
 
 from inmem.keys import Key, TypeTag
-from inmem.model.indices import ENTRIES, INDEX_TAGS, entries_of
+from inmem.primitives.server import INDEX_TAGS, RECORD_TYPES, entries_of
+
+ENTRIES = {tag for tag, one in RECORD_TYPES.items() if one.index_keys is not None}
 
 
 def test_every_index_of_the_format_is_known() -> None:

@@ -31,8 +31,8 @@ from inmem.errors import (
 )
 from inmem.keys import Key, Namespace, TypeTag, owner_of
 from inmem.model import run
-from inmem.model.indices import INDEX_TAGS
 from inmem.model.run import RunMetadata, RunStatus
+from inmem.primitives.server import INDEX_TAGS
 from inmem.record import pack
 
 HOME = NS.prefix()

@@ -27,6 +27,8 @@ import struct
 from base64 import b64decode, b64encode
 from typing import Any, Final
 
+from inmem import values
+
 _DOUBLE: Final = struct.Struct(">d")
 _NAN: Final = _DOUBLE.pack(math.nan)
 _NAMES: Final = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
@@ -71,6 +73,12 @@ def to_json(value: Any) -> Any:
 def needs_marks(encoded: bytes) -> bool:
     """Whether `to_json` might change the value that is encoded so; False is certain."""
     return _MARKED.search(encoded) is not None
+
+
+def encoded_to_json(encoded: bytes) -> Any:
+    """`to_json` of an encoded value."""
+    value = values.decode(encoded)
+    return to_json(value) if needs_marks(encoded) else value
 
 
 def _named(value: float) -> str:

@@ -1,0 +1,91 @@
+"""Files and directories that take their names when they are whole.
+
+Until then they are beside their place under a hidden name. Nothing is ever
+replaced. What a killed process has left under a hidden name is removed by the
+next attempt.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from inmem.errors import AlreadyExistsError, InmemError
+from inmem.host import failpoints
+from inmem.host.files import make_private_dir, sync_directory
+
+
+def left_behind(path: Path) -> list[Path]:
+    """What killed processes have left of something of this name; those that had our process number, too."""
+    found = []
+    head, tail = f".{path.name}.", ".tmp"
+    for left in path.parent.iterdir():
+        if left.name.startswith(head) and left.name.endswith(tail):
+            pid = left.name[len(head) : -len(tail)]
+            if pid.isdigit() and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()):
+                found.append(left)
+    return found
+
+
+@contextmanager
+def appearing_file(file: Path) -> Iterator[Path]:
+    """A place for a file that gets its name, durably, if the block ends without an error."""
+    for left in left_behind(file):
+        left.unlink(missing_ok=True)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        yield unfinished
+        failpoints.reached("backup_copied")
+        try:
+            os.link(unfinished, file)  # unlike a rename, it never replaces
+        except FileExistsError:
+            raise AlreadyExistsError(f"{file} was made meanwhile; nothing was replaced") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    sync_directory(file.parent)
+
+
+def refuse_taken(path: Path) -> None:
+    """Refuse a place for a new directory that holds something.
+
+    Raises:
+        AlreadyExistsError: it does.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_symlink() or not path.is_dir() or any(path.iterdir()):
+        raise AlreadyExistsError(
+            f"{path} exists and is not an empty directory", hint="Name a new directory: nothing is replaced."
+        )
+
+
+@contextmanager
+def appearing_directory(path: Path) -> Iterator[Path]:
+    """A directory beside this one, which takes its name, whole, if the block ends without an error.
+
+    Killed meanwhile, it stays under its other name, and is no database
+    unless it is whole; the next attempt removes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in left_behind(path):
+        shutil.rmtree(left, ignore_errors=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    make_private_dir(unfinished)
+    try:
+        yield unfinished
+        failpoints.reached("restore_built")
+        try:
+            os.rename(unfinished, path)  # onto an empty directory, or onto nothing
+        except OSError as error:
+            refuse_taken(path)
+            raise InmemError(
+                f"a new directory cannot take the name {path}: {error.strerror}",
+                hint="If it is a file system of its own, name a directory inside of it.",
+            ) from None
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    sync_directory(path.parent)
