@@ -25,6 +25,7 @@ from inmem.board import RESULT_BYTES, RING
 from inmem.clock import StoreClock
 from inmem.commit.committer import Answer, Committer, Log, NoLog, Request
 from inmem.commit.outcomes import Sessions
+from inmem.commit.procedures import PROCEDURES
 from inmem.config import (
     FORMAT_VERSION,
     MIB,
@@ -140,7 +141,7 @@ class Writer:
         self._committer = Committer(
             self._store, self._log, sessions, version=recovered.version, epoch=recovered.epoch,
             owner=recovered.owner, chain=CHAIN_IDS[settings.chain],
-            always_sync=settings.durability == "sync", reached=failpoints.reached,
+            always_sync=settings.durability == "sync", procedures=PROCEDURES, reached=failpoints.reached,
         )
         self._generation = recovered.generation
         self._stem = directory.stem(identity)
