@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import msgpack
 import xxhash
 
-from inmem.commit.decide import NO_RESULTS, Decision, Procedures, decide
+from inmem.commit.decide import NO_RESULTS, Procedures, decide
 from inmem.commit.outcomes import GAP, Outcome, Sessions, describe_refusal
 from inmem.commit.turns import Turns
 from inmem.commit.validation import RecentWrites
@@ -256,11 +256,11 @@ class Committer:
         try:
             wanted = decode(body)
             self._turns.check(session, wanted.reads, now_us)
-            decision = decide(
+            changes, results, buckets, new_fences, new_marks = decide(
                 wanted, txn, self._recent, self._procedures, version=self.version + 1, now_us=now_us,
                 fences=self._fences, marks=self._marks, chain=self._chain,
             )
-            self._admit(decision)
+            self._admit(changes)
         except (InmemError, MalformedError) as error:
             problem = error if isinstance(error, InmemError) else InvalidInputError(str(error))
             if isinstance(problem, ConflictError):
@@ -271,21 +271,21 @@ class Committer:
         else:
             self.counters.commits += 1
             self._turns.won(session)
-            if decision.ops:  # else nothing changes: no version of its own, and nothing to log
+            if changes:  # else nothing changes: no version of its own, and nothing to log
                 self.version += 1
-                txn.apply(decision.ops)
-                ops += decision.ops
-                for bucket in decision.buckets:
+                txn.apply(changes)
+                ops += changes
+                for bucket in buckets:
                     self._recent.wrote(bucket, self.version)
-            if decision.fences:
-                fences += decision.fences
-                self._fences.update(decision.fences)
-            for owner, mark in decision.marks.items():
+            if new_fences:
+                fences += new_fences
+                self._fences.update(new_fences)
+            for owner, mark in new_marks.items():
                 if mark is None:
                     self._marks.pop(owner, None)
                 else:
                     self._marks[owner] = mark
-            outcome = Outcome(digest, APPLIED, self.version, decision.results)
+            outcome = Outcome(digest, APPLIED, self.version, results)
         self.sessions.record(session, sequence, answered_below, now_us, outcome)
         return Answer(outcome.status, sequence, outcome.version, outcome.result)
 
@@ -298,10 +298,10 @@ class Committer:
             return Answer(RESEND, request.sequence, next_wanted, NO_RESULTS)
         return Answer(REFUSED, request.sequence, 0, msgpack.packb(describe_refusal(known)))
 
-    def _admit(self, decision: Decision) -> None:
+    def _admit(self, changes: Sequence[tuple[Any, ...]]) -> None:
         """Count what a commit adds against the quota."""
         added, has_data = 0, False
-        for op in decision.ops:
+        for op in changes:
             if op[0] == PUT:
                 added += entry_bytes(op[2], op[3])
                 has_data |= op[1] == DATA
