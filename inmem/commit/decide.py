@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from inmem.changes import PUT
 from inmem.commit.validation import RecentWrites, validate
 from inmem.commit.workspace import DATA, BaseState, Workspace
 from inmem.errors import InmemError, InvalidInputError, InvariantError
 from inmem.keys import Key, TypeTag, bucket_of, shorten
 from inmem.record import pack
-from inmem.storage.wal_format import PUT
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 Procedures = Mapping[str, Callable[..., Any]]
@@ -59,7 +59,9 @@ def decide(
     results = []
     for op in request.ops:
         if op[0] == OP_CALL:
+            workspace.stamp_us = op[3] if len(op) == 4 else now_us
             results.append(_call(procedures, workspace, op[1], op[2]))
+            workspace.stamp_us = now_us
         else:
             _check_plain(op[1])
             if op[0] == OP_PUT:

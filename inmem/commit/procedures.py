@@ -57,7 +57,7 @@ def event_append(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[
         if not 0 <= timestamp < 1 << 63:
             raise InvalidInputError("timestamp is outside 0 to 2**63-1", argument="timestamp")
         head = event_log.follow(
-            head, workspace.chain, timestamp or workspace.now_us, event_type, payload
+            head, workspace.chain, timestamp or workspace.stamp_us, event_type, payload
         )
         sequence = encode_sequence(head.sequence)
         workspace.put(b"%b\0%c%b" % (prefix, TypeTag.EVENT, sequence), event_log.pack(head))

@@ -26,7 +26,7 @@ def create(
             raise RunNotFoundError(f"there is no run {parent_run} to be the parent", run_id=parent_run)
     new = run.created(
         run_id, parent_run or None, tuple(check_labels(tags)), check_map(metadata, "metadata"),
-        workspace.now_us,
+        workspace.stamp_us,
     )
     _write(workspace, namespace, None, new)
     return new.created_at
@@ -50,7 +50,7 @@ def update(
         raise InvalidInputError(f"there is no status {shorten(status)}", argument="status") from None
     old = run.unpack(run_id, stored)
     new = run.changed(
-        old, workspace.now_us, status=wanted, error=error, tags=tuple(check_labels(tags)),
+        old, workspace.stamp_us, status=wanted, error=error, tags=tuple(check_labels(tags)),
         metadata=check_map(metadata, "metadata"),
     )
     return _write(workspace, namespace, old, new)

@@ -47,7 +47,7 @@ def _record(workspace: Workspace, prefix: bytes, item: Any) -> int:
         parent = trace.trace_key(prefix, encode_id(parent_id, "parent_id"))
         if workspace.record(parent) is None:
             raise TraceNotFoundError(f"there is no trace {parent_id} to be the parent", trace_id=parent_id)
-    when = check_time(timestamp) or workspace.now_us
+    when = check_time(timestamp) or workspace.stamp_us
     payload = trace.pack(kind, type_name, parent_id, when, check_labels(tags), body, metadata)
     workspace.put(key, payload)
     for index_key in trace.index_keys(prefix, trace_id.encode(), payload):
