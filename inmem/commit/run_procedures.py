@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from inmem.commit.arguments import check_labels, check_map, check_namespace, check_prefix, check_type
+from inmem.commit.footprint import Footprint
 from inmem.commit.workspace import Workspace
 from inmem.errors import CorruptionError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
 from inmem.keys import Key, TypeTag, check_run_id, range_of, shorten, successor
@@ -70,6 +71,11 @@ def _write(
             workspace.put(index_key, b"")
     workspace.put(run.run_key(namespace, new.run_id), payload)
     return payload
+
+
+def footprint(namespace: bytes, *_: Any) -> Footprint:
+    """Of `create` and `update`: the namespace's runs. Their indices are changed by nothing else."""
+    return Footprint.of(range_of(namespace, TypeTag.RUN))
 
 
 def delete(workspace: Workspace, namespace: bytes, run_id: str) -> list[Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from inmem.commit.arguments import check_labels, check_prefix, check_time, check_type
+from inmem.commit.footprint import Footprint
 from inmem.commit.workspace import Workspace
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import InvalidInputError, LimitError, TraceExistsError, TraceNotFoundError
-from inmem.keys import encode_id, encode_label
+from inmem.keys import TypeTag, encode_id, encode_label, range_of
 from inmem.model import trace
 
 
@@ -53,3 +54,8 @@ def _record(workspace: Workspace, prefix: bytes, item: Any) -> int:
     for index_key in trace.index_keys(prefix, trace_id.encode(), payload):
         workspace.put(index_key, b"")
     return when
+
+
+def footprint(prefix: bytes, *_: Any) -> Footprint:
+    """The run's traces. Their indices are changed by nothing else."""
+    return Footprint.of(range_of(prefix, TypeTag.TRACE))

@@ -85,10 +85,7 @@ class Workspace:
 
     def last(self, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Key and payload of the last live record in a range."""
-        mine: bytes | None = self._highest.get(bucket_of(start))
-        if mine is None or not start <= mine < end or self._changed.get(mine) is None:
-            # Not what the shortcut is for: look at all.
-            mine = next((k for k in self.own_keys(start, end, reverse=True) if self._changed[k]), None)
+        mine = self._last_own(start, end)
         for key, record in self._base.scan(start, end, reverse=True):
             if mine is not None and mine >= key:
                 break
@@ -111,9 +108,21 @@ class Workspace:
 
     def own_keys(self, start: bytes, end: bytes, *, reverse: bool = False) -> list[bytes]:
         """The keys of a range that this commit has put or deleted, in order."""
+        return list(self._own_keys(start, end, reverse=reverse)) if self._changed else []
+
+    def _own_keys(self, start: bytes, end: bytes, *, reverse: bool) -> Iterator[bytes]:
         if self._order is None:
             self._order = SortedList(self._changed)
-        return list(self._order.irange(start, end, inclusive=(True, False), reverse=reverse))
+        keys: Iterator[bytes] = self._order.irange(start, end, inclusive=(True, False), reverse=reverse)
+        return keys
+
+    def _last_own(self, start: bytes, end: bytes) -> bytes | None:
+        mine = self._highest.get(bucket_of(start))
+        if mine is not None and start <= mine < end and self._changed.get(mine) is not None:
+            return mine
+        if not self._changed:
+            return None
+        return next((k for k in self._own_keys(start, end, reverse=True) if self._changed[k]), None)
 
     def _shows(self, key: bytes, record: bytes) -> bool:
         """Whether a stored record is live and this commit has left it alone."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from inmem.client.transaction import commit_call
+from inmem.client.direct import commit_call
 from inmem.database import Database
 from inmem.errors import InmemError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
 from inmem.exchange.export import checksum_of, exists

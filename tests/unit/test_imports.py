@@ -17,16 +17,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "inmem"
 
-# From the ground up. A name is a module, or a package with all that is in it.
+# From the ground up. A name is a module, or a package with all of it that has no layer of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "clock", "files", "control", "directory", "failpoints", "board", "version"),
-    ("record", "keys", "values", "writeset", "wire"),
+    ("record", "changes", "keys", "values", "writeset", "wire"),
+    ("engines.base",),
     ("model",),
     ("storage",),
     ("commit",),
     ("writer",),
     ("client",),
     ("primitives",),
+    ("engines",),
     ("maintenance",),
     ("scopes", "database"),
     ("exchange",),
@@ -39,7 +41,8 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # From a part of the package: the parts that it must not import, although the order would allow it.
 NEVER: dict[str, frozenset[str]] = {
     "storage": frozenset({"model", "wire"}),  # knows bytes: no type tags, no messages
-    "client": frozenset({"commit", "writer"}),
+    "client": frozenset({"writer"}),
+    "engines": frozenset({"commit", "writer"}),
     "primitives": frozenset({"commit", "writer"}),
     "scopes": frozenset({"commit", "writer"}),
     "database": frozenset({"commit", "writer"}),
@@ -47,8 +50,17 @@ NEVER: dict[str, frozenset[str]] = {
     "writer": frozenset({"client", "primitives", "scopes", "database"}),  # knows procedures, not facades
 }
 # These read, and reach nothing of storage that could write.
-SNAPSHOT_ONLY = frozenset({"client", "primitives", "scopes", "database"})
+SNAPSHOT_ONLY = frozenset({"client", "engines", "primitives", "scopes", "database"})
 SNAPSHOT = "inmem.storage.snapshot"
+# Of one part, the modules that another part may import: nothing else of it.
+ONLY: dict[tuple[str, str], frozenset[str]] = {
+    # A transaction runs the writer's procedures itself. Deciding and publishing stay the writer's.
+    ("client", "commit"): frozenset({
+        "inmem.commit.footprint", "inmem.commit.procedures", "inmem.commit.workspace",
+    }),
+    ("primitives", "client"): frozenset({"inmem.client.retry"}),  # facades know engines by their protocols
+    ("scopes", "client"): frozenset({"inmem.client.retry"}),
+}
 
 # Packages from elsewhere, and the only parts that may import them. None: all parts.
 FOREIGN: dict[str, frozenset[str] | None] = {
@@ -70,7 +82,8 @@ PASSED_IN = frozenset({"zmq", "socket", "time", "random", "os", "datetime", "sec
 
 def part_of(module: str) -> str:
     """`inmem.storage.wal` is of the part `storage`, `inmem.__init__` of `__init__`."""
-    return module.split(".")[1]
+    first, *rest = module.split(".")[1:]
+    return f"{first}.{rest[0]}" if rest and f"{first}.{rest[0]}" in RANK else first
 
 
 def imports_of(module: str, source: str, known: frozenset[str]) -> Iterator[tuple[int, str]]:
@@ -131,6 +144,8 @@ def problems(module: str, target: str) -> Iterator[str]:
         yield f"{part} must not know {other}"
     if part in SNAPSHOT_ONLY and other == "storage" and target != SNAPSHOT:
         yield f"{part} may reach {SNAPSHOT} only"
+    if target not in ONLY.get((part, other), (target,)):
+        yield f"{part} may not reach this of {other}"
     if part == other == "primitives" and module != "inmem.primitives.__init__":
         name = target.split(".")[2]
         if name == "__init__" or not name.startswith("_"):
@@ -179,10 +194,17 @@ BYSTANDERS = dict.fromkeys(
         "inmem.storage.wal",
         "inmem.commit.__init__",
         "inmem.commit.committer",
+        "inmem.commit.outcomes",
+        "inmem.commit.workspace",
+        "inmem.engines.__init__",
+        "inmem.engines.base",
+        "inmem.engines.local",
         "inmem.writer.__init__",
         "inmem.writer.actor",
         "inmem.client.__init__",
+        "inmem.client.retry",
         "inmem.client.session",
+        "inmem.client.transaction",
         "inmem.primitives.__init__",
         "inmem.primitives._base",
         "inmem.primitives.kv",
@@ -219,7 +241,12 @@ BYSTANDERS = dict.fromkeys(
         ("inmem.client.session", "import inmem.storage", "snapshot only"),
         ("inmem.primitives.kv", "from ..storage.wal import Wal", "snapshot only"),
         ("inmem.database", "from inmem.storage import Table", "snapshot only"),
-        ("inmem.client.session", "from inmem.commit import committer", "must not know commit"),
+        ("inmem.client.session", "from inmem.commit import committer", "may not reach this"),
+        ("inmem.client.session", "from inmem.commit.outcomes import Sessions", "may not reach this"),
+        ("inmem.primitives.kv", "from inmem.client.transaction import Transaction", "may not reach this"),
+        ("inmem.primitives.kv", "from inmem.engines.local import LocalEngine", "later layer"),
+        ("inmem.client.session", "from inmem.engines.local import LocalEngine", "later layer"),
+        ("inmem.engines.base", "from inmem.client.session import Session", "later layer"),
         ("inmem.primitives.kv", "import inmem.writer.actor", "must not know writer"),
         ("inmem.database", "from .writer import actor", "must not know writer"),
         ("inmem.writer.actor", "from inmem.client import session", "must not know client"),
@@ -276,7 +303,11 @@ def test_the_checker_sees(module: str, source: str, problem: str) -> None:
         ("inmem.writer.actor", "import zmq, os, time\nfrom inmem.commit.committer import Committer"),
         ("inmem.client.session", "import socket\nfrom inmem.storage.snapshot import Snapshot"),
         ("inmem.client.session", "from inmem.storage import snapshot"),
-        ("inmem.primitives.kv", "from inmem.primitives._base import Facade\nfrom ..client import session"),
+        ("inmem.primitives.kv", "from inmem.primitives._base import Facade\nfrom ..client import retry"),
+        ("inmem.primitives.kv", "from inmem.engines.base import View"),
+        ("inmem.client.session", "from inmem.engines.base import Pending"),
+        ("inmem.client.transaction", "from inmem.commit.workspace import Workspace"),
+        ("inmem.engines.local", "from inmem.client.session import Session\nfrom .base import Engine"),
         ("inmem.primitives.kv", "from ._base import Facade"),
         ("inmem.primitives.__init__", "from inmem.primitives.kv import KVStore"),
         ("inmem.maintenance.check", "from inmem.storage.wal import scan"),

@@ -1,0 +1,173 @@
+"""Pipelined writes: sent in groups, without waiting for each answer.
+
+Invariant: writes take effect in the order in which they were made. The session
+that a group was submitted with is the one that is asked for its outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from inmem.client.attachment import Attachment
+from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
+from inmem.client.session import Session
+from inmem.config import Settings
+from inmem.engines.base import Pending
+from inmem.errors import ClosedError, InmemError
+from inmem.writeset import OP_CALL, WriteSet
+
+T = TypeVar("T")
+
+
+class PipelineSink:
+    """Where the writes of one group of a pipeline go."""
+
+    __slots__ = ("_pipeline", "now_us")
+
+    def __init__(self, pipeline: PipelinedWrites, now_us: Callable[[], int]) -> None:
+        self._pipeline = pipeline
+        self.now_us = now_us
+
+    def put(self, key: bytes, payload: bytes, expires: int) -> None:
+        """Write a record."""
+        self._pipeline.add(self, [0, key, payload, expires])
+
+    def write(self, ops: list[list[Any]]) -> None:
+        """Some operations, in one commit."""
+        entries: list[Entry] = [Call(op[1], op[2]) if op[0] == OP_CALL else op for op in ops]
+        self._pipeline.add(self, *entries)
+
+    def call(self, procedure: str, arguments: list[Any], pending: type[Pending[Any]]) -> Pending[Any]:
+        """Run a procedure; the result is there after the flush."""
+        result = pending()
+        self._pipeline.add(self, AwaitedCall(procedure, arguments, result))
+        return result
+
+    def join(
+        self, procedure: str, head: Any, items: list[Any], part: Callable[[Any, int], Any],
+        pending: type[Pending[Any]], *, is_one: bool = False,
+    ) -> Any:
+        """Run a procedure on items, in one call with those of the write before if it takes them."""
+        added = self._pipeline.join(self, procedure, head, items, part, pending)
+        return added[0] if is_one else added
+
+    def ask(
+        self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = ""
+    ) -> Pending[T]:
+        """Run a procedure; what `convert` makes of its result is there after the flush."""
+        result: _Converted[T] = _Converted(convert)
+        self._pipeline.add(self, AwaitedCall(procedure, arguments, result))
+        return result
+
+
+class _Converted(Pending[T]):
+    __slots__ = ("_convert",)
+
+    def __init__(self, convert: Callable[[Any], T]) -> None:
+        super().__init__()
+        self._convert = convert
+
+    def resolve(self, result: Any) -> None:
+        super().resolve(self._convert(result))
+
+
+class PipelinedWrites:
+    """The groups of one pipeline: the one that is filled, and those that are under way."""
+
+    def __init__(self, attachment: Attachment, settings: Settings, *, sync: bool) -> None:
+        self._now_us = attachment.image.now_us
+        self._settings = settings
+        self._sync = sync
+        self._session: Session | None = attachment.session()
+        self._group: tuple[PipelineSink | None, list[Entry]] = (None, [])
+        self._count = 0  # writes in it
+        self._sent: list[tuple[int, list[Entry]]] = []
+        self._error: InmemError | None = None
+
+    def sink(self) -> PipelineSink:
+        """Where the writes of one group go: consecutive ones travel together as one commit."""
+        return PipelineSink(self, self._now_us)
+
+    def in_flight(self) -> int:
+        """How many commits are sent and not answered."""
+        return len(self._sent)
+
+    def add(self, sink: PipelineSink, *entries: Entry) -> None:
+        """The next write."""
+        self._room(sink).extend(entries)
+
+    def join(
+        self, sink: PipelineSink, procedure: str, head: Any, items: list[Any],
+        part: Callable[[Any, int], Any], pending: type[Pending[Any]],
+    ) -> list[Pending[Any]]:
+        """The next write, in the call of the one before if that takes its items."""
+        group = self._room(sink)
+        if not items:
+            return []
+        last = group[-1] if group else None
+        # All of a group is of one run: a call of the same procedure has the same head.
+        added = last.join(procedure, items, pending) if isinstance(last, Call) else None
+        if added is None:
+            call = JoinedCall(procedure, head, part)
+            added = call.join(procedure, items, pending)
+            assert added is not None
+            group.append(call)
+        return added
+
+    def _room(self, sink: PipelineSink) -> list[Entry]:
+        """The group for the next write of a sink."""
+        if self._session is None:
+            raise ClosedError("the pipeline is closed")
+        filled_for, group = self._group
+        if filled_for is not sink or self._count >= self._settings.pipeline_group:
+            self._send()
+            group = []
+            self._group, self._count = (sink, group), 0
+        self._count += 1
+        return group
+
+    def _send(self) -> None:
+        (_, group), self._group, session = self._group, (None, []), self._session
+        if not group or session is None:
+            return
+        timeout_s = self._settings.timeout_s
+        try:
+            body = WriteSet(ops=operations(group)).encode()
+            while self._sent and (
+                len(self._sent) >= self._settings.pipeline_window or not session.has_room(body)
+            ):
+                self._settle(session)
+            sequence = session.submit(body, sync=self._sync, timeout_s=timeout_s)
+            self._sent.append((sequence, group))
+        except InmemError as error:  # of earlier writes: not to be raised by the one that comes next
+            self._error = self._error or error
+
+    def _settle(self, session: Session) -> None:
+        sequence, group = self._sent.pop(0)
+        try:
+            resolve_all(group, session.outcome(sequence, self._settings.timeout_s).results)
+        except InmemError as error:
+            self._error = self._error or error
+
+    def flush(self) -> None:
+        """Send what is left, wait for all answers and raise the first error.
+
+        Raises:
+            InmemError: the first error of a write; later writes may have been applied.
+        """
+        self._send()
+        while self._sent and self._session is not None:
+            self._settle(self._session)
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Take no more writes.
+
+        The session goes at once: it closes its connection when its thread
+        ends, and the pipeline's parts, which know each other, stay until they
+        are collected.
+        """
+        self._session = None

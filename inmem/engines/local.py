@@ -1,0 +1,80 @@
+"""The engine of one machine: reads from shared memory, writes to the one writer process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from inmem.client.attachment import Attachment, detach
+from inmem.client.direct import DirectSink
+from inmem.client.pipeline import PipelinedWrites
+from inmem.client.transaction import Transaction
+from inmem.client.views import LatestView, SnapshotView
+from inmem.config import Settings
+from inmem.engines.base import Engine
+from inmem.keys import MAX_KEY_BYTES
+
+
+class LocalEngine:
+    """What this process shares of one store, with the settings of one handle."""
+
+    __slots__ = ("attachment", "settings")
+
+    def __init__(self, attachment: Attachment, settings: Settings) -> None:
+        self.attachment = attachment
+        self.settings = settings
+
+    @property
+    def durability(self) -> str:
+        """How durable commits are, as the store was created."""
+        return self.attachment.identity.settings.durability
+
+    def latest(self) -> LatestView:
+        """The newest version at each call."""
+        return LatestView(self.attachment, self.settings.snapshot_max_age_s)
+
+    def direct(self) -> DirectSink:
+        """A commit for each write."""
+        return DirectSink(self.attachment, self.settings.timeout_s)
+
+    def snapshot(self) -> SnapshotView:
+        """One version, as of now."""
+        image = self.attachment.image
+        return SnapshotView(image.snapshot(self.settings.snapshot_max_age_s), image.now_us)
+
+    def transaction(self, *, timeout_s: float | None, sync: bool) -> Transaction:
+        """A transaction that reads from now on."""
+        settings = self.settings
+        return Transaction(
+            self.attachment, max_age_s=settings.snapshot_max_age_s,
+            timeout_s=settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
+        )
+
+    def pipeline(self, *, sync: bool) -> PipelinedWrites:
+        """Writes without waiting for each."""
+        return PipelinedWrites(self.attachment, self.settings, sync=sync)
+
+    def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
+        """A question about the store as a whole: see `wire`."""
+        answer: tuple[int, Mapping[str, Any]] = self.attachment.session().request(kind, timeout_s)
+        return answer
+
+    def prefixes(self) -> Iterator[bytes]:
+        """Every prefix that has records, in order: one look for each, whatever it holds."""
+        start = b""
+        snapshot = self.attachment.image.snapshot(self.settings.snapshot_max_age_s)
+        try:
+            while item := next(snapshot.scan(start, b"\xff" * MAX_KEY_BYTES), None):
+                prefix = item[0][: item[0].index(0)]
+                yield prefix
+                start = prefix + b"\1"
+        finally:
+            snapshot.close()
+
+    def is_same_store(self, other: Engine) -> bool:
+        """Whether both serve one and the same store."""
+        return isinstance(other, LocalEngine) and other.attachment is self.attachment
+
+    def close(self) -> None:
+        """Give it back; the last one in a process closes everything."""
+        detach(self.attachment)
