@@ -6,7 +6,6 @@ interrupt between two lines leaves a batch that can still be sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -80,12 +79,11 @@ class AwaitedCall(Call):
 class JoinedCall(Call):
     """A call on a list of items, each with somebody who waits for its part of the result."""
 
-    __slots__ = ("_head", "_part", "_parts")
+    __slots__ = ("_head", "_parts")
 
-    def __init__(self, procedure: str, head: Any, part: Callable[[Any, int], Any]) -> None:
+    def __init__(self, procedure: str, head: Any) -> None:
         super().__init__(procedure, [])
         self._head = head
-        self._part = part
         self._parts: list[tuple[Any, Pending[Any]]] = []
 
     def arguments(self) -> list[Any]:
@@ -106,7 +104,7 @@ class JoinedCall(Call):
     def resolve(self, result: Any) -> None:
         """Hand out to each its part."""
         for position, (_, pending) in enumerate(self._parts):
-            pending.resolve(self._part(result, position))
+            pending.resolve_part(result, position)
 
     def forget(self) -> None:
         """Take back the result of each."""

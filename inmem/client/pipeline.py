@@ -49,7 +49,7 @@ class PipelineSink:
         pending: type[Pending[Any]], *, is_one: bool = False,
     ) -> Any:
         """Run a procedure on items, in one call with those of the write before if it takes them."""
-        added = self._pipeline.join(self, procedure, head, items, part, pending)
+        added = self._pipeline.join(self, procedure, head, items, pending)
         return added[0] if is_one else added
 
     def ask(
@@ -98,8 +98,7 @@ class PipelinedWrites:
         self._room(sink).extend(entries)
 
     def join(
-        self, sink: PipelineSink, procedure: str, head: Any, items: list[Any],
-        part: Callable[[Any, int], Any], pending: type[Pending[Any]],
+        self, sink: PipelineSink, procedure: str, head: Any, items: list[Any], pending: type[Pending[Any]]
     ) -> list[Pending[Any]]:
         """The next write, in the call of the one before if that takes its items."""
         group = self._room(sink)
@@ -109,7 +108,7 @@ class PipelinedWrites:
         # All of a group is of one run: a call of the same procedure has the same head.
         added = last.join(procedure, items, pending) if isinstance(last, Call) else None
         if added is None:
-            call = JoinedCall(procedure, head, part)
+            call = JoinedCall(procedure, head)
             added = call.join(procedure, items, pending)
             assert added is not None
             group.append(call)

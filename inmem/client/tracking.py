@@ -69,11 +69,10 @@ class TrackedReads:
 
     def overlaps(self, start: bytes, end: bytes) -> bool:
         """Whether anything of a range was read."""
-        if end == start + b"\0":
-            seen = start in self.reads
-        else:
-            seen = any(start <= key < end for key in self.reads)
-        return seen or any(start < e and s < end for s, e, _ in self.ranges)
+        for key in self.reads:
+            if start <= key < end:
+                return True
+        return any(start < e and s < end for s, e, _ in self.ranges) if self.ranges else False
 
     def close(self) -> None:
         """End the snapshot: what was read stays noted."""

@@ -43,9 +43,7 @@ class Transaction:
         self._sync = sync
         self.now_us = now_us = attachment.image.now_us
         self._reads = TrackedReads(lambda: attachment.image.snapshot(max_age_s))
-        self._work = DraftWorkspace(
-            self._reads, now_us, chain=CHAIN_IDS[attachment.identity.settings.chain]
-        )
+        self._work = DraftWorkspace(self._reads, now_us, chain=CHAIN_IDS[attachment.settings.chain])
         self._entries: list[Entry] = []
         self._late: dict[Footprint, list[Call]] = {}  # calls that have not run here, in order
         self._known: set[Footprint] = set()  # of calls that run here at once
@@ -174,10 +172,10 @@ class Transaction:
         if not items:
             return []
         footprint = FOOTPRINTS[procedure](head)
-        late = self._late.get(footprint)
+        late = self._late.get(footprint) if self._late else None
         added = late[-1].join(procedure, items, pending) if late else None
         if added is None:
-            call = JoinedCall(procedure, head, part)
+            call = JoinedCall(procedure, head)
             added = call.join(procedure, items, pending)
             assert added is not None
             self._add(call, footprint)
@@ -207,7 +205,7 @@ class Transaction:
 
     def _add(self, call: Call, footprint: Footprint) -> None:
         self.check_open()
-        late = self._late.get(footprint)
+        late = self._late.get(footprint) if self._late else None
         if late is not None:
             self._entries.append(call)
             late.append(call)
@@ -221,14 +219,14 @@ class Transaction:
 
     def _has_met(self, footprint: Footprint) -> bool:
         """Whether the transaction has read something that a call concerns, or put it."""
-        if footprint not in self._known:
-            for start, end in footprint.looks_at:
-                is_put = end == start + b"\0" and self._work.has(start)
-                if is_put or self._reads.overlaps(start, end):
-                    self._known.add(footprint)
-                    return True
-            return False
-        return True
+        if self._known and footprint in self._known:
+            return True
+        for start, end in footprint.looks_at:
+            is_put = end == start + b"\0" and self._work.has(start)
+            if is_put or self._reads.overlaps(start, end):
+                self._known.add(footprint)
+                return True
+        return False
 
     def _overwrite(self, key: bytes) -> None:
         """What comes next replaces what is under a key, whatever calls put off would make of it."""

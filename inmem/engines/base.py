@@ -63,8 +63,8 @@ class Sink(Protocol):
     ) -> Any:
         """One procedure on a list of items, which may travel with the items of other calls.
 
-        The result is a list of what `part(result of the procedure, position)`
-        gives for each item, or with `is_one` that of the only one.
+        Gives a list of what `part(result of the procedure, position)` is for
+        each item, or a list of `pending`; with `is_one` the only one of it.
         """
 
     def ask(
@@ -82,11 +82,15 @@ class Pending(Generic[T]):
     __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        self._known: tuple[T] | None = None
+        self._known: tuple[Any, ...] | None = None
 
     def resolve(self, result: T) -> None:
         """Called with the result once it is known."""
         self._known = (result,)
+
+    def resolve_part(self, result: Any, position: int) -> None:
+        """Called with the result of a joined call, of which this is the item at a position."""
+        self.resolve(result[position])
 
     def forget(self) -> None:
         """Called if the commit that the result is of does not happen."""
@@ -102,7 +106,12 @@ class Pending(Generic[T]):
             raise InvariantError(
                 "this is known only after the commit", hint="Read it when the transaction is over."
             )
-        return self._known[0]
+        return self._made(self._known)
+
+    def _made(self, known: tuple[Any, ...]) -> T:
+        """The result, made of what `_known` holds."""
+        result: T = known[0]
+        return result
 
     @property
     def value(self) -> T:
@@ -110,7 +119,7 @@ class Pending(Generic[T]):
         return self.result()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._known[0] if self._known else None!r})"
+        return f"{type(self).__name__}({self._made(self._known) if self._known else None!r})"
 
 
 class Draft(View, Sink, Protocol):

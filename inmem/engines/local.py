@@ -27,7 +27,7 @@ class LocalEngine:
     @property
     def durability(self) -> str:
         """How durable commits are, as the store was created."""
-        return self.attachment.identity.settings.durability
+        return self.attachment.settings.durability
 
     def latest(self) -> LatestView:
         """The newest version at each call."""

@@ -9,7 +9,7 @@ conflicts if somebody else appended meanwhile.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, Generic, NoReturn, TypeAlias, TypeVar
+from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from inmem import values
 from inmem.engines.base import Item, Pending, Sink, View
@@ -33,6 +33,14 @@ class PendingAppend(Pending[Appended]):
 
     __slots__ = ()
 
+    def resolve_part(self, result: Any, position: int) -> None:
+        """Where one of the appended events went. An `Appended` is made when it is asked for."""
+        first, hashes = result
+        self._known = first + position, hashes[position]
+
+    def _made(self, known: tuple[Any, ...]) -> Appended:
+        return Appended(*known)
+
     @property
     def sequence(self) -> int:
         """Where in the log the event went."""
@@ -44,7 +52,7 @@ class PendingAppend(Pending[Appended]):
         return self.result().hash
 
     def __repr__(self) -> str:
-        return f"PendingAppend(sequence={self._known[0].sequence})" if self._known else "PendingAppend()"
+        return f"PendingAppend(sequence={self._known[0]})" if self._known else "PendingAppend()"
 
 
 class _AppendOnly:
@@ -196,8 +204,16 @@ class Events(EventReads, EventWrites[A]):
         self._sink = sink
 
 
-RunEvents: TypeAlias = Events[Appended]
-TransactionEvents: TypeAlias = Events[PendingAppend]
+class RunEvents(Events[Appended]):
+    """One run's log outside a transaction: each append is a commit of its own."""
+
+    __slots__ = ()
+
+
+class TransactionEvents(Events[PendingAppend]):
+    """One run's log inside a transaction: appends wait for the commit."""
+
+    __slots__ = ()
 
 
 class PipedEvents(EventWrites[PendingAppend]):

@@ -11,7 +11,7 @@ import builtins
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 from inmem import values
 from inmem.engines.base import Item, Pending, Sink, View
@@ -254,7 +254,10 @@ class RunKV(KV[int, rules.Number, bool]):
         return result
 
 
-TransactionKV: TypeAlias = KV[None, PendingNumber, bool]
+class TransactionKV(KV[None, PendingNumber, bool]):
+    """One run's entries inside a transaction: writes wait for the commit."""
+
+    __slots__ = ()
 
 
 class PipedKV(KVWrites[None, PendingNumber, Pending[bool]]):
