@@ -84,11 +84,11 @@ class JoinedCall(Call):
     def __init__(self, procedure: str, head: Any) -> None:
         super().__init__(procedure, [])
         self._head = head
-        self._parts: list[tuple[Any, Pending[Any]]] = []
+        self._parts: list[Any] = []  # an item, who waits for it, the next item, ...: one list, see above
 
     def arguments(self) -> list[Any]:
         """The head and the items."""
-        return [self._head, [item for item, _ in self._parts]]
+        return [self._head, self._parts[::2]]
 
     def join(
         self, procedure: str, items: list[Any], pending: type[Pending[Any]]
@@ -96,19 +96,23 @@ class JoinedCall(Call):
         """Take in items; what waits for each. None for those of another procedure."""
         if procedure != self.procedure:
             return None
-        added = [pending() for _ in items]
         self._early = None  # what a run that was taken back came to
-        self._parts += zip(items, added, strict=True)
+        if len(items) == 1:
+            one = pending()
+            self._parts += items[0], one
+            return [one]
+        added = [pending() for _ in items]
+        self._parts += [part for both in zip(items, added, strict=True) for part in both]
         return added
 
     def resolve(self, result: Any) -> None:
         """Hand out to each its part."""
-        for position, (_, pending) in enumerate(self._parts):
+        for position, pending in enumerate(self._parts[1::2]):
             pending.resolve_part(result, position)
 
     def forget(self) -> None:
         """Take back the result of each."""
-        for _, pending in self._parts:
+        for pending in self._parts[1::2]:
             pending.forget()
 
 

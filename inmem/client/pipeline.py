@@ -15,7 +15,7 @@ from inmem.client.session import Session
 from inmem.config import Settings
 from inmem.engines.base import Pending
 from inmem.errors import ClosedError, InmemError
-from inmem.writeset import OP_CALL, WriteSet
+from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 T = TypeVar("T")
 
@@ -31,17 +31,17 @@ class PipelineSink:
 
     def put(self, key: bytes, payload: bytes, expires: int) -> None:
         """Write a record."""
-        self._pipeline.add(self, [0, key, payload, expires])
+        self._pipeline.room(self).append([OP_PUT, key, payload, expires])
 
     def write(self, ops: list[list[Any]]) -> None:
         """Some operations, in one commit."""
         entries: list[Entry] = [Call(op[1], op[2]) if op[0] == OP_CALL else op for op in ops]
-        self._pipeline.add(self, *entries)
+        self._pipeline.room(self).extend(entries)
 
     def call(self, procedure: str, arguments: list[Any], pending: type[Pending[Any]]) -> Pending[Any]:
         """Run a procedure; the result is there after the flush."""
         result = pending()
-        self._pipeline.add(self, AwaitedCall(procedure, arguments, result))
+        self._pipeline.room(self).append(AwaitedCall(procedure, arguments, result))
         return result
 
     def join(
@@ -49,7 +49,17 @@ class PipelineSink:
         pending: type[Pending[Any]], *, is_one: bool = False,
     ) -> Any:
         """Run a procedure on items, in one call with those of the write before if it takes them."""
-        added = self._pipeline.join(self, procedure, head, items, pending)
+        group = self._pipeline.room(self)
+        if not items:
+            return []
+        last = group[-1] if group else None
+        # All of a group is of one run: a call of the same procedure has the same head.
+        added = last.join(procedure, items, pending) if isinstance(last, Call) else None
+        if added is None:
+            call = JoinedCall(procedure, head)
+            added = call.join(procedure, items, pending)
+            assert added is not None
+            group.append(call)
         return added[0] if is_one else added
 
     def ask(
@@ -57,7 +67,7 @@ class PipelineSink:
     ) -> Pending[T]:
         """Run a procedure; what `convert` makes of its result is there after the flush."""
         result: _Converted[T] = _Converted(convert)
-        self._pipeline.add(self, AwaitedCall(procedure, arguments, result))
+        self._pipeline.room(self).append(AwaitedCall(procedure, arguments, result))
         return result
 
 
@@ -93,28 +103,7 @@ class PipelinedWrites:
         """How many commits are sent and not answered."""
         return len(self._sent)
 
-    def add(self, sink: PipelineSink, *entries: Entry) -> None:
-        """The next write."""
-        self._room(sink).extend(entries)
-
-    def join(
-        self, sink: PipelineSink, procedure: str, head: Any, items: list[Any], pending: type[Pending[Any]]
-    ) -> list[Pending[Any]]:
-        """The next write, in the call of the one before if that takes its items."""
-        group = self._room(sink)
-        if not items:
-            return []
-        last = group[-1] if group else None
-        # All of a group is of one run: a call of the same procedure has the same head.
-        added = last.join(procedure, items, pending) if isinstance(last, Call) else None
-        if added is None:
-            call = JoinedCall(procedure, head)
-            added = call.join(procedure, items, pending)
-            assert added is not None
-            group.append(call)
-        return added
-
-    def _room(self, sink: PipelineSink) -> list[Entry]:
+    def room(self, sink: PipelineSink) -> list[Entry]:
         """The group for the next write of a sink."""
         if self._session is None:
             raise ClosedError("the pipeline is closed")
