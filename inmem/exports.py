@@ -6,6 +6,7 @@ need. Half of the time in which a killed writer is replaced was imports.
 """
 
 from inmem.database import CheckpointReport, Database, RepairReport, Status, open
+from inmem.engines.base import Pending
 from inmem.errors import (
     AlreadyExistsError,
     AppendOnlyError,

@@ -77,7 +77,15 @@ class Sink(Protocol):
 
 
 class Pending(Generic[T]):
-    """A result that only the commit knows: `value` is there after it, or once a transaction knows it."""
+    """A result that only the commit knows: `value` is there after it, or once a transaction knows it.
+
+    >>> import inmem
+    >>> with inmem.open() as db:
+    ...     with db.pipeline() as p:
+    ...         existed = p.kv.delete("run-1", "missing")
+    ...     existed.value
+    False
+    """
 
     __slots__ = ("_known",)
 
