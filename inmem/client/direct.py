@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from inmem.client.attachment import Attachment
 from inmem.client.retry import resolved_as
+from inmem.client.session import Applied
 from inmem.engines.base import Pending
 from inmem.errors import CommitUnknownError
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet, encode_single
@@ -14,15 +15,23 @@ from inmem.writeset import OP_CALL, OP_PUT, WriteSet, encode_single
 T = TypeVar("T")
 
 
+class Commits(Protocol):
+    """A session, as far as it commits and waits."""
+
+    def commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied: ...
+
+
 class DirectSink:
     """Commits of their own, of the thread that calls."""
 
     __slots__ = ("_session", "_timeout_s", "now_us")
 
-    def __init__(self, attachment: Attachment, timeout_s: float) -> None:
-        self._session = attachment.session
+    def __init__(
+        self, session: Callable[[], Commits], now_us: Callable[[], int], timeout_s: float
+    ) -> None:
+        self._session = session
         self._timeout_s = timeout_s
-        self.now_us = attachment.image.now_us
+        self.now_us = now_us
 
     def put(self, key: bytes, payload: bytes, expires: int) -> int:
         """Write one record; its version."""

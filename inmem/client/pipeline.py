@@ -7,17 +7,26 @@ that a group was submitted with is the one that is asked for its outcome.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from inmem.client.attachment import Attachment
 from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
-from inmem.client.session import Session
+from inmem.client.session import Applied
 from inmem.config import Settings
 from inmem.engines.base import Pending
 from inmem.errors import ClosedError, InmemError
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 T = TypeVar("T")
+
+
+class Submits(Protocol):
+    """A session, as far as a pipeline needs it."""
+
+    def submit(self, body: bytes, *, sync: bool, timeout_s: float) -> int: ...
+
+    def outcome(self, sequence: int, timeout_s: float) -> Applied: ...
+
+    def has_room(self, body: bytes) -> bool: ...
 
 
 class PipelineSink:
@@ -85,11 +94,13 @@ class _Converted(Pending[T]):
 class PipelinedWrites:
     """The groups of one pipeline: the one that is filled, and those that are under way."""
 
-    def __init__(self, attachment: Attachment, settings: Settings, *, sync: bool) -> None:
-        self._now_us = attachment.image.now_us
+    def __init__(
+        self, session: Submits, now_us: Callable[[], int], settings: Settings, *, sync: bool
+    ) -> None:
+        self._now_us = now_us
         self._settings = settings
         self._sync = sync
-        self._session: Session | None = attachment.session()
+        self._session: Submits | None = session
         self._group: tuple[PipelineSink | None, list[Entry]] = (None, [])
         self._count = 0  # writes in it
         self._sent: list[tuple[int, list[Entry]]] = []
@@ -131,7 +142,7 @@ class PipelinedWrites:
         except InmemError as error:  # of earlier writes: not to be raised by the one that comes next
             self._error = self._error or error
 
-    def _settle(self, session: Session) -> None:
+    def _settle(self, session: Submits) -> None:
         sequence, group = self._sent.pop(0)
         try:
             resolve_all(group, session.outcome(sequence, self._settings.timeout_s).results)

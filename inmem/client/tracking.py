@@ -7,13 +7,27 @@ and no further than it was looked at.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from inmem.commit.workspace import Workspace
 from inmem.engines.base import Item
 from inmem.errors import InvariantError
 from inmem.record import ABSENT, expires_at, is_live, version_of
-from inmem.storage.snapshot import Snapshot
+
+
+class Stored(Protocol):
+    """One committed version, as a storage gives it: the expired records too."""
+
+    now_us: int
+
+    @property
+    def version(self) -> int: ...
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]: ...
+
+    def close(self) -> None: ...
 
 
 class TrackedReads:
@@ -21,14 +35,14 @@ class TrackedReads:
 
     __slots__ = ("_begin", "_snapshot", "expiry_us", "ranges", "reads")
 
-    def __init__(self, begin: Callable[[], Snapshot]) -> None:
+    def __init__(self, begin: Callable[[], Stored]) -> None:
         self._begin = begin
-        self._snapshot: Snapshot | None = None
+        self._snapshot: Stored | None = None
         self.reads: dict[bytes, int] = {}
         self.ranges: list[list[Any]] = []
         self.expiry_us = 0
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> Stored:
         """The snapshot that all is read from."""
         if self._snapshot is None:
             self._snapshot = self._begin()

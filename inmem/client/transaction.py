@@ -16,39 +16,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from inmem.client.attachment import Attachment
 from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
 from inmem.client.retry import resolved_as
 from inmem.client.session import Applied
-from inmem.client.tracking import DraftWorkspace, TrackedReads
+from inmem.client.tracking import DraftWorkspace, Stored, TrackedReads
 from inmem.commit.footprint import Footprint, Range, exactly
 from inmem.commit.procedures import FOOTPRINTS, PROCEDURES
 from inmem.engines.base import Item, Pending, View
 from inmem.errors import ClosedError, CommitUnknownError, ForkError, InmemError, InvariantError
-from inmem.model.event_log import CHAIN_IDS
 from inmem.record import is_live, pack
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
 
 T = TypeVar("T")
 
 
+class Owner(Protocol):
+    """Whose transaction it is."""
+
+    incarnation: int  # another one in a forked child
+
+
 class Transaction:
     """An optimistic transaction: a View and a Sink. Not to be shared between threads."""
 
-    def __init__(self, attachment: Attachment, *, max_age_s: float, timeout_s: float, sync: bool) -> None:
-        self._attachment = attachment
+    def __init__(
+        self, begin: Callable[[], Stored], commit: Callable[..., Applied], now_us: Callable[[], int],
+        owner: Owner, *, chain: int, timeout_s: float, sync: bool,
+    ) -> None:
+        self._commit = commit
+        self._owner = owner
         self._timeout_s = timeout_s
         self._sync = sync
-        self.now_us = now_us = attachment.image.now_us
-        self._reads = TrackedReads(lambda: attachment.image.snapshot(max_age_s))
-        self._work = DraftWorkspace(self._reads, now_us, chain=CHAIN_IDS[attachment.settings.chain])
+        self.now_us = now_us
+        self._reads = TrackedReads(begin)
+        self._work = DraftWorkspace(self._reads, now_us, chain=chain)
         self._entries: list[Entry] = []
         self._late: dict[Footprint, list[Call]] = {}  # calls that have not run here, in order
         self._known: set[Footprint] = set()  # of calls that run here at once
         self._is_over = False
-        self._incarnation = attachment.incarnation
+        self._incarnation = owner.incarnation
         self.version: int | None = None
 
     def check_open(self) -> None:
@@ -60,7 +68,7 @@ class Transaction:
         """
         if self._is_over:
             raise ClosedError("the transaction is over")
-        if self._incarnation != self._attachment.incarnation:
+        if self._incarnation != self._owner.incarnation:
             raise ForkError("this transaction belongs to the parent process")
 
     # --- reads ------------------------------------------------------------------------
@@ -290,7 +298,7 @@ class Transaction:
         if body is None:
             return
         try:
-            applied = self._attachment.session().commit(body, sync=self._sync, timeout_s=self._timeout_s)
+            applied = self._commit(body, sync=self._sync, timeout_s=self._timeout_s)
         except CommitUnknownError as error:
             raise resolved_as(error, self._applied) from None
         except InmemError:

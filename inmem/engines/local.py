@@ -8,21 +8,30 @@ from typing import Any
 from inmem.client.attachment import Attachment, detach
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
+from inmem.client.session import Applied
 from inmem.client.transaction import Transaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
 from inmem.keys import MAX_KEY_BYTES
+from inmem.model.event_log import CHAIN_IDS
+from inmem.storage.snapshot import Snapshot
 
 
 class LocalEngine:
     """What this process shares of one store, with the settings of one handle."""
 
-    __slots__ = ("attachment", "settings")
-
     def __init__(self, attachment: Attachment, settings: Settings) -> None:
         self.attachment = attachment
         self.settings = settings
+        self._now_us = attachment.image.now_us
+        self._chain = CHAIN_IDS[attachment.settings.chain]
+
+    def _begin(self) -> Snapshot:
+        return self.attachment.image.snapshot(self.settings.snapshot_max_age_s)
+
+    def _commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied:
+        return self.attachment.session().commit(body, sync=sync, timeout_s=timeout_s)
 
     @property
     def durability(self) -> str:
@@ -35,24 +44,22 @@ class LocalEngine:
 
     def direct(self) -> DirectSink:
         """A commit for each write."""
-        return DirectSink(self.attachment, self.settings.timeout_s)
+        return DirectSink(self.attachment.session, self._now_us, self.settings.timeout_s)
 
     def snapshot(self) -> SnapshotView:
         """One version, as of now."""
-        image = self.attachment.image
-        return SnapshotView(image.snapshot(self.settings.snapshot_max_age_s), image.now_us)
+        return SnapshotView(self._begin(), self._now_us)
 
     def transaction(self, *, timeout_s: float | None, sync: bool) -> Transaction:
         """A transaction that reads from now on."""
-        settings = self.settings
         return Transaction(
-            self.attachment, max_age_s=settings.snapshot_max_age_s,
-            timeout_s=settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
+            self._begin, self._commit, self._now_us, self.attachment, chain=self._chain,
+            timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
         )
 
     def pipeline(self, *, sync: bool) -> PipelinedWrites:
         """Writes without waiting for each."""
-        return PipelinedWrites(self.attachment, self.settings, sync=sync)
+        return PipelinedWrites(self.attachment.session(), self._now_us, self.settings, sync=sync)
 
     def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
         """A question about the store as a whole: see `wire`."""
@@ -62,7 +69,7 @@ class LocalEngine:
     def prefixes(self) -> Iterator[bytes]:
         """Every prefix that has records, in order: one look for each, whatever it holds."""
         start = b""
-        snapshot = self.attachment.image.snapshot(self.settings.snapshot_max_age_s)
+        snapshot = self._begin()
         try:
             while item := next(snapshot.scan(start, b"\xff" * MAX_KEY_BYTES), None):
                 prefix = item[0][: item[0].index(0)]

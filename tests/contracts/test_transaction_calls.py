@@ -6,7 +6,7 @@ The bodies that it sends are taken apart, so these tests know more than a user c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -15,35 +15,19 @@ from forms import new_run
 
 import inmem
 from inmem.client import transaction as client
-from inmem.client.session import Applied
 from inmem.keys import Key
 from inmem.writeset import OP_CALL, WriteSet, decode
 
 
-class Wire:
-    """The session of this thread, which keeps what it is told to commit."""
+class Sent:
+    """What transactions of this process have sent."""
 
-    def __init__(self, session: Any) -> None:
-        self._session = session
+    def __init__(self) -> None:
         self.bodies: list[WriteSet] = []
-
-    def commit(self, body: bytes, **options: Any) -> Applied:
-        self.bodies.append(decode(body))
-        applied: Applied = self._session.commit(body, **options)
-        return applied
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
 
     @property
     def last(self) -> WriteSet:
         return self.bodies[-1]
-
-
-@pytest.fixture(scope="module")
-def shared_db() -> Iterator[inmem.Database]:
-    with inmem.open() as db:
-        yield db
 
 
 @pytest.fixture
@@ -52,10 +36,17 @@ def run() -> str:
 
 
 @pytest.fixture
-def wire(shared_db: inmem.Database, monkeypatch: pytest.MonkeyPatch) -> Wire:
-    wire = Wire(shared_db._attachment.session())
-    monkeypatch.setattr(shared_db._attachment, "session", lambda: wire)
-    return wire
+def wire(monkeypatch: pytest.MonkeyPatch) -> Sent:
+    sent, encode = Sent(), client.Transaction._encode
+
+    def noted(txn: client.Transaction) -> bytes | None:
+        body = encode(txn)
+        if body is not None:
+            sent.bodies.append(decode(body))
+        return body
+
+    monkeypatch.setattr(client.Transaction, "_encode", noted)
+    return sent
 
 
 def calls(body: WriteSet) -> list[tuple[str, bool]]:
@@ -76,7 +67,7 @@ BLIND: dict[str, Callable[[Any], Any]] = {
 class TestReads:
     @pytest.mark.parametrize("name", BLIND)
     def test_a_blind_write_reads_nothing(
-        self, shared_db: inmem.Database, wire: Wire, run: str, name: str
+        self, shared_db: inmem.Database, wire: Sent, run: str, name: str
     ) -> None:
         with shared_db.transaction(run) as txn:
             BLIND[name](txn)
@@ -86,7 +77,7 @@ class TestReads:
 
     @pytest.mark.parametrize("name", BLIND)
     def test_reads_of_something_else_leave_it_blind(
-        self, shared_db: inmem.Database, wire: Wire, run: str, name: str
+        self, shared_db: inmem.Database, wire: Sent, run: str, name: str
     ) -> None:
         shared_db.events.append("other", "t")
         with shared_db.transaction(run) as txn:
@@ -111,7 +102,7 @@ class TestReads:
         ("set", lambda txn: txn.cells.list("c")), ("set", lambda txn: txn.cells.exists("c")),
     ])
     def test_a_look_at_what_it_concerns_makes_it_run_here(
-        self, shared_db: inmem.Database, wire: Wire, run: str, name: str, look: Any, early: bool
+        self, shared_db: inmem.Database, wire: Sent, run: str, name: str, look: Any, early: bool
     ) -> None:
         with shared_db.transaction(run) as txn:
             if early:
@@ -123,7 +114,7 @@ class TestReads:
         assert wire.last.reads or wire.last.ranges
 
     def test_a_cell_that_is_set_does_not_make_another_one_read(
-        self, shared_db: inmem.Database, wire: Wire, run: str
+        self, shared_db: inmem.Database, wire: Sent, run: str
     ) -> None:
         with shared_db.transaction(run) as txn:
             txn.cells.set("a", 1)
@@ -133,7 +124,7 @@ class TestReads:
         assert not any(key.endswith(b"a") for key in wire.last.reads)
 
     def test_a_deletion_comes_after_the_sets_before_it(
-        self, shared_db: inmem.Database, wire: Wire, run: str
+        self, shared_db: inmem.Database, wire: Sent, run: str
     ) -> None:
         """A deleted cell raises the run's mark, from which the version of a new one follows."""
         shared_db.cells.set(run, "old", 1)
@@ -148,7 +139,7 @@ class TestReads:
         assert [shared_db.cells.read(run, name).version for name in "ab"] == [1, 7]  # type: ignore[union-attr]
 
     def test_what_is_overwritten_is_not_read_for_it(
-        self, shared_db: inmem.Database, wire: Wire, run: str
+        self, shared_db: inmem.Database, wire: Sent, run: str
     ) -> None:
         shared_db.kv.put(run, "n", 40)
         with shared_db.transaction(run) as txn:
@@ -166,7 +157,7 @@ class TestReads:
     @pytest.mark.parametrize("reverse", [False, True])
     @pytest.mark.parametrize("limit", [1, 2, 3])
     def test_a_scan_with_a_limit_reads_up_to_its_last_key(
-        self, shared_db: inmem.Database, wire: Wire, run: str, reverse: bool, limit: int
+        self, shared_db: inmem.Database, wire: Sent, run: str, reverse: bool, limit: int
     ) -> None:
         shared_db.kv.put_many(run, dict.fromkeys("bdfhj", 1))
         with shared_db.transaction(run) as txn:
@@ -179,7 +170,7 @@ class TestReads:
         assert last == (start if reverse else end[:-1]), "no key beyond the last is read"
         assert met == sum(name in "bdfhj" for name in found)
 
-    def test_the_head_is_a_read_up_to_itself(self, shared_db: inmem.Database, wire: Wire, run: str) -> None:
+    def test_the_head_is_a_read_up_to_itself(self, shared_db: inmem.Database, wire: Sent, run: str) -> None:
         shared_db.events.append_many(run, [("t", n) for n in range(100)])
         with shared_db.transaction(run) as txn:
             txn.events.append("t")
@@ -187,14 +178,14 @@ class TestReads:
         assert [met for _, _, met in wire.last.ranges] == [1, 0]
         assert wire.last.reads == {}
 
-    def test_what_changes_nothing_is_not_sent(self, shared_db: inmem.Database, wire: Wire, run: str) -> None:
+    def test_what_changes_nothing_is_not_sent(self, shared_db: inmem.Database, wire: Sent, run: str) -> None:
         with shared_db.transaction(run) as txn:
             assert txn.kv.delete("none") is False
             assert txn.cells.delete("none") is False
         assert (wire.bodies, txn.version) == ([], None)
 
     def test_appends_to_a_log_travel_in_one_call(
-        self, shared_db: inmem.Database, wire: Wire, run: str
+        self, shared_db: inmem.Database, wire: Sent, run: str
     ) -> None:
         with shared_db.transaction(run) as txn:
             appended = []
@@ -211,7 +202,7 @@ class TestReads:
 
 class TestRefusals:
     def test_a_refused_call_leaves_nothing_behind(
-        self, shared_db: inmem.Database, wire: Wire, run: str
+        self, shared_db: inmem.Database, wire: Sent, run: str
     ) -> None:
         shared_db.kv.put(run, "text", "no number")
         shared_db.runs.create_run(run_id=run)
@@ -305,7 +296,8 @@ class TestAgreement:
             [2, "event.append", [prefix, [[b"t", b"\x01", 12345]]]],
             [2, "run.create", [shared_db.namespace.prefix(), run, "", [], b"\x80"]],
         ]))
-        applied = shared_db._attachment.session().commit(body, sync=False, timeout_s=10.0)
+        direct: Any = shared_db.engine.direct()
+        applied = direct._session().commit(body, sync=False, timeout_s=10.0)
         assert applied.results[0] == 2
         assert shared_db.events.read(run, 0).timestamp == 12345  # type: ignore[union-attr]
         assert shared_db.runs.get_run(run).created_at == applied.results[2]  # type: ignore[union-attr]
@@ -347,9 +339,9 @@ class TestTimes:
     }
 
     @pytest.mark.parametrize("name", WRITES)
-    def test_each_write_read_back(self, shared_db: inmem.Database, run: str, name: str) -> None:
+    def test_each_write_read_back(self, home: Any, run: str, name: str) -> None:
         write, read = self.WRITES[name]
-        with inmem.open(shared_db.path, agent=run) as db:
+        with home.open(agent=run) as db:
             with db.transaction(run) as txn:
                 write(txn)
                 inside = read(txn)
