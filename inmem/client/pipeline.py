@@ -6,14 +6,16 @@ that a group was submitted with is the one that is asked for its outcome.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
 from inmem.client.session import Applied
 from inmem.config import Settings
 from inmem.engines.base import Pending
-from inmem.errors import ClosedError, InmemError
+from inmem.errors import BusyError, ClosedError, InmemError
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 T = TypeVar("T")
@@ -40,17 +42,17 @@ class PipelineSink:
 
     def put(self, key: bytes, payload: bytes, expires: int) -> None:
         """Write a record."""
-        self._pipeline.room(self).append([OP_PUT, key, payload, expires])
+        self._pipeline.add(self, [[OP_PUT, key, payload, expires]])
 
     def write(self, ops: list[list[Any]]) -> None:
         """Some operations, in one commit."""
         entries: list[Entry] = [Call(op[1], op[2]) if op[0] == OP_CALL else op for op in ops]
-        self._pipeline.room(self).extend(entries)
+        self._pipeline.add(self, entries)
 
     def call(self, procedure: str, arguments: list[Any], pending: type[Pending[Any]]) -> Pending[Any]:
         """Run a procedure; the result is there after the flush."""
         result = pending()
-        self._pipeline.room(self).append(AwaitedCall(procedure, arguments, result))
+        self._pipeline.add(self, [AwaitedCall(procedure, arguments, result)])
         return result
 
     def join(
@@ -58,17 +60,7 @@ class PipelineSink:
         pending: type[Pending[Any]], *, is_one: bool = False,
     ) -> Any:
         """Run a procedure on items, in one call with those of the write before if it takes them."""
-        group = self._pipeline.room(self)
-        if not items:
-            return []
-        last = group[-1] if group else None
-        # All of a group is of one run: a call of the same procedure has the same head.
-        added = last.join(procedure, items, pending) if isinstance(last, Call) else None
-        if added is None:
-            call = JoinedCall(procedure, head)
-            added = call.join(procedure, items, pending)
-            assert added is not None
-            group.append(call)
+        added = self._pipeline.join(self, procedure, head, items, pending)
         return added[0] if is_one else added
 
     def ask(
@@ -76,7 +68,7 @@ class PipelineSink:
     ) -> Pending[T]:
         """Run a procedure; what `convert` makes of its result is there after the flush."""
         result: _Converted[T] = _Converted(convert)
-        self._pipeline.room(self).append(AwaitedCall(procedure, arguments, result))
+        self._pipeline.add(self, [AwaitedCall(procedure, arguments, result)])
         return result
 
 
@@ -105,6 +97,7 @@ class PipelinedWrites:
         self._count = 0  # writes in it
         self._sent: list[tuple[int, list[Entry]]] = []
         self._error: InmemError | None = None
+        self._inside: FrameType | None = None  # the call that is under way
 
     def sink(self) -> PipelineSink:
         """Where the writes of one group go: consecutive ones travel together as one commit."""
@@ -114,7 +107,56 @@ class PipelinedWrites:
         """How many commits are sent and not answered."""
         return len(self._sent)
 
-    def room(self, sink: PipelineSink) -> list[Entry]:
+    def add(self, sink: PipelineSink, entries: list[Entry]) -> None:
+        """The next write.
+
+        Raises:
+            BusyError: called by a signal handler or finalizer in the middle of another call.
+        """
+        if self._inside is not None:
+            self._refuse_nested()
+        try:
+            self._inside = sys._getframe()
+            self._room(sink).extend(entries)
+        finally:
+            self._inside = None
+
+    def join(
+        self, sink: PipelineSink, procedure: str, head: Any, items: list[Any], pending: type[Pending[Any]]
+    ) -> list[Pending[Any]]:
+        """The next write, in the call of the one before if that takes its items. Raises as `add`."""
+        if self._inside is not None:
+            self._refuse_nested()
+        try:
+            self._inside = sys._getframe()
+            group = self._room(sink)
+            if not items:
+                return []
+            last = group[-1] if group else None
+            # All of a group is of one run: a call of the same procedure has the same head.
+            added = last.join(procedure, items, pending) if isinstance(last, Call) else None
+            if added is None:
+                call = JoinedCall(procedure, head)
+                added = call.join(procedure, items, pending)
+                assert added is not None
+                group.append(call)
+            return added
+        finally:
+            self._inside = None
+
+    def _refuse_nested(self) -> None:
+        """Refuse a call in the middle of another: the group that it fills may be sent under it."""
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame is self._inside:
+                raise BusyError(
+                    "this pipeline is in the middle of another call of this thread", what="pipeline",
+                    hint="In a signal handler or finalizer, write through the database or another pipeline.",
+                )
+            frame = frame.f_back
+        # The call that is noted was interrupted before it could say that it has ended.
+
+    def _room(self, sink: PipelineSink) -> list[Entry]:
         """The group for the next write of a sink."""
         if self._session is None:
             raise ClosedError("the pipeline is closed")
@@ -154,10 +196,17 @@ class PipelinedWrites:
 
         Raises:
             InmemError: the first error of a write; later writes may have been applied.
+            BusyError: as of `add`.
         """
-        self._send()
-        while self._sent and self._session is not None:
-            self._settle(self._session)
+        if self._inside is not None:
+            self._refuse_nested()
+        try:
+            self._inside = sys._getframe()
+            self._send()
+            while self._sent and self._session is not None:
+                self._settle(self._session)
+        finally:
+            self._inside = None
         error, self._error = self._error, None
         if error is not None:
             raise error

@@ -204,7 +204,7 @@ class Transaction:
                 hint="Call it outside of the transaction.",
             )
         call = Call(procedure, arguments)
-        with self._whole(FOOTPRINTS[procedure](*arguments)):
+        with self._whole(call, FOOTPRINTS[procedure](*arguments)):
             before = len(self._work.ops)
             result = self._run(call)
             if len(self._work.ops) != before:
@@ -218,7 +218,7 @@ class Transaction:
             self._entries.append(call)
             late.append(call)
         elif self._has_met(footprint):
-            with self._whole(footprint):
+            with self._whole(call, footprint):
                 self._run(call)
                 self._entries.append(call)
         else:
@@ -264,16 +264,15 @@ class Transaction:
                 del self._late[footprint]
 
     @contextmanager
-    def _whole(self, footprint: Footprint) -> Iterator[None]:
-        """Do something with this footprint now: all of it, or if it raises nothing."""
+    def _whole(self, call: Call, footprint: Footprint) -> Iterator[None]:
+        """Run and note a call with this footprint: both, or if it raises neither."""
         if self._late:
             self._catch_up(looks_at=footprint.looks_at, changes=footprint.changes)
-        count = len(self._entries)
         try:
             with self._work.savepoint():
                 yield
         except BaseException:
-            del self._entries[count:]
+            self._entries = [entry for entry in self._entries if entry is not call]
             raise
 
     def _run(self, call: Call) -> Any:

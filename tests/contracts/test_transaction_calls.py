@@ -5,6 +5,7 @@ The bodies that it sends are taken apart, so these tests know more than a user c
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from forms import new_run
 
 import inmem
+from inmem.client import pipeline
 from inmem.client import transaction as client
 from inmem.keys import Key
 from inmem.writeset import OP_CALL, WriteSet, decode
@@ -386,3 +388,79 @@ class TestOwnExpiry:
         txn.kv.put("other", 1)
         with pytest.raises(inmem.ConflictError):
             txn.commit()
+
+
+class TestNested:
+    """A signal handler or finalizer that writes in the middle of a call, here at every line of it."""
+
+    def interrupted(self, call: Callable[[], Any], nested: Callable[[int], Any]) -> int:
+        """Run a call again and again, with a nested one at one more line each time; how many lines."""
+        lines = 0
+        while True:
+            lines += 1
+            left = lines
+
+            def tracer(frame: Any, event: str, argument: Any, lines: int = lines) -> Any:
+                nonlocal left
+                if frame.f_code.co_filename != pipeline.__file__:
+                    return tracer if event == "call" else None
+                if event == "line":
+                    left -= 1
+                    if left == 0:
+                        sys.settrace(None)
+                        nested(lines)
+                return tracer
+
+            previous = sys.gettrace()
+            sys.settrace(tracer)
+            try:
+                call()
+            finally:
+                sys.settrace(previous)
+            if left > 0:
+                return lines
+
+    def test_in_a_pipeline_it_is_refused_or_done(self, shared_db: inmem.Database, run: str) -> None:
+        made: list[int] = []
+        refused: list[int] = []
+        outer: list[Any] = []
+        elsewhere = f"{run}-nested"
+        with shared_db.pipeline() as pipe:
+
+            def nested(number: int) -> None:
+                try:
+                    pipe.events.append(elsewhere, "nested", number)
+                    made.append(number)
+                except inmem.BusyError:
+                    refused.append(number)
+
+            lines = self.interrupted(
+                lambda: outer.append(pipe.events.append(run, "outer", len(outer))), nested
+            )
+        assert made and refused and len(made) + len(refused) == lines - 1
+        assert [event.payload for event in shared_db.events.iter(elsewhere)] == made
+        assert [event.payload for event in shared_db.events.iter(run)] == list(range(lines))
+        assert [pending.sequence for pending in outer] == list(range(lines))
+
+    def test_an_interrupt_leaves_a_pipeline_that_works(self, shared_db: inmem.Database, run: str) -> None:
+        kept: list[Any] = []
+        interrupts = 0
+
+        def interrupt(_: int) -> None:
+            raise KeyboardInterrupt
+
+        with shared_db.pipeline() as pipe:
+
+            def append() -> None:
+                nonlocal interrupts
+                try:
+                    kept.append(pipe.events.append(run, "t"))
+                except KeyboardInterrupt:
+                    interrupts += 1
+
+            lines = self.interrupted(append, interrupt)
+            pipe.flush()
+        assert interrupts == lines - 1 > 10
+        sequences = [pending.sequence for pending in kept]
+        assert sequences == sorted(set(sequences))
+        assert shared_db.events.verify_chain(run).length >= len(kept) > 0
