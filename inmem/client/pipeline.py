@@ -19,6 +19,7 @@ from inmem.errors import BusyError, ClosedError, InmemError
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 T = TypeVar("T")
+_this_frame = sys._getframe
 
 
 class Submits(Protocol):
@@ -42,17 +43,17 @@ class PipelineSink:
 
     def put(self, key: bytes, payload: bytes, expires: int) -> None:
         """Write a record."""
-        self._pipeline.add(self, [[OP_PUT, key, payload, expires]])
+        self._pipeline.add(self, [OP_PUT, key, payload, expires])
 
     def write(self, ops: list[list[Any]]) -> None:
         """Some operations, in one commit."""
         entries: list[Entry] = [Call(op[1], op[2]) if op[0] == OP_CALL else op for op in ops]
-        self._pipeline.add(self, entries)
+        self._pipeline.add(self, *entries)
 
     def call(self, procedure: str, arguments: list[Any], pending: type[Pending[Any]]) -> Pending[Any]:
         """Run a procedure; the result is there after the flush."""
         result = pending()
-        self._pipeline.add(self, [AwaitedCall(procedure, arguments, result)])
+        self._pipeline.add(self, AwaitedCall(procedure, arguments, result))
         return result
 
     def join(
@@ -68,7 +69,7 @@ class PipelineSink:
     ) -> Pending[T]:
         """Run a procedure; what `convert` makes of its result is there after the flush."""
         result: _Converted[T] = _Converted(convert)
-        self._pipeline.add(self, [AwaitedCall(procedure, arguments, result)])
+        self._pipeline.add(self, AwaitedCall(procedure, arguments, result))
         return result
 
 
@@ -93,7 +94,9 @@ class PipelinedWrites:
         self._settings = settings
         self._sync = sync
         self._session: Submits | None = session
-        self._group: tuple[PipelineSink | None, list[Entry]] = (None, [])
+        self._limit = settings.pipeline_group
+        self._group: list[Entry] = []
+        self._filled_for: PipelineSink | None = None
         self._count = 0  # writes in it
         self._sent: list[tuple[int, list[Entry]]] = []
         self._error: InmemError | None = None
@@ -107,7 +110,7 @@ class PipelinedWrites:
         """How many commits are sent and not answered."""
         return len(self._sent)
 
-    def add(self, sink: PipelineSink, entries: list[Entry]) -> None:
+    def add(self, sink: PipelineSink, *entries: Entry) -> None:
         """The next write.
 
         Raises:
@@ -116,7 +119,7 @@ class PipelinedWrites:
         if self._inside is not None:
             self._refuse_nested()
         try:
-            self._inside = sys._getframe()
+            self._inside = _this_frame()
             self._room(sink).extend(entries)
         finally:
             self._inside = None
@@ -128,7 +131,7 @@ class PipelinedWrites:
         if self._inside is not None:
             self._refuse_nested()
         try:
-            self._inside = sys._getframe()
+            self._inside = _this_frame()
             group = self._room(sink)
             if not items:
                 return []
@@ -146,7 +149,7 @@ class PipelinedWrites:
 
     def _refuse_nested(self) -> None:
         """Refuse a call in the middle of another: the group that it fills may be sent under it."""
-        frame: FrameType | None = sys._getframe()
+        frame: FrameType | None = _this_frame()
         while frame is not None:
             if frame is self._inside:
                 raise BusyError(
@@ -158,18 +161,17 @@ class PipelinedWrites:
 
     def _room(self, sink: PipelineSink) -> list[Entry]:
         """The group for the next write of a sink."""
+        if self._filled_for is sink and self._count < self._limit:
+            self._count += 1
+            return self._group
         if self._session is None:
             raise ClosedError("the pipeline is closed")
-        filled_for, group = self._group
-        if filled_for is not sink or self._count >= self._settings.pipeline_group:
-            self._send()
-            group = []
-            self._group, self._count = (sink, group), 0
-        self._count += 1
-        return group
+        self._send()
+        self._filled_for, self._count = sink, 1
+        return self._group
 
     def _send(self) -> None:
-        (_, group), self._group, session = self._group, (None, []), self._session
+        group, self._group, self._filled_for, session = self._group, [], None, self._session
         if not group or session is None:
             return
         timeout_s = self._settings.timeout_s
@@ -201,7 +203,7 @@ class PipelinedWrites:
         if self._inside is not None:
             self._refuse_nested()
         try:
-            self._inside = sys._getframe()
+            self._inside = _this_frame()
             self._send()
             while self._sent and self._session is not None:
                 self._settle(self._session)
@@ -218,4 +220,4 @@ class PipelinedWrites:
         ends, and the pipeline's parts, which know each other, stay until they
         are collected.
         """
-        self._session = None
+        self._session = self._filled_for = None
