@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from inmem.client.attachment import Attachment
+from inmem.client.tracking import Stored
 from inmem.engines.base import Item, View
 from inmem.record import is_live
-from inmem.storage.snapshot import Snapshot as StoredSnapshot
 
 
 class SnapshotView:
     """One committed version, without tracking."""
 
-    def __init__(self, snapshot: StoredSnapshot, now_us: Callable[[], int]) -> None:
+    def __init__(self, snapshot: Stored, now_us: Callable[[], int]) -> None:
         self._snapshot = snapshot
         self.now_us = now_us
 
@@ -63,13 +62,18 @@ class SnapshotView:
 
 
 class LatestView:
-    """The newest version at each call; for facades outside transactions."""
+    """The newest version at each call; for facades outside transactions.
 
-    def __init__(self, attachment: Attachment, max_age_s: float) -> None:
-        self._image = attachment.image
-        self._max_age_s = max_age_s
-        self._get = attachment.image.get
-        self.now_us = attachment.image.now_us
+    `get` reads one record without opening a moment, which is what makes a read cheap.
+    """
+
+    def __init__(
+        self, get: Callable[[bytes], bytes | None], begin: Callable[[], SnapshotView],
+        now_us: Callable[[], int],
+    ) -> None:
+        self._get = get
+        self._begin = begin
+        self.now_us = now_us
 
     def read(self, key: bytes) -> bytes | None:
         """The live record under a key. Cost: about 1 µs."""
@@ -98,8 +102,8 @@ class LatestView:
     @contextmanager
     def moment(self) -> Iterator[View]:
         """A view for several reads of one version."""
-        snapshot = self._image.snapshot(self._max_age_s)
+        view = self._begin()
         try:
-            yield SnapshotView(snapshot, self.now_us)
+            yield view
         finally:
-            snapshot.close()
+            view.close()

@@ -40,7 +40,7 @@ class LocalEngine:
 
     def latest(self) -> LatestView:
         """The newest version at each call."""
-        return LatestView(self.attachment, self.settings.snapshot_max_age_s)
+        return LatestView(self.attachment.image.get, self.snapshot, self._now_us)
 
     def direct(self) -> DirectSink:
         """A commit for each write."""

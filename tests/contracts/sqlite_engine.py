@@ -12,8 +12,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.session import Applied
 from inmem.client.transaction import Transaction
+from inmem.client.views import LatestView, SnapshotView
 from inmem.commit.decide import decide
 from inmem.commit.procedures import PROCEDURES
 from inmem.commit.validation import RecentWrites
@@ -31,7 +31,6 @@ from inmem.config import Settings
 from inmem.engines.base import Engine, Item
 from inmem.errors import ClosedError, InmemError, InvalidInputError
 from inmem.model.importing import is_mark
-from inmem.record import is_live
 from inmem.wire import STATUS, SYNC
 from inmem.writeset import MalformedError
 from inmem.writeset import decode as decode_request
@@ -80,77 +79,6 @@ class StoredMoment(State):
         if store is not None:
             self.connection.execute("rollback")
             store.give_back(self.connection)
-
-
-class MomentView:
-    """A View of one version."""
-
-    def __init__(self, stored: StoredMoment, now_us: Callable[[], int]) -> None:
-        self._stored = stored
-        self.version = stored.version
-        self.now_us = now_us
-
-    def read(self, key: bytes) -> bytes | None:
-        record = self._stored.get(key)
-        return record if record is not None and is_live(record, self._stored.now_us) else None
-
-    def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        return [self.read(key) for key in keys]
-
-    def scan(
-        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
-    ) -> list[Item]:
-        found: list[Item] = []
-        for key, record in self._stored.scan(start, end, reverse=reverse):
-            if len(found) == limit:
-                break
-            if is_live(record, self._stored.now_us):
-                found.append((key, record))
-        return found
-
-    def count(self, start: bytes, end: bytes) -> int:
-        return len(self.scan(start, end))
-
-    @contextmanager
-    def moment(self) -> Iterator[MomentView]:
-        yield self
-
-    def close(self) -> None:
-        self._stored.close()
-
-
-class LatestSqliteView:
-    """A View of the newest version at each call."""
-
-    def __init__(self, engine: SqliteEngine) -> None:
-        self._engine = engine
-        self.now_us = engine.now_us
-
-    @contextmanager
-    def moment(self) -> Iterator[MomentView]:
-        view = self._engine.snapshot()
-        try:
-            yield view
-        finally:
-            view.close()
-
-    def read(self, key: bytes) -> bytes | None:
-        with self.moment() as view:
-            return view.read(key)
-
-    def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        with self.moment() as view:
-            return view.read_many(keys)
-
-    def scan(
-        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
-    ) -> list[Item]:
-        with self.moment() as view:
-            return view.scan(start, end, limit=limit, reverse=reverse)
-
-    def count(self, start: bytes, end: bytes) -> int:
-        with self.moment() as view:
-            return view.count(start, end)
 
 
 class SqliteStore:
@@ -286,14 +214,21 @@ class SqliteEngine:
             raise ClosedError("the database is closed")
         return self._store
 
-    def latest(self) -> LatestSqliteView:
-        return LatestSqliteView(self)
+    def latest(self) -> LatestView:
+        return LatestView(self._read, self.snapshot, self.now_us)
+
+    def _read(self, key: bytes) -> bytes | None:
+        moment = StoredMoment(self.store)
+        try:
+            return moment.get(key)
+        finally:
+            moment.close()
 
     def direct(self) -> DirectSink:
         return DirectSink(lambda: self.store, self.now_us, self.settings.timeout_s)
 
-    def snapshot(self) -> MomentView:
-        return MomentView(StoredMoment(self.store), self.now_us)
+    def snapshot(self) -> SnapshotView:
+        return SnapshotView(StoredMoment(self.store), self.now_us)
 
     def transaction(self, *, timeout_s: float | None, sync: bool) -> Transaction:
         store = self.store
