@@ -52,11 +52,10 @@ class PendingNumber(Pending[rules.Number]):
 class KVReads:
     """Reads of one run's entries."""
 
-    __slots__ = ("_head", "_prefix", "_read", "_view")
+    __slots__ = ("_head", "_prefix", "_view")
 
     def __init__(self, view: View, prefix: bytes) -> None:
         self._view = view
-        self._read = view.read
         self._prefix = prefix
         self._head = b"%b\0%c" % (prefix, TypeTag.KV)
 
@@ -67,23 +66,23 @@ class KVReads:
             InvalidRunIdError, InvalidKeyError: the name cannot be one.
             ClosedError: the database is closed.
         """
-        record = self._read(self._head + encode_name(key))
+        record = self._view.read(self._head + encode_name(key))
         return default if record is None else decode(payload_of(record))
 
     def get_versioned(self, key: str) -> Versioned | None:
         """The value with the version and time (microseconds) of its commit; None if absent."""
-        record = self._read(self._head + encode_name(key))
+        record = self._view.read(self._head + encode_name(key))
         if record is None:
             return None
         return Versioned(decode(payload_of(record)), version_of(record), timestamp_of(record))
 
     def exists(self, key: str) -> bool:
         """Whether there is an entry under a key."""
-        return self._read(self._head + encode_name(key)) is not None
+        return self._view.read(self._head + encode_name(key)) is not None
 
     def ttl(self, key: str) -> float | None:
         """Seconds until the entry expires; None if it does not, or is absent."""
-        record = self._read(self._head + encode_name(key))
+        record = self._view.read(self._head + encode_name(key))
         expiry = expires_at(record) if record is not None else 0
         return max(0.0, (expiry - self._view.now_us()) / 1e6) if expiry else None
 
