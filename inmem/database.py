@@ -10,13 +10,11 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
-from inmem.client.attachment import Attachment, attach
 from inmem.client.retry import check_timeout
 from inmem.engines.base import Engine
-from inmem.engines.local import LocalEngine
+from inmem.engines.local import LocalEngine, open_local
 from inmem.errors import ClosedError, InvalidInputError, RunDeletedError
 from inmem.keys import Namespace, check_run_id
 from inmem.maintenance.check import CheckReport, check_in_process
@@ -112,9 +110,7 @@ class Database:
     after a fork, or raises `ForkError`. Close it with `close()` or `with`.
     """
 
-    def __init__(
-        self, engine: Engine, path: Path, namespace: Namespace, reopen: dict[str, Any]
-    ) -> None:
+    def __init__(self, engine: Engine, namespace: Namespace, reopen: dict[str, Any]) -> None:
         self._engine: Engine | None = engine
         self._reopen = reopen
         self._lock = threading.Lock()
@@ -122,7 +118,7 @@ class Database:
         self._levels: dict[str, RunScope] = {}
         self.settings = engine.settings
         self.namespace = namespace
-        self.path = path
+        self.path = engine.path
         self.kv = KVStore(self)
         self.events = EventLog(self)
         self.cells = StateCell(self)
@@ -148,7 +144,8 @@ class Database:
         return self._engine
 
     @property
-    def _attachment(self) -> Attachment:
+    def _attachment(self) -> Any:
+        """What this process shares of a local store."""
         engine = self.engine
         assert isinstance(engine, LocalEngine)
         return engine.attachment
@@ -347,13 +344,13 @@ def open(
     if timeout_s is not None:
         timeout_s = check_timeout(timeout_s)
     arguments = {"durability": durability, "timeout_s": timeout_s}
-    attachment, settings = attach(path, config=config, arguments=arguments, autostart=bool(autostart))
+    engine = open_local(path, config=config, arguments=arguments, autostart=bool(autostart))
     reopen = {
         "tenant": tenant, "app": app, "agent": agent, "autostart": autostart,
-        "timeout_s": settings.timeout_s, "config": os.path.abspath(config) if config is not None else None,
+        "timeout_s": engine.settings.timeout_s,
+        "config": os.path.abspath(config) if config is not None else None,
     }
-    engine = LocalEngine(attachment, settings)
-    return Database(engine, attachment.directory.path, namespace, reopen)
+    return Database(engine, namespace, reopen)
 
 
 def _reopen(path: str, arguments: dict[str, Any]) -> Database:

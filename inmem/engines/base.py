@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from inmem.config import Settings
@@ -181,9 +182,8 @@ class Batches(Protocol):
 class Engine(Protocol):
     """What serves a database."""
 
-    @property
-    def settings(self) -> Settings:
-        """Its settings, for this handle."""
+    settings: Settings  # of this handle
+    path: Path  # where the store is
 
     @property
     def durability(self) -> str:

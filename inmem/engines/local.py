@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from inmem.client.attachment import Attachment, detach
+from inmem.client.attachment import Attachment, attach, detach
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.session import Applied
@@ -18,12 +19,20 @@ from inmem.model.event_log import CHAIN_IDS
 from inmem.storage.snapshot import Snapshot
 
 
+def open_local(
+    path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool
+) -> LocalEngine:
+    """The engine for a data directory, which is created if need be. Raises as `inmem.open` does."""
+    return LocalEngine(*attach(path, config=config, arguments=arguments, autostart=autostart))
+
+
 class LocalEngine:
     """What this process shares of one store, with the settings of one handle."""
 
     def __init__(self, attachment: Attachment, settings: Settings) -> None:
         self.attachment = attachment
         self.settings = settings
+        self.path = attachment.directory.path
         self._now_us = attachment.image.now_us
         self._chain = CHAIN_IDS[attachment.settings.chain]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,7 +48,7 @@ class SqliteHome(Home):
 
     def open(self, **namespace: str) -> inmem.Database:
         return inmem.Database(
-            SqliteEngine(self.store), Path("sqlite"), inmem.Namespace(**namespace), {}
+            SqliteEngine(self.store), inmem.Namespace(**namespace), {}
         )
 
     def close(self) -> None:

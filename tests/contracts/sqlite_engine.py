@@ -87,7 +87,7 @@ class SqliteStore:
     incarnation = 0  # it is not used after a fork
 
     def __init__(self) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="sqlite-"))
+        self.path = Path(tempfile.mkdtemp(prefix="sqlite-"))
         self._free: list[sqlite3.Connection] = []
         self._all: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
@@ -113,7 +113,7 @@ class SqliteStore:
             return self._free.pop()
         except IndexError:
             connection = sqlite3.connect(
-                self._directory / "store", isolation_level=None, check_same_thread=False
+                self.path / "store", isolation_level=None, check_same_thread=False
             )
             connection.execute("pragma synchronous = off")
             self._all.append(connection)
@@ -171,7 +171,7 @@ class SqliteStore:
         """Close and remove everything."""
         for connection in self._all:
             connection.close()
-        shutil.rmtree(self._directory)
+        shutil.rmtree(self.path)
 
 
 class Session:
@@ -206,6 +206,7 @@ class SqliteEngine:
     def __init__(self, store: SqliteStore) -> None:
         self._store: SqliteStore | None = store
         self.settings = Settings(durability="memory")
+        self.path = store.path
         self.now_us = store.now_us
 
     @property

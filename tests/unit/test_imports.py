@@ -60,6 +60,7 @@ ONLY: dict[tuple[str, str], frozenset[str]] = {
     }),
     ("primitives", "client"): frozenset({"inmem.client.retry"}),  # facades know engines by their protocols
     ("scopes", "client"): frozenset({"inmem.client.retry"}),
+    ("database", "client"): frozenset({"inmem.client.retry"}),
 }
 
 # Packages from elsewhere, and the only parts that may import them. None: all parts.
