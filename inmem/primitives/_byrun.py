@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 F = TypeVar("F")
+F_co = TypeVar("F_co", covariant=True)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -18,7 +19,7 @@ class Host(Protocol):
     def run(self, run_id: str) -> Any: ...
 
 
-class ByRun(Generic[F]):
+class ByRun(Generic[F_co]):
     """A primitive of every run: the facades of a run have it under `KIND`."""
 
     __slots__ = ("_database",)
@@ -31,8 +32,8 @@ class ByRun(Generic[F]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._database!r})"
 
-    def _of(self, run_id: str) -> F:
-        facade: F = getattr(self._database.run(run_id), self.KIND)
+    def _of(self, run_id: str) -> F_co:
+        facade: F_co = getattr(self._database.run(run_id), self.KIND)
         return facade
 
 
