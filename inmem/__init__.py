@@ -50,6 +50,7 @@ __all__ = [
     "Namespace",
     "NewTrace",
     "NotFoundError",
+    "Pending",
     "PendingAppend",
     "PendingNumber",
     "PendingVersion",

@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from inmem.client.attachment import Attachment, Hold, attach
-from inmem.client.transaction import check_timeout
-from inmem.config import Settings
+from inmem.client.retry import check_timeout
+from inmem.engines.base import Engine
+from inmem.engines.local import LocalEngine, open_local
 from inmem.errors import ClosedError, InvalidInputError, RunDeletedError
-from inmem.keys import MAX_KEY_BYTES, Namespace, check_run_id
+from inmem.keys import Namespace, check_run_id
 from inmem.maintenance.check_report import CheckReport, check_in_process
-from inmem.primitives._common import Autocommit
 from inmem.primitives.event_log import EventLog
 from inmem.primitives.kv import KVStore
 from inmem.primitives.run_index import RunIndex
@@ -110,15 +109,14 @@ class Database:
     after a fork, or raises `ForkError`. Close it with `close()` or `with`.
     """
 
-    def __init__(self, hold: Hold, settings: Settings, namespace: Namespace,
-                 reopen: dict[str, Any]) -> None:
-        self._hold: Hold | None = hold
+    def __init__(self, engine: Engine, namespace: Namespace, reopen: dict[str, Any]) -> None:
+        self._engine: Engine | None = engine
         self._reopen = reopen
         self._scopes: dict[str, RunScope] = {}
         self._levels: dict[str, RunScope] = {}
-        self.settings = settings
+        self.settings = engine.settings
         self.namespace = namespace
-        self.path = hold.attachment.directory.path
+        self.path = engine.path
         self.kv = KVStore(self)
         self.events = EventLog(self)
         self.cells = StateCell(self)
@@ -126,18 +124,30 @@ class Database:
         self.runs = RunIndex(self)
 
     def __repr__(self) -> str:
-        state = "" if self._hold is not None else ", closed"
+        state = "" if self._engine is not None else ", closed"
         return f"Database({str(self.path)!r}, {str(self.namespace)!r}{state})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (str(self.path), self._reopen)
 
     @property
-    def _attachment(self) -> Attachment:
-        hold = self._hold
-        if hold is None:
+    def engine(self) -> Engine:
+        """What serves this database.
+
+        Raises:
+            ClosedError: the handle was closed.
+        """
+        engine = self._engine
+        if engine is None:
             raise ClosedError("the database is closed")
-        return hold.attachment
+        return engine
+
+    @property
+    def _attachment(self) -> Any:
+        """What this process shares of a local store."""
+        engine = self.engine
+        assert isinstance(engine, LocalEngine)
+        return engine.attachment
 
     # --- scopes -----------------------------------------------------------------------
 
@@ -163,7 +173,7 @@ class Database:
     def scope(self, run: str | RunScope) -> RunScope:
         """A run's scope, or the scope itself."""
         if isinstance(run, RunScope):
-            if run._database._attachment is not self._attachment:
+            if not run.is_of(self.engine):
                 raise InvalidInputError("run_id is a scope of another database", argument="run_id")
             return run
         return self.run(run)
@@ -218,12 +228,12 @@ class Database:
 
     def status(self) -> Status:
         """What the writer says of itself. Starts one if none runs. Cost: one round trip."""
-        _, fields = self._attachment.session().request(STATUS, self.settings.timeout_s)
+        _, fields = self.engine.request(STATUS, self.settings.timeout_s)
         return Status(**fields)
 
     def sync(self) -> int:
         """Make every commit so far durable; the version up to which that holds. Cost: one fdatasync."""
-        version, _ = self._attachment.session().request(SYNC, self.settings.timeout_s)
+        version, _ = self.engine.request(SYNC, self.settings.timeout_s)
         return version
 
     def checkpoint(self, *, timeout_s: float = CHECKPOINT_TIMEOUT_S) -> CheckpointReport:
@@ -246,7 +256,7 @@ class Database:
             StoreFullError: the disk has no room; the old checkpoint and the log are as they were.
             WriterUnavailableError: not done within `timeout_s` (seconds); it may be done later.
         """
-        _, fields = self._attachment.session().request(CHECKPOINT, check_timeout(timeout_s))
+        _, fields = self.engine.request(CHECKPOINT, check_timeout(timeout_s))
         return CheckpointReport(**fields)
 
     def check(self) -> CheckReport:
@@ -254,7 +264,7 @@ class Database:
 
         Cost: reads everything once, about 5 µs a record. Commits go on meanwhile.
         """
-        return check_in_process(self._attachment.directory.path)
+        return check_in_process(self.path)
 
     def repair_indices(self, run_id: str | None = None) -> RepairReport:
         """Make the indices of one run (default: of everything) what the records say.
@@ -266,15 +276,15 @@ class Database:
             RunDeletedError: the run was deleted; it has no indices.
         """
         if run_id is None:
-            prefixes = self._prefixes()
+            prefixes = list(self.engine.prefixes())
         else:
             prefixes = [self.namespace.run_prefix(run_id), self.namespace.prefix()]
-        commit = Autocommit(self._attachment, self.settings.timeout_s)
+        sink = self.engine.direct()
         added = removed = 0
         repaired = []
         for prefix in prefixes:
             try:
-                more, fewer = commit.call("index.repair", prefix)
+                more, fewer = sink.ask("index.repair", [prefix], tuple)
             except RunDeletedError:
                 if run_id is not None:
                     raise
@@ -285,26 +295,12 @@ class Database:
             removed += fewer
         return RepairReport(added, removed, repaired)
 
-    def _prefixes(self) -> list[bytes]:
-        """Every prefix that has records, in order: one look for each, whatever it holds."""
-        found: list[bytes] = []
-        start = b""
-        snapshot = self._attachment.image.snapshot(self.settings.snapshot_max_age_s)
-        try:
-            while item := next(snapshot.scan(start, b"\xff" * MAX_KEY_BYTES), None):
-                prefix = item[0][: item[0].index(0)]
-                found.append(prefix)
-                start = prefix + b"\1"
-        finally:
-            snapshot.close()
-        return found
-
     def close(self) -> None:
         """Give the handle back; the last one in a process closes everything. May be called twice."""
-        hold, self._hold = self._hold, None
+        engine, self._engine = self._engine, None
         self._scopes, self._levels = {}, {}
-        if hold is not None:
-            hold.release()
+        if engine is not None:
+            engine.close()
 
     def __enter__(self) -> Database:
         return self
@@ -345,12 +341,13 @@ def open(
     if timeout_s is not None:
         timeout_s = check_timeout(timeout_s)
     arguments = {"durability": durability, "timeout_s": timeout_s}
-    hold, settings = attach(path, config=config, arguments=arguments, autostart=bool(autostart))
+    engine = open_local(path, config=config, arguments=arguments, autostart=bool(autostart))
     reopen = {
         "tenant": tenant, "app": app, "agent": agent, "autostart": autostart,
-        "timeout_s": settings.timeout_s, "config": os.path.abspath(config) if config is not None else None,
+        "timeout_s": engine.settings.timeout_s,
+        "config": os.path.abspath(config) if config is not None else None,
     }
-    return Database(hold, settings, namespace, reopen)
+    return Database(engine, namespace, reopen)
 
 
 def _reopen(path: str, arguments: dict[str, Any]) -> Database:

@@ -2,54 +2,119 @@
 
 Invariant: this defines nothing, and `inmem` loads it at the first use of a
 name: the writer, the helpers and the command start without what they do not
-need. Half of the time in which a killed writer is replaced was imports.
+need. Half of the time in which a killed writer is replaced was imports. Each
+name is imported as itself, or strict type checkers take it for private here.
 """
 
-from inmem.database import CheckpointReport, Database, RepairReport, Status, open
-from inmem.errors import (
-    AlreadyExistsError,
-    AppendOnlyError,
-    BusyError,
-    CellExistsError,
-    CellNotFoundError,
-    ClosedError,
-    CommitUnknownError,
-    ConfigMismatchError,
-    ConflictError,
-    CorruptionError,
-    ForkError,
-    FormatVersionError,
-    InmemError,
-    InvalidInputError,
-    InvalidKeyError,
-    InvalidRunIdError,
-    InvalidTransitionError,
-    InvalidValueError,
-    InvariantError,
-    LimitError,
-    NotFoundError,
-    PermissionDeniedError,
-    RetryableError,
-    RunDeletedError,
-    RunExistsError,
-    RunNotFoundError,
-    SnapshotTooOldError,
-    StoreFullError,
-    TraceExistsError,
-    TraceNotFoundError,
-    VersionMismatchError,
-    WriterUnavailableError,
+# ruff: isort: skip_file
+
+from inmem.database import (
+    CheckpointReport as CheckpointReport,
+    Database as Database,
+    RepairReport as RepairReport,
+    Status as Status,
+    open as open,
 )
-from inmem.keys import Key, Namespace, RunId, TypeTag
-from inmem.maintenance.check_report import CheckReport
-from inmem.model.cell import State
-from inmem.model.event_log import Appended, ChainVerification, Event
-from inmem.model.run import DeletedRun, RunMetadata, RunStats, RunStatus, is_valid_transition
-from inmem.model.trace import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace, TraceTree
-from inmem.primitives.event_log import EventLog, PendingAppend
-from inmem.primitives.kv import KVStore, PendingNumber, Versioned
-from inmem.primitives.run_index import CreateRunOptions, RunIndex, RunQuery
-from inmem.primitives.state_cell import PendingVersion, StateCell
-from inmem.primitives.trace_store import NewTrace, TraceStore
-from inmem.scopes import Pipeline, RunScope, Snapshot, Transaction, transactional
-from inmem.values import Value
+from inmem.engines.base import (
+    Pending as Pending,
+)
+from inmem.errors import (
+    AlreadyExistsError as AlreadyExistsError,
+    AppendOnlyError as AppendOnlyError,
+    BusyError as BusyError,
+    CellExistsError as CellExistsError,
+    CellNotFoundError as CellNotFoundError,
+    ClosedError as ClosedError,
+    CommitUnknownError as CommitUnknownError,
+    ConfigMismatchError as ConfigMismatchError,
+    ConflictError as ConflictError,
+    CorruptionError as CorruptionError,
+    ForkError as ForkError,
+    FormatVersionError as FormatVersionError,
+    InmemError as InmemError,
+    InvalidInputError as InvalidInputError,
+    InvalidKeyError as InvalidKeyError,
+    InvalidRunIdError as InvalidRunIdError,
+    InvalidTransitionError as InvalidTransitionError,
+    InvalidValueError as InvalidValueError,
+    InvariantError as InvariantError,
+    LimitError as LimitError,
+    NotFoundError as NotFoundError,
+    PermissionDeniedError as PermissionDeniedError,
+    RetryableError as RetryableError,
+    RunDeletedError as RunDeletedError,
+    RunExistsError as RunExistsError,
+    RunNotFoundError as RunNotFoundError,
+    SnapshotTooOldError as SnapshotTooOldError,
+    StoreFullError as StoreFullError,
+    TraceExistsError as TraceExistsError,
+    TraceNotFoundError as TraceNotFoundError,
+    VersionMismatchError as VersionMismatchError,
+    WriterUnavailableError as WriterUnavailableError,
+)
+from inmem.keys import (
+    Key as Key,
+    Namespace as Namespace,
+    RunId as RunId,
+    TypeTag as TypeTag,
+)
+from inmem.maintenance.check_report import (
+    CheckReport as CheckReport,
+)
+from inmem.model.cell import (
+    State as State,
+)
+from inmem.model.event_log import (
+    Appended as Appended,
+    ChainVerification as ChainVerification,
+    Event as Event,
+)
+from inmem.model.run import (
+    DeletedRun as DeletedRun,
+    RunMetadata as RunMetadata,
+    RunStats as RunStats,
+    RunStatus as RunStatus,
+    is_valid_transition as is_valid_transition,
+)
+from inmem.model.trace import (
+    Custom as Custom,
+    Decision as Decision,
+    ErrorTrace as ErrorTrace,
+    Query as Query,
+    Thought as Thought,
+    ToolCall as ToolCall,
+    Trace as Trace,
+    TraceTree as TraceTree,
+)
+from inmem.primitives.event_log import (
+    EventLog as EventLog,
+    PendingAppend as PendingAppend,
+)
+from inmem.primitives.kv import (
+    KVStore as KVStore,
+    PendingNumber as PendingNumber,
+    Versioned as Versioned,
+)
+from inmem.primitives.run_index import (
+    CreateRunOptions as CreateRunOptions,
+    RunIndex as RunIndex,
+    RunQuery as RunQuery,
+)
+from inmem.primitives.state_cell import (
+    PendingVersion as PendingVersion,
+    StateCell as StateCell,
+)
+from inmem.primitives.trace_store import (
+    NewTrace as NewTrace,
+    TraceStore as TraceStore,
+)
+from inmem.scopes import (
+    Pipeline as Pipeline,
+    RunScope as RunScope,
+    Snapshot as Snapshot,
+    Transaction as Transaction,
+    transactional as transactional,
+)
+from inmem.values import (
+    Value as Value,
+)

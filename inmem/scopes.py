@@ -12,24 +12,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from inmem.client import transaction as engine
-from inmem.client.transaction import AutoReader, SnapshotReader, check_timeout, resolved_as, retrying
+from inmem.client.retry import check_timeout, resolved_as, retrying
 from inmem.config import DURABILITIES
-from inmem.errors import (
-    ClosedError,
-    CommitUnknownError,
-    ConfigMismatchError,
-    InmemError,
-    InvalidInputError,
-)
+from inmem.engines.base import Draft, Engine, Moment, Sink
+from inmem.errors import CommitUnknownError, ConfigMismatchError, InmemError, InvalidInputError
 from inmem.keys import shorten
-from inmem.primitives._common import Autocommit
-from inmem.primitives.event_log import EventReads, ScopedEvents, TransactionEvents
-from inmem.primitives.kv import KVReads, ScopedKV, TransactionKV
-from inmem.primitives.run_index import RunReads, ScopedRuns, TransactionRuns
-from inmem.primitives.state_cell import CellReads, ScopedCells, TransactionCells
-from inmem.primitives.trace_store import ScopedTraces, TraceReads, TransactionTraces
-from inmem.storage.snapshot import Snapshot as StoredSnapshot
+from inmem.primitives.event_log import EventReads, PipedEvents, PipelineEvents, RunEvents, TransactionEvents
+from inmem.primitives.kv import KVReads, PipedKV, PipelineKV, RunKV, TransactionKV
+from inmem.primitives.run_index import RunReads, Runs
+from inmem.primitives.state_cell import CellReads, RunCells, TransactionCells
+from inmem.primitives.trace_store import TraceReads, Traces
 
 if TYPE_CHECKING:
     from inmem.database import Database
@@ -40,6 +32,7 @@ P = ParamSpec("P")
 _RANK = {name: rank for rank, name in enumerate(DURABILITIES)}
 MAX_ATTEMPTS = 64
 TRANSACT_TIMEOUT_S = 30.0
+_MAX_RUNS = 8192  # of one pipeline, kept for reuse
 
 
 class RunScope:
@@ -59,14 +52,12 @@ class RunScope:
         self._database = database
         self.prefix = prefix
         self.name = name
-        attachment, settings = database._attachment, database.settings
-        reader = AutoReader(attachment, settings.snapshot_max_age_s)
-        commit = Autocommit(attachment, settings.timeout_s)
-        self.kv = ScopedKV(reader, commit, prefix, self.transact)
-        self.events = ScopedEvents(reader, commit, prefix)
-        self.cells = ScopedCells(reader, commit, prefix)
-        self.traces = ScopedTraces(reader, commit, prefix)
-        self.runs = ScopedRuns(reader, commit, database.namespace.prefix(), name)
+        view, sink = database.engine.latest(), database.engine.direct()
+        self.kv = RunKV(view, sink, prefix, self.transact)
+        self.events = RunEvents(view, sink, prefix)
+        self.cells = RunCells(view, sink, prefix)
+        self.traces = Traces(view, sink, prefix)
+        self.runs = Runs(view, sink, database.namespace.prefix(), name)
 
     def __repr__(self) -> str:
         return f"RunScope({self.prefix.decode()!r})"
@@ -75,6 +66,10 @@ class RunScope:
     def run_id(self) -> str:
         """The run's id; for a shared scope its level."""
         return self.name
+
+    def is_of(self, engine: Engine) -> bool:
+        """Whether this is a scope of the store that an engine serves."""
+        return self._database.engine.is_same_store(engine)
 
     def transaction(self, *, durability: str | None = None, timeout_s: float | None = None) -> Transaction:
         """One attempt at a transaction in this run. See `Database.transaction`."""
@@ -96,7 +91,7 @@ class RunScope:
             txn = Transaction.begin(self._database, self, sync, left_s)
             with txn:
                 result = fn(txn)
-                if not txn._core.is_over:
+                if not txn._draft.is_over:
                     try:
                         txn.commit()
                     except CommitUnknownError as error:
@@ -126,24 +121,22 @@ class Snapshot:
     'green'
     """
 
-    __slots__ = ("_database", "_reader", "cells", "events", "kv", "run_id", "runs", "traces")
+    __slots__ = ("_database", "_view", "cells", "events", "kv", "run_id", "runs", "traces")
 
-    def __init__(self, database: Database, reader: SnapshotReader, scope: RunScope) -> None:
+    def __init__(self, database: Database, view: Moment, scope: RunScope) -> None:
         self._database = database
-        self._reader = reader
+        self._view = view
         self.run_id = scope.run_id
-        self.kv = KVReads(reader, scope.prefix)
-        self.events = EventReads(reader, scope.prefix)
-        self.cells = CellReads(reader, scope.prefix)
-        self.traces = TraceReads(reader, scope.prefix)
-        self.runs = RunReads(reader, database.namespace.prefix(), scope.name)
+        self.kv = KVReads(view, scope.prefix)
+        self.events = EventReads(view, scope.prefix)
+        self.cells = CellReads(view, scope.prefix)
+        self.traces = TraceReads(view, scope.prefix)
+        self.runs = RunReads(view, database.namespace.prefix(), scope.name)
 
     @classmethod
     def begin(cls, database: Database, scope: RunScope) -> Snapshot:
         """A snapshot of now."""
-        image = database._attachment.image
-        stored: StoredSnapshot = image.snapshot(database.settings.snapshot_max_age_s)
-        return cls(database, SnapshotReader(stored, image.now_us), scope)
+        return cls(database, database.engine.snapshot(), scope)
 
     def __repr__(self) -> str:
         return f"Snapshot({self.run_id!r})"
@@ -151,15 +144,15 @@ class Snapshot:
     @property
     def version(self) -> int:
         """The commit version that is seen."""
-        return self._reader.version
+        return self._view.version
 
     def at(self, run: str | RunScope) -> Snapshot:
         """Another run, or a shared scope, at the same moment."""
-        return Snapshot(self._database, self._reader, self._database.scope(run))
+        return Snapshot(self._database, self._view, self._database.scope(run))
 
     def close(self) -> None:
         """End it. May be called twice."""
-        self._reader.close()
+        self._view.close()
 
     def __enter__(self) -> Snapshot:
         return self
@@ -183,29 +176,24 @@ class Transaction:
     (0, 1)
     """
 
-    __slots__ = ("_core", "_database", "cells", "events", "kv", "run_id", "runs", "traces")
+    __slots__ = ("_database", "_draft", "cells", "events", "kv", "run_id", "runs", "traces")
 
-    def __init__(self, database: Database, core: engine.Transaction, scope: RunScope) -> None:
+    def __init__(self, database: Database, draft: Draft, scope: RunScope) -> None:
         self._database = database
-        self._core = core
+        self._draft = draft
         self.run_id = scope.run_id
-        self.kv = TransactionKV(core, scope.prefix)
-        self.events = TransactionEvents(core, scope.prefix, database._attachment.identity.settings.chain)
-        self.cells = TransactionCells(core, scope.prefix)
-        self.traces = TransactionTraces(core, scope.prefix)
-        self.runs = TransactionRuns(core, database.namespace.prefix(), scope.name)
+        self.kv = TransactionKV(draft, draft, scope.prefix)
+        self.events = TransactionEvents(draft, draft, scope.prefix)
+        self.cells = TransactionCells(draft, draft, scope.prefix)
+        self.traces = Traces(draft, draft, scope.prefix)
+        self.runs = Runs(draft, draft, database.namespace.prefix(), scope.name)
 
     @classmethod
     def begin(
         cls, database: Database, scope: RunScope, sync: bool, timeout_s: float | None
     ) -> Transaction:
         """A transaction that reads from now on."""
-        settings = database.settings
-        core = engine.Transaction(
-            database._attachment, max_age_s=settings.snapshot_max_age_s,
-            timeout_s=settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
-        )
-        return cls(database, core, scope)
+        return cls(database, database.engine.transaction(timeout_s=timeout_s, sync=sync), scope)
 
     def __repr__(self) -> str:
         return f"Transaction({self.run_id!r})"
@@ -213,11 +201,11 @@ class Transaction:
     @property
     def version(self) -> int | None:
         """The commit version; None before the commit, and if nothing was written."""
-        return self._core.version
+        return self._draft.version
 
     def at(self, run: str | RunScope) -> Transaction:
         """Another run, or a shared scope, in the same transaction."""
-        return Transaction(self._database, self._core, self._database.scope(run))
+        return Transaction(self._database, self._draft, self._database.scope(run))
 
     def commit(self) -> None:
         """Commit now instead of at the end of the block.
@@ -226,14 +214,11 @@ class Transaction:
             ConflictError: something that was read has changed; nothing was applied.
             CommitUnknownError: no answer before the deadline.
         """
-        try:
-            self._core.commit()
-        except CommitUnknownError as error:
-            raise resolved_as(error, self._core.applied) from None
+        self._draft.commit()
 
     def abort(self) -> None:
         """Drop everything. May be called twice."""
-        self._core.abort()
+        self._draft.abort()
 
     def __enter__(self) -> Transaction:
         return self
@@ -242,8 +227,8 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._core.abort()
-        elif not self._core.is_over:
+            self._draft.abort()
+        elif not self._draft.is_over:
             self.commit()
 
 
@@ -266,62 +251,24 @@ class Pipeline:
 
     def __init__(self, database: Database, sync: bool) -> None:
         self._database = database
-        self._attachment = database._attachment
-        self._settings = database.settings
-        self._sync = sync
-        self._sessions = self._attachment.session()
-        self._session = self._sessions.take()
-        self._open: engine.Transaction | None = None
-        self._scope: RunScope | None = None
-        self._bound: tuple[TransactionKV, TransactionEvents] | None = None
-        self._count = 0
-        self._sent: list[tuple[int, engine.Transaction]] = []
-        self._error: InmemError | None = None
-        self._closed = False
+        self._batches = database.engine.pipeline(sync=sync)
+        self._runs: dict[str | RunScope, PipelinedRun] = {}
         self.kv = PipelineKV(self)
         self.events = PipelineEvents(self)
 
     def __repr__(self) -> str:
-        return f"Pipeline({self._database!r}, in_flight={len(self._sent)})"
+        return f"Pipeline({self._database!r}, in_flight={self._batches.in_flight()})"
 
-    def _target(self, run: str | RunScope) -> tuple[TransactionKV, TransactionEvents]:
-        """The buffer for the next write to a run."""
-        if self._closed:
-            raise ClosedError("the pipeline is closed")
-        scope = self._database.scope(run)
-        if self._bound is None or scope is not self._scope or self._count >= self._settings.pipeline_group:
-            self._send()
-            core = self._open = engine.Transaction(
-                self._attachment, max_age_s=1.0, timeout_s=self._settings.timeout_s, sync=self._sync
-            )
-            self._scope = scope
-            chain = self._attachment.identity.settings.chain
-            self._bound = (TransactionKV(core, scope.prefix), TransactionEvents(core, scope.prefix, chain))
-        self._count += 1
-        return self._bound
-
-    def _send(self) -> None:
-        core, self._open, self._bound, self._count = self._open, None, None, 0
-        if core is None:
-            return
+    def run(self, run_id: str | RunScope) -> PipelinedRun:
+        """The writes of one run, or of a shared scope."""
         try:
-            body = core.encode()
-            if body is None:
-                return
-            window = self._settings.pipeline_window
-            while self._sent and (len(self._sent) >= window or not self._session.has_room(body)):
-                self._settle()
-            sequence = self._session.submit(body, sync=self._sync, timeout_s=self._settings.timeout_s)
-            self._sent.append((sequence, core))
-        except InmemError as error:  # of earlier writes: not to be raised by the one that comes next
-            self._error = self._error or error
-
-    def _settle(self) -> None:
-        sequence, core = self._sent.pop(0)
-        try:
-            core.applied(self._session.outcome(sequence, self._settings.timeout_s))
-        except InmemError as error:
-            self._error = self._error or error
+            return self._runs[run_id]
+        except (KeyError, TypeError):
+            scope = self._database.scope(run_id)
+        if len(self._runs) >= _MAX_RUNS:
+            self._runs.clear()
+        run = self._runs[run_id] = PipelinedRun(self._batches.sink(), scope.prefix)
+        return run
 
     def flush(self) -> None:
         """Send what is buffered, wait for all answers and raise the first error.
@@ -329,12 +276,7 @@ class Pipeline:
         Raises:
             InmemError: the first error of a write; later writes may have been applied.
         """
-        self._send()
-        while self._sent:
-            self._settle()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        self._batches.flush()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -344,69 +286,23 @@ class Pipeline:
     ) -> None:
         """Wait for all; an exception inside the block is not replaced by one of a write."""
         try:
-            self.flush()
+            self._batches.flush()
         except InmemError as first:
             if error is None:
                 raise
             error.add_note(f"a pipelined write failed too: {first}")
         finally:
-            self._closed = True
-            # This object and its parts know each other, so it stays until it is collected: the
-            # session must not, which closes its connection when its thread ends.
-            session = self.__dict__.pop("_session", None)
-            if session is not None:
-                self._sessions.give_back(session)
+            self._batches.close()
 
 
-class _Piped:
-    __slots__ = ("_pipeline",)
+class PipelinedRun:
+    """What a pipeline writes into one run."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    __slots__ = ("events", "kv")
 
-
-class PipelineKV(_Piped):
-    """Blind KV writes of a pipeline; see `KVStore`."""
-
-    __slots__ = ()
-
-    def put(self, run_id: str, key: str, value: Any, *, ttl: Any = None) -> None:
-        """Write an entry."""
-        self._pipeline._target(run_id)[0].put(key, value, ttl=ttl)
-
-    def put_with_ttl(self, run_id: str, key: str, value: Any, ttl: Any) -> None:
-        """Write an entry that expires."""
-        self._pipeline._target(run_id)[0].put_with_ttl(key, value, ttl)
-
-    def put_many(self, run_id: str, mapping: Any, *, ttl: Any = None) -> None:
-        """Write many entries."""
-        self._pipeline._target(run_id)[0].put_many(mapping, ttl=ttl)
-
-    def add(self, run_id: str, key: str, delta: Any = 1, *, initial: Any = 0) -> Any:
-        """Add to a number; the result has its `value` after the flush."""
-        return self._pipeline._target(run_id)[0].add(key, delta, initial=initial)
-
-    def merge(self, run_id: str, key: str, fields: Any) -> None:
-        """Set fields of a `dict`."""
-        self._pipeline._target(run_id)[0].merge(key, fields)
-
-    def delete(self, run_id: str, key: str) -> None:
-        """Remove an entry, if there is one."""
-        self._pipeline._target(run_id)[0].discard(key)
-
-
-class PipelineEvents(_Piped):
-    """Appends of a pipeline; see `EventLog`."""
-
-    __slots__ = ()
-
-    def append(self, run_id: str, event_type: str, payload: Any = None) -> Any:
-        """Append an event; the result has `sequence` and `hash` after the flush."""
-        return self._pipeline._target(run_id)[1].append(event_type, payload)
-
-    def append_many(self, run_id: str, events: Any) -> Any:
-        """Append many events."""
-        return self._pipeline._target(run_id)[1].append_many(events)
+    def __init__(self, sink: Sink, prefix: bytes) -> None:
+        self.kv = PipedKV(sink, prefix)
+        self.events = PipedEvents(sink, prefix)
 
 
 def wants_sync(durability: str | None, database: Database) -> bool:
@@ -417,7 +313,7 @@ def wants_sync(durability: str | None, database: Database) -> bool:
         ConfigMismatchError: weaker than the database's, or `sync` in a
             database that keeps no log.
     """
-    stored = database._attachment.identity.settings.durability
+    stored = database.engine.durability
     if durability is None:
         return False
     if durability not in DURABILITIES:

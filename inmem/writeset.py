@@ -15,6 +15,10 @@ with the operations, in the order in which the program made them,
     [0, key, payload, expires at (0: never)]     put
     [1, key]                                     delete
     [2, procedure, [argument, ...]]              call
+    [2, procedure, [argument, ...], time]        call that a transaction has run already, at this time
+
+A call's time, in microseconds, is what it writes into records. Without one
+that is the time of the commit.
 """
 
 from __future__ import annotations
@@ -122,9 +126,15 @@ def _check_op(op: Any) -> None:
     elif kind == OP_DELETE and len(op) == 2:
         _check_key(op[1])
         return
-    elif kind == OP_CALL and len(op) == 3 and type(op[1]) is str and type(op[2]) is list:
+    elif kind == OP_CALL and len(op) in (3, 4) and type(op[1]) is str and type(op[2]) is list:
+        _check_time(op)
         return
     raise MalformedError("an operation has the wrong shape")
+
+
+def _check_time(op: list[Any]) -> None:
+    if len(op) == 4 and not (type(op[3]) is int and 0 < op[3] < 1 << 63):
+        raise MalformedError("the time of a call must be a positive int")
 
 
 def _check_key(key: Any) -> None:

@@ -12,6 +12,7 @@ import msgpack
 from inmem import values
 from inmem.commit.committer import Answer, Committer, NoLog, Request
 from inmem.commit.outcomes import Sessions
+from inmem.commit.procedures import PROCEDURES
 from inmem.commit.workspace import fence_of
 from inmem.errors import InmemError, from_wire
 from inmem.keys import Key, Namespace
@@ -172,7 +173,7 @@ class Bench:
         self.committer = Committer(
             self.store, self.log, sessions, version=position.version if position else 0,
             epoch=self._epoch, owner=(b"d", b"b", 1, 2), chain=self._chain,
-            always_sync=self._always_sync, reached=self.steps.append,
+            always_sync=self._always_sync, procedures=PROCEDURES, reached=self.steps.append,
         )
 
     @property

@@ -1,208 +1,63 @@
-"""Transactions: read from one snapshot, write into a buffer, commit as one.
+"""A transaction: reads of one snapshot, writes that wait, one commit.
 
 Invariant: whatever a transaction reads, its own writes included, is either
 still true when it commits or the commit is refused; and nothing leaves this
 process before the commit. It knows keys and records, no primitives.
 
-`Reader` is what primitives read through. There are three: `AutoReader` (each
-call sees the newest version), `SnapshotReader` (one version) and
-`Transaction` (one version, tracked, under its own writes).
+Own writes go through the writer's own procedures, run here on a workspace over
+the tracked reads. A call whose result may wait is put off: it runs here only
+once something that it concerns is read, or if that was read before. So it adds
+nothing to what the transaction depends on by itself, and appends, counters and
+cells stay free of conflicts. The writer runs every call again, and its results
+are compared with those that were computed here.
 """
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from sortedcontainers import SortedKeyList
-
-from inmem.client.attachment import Attachment
+from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
+from inmem.client.retry import resolved_as
 from inmem.client.session import Applied
-from inmem.config import MAX_TIMEOUT_S
-from inmem.errors import (
-    ClosedError,
-    CommitUnknownError,
-    ConflictError,
-    ForkError,
-    InvalidInputError,
-    InvariantError,
-    RetryableError,
-)
-from inmem.keys import shorten
-from inmem.record import ABSENT, expires_at, is_live, pack, version_of
-from inmem.storage.snapshot import Snapshot
-from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet, encode_single
+from inmem.client.tracking import DraftWorkspace, Stored, TrackedReads
+from inmem.commit.footprint import Footprint, Range, exactly
+from inmem.commit.procedures import FOOTPRINTS, PROCEDURES
+from inmem.engines.base import Item, Pending, View
+from inmem.errors import ClosedError, CommitUnknownError, ForkError, InmemError, InvariantError
+from inmem.record import is_live, pack
+from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
 
 T = TypeVar("T")
-Item = tuple[bytes, bytes]
-
-_BACKOFF_S: Final = 0.0005  # first pause after a conflict; doubles, with full jitter
-_BACKOFF_MAX_S: Final = 0.01  # longer ones starve who has lost often
 
 
-class Reader(Protocol):
-    """Live records, in key order."""
+class Owner(Protocol):
+    """Whose transaction it is."""
 
-    def read(self, key: bytes) -> bytes | None: ...
-
-    def scan(
-        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
-    ) -> list[Item]: ...
-
-    def count(self, start: bytes, end: bytes) -> int: ...
-
-    def view(self) -> Any: ...
-
-    def now_us(self) -> int: ...
-
-
-def _scan(
-    snapshot: Snapshot, start: bytes, end: bytes, limit: int | None, reverse: bool, now_us: int
-) -> list[Item]:
-    if limit == 0:
-        return []
-    found = []
-    for key, record in snapshot.scan(start, end, reverse=reverse):
-        if is_live(record, now_us):
-            found.append((key, record))
-            if len(found) == limit:
-                break
-    return found
-
-
-class SnapshotReader:
-    """One committed version, without tracking."""
-
-    def __init__(self, snapshot: Snapshot, now_us: Callable[[], int]) -> None:
-        self._snapshot = snapshot
-        self.now_us = now_us
-
-    def read(self, key: bytes) -> bytes | None:
-        """The live record under a key."""
-        record = self._snapshot.get(key)
-        return record if record is not None and is_live(record, self._snapshot.now_us) else None
-
-    def scan(
-        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
-    ) -> list[Item]:
-        """The live records of a range."""
-        return _scan(self._snapshot, start, end, limit, reverse, self._snapshot.now_us)
-
-    def count(self, start: bytes, end: bytes) -> int:
-        """How many live records a range has."""
-        now_us = self._snapshot.now_us
-        return sum(is_live(record, now_us) for _, record in self._snapshot.scan(start, end))
-
-    @contextmanager
-    def view(self) -> Iterator[Reader]:
-        """Itself: all reads here are of one version."""
-        yield self
-
-    @property
-    def version(self) -> int:
-        """The commit version that is seen."""
-        return self._snapshot.version
-
-    def close(self) -> None:
-        """End it."""
-        self._snapshot.close()
-
-
-class AutoReader:
-    """The newest version at each call; for facades outside transactions."""
-
-    def __init__(self, attachment: Attachment, max_age_s: float) -> None:
-        self._image = attachment.image
-        self._max_age_s = max_age_s
-        self._get = attachment.image.get
-        self.now_us = attachment.image.now_us
-
-    def read(self, key: bytes) -> bytes | None:
-        """The live record under a key. Cost: about 1 µs."""
-        record = self._get(key)
-        if record is not None and record[0] & 0x80 and not is_live(record, self.now_us()):
-            return None
-        return record
-
-    def scan(
-        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
-    ) -> list[Item]:
-        """The live records of a range, all of one version."""
-        with self.view() as view:
-            return view.scan(start, end, limit=limit, reverse=reverse)
-
-    def count(self, start: bytes, end: bytes) -> int:
-        """How many live records a range has."""
-        with self.view() as view:
-            return view.count(start, end)
-
-    @contextmanager
-    def view(self) -> Iterator[Reader]:
-        """A reader for several reads of one version."""
-        snapshot = self._image.snapshot(self._max_age_s)
-        try:
-            yield SnapshotReader(snapshot, self.now_us)
-        finally:
-            snapshot.close()
-
-
-class Pending:
-    """A result that only the commit knows; filled in when it has."""
-
-    __slots__ = ("_result",)
-
-    def __init__(self) -> None:
-        self._result: Any = None
-
-    def resolve(self, result: Any) -> None:
-        """Called with the procedure's result once the commit took effect."""
-        self._result = result
-
-    def result(self) -> Any:
-        """The result.
-
-        Raises:
-            InvariantError: the transaction has not committed.
-        """
-        if self._result is None:
-            raise InvariantError(
-                "this is known only after the commit", hint="Read it when the transaction is over."
-            )
-        return self._result
-
-
-class Deferred:
-    """An own write whose record depends on what is stored: worked out when it is read."""
-
-    __slots__ = ("apply",)
-
-    def __init__(self, apply: Callable[[bytes | None], bytes]) -> None:
-        self.apply = apply
+    incarnation: int  # another one in a forked child
 
 
 class Transaction:
-    """An optimistic transaction. Not to be shared between threads."""
+    """An optimistic transaction: a View and a Sink. Not to be shared between threads."""
 
-    def __init__(self, attachment: Attachment, *, max_age_s: float, timeout_s: float, sync: bool) -> None:
-        self._attachment = attachment
-        self._max_age_s = max_age_s
+    def __init__(
+        self, begin: Callable[[], Stored], commit: Callable[..., Applied], now_us: Callable[[], int],
+        owner: Owner, *, chain: int, timeout_s: float, sync: bool,
+    ) -> None:
+        self._commit = commit
+        self._owner = owner
         self._timeout_s = timeout_s
         self._sync = sync
-        self._snapshot: Snapshot | None = None
-        self._writes = WriteSet()
-        self._own: dict[bytes, bytes | Deferred | None] = {}
-        self._own_keys: SortedKeyList | None = None  # of _own, from the first scan on
-        self._waiting: list[Callable[[Any], None]] = []  # who gets the result of each call
-        self._done = False
-        self._incarnation = attachment.incarnation
+        self.now_us = now_us
+        self._reads = TrackedReads(begin)
+        self._work = DraftWorkspace(self._reads, now_us, chain=chain)
+        self._entries: list[Entry] = []
+        self._late: dict[Footprint, list[Call]] = {}  # calls that have not run here, in order
+        self._known: set[Footprint] = set()  # of calls that run here at once
+        self._is_over = False
+        self._incarnation = owner.incarnation
         self.version: int | None = None
-        self.logs: dict[bytes, Any] = {}  # state of the event log facade, per log
-
-    # --- reads ------------------------------------------------------------------------
 
     def check_open(self) -> None:
         """Refuse to go on after the end, or in a child.
@@ -211,50 +66,23 @@ class Transaction:
             ClosedError: the transaction was committed or aborted.
             ForkError: it belongs to the parent process, which may commit it.
         """
-        if self._done:
+        if self._is_over:
             raise ClosedError("the transaction is over")
-        if self._incarnation != self._attachment.incarnation:
+        if self._incarnation != self._owner.incarnation:
             raise ForkError("this transaction belongs to the parent process")
 
-    def _base(self) -> Snapshot:
-        self.check_open()
-        if self._snapshot is None:
-            self._snapshot = self._attachment.image.snapshot(self._max_age_s)
-        return self._snapshot
-
-    def now_us(self) -> int:
-        """Store time."""
-        return self._attachment.image.now_us()
+    # --- reads ------------------------------------------------------------------------
 
     def read(self, key: bytes) -> bytes | None:
         """The live record under a key, own writes first; what was stored becomes a read."""
-        if key in self._own:
-            self.check_open()
-            own = self._own[key]
-            if isinstance(own, Deferred):
-                own = self._own[key] = own.apply(self.read_stored(key))
-            if own is None or not is_live(own, self.now_us()):
-                return None
-            self._met_expiry(own)  # an own entry may expire before the commit, like any other
-            return own
-        return self.read_stored(key)
+        self.check_open()
+        if self._late:
+            self._catch_up(looks_at=(exactly(key),))
+        return self._work.record(key)
 
-    def read_stored(self, key: bytes) -> bytes | None:
-        """The live record under a key, without own writes; it becomes a read."""
-        snapshot = self._base()
-        record = snapshot.get(key)
-        if record is not None and not is_live(record, snapshot.now_us):
-            record = None
-        self._writes.reads[key] = ABSENT if record is None else version_of(record)
-        if record is not None:
-            self._met_expiry(record)
-        return record
-
-    def _met_expiry(self, record: bytes) -> None:
-        expiry = expires_at(record)
-        if expiry:
-            earliest = self._writes.expiry_us
-            self._writes.expiry_us = min(expiry, earliest) if earliest else expiry
+    def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The live records under some keys."""
+        return [self.read(key) for key in keys]
 
     def scan(
         self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
@@ -263,41 +91,46 @@ class Transaction:
 
         With a limit only the part up to the last returned key is read.
         """
-        snapshot = self._base()
+        self.check_open()
+        snapshot = self._reads.snapshot()
         if limit == 0:
             return []
-        own = self._own_in(start, end, reverse)
-        stored = snapshot.scan(start, end, reverse=reverse)
+        if self._late:
+            self._catch_up(looks_at=((start, end),))
+        work, reads = self._work, self._reads
+        own = work.own_keys(start, end, reverse=reverse)
         found: list[Item] = []
-        met = 0
-        at = 0
+        met = at = 0
 
-        def precedes(a: bytes, b: bytes) -> bool:
-            return a > b if reverse else a < b
+        def take_own() -> None:
+            record = work.own(own[at])
+            if record is not None:
+                found.append((own[at], record))
 
-        for key, record in stored:
-            while at < len(own) and precedes(own[at], key) and len(found) != limit:
-                self._add_own(own[at], found)
+        for key, record in snapshot.scan(start, end, reverse=reverse):
+            while at < len(own) and len(found) != limit and (own[at] > key if reverse else own[at] < key):
+                take_own()
                 at += 1
             if len(found) == limit:
                 break
+            is_own = at < len(own) and own[at] == key
             if is_live(record, snapshot.now_us):
                 met += 1
-                self._met_expiry(record)
-                if key not in self._own:
+                reads.met(record)
+                if not is_own:
                     found.append((key, record))
-            if at < len(own) and own[at] == key:
-                self._add_own(key, found)
+            if is_own:
+                take_own()
                 at += 1
             if len(found) == limit:
                 break
         while at < len(own) and len(found) != limit:
-            self._add_own(own[at], found)
+            take_own()
             at += 1
         if len(found) == limit:
             last = found[-1][0]
             start, end = (last, end) if reverse else (start, last + b"\0")
-        self._writes.ranges.append((start, end, met))
+        reads.ranges.append([start, end, met])
         return found
 
     def count(self, start: bytes, end: bytes) -> int:
@@ -305,62 +138,149 @@ class Transaction:
         return len(self.scan(start, end))
 
     @contextmanager
-    def view(self) -> Iterator[Reader]:
+    def moment(self) -> Iterator[View]:
         """Itself: all reads here are of one version."""
         yield self
 
-    def _own_in(self, start: bytes, end: bytes, reverse: bool) -> list[bytes]:
-        if not self._own:
-            return []
-        if self._own_keys is None:
-            self._own_keys = SortedKeyList(self._own, key=_same)
-        keys = list(self._own_keys.irange(start, end, inclusive=(True, False), reverse=reverse))
-        for key in keys:
-            if isinstance(self._own[key], Deferred):
-                self.read(key)
-        return keys
-
-    def _add_own(self, key: bytes, found: list[Item]) -> None:
-        record = self._own[key]
-        assert not isinstance(record, Deferred)
-        if record is not None and is_live(record, self.now_us()):
-            self._met_expiry(record)
-            found.append((key, record))
-
-    def own(self, key: bytes) -> bytes | Deferred | None:
-        """The transaction's own write under a key, None without one or if it is a removal."""
-        return self._own.get(key)
-
-    def was_read(self, key: bytes) -> bool:
-        """Whether the transaction depends on what is stored under a key, or has overwritten it."""
-        return key in self._writes.reads or (key in self._own and not isinstance(self._own[key], Deferred))
-
     # --- writes -----------------------------------------------------------------------
 
-    def put(self, key: bytes, payload: bytes, expires: int = 0) -> None:
+    def put(self, key: bytes, payload: bytes, expires: int) -> None:
         """Write a record at commit."""
-        self._change([OP_PUT, key, payload, expires])
-        self.show(key, pack(0, self.now_us() if expires else 0, expires, payload))
-
-    def delete(self, key: bytes) -> None:
-        """Remove a record at commit."""
-        self._change([OP_DELETE, key])
-        self.show(key, None)
-
-    def call(self, procedure: str, arguments: list[Any], resolve: Callable[[Any], None]) -> None:
-        """Run a procedure at commit; `resolve` gets its result."""
-        self._change([OP_CALL, procedure, arguments])
-        self._waiting.append(resolve)
-
-    def show(self, key: bytes, record: bytes | Deferred | None) -> None:
-        """Let own reads see a record that the commit will write."""
-        if self._own_keys is not None and key not in self._own:
-            self._own_keys.add(key)
-        self._own[key] = record
-
-    def _change(self, op: list[Any]) -> None:
         self.check_open()
-        self._writes.ops.append(op)
+        self._overwrite(key)
+        # Version and time are those of the commit: not known yet, and shown as 0.
+        self._work.show(key, pack(0, 0, expires, payload))
+        self._entries.append([OP_PUT, key, payload, expires])
+
+    def write(self, ops: list[list[Any]]) -> None:
+        """Some operations at commit."""
+        for op in ops:
+            if op[0] == OP_PUT:
+                self.put(op[1], op[2], op[3])
+            elif op[0] == OP_CALL:
+                self._add(Call(op[1], op[2]), FOOTPRINTS[op[1]](*op[2]))
+            else:
+                self.check_open()
+                self._overwrite(op[1])
+                self._work.show(op[1], None)
+                self._entries.append([OP_DELETE, op[1]])
+
+    def call(self, procedure: str, arguments: list[Any], pending: type[Pending[Any]]) -> Pending[Any]:
+        """Run a procedure at commit; the result is there after it, or as soon as it has run here."""
+        result = pending()
+        self._add(AwaitedCall(procedure, arguments, result), FOOTPRINTS[procedure](*arguments))
+        return result
+
+    def join(
+        self, procedure: str, head: Any, items: list[Any], part: Callable[[Any, int], Any],
+        pending: type[Pending[Any]], *, is_one: bool = False,
+    ) -> Any:
+        """Run a procedure on items at commit, in one call with items that were put off before."""
+        self.check_open()
+        if not items:
+            return []
+        footprint = FOOTPRINTS[procedure](head)
+        late = self._late.get(footprint) if self._late else None
+        added = late[-1].join(procedure, items, pending) if late else None
+        if added is None:
+            call = JoinedCall(procedure, head)
+            added = call.join(procedure, items, pending)
+            assert added is not None
+            self._add(call, footprint)
+        return added[0] if is_one else added
+
+    def ask(
+        self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = ""
+    ) -> T:
+        """Run a procedure here, and again at commit if it changes anything.
+
+        Raises:
+            InvariantError: it must be a commit of its own.
+        """
+        self.check_open()
+        if alone:
+            raise InvariantError(
+                f"{alone} cannot be part of a transaction: it is a commit of its own",
+                hint="Call it outside of the transaction.",
+            )
+        call = Call(procedure, arguments)
+        with self._whole(call, FOOTPRINTS[procedure](*arguments)):
+            before = len(self._work.ops)
+            result = self._run(call)
+            if len(self._work.ops) != before:
+                self._entries.append(call)
+            return convert(result)
+
+    def _add(self, call: Call, footprint: Footprint) -> None:
+        self.check_open()
+        late = self._late.get(footprint) if self._late else None
+        if late is not None:
+            self._entries.append(call)
+            late.append(call)
+        elif self._has_met(footprint):
+            with self._whole(call, footprint):
+                self._run(call)
+                self._entries.append(call)
+        else:
+            self._entries.append(call)
+            self._late[footprint] = [call]
+
+    def _has_met(self, footprint: Footprint) -> bool:
+        """Whether the transaction has read something that a call concerns, or put it."""
+        if self._known and footprint in self._known:
+            return True
+        for start, end in footprint.looks_at:
+            is_put = end == start + b"\0" and self._work.has(start)
+            if is_put or self._reads.overlaps(start, end):
+                self._known.add(footprint)
+                return True
+        return False
+
+    def _overwrite(self, key: bytes) -> None:
+        """What comes next replaces what is under a key, whatever calls put off would make of it."""
+        if self._late:
+            place = exactly(key)
+            self._late.pop(Footprint.of(place), None)
+            self._catch_up(changes=(place,))
+
+    def _catch_up(self, *, looks_at: tuple[Range, ...] = (), changes: tuple[Range, ...] = ()) -> None:
+        """Run the calls that were put off, if they concern what comes next."""
+        due: list[Footprint] = []
+        while more := [f for f in self._late if f not in due and f.concerns(looks_at, changes)]:
+            due += more  # these may depend on others
+            looks_at = tuple(r for f in more for r in f.looks_at)
+            changes = tuple(r for f in more for r in f.changes)
+        if not due:
+            return
+        late = self._late[due[0]]
+        if len(due) > 1:  # in the order in which they were made
+            together = {id(call) for footprint in due for call in self._late[footprint]}
+            late = [entry for entry in self._entries if isinstance(entry, Call) and id(entry) in together]
+        with self._work.savepoint():
+            for call in late:
+                self._run(call)
+            self._known.update(due)
+            for footprint in due:
+                del self._late[footprint]
+
+    @contextmanager
+    def _whole(self, call: Call, footprint: Footprint) -> Iterator[None]:
+        """Run and note a call with this footprint: both, or if it raises neither."""
+        if self._late:
+            self._catch_up(looks_at=footprint.looks_at, changes=footprint.changes)
+        try:
+            with self._work.savepoint():
+                yield
+        except BaseException:
+            self._entries = [entry for entry in self._entries if entry is not call]
+            raise
+
+    def _run(self, call: Call) -> Any:
+        """Run a call here."""
+        self._work.stamp_us = at_us = self.now_us()
+        result = PROCEDURES[call.procedure](self._work, *call.arguments())
+        call.ran(at_us, result)
+        return result
 
     # --- the end ----------------------------------------------------------------------
 
@@ -373,128 +293,58 @@ class Transaction:
             InmemError: whatever a procedure refused.
         """
         self.check_open()
-        body = self.encode()
-        if body is not None:
-            session = self._attachment.session()
-            self.applied(session.commit(body, sync=self._sync, timeout_s=self._timeout_s))
-
-    def encode(self) -> bytes | None:
-        """End the transaction; what is to be sent, None if nothing was written."""
-        writes = self._writes
+        body = self._encode()
+        if body is None:
+            return
         try:
-            if not writes.ops:
-                return None
-            if writes.ranges:
-                writes.snapshot_version = self._base().version
-            return writes.encode()
-        finally:
-            self.abort()  # what was read is written down: the snapshot is not needed any more
+            applied = self._commit(body, sync=self._sync, timeout_s=self._timeout_s)
+        except CommitUnknownError as error:
+            raise resolved_as(error, self._applied) from None
+        except InmemError:
+            self._forget()
+            raise
+        self._applied(applied)
 
-    def applied(self, applied: Applied) -> None:
-        """The commit took effect: give everybody what they wait for."""
+    def _encode(self) -> bytes | None:
+        """End the transaction; what is to be sent, None if nothing was written."""
+        reads = self._reads
+        try:
+            if not self._entries:
+                return None
+            version = reads.snapshot().version if reads.ranges else 0
+            return WriteSet(
+                version, reads.expiry_us, reads.reads, [(s, e, n) for s, e, n in reads.ranges],
+                operations(self._entries),
+            ).encode()
+        finally:
+            self._end()  # the reads are noted, so the snapshot can go
+
+    def _applied(self, applied: Applied) -> None:
+        """The commit took effect: give everybody what they wait for.
+
+        Raises:
+            InvariantError: the writer came to another result than was shown here.
+        """
         self.version = applied.version
-        for resolve, result in zip(self._waiting, applied.results, strict=True):
-            resolve(result)
+        resolve_all(self._entries, applied.results)
 
     @property
     def is_over(self) -> bool:
         """Whether it was committed or aborted."""
-        return self._done
+        return self._is_over
 
     def abort(self) -> None:
-        """End it; nothing is sent after this."""
-        self._done = True
-        if self._snapshot is not None:
-            self._snapshot.close()
+        """End it; nothing is sent after this. May be called twice."""
+        if not self._is_over:
+            self._end()
+            self._forget()
 
+    def _end(self) -> None:
+        self._is_over = True
+        self._reads.close()
 
-def _same(key: bytes) -> bytes:
-    return key
-
-
-def commit_put(attachment: Attachment, key: bytes, payload: bytes, expires: int, timeout_s: float) -> int:
-    """One blind write as a commit of its own; its version."""
-    body = encode_single([OP_PUT, key, payload, expires])
-    try:
-        return attachment.session().commit(body, sync=False, timeout_s=timeout_s).version
-    except CommitUnknownError as error:
-        raise resolved_as(error, lambda applied: applied.version) from None
-
-
-def commit_call(
-    attachment: Attachment, procedure: str, arguments: list[Any], timeout_s: float
-) -> tuple[Any, int]:
-    """One procedure call as a commit of its own: (result, version)."""
-    body = encode_single([OP_CALL, procedure, arguments])
-    try:
-        applied = attachment.session().commit(body, sync=False, timeout_s=timeout_s)
-    except CommitUnknownError as error:
-        raise resolved_as(error, lambda applied: (applied.results[0], applied.version)) from None
-    return applied.results[0], applied.version
-
-
-def resolved_as(error: CommitUnknownError, convert: Callable[[Any], Any]) -> CommitUnknownError:
-    """The error, whose `resend` now returns what `convert` makes of its result.
-
-    Each layer passes it on so, and in the end it returns what the call that
-    raised it would have returned.
-    """
-    again = error._resend
-    if again is not None:
-
-        def resend(timeout_s: float | None) -> Any:
-            try:
-                result = again(timeout_s)
-            except CommitUnknownError as later:
-                raise resolved_as(later, convert) from None
-            return convert(result)
-
-        error._resend = resend
-    return error
-
-
-def check_timeout(timeout_s: object) -> float:
-    """The seconds if they can be a deadline; a `timedelta` is taken too.
-
-    Raises:
-        InvalidInputError: not a number above 0 and at most MAX_TIMEOUT_S.
-    """
-    seconds = timeout_s.total_seconds() if isinstance(timeout_s, timedelta) else timeout_s
-    if type(seconds) in (int, float) and 0 < seconds <= MAX_TIMEOUT_S:  # type: ignore[operator]
-        return float(seconds)  # type: ignore[arg-type]
-    raise InvalidInputError(
-        f"timeout_s must be above 0 and at most {MAX_TIMEOUT_S:.0f} seconds, not {shorten(timeout_s)}",
-        argument="timeout_s",
-    )
-
-
-def retrying(
-    attempt: Callable[[float], T], *, max_attempts: int, timeout_s: float, pause_max_s: float = _BACKOFF_MAX_S
-) -> T:
-    """Run an attempt until it is not refused, within bounds; pauses are jittered.
-
-    `attempt` gets the seconds that are left.
-
-    Raises:
-        RetryableError: the last refusal, when attempts or time are used up.
-    """
-    if type(max_attempts) is not int or max_attempts < 1:
-        raise InvalidInputError(
-            f"max_attempts must be an int of at least 1, not {shorten(max_attempts)}", argument="max_attempts"
-        )
-    timeout_s = check_timeout(timeout_s)
-    deadline = time.monotonic() + timeout_s
-    ceiling = min(_BACKOFF_S, pause_max_s)
-    for left in range(max_attempts - 1, -1, -1):
-        try:
-            return attempt(max(deadline - time.monotonic(), 0.001))
-        except RetryableError as error:
-            is_next = isinstance(error, ConflictError) and error.is_next
-            pause = 0.0 if is_next else random.uniform(0, ceiling)
-            if not left or time.monotonic() + pause >= deadline:
-                raise
-            time.sleep(pause)
-            ceiling = min(ceiling * 2, pause_max_s)
-    raise AssertionError("unreachable")
-
-
+    def _forget(self) -> None:
+        """No result of this transaction is stored: take back those that were computed here."""
+        for entry in self._entries:
+            if isinstance(entry, Call):
+                entry.forget()

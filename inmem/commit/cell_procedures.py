@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from inmem.commit.arguments import check_name, check_prefix, check_type
+from inmem.commit.footprint import Footprint, exactly
 from inmem.commit.workspace import Workspace
 from inmem.keys import MAX_NAME_BYTES
 from inmem.model import cell
@@ -58,3 +61,19 @@ def delete(workspace: Workspace, prefix: bytes, name: bytes) -> bool:
     workspace.put(found.mark_key, version.to_bytes(8, "big"))
     workspace.delete(found.key)
     return True
+
+
+def assign_footprint(prefix: bytes, name: bytes, *_: Any) -> Footprint:
+    """Of `init` and `set`: the cell, whose first version depends on the run's mark."""
+    key = exactly(cell.cell_key(prefix, name))
+    return Footprint((key, exactly(cell.mark_key(prefix))), (key,))
+
+
+def cas_footprint(prefix: bytes, name: bytes, *_: Any) -> Footprint:
+    """Of `cas`: the cell."""
+    return Footprint.of(exactly(cell.cell_key(prefix, name)))
+
+
+def delete_footprint(prefix: bytes, name: bytes) -> Footprint:
+    """Of `delete`: the cell and the run's mark."""
+    return Footprint.of(exactly(cell.cell_key(prefix, name)), exactly(cell.mark_key(prefix)))

@@ -19,26 +19,23 @@ from typing import Any, NamedTuple, Protocol
 import msgpack
 import xxhash
 
+from inmem.commit.decide import NO_RESULTS, Procedures, decide
 from inmem.commit.outcomes import GAP, Outcome, Sessions, describe_refusal
-from inmem.commit.procedures import PROCEDURES
 from inmem.commit.turns import Turns
-from inmem.commit.validation import RecentWrites, validate
-from inmem.commit.workspace import DATA, Workspace
-from inmem.errors import ConflictError, InmemError, InvalidInputError, InvariantError, StoreFullError, to_wire
-from inmem.keys import Key, TypeTag, bucket_of, shorten
+from inmem.commit.validation import RecentWrites
+from inmem.commit.workspace import DATA
+from inmem.errors import ConflictError, InmemError, InvalidInputError, StoreFullError, to_wire
 from inmem.model.importing import is_mark
-from inmem.record import is_live, pack
+from inmem.record import is_live
 from inmem.storage.environment import Table
 from inmem.storage.store import Position, PublishError, Store, StoreTransaction, entry_bytes
 from inmem.storage.wal.format import DELETE, PUT, Op
 from inmem.storage.wal.log import WalBrokenError
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
-from inmem.writeset import OP_CALL, OP_PUT, MalformedError, WriteSet, decode
+from inmem.writeset import MalformedError, decode
 
-_KV = int(TypeTag.KV)
 _SESSIONS = int(Table.SESSIONS)
 _digest = xxhash.xxh3_64_intdigest
-_NO_RESULTS = msgpack.packb([])
 
 
 class Log(Protocol):
@@ -134,7 +131,7 @@ class Committer:
 
     def __init__(
         self, store: Store, log: Log, sessions: Sessions, *, version: int, epoch: int,
-        owner: Sequence[Any], chain: int, always_sync: bool,
+        owner: Sequence[Any], chain: int, always_sync: bool, procedures: Procedures,
         reached: Callable[[str], None] = lambda step: None,
     ) -> None:
         self.version = version
@@ -146,6 +143,7 @@ class Committer:
         self._epoch = epoch
         self._owner = tuple(owner)
         self._chain = chain
+        self._procedures = procedures
         self._always_sync = always_sync
         self._reached = reached  # told of each step, so that tests can stop the world there
         self._recent = RecentWrites(version)
@@ -258,7 +256,11 @@ class Committer:
         try:
             wanted = decode(body)
             self._turns.check(session, wanted.reads, now_us)
-            resolved, results, new_fences = self._resolve(wanted, txn, self.version + 1, now_us)
+            changes, results, buckets, new_fences, new_marks = decide(
+                wanted, txn, self._recent, self._procedures, version=self.version + 1, now_us=now_us,
+                fences=self._fences, marks=self._marks, chain=self._chain,
+            )
+            self._admit(changes)
         except (InmemError, MalformedError) as error:
             problem = error if isinstance(error, InmemError) else InvalidInputError(str(error))
             if isinstance(problem, ConflictError):
@@ -269,13 +271,20 @@ class Committer:
         else:
             self.counters.commits += 1
             self._turns.won(session)
-            if resolved:  # else nothing changes: no version of its own, and nothing to log
+            if changes:  # else nothing changes: no version of its own, and nothing to log
                 self.version += 1
-                txn.apply(resolved)
-                ops += resolved
+                txn.apply(changes)
+                ops += changes
+                for bucket in buckets:
+                    self._recent.wrote(bucket, self.version)
             if new_fences:
                 fences += new_fences
                 self._fences.update(new_fences)
+            for owner, mark in new_marks.items():
+                if mark is None:
+                    self._marks.pop(owner, None)
+                else:
+                    self._marks[owner] = mark
             outcome = Outcome(digest, APPLIED, self.version, results)
         self.sessions.record(session, sequence, answered_below, now_us, outcome)
         return Answer(outcome.status, sequence, outcome.version, outcome.result)
@@ -286,59 +295,18 @@ class Committer:
             return Answer(known.status, request.sequence, known.version, known.result)
         if known == GAP:
             next_wanted = self.sessions.last_sequence(request.session) + 1
-            return Answer(RESEND, request.sequence, next_wanted, _NO_RESULTS)
+            return Answer(RESEND, request.sequence, next_wanted, NO_RESULTS)
         return Answer(REFUSED, request.sequence, 0, msgpack.packb(describe_refusal(known)))
 
-    def _resolve(
-        self, request: WriteSet, txn: StoreTransaction, version: int, now_us: int
-    ) -> tuple[Sequence[Op], bytes, list[bytes]]:
-        """The operations of a valid request as log and image take them, and its results."""
-        if request.reads or request.ranges or request.expiry_us:
-            validate(request, txn, self._recent, now_us)
-        if len(request.ops) == 1 and request.ops[0][0] == OP_PUT and not self._fences and not self._marks:
-            # The commonest commit, without a workspace: this is the hot path.
-            _, key, payload, expires = request.ops[0]
-            bucket = self._check_plain(key)
-            self._store.admit(entry_bytes(key, payload) + 16)
-            self._recent.wrote(bucket, version)
-            return [(PUT, DATA, key, pack(version, now_us, expires, payload))], _NO_RESULTS, []
-        workspace = Workspace(
-            txn, self._fences, version=version, now_us=now_us, chain=self._chain, marks=self._marks
-        )
-        results = []
-        for op in request.ops:
-            if op[0] == OP_CALL:
-                results.append(_call(workspace, op[1], op[2]))
-            else:
-                self._check_plain(op[1])
-                if op[0] == OP_PUT:
-                    workspace.put(op[1], op[2], op[3])
-                else:
-                    workspace.delete(op[1])
+    def _admit(self, changes: Sequence[tuple[Any, ...]]) -> None:
+        """Count what a commit adds against the quota."""
         added, has_data = 0, False
-        for op in workspace.ops:
+        for op in changes:
             if op[0] == PUT:
                 added += entry_bytes(op[2], op[3])
                 has_data |= op[1] == DATA
         if has_data:
             self._store.admit(added)
-        for bucket in workspace.buckets:
-            self._recent.wrote(bucket, version)
-        packed = msgpack.packb(results) if results else _NO_RESULTS
-        for digest, mark in workspace.new_marks.items():  # as it was again if the group fails
-            if mark is None:
-                self._marks.pop(digest, None)
-            else:
-                self._marks[digest] = mark
-        return workspace.ops, packed, workspace.new_fences
-
-    @staticmethod
-    def _check_plain(key: bytes) -> bytes:
-        """The bucket of a key that needs no procedure: procedures keep the rules that plain writes break."""
-        bucket = bucket_of(key)
-        if bucket[-1] != _KV:
-            raise InvariantError(f"{Key(key)!r} is written by procedures only")
-        return bucket
 
     def _publish(self, txn: StoreTransaction, ops: list[Op], now_us: int, sync: bool) -> None:
         session_ops: list[Op] = [
@@ -393,20 +361,3 @@ class Committer:
             raise
         txn.abort()
         return 0
-
-
-def _call(workspace: Workspace, name: str, arguments: list[Any]) -> Any:
-    procedure = PROCEDURES.get(name)
-    if procedure is None:
-        raise InvalidInputError(f"no commit procedure {shorten(name)}", argument="procedure")
-    if len(arguments) != procedure.__code__.co_argcount - 1:
-        raise InvalidInputError(f"{name} got {len(arguments)} arguments", argument="procedure")
-    try:
-        return procedure(workspace, *arguments)
-    except InmemError:
-        raise
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        # A request that its procedure chokes on must not end the writer: it would be sent to the next one.
-        raise InvalidInputError(
-            f"{name} failed: {type(error).__name__}: {error!s:.200}", argument="procedure"
-        ) from error

@@ -6,15 +6,19 @@ code is never shipped. Because they see the state at commit time, hot logs,
 counters and cells never conflict.
 
 To add one: write `(workspace, *arguments) -> result` with MessagePack-able
-arguments and result, and enter it in PROCEDURES.
+arguments and result, and enter it in PROCEDURES. If transactions may call it,
+enter in FOOTPRINTS what it may look at and change: a transaction runs a call
+itself only once it has looked at something that the call concerns.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from inmem.commit import cell_procedures, import_procedures, run_procedures, trace_procedures
+from inmem.commit.footprint import Footprint, exactly
 from inmem.commit.workspace import Workspace
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import InvalidInputError, LimitError
@@ -57,13 +61,23 @@ def event_append(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[
         if not 0 <= timestamp < 1 << 63:
             raise InvalidInputError("timestamp is outside 0 to 2**63-1", argument="timestamp")
         head = event_log.follow(
-            head, workspace.chain, timestamp or workspace.now_us, event_type, payload
+            head, workspace.chain, timestamp or workspace.stamp_us, event_type, payload
         )
         sequence = encode_sequence(head.sequence)
         workspace.put(b"%b\0%c%b" % (prefix, TypeTag.EVENT, sequence), event_log.pack(head))
         workspace.put(b"%b\0%c%b\0%b" % (prefix, TypeTag.EVENT_BY_TYPE, event_type, sequence), b"")
         hashes.append(head.hash)
     return [first, hashes]
+
+
+def event_footprint(prefix: bytes, *_: Any) -> Footprint:
+    """Of an append: the whole log, for where an event goes depends on all before it."""
+    return _log_footprint(prefix)
+
+
+@functools.lru_cache(maxsize=256)  # each append in a transaction asks
+def _log_footprint(prefix: bytes) -> Footprint:
+    return Footprint.of(range_of(prefix, TypeTag.EVENT), range_of(prefix, TypeTag.EVENT_BY_TYPE))
 
 
 def last_event(workspace: Workspace, prefix: bytes) -> event_log.StoredEvent | None:
@@ -105,6 +119,11 @@ def kv_delete(workspace: Workspace, key: bytes) -> bool:
         return False
     workspace.delete(key)
     return True
+
+
+def kv_footprint(key: bytes, *_: Any) -> Footprint:
+    """Of an entry's procedures: the entry."""
+    return Footprint.of(exactly(key))
 
 
 def _check(name: str, value: object, kind: type) -> None:
@@ -151,4 +170,18 @@ PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
     "run.delete": run_procedures.delete,
     "run.update": run_procedures.update,
     "trace.record": trace_procedures.record,
+}
+
+FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = {
+    "cell.cas": cell_procedures.cas_footprint,
+    "cell.delete": cell_procedures.delete_footprint,
+    "cell.init": cell_procedures.assign_footprint,
+    "cell.set": cell_procedures.assign_footprint,
+    "event.append": event_footprint,
+    "kv.add": kv_footprint,
+    "kv.delete": kv_footprint,
+    "kv.merge": kv_footprint,
+    "run.create": run_procedures.footprint,
+    "run.update": run_procedures.footprint,
+    "trace.record": trace_procedures.footprint,
 }

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from inmem.commit.arguments import check_labels, check_map, check_namespace, check_prefix, check_type
+from inmem.commit.footprint import Footprint
 from inmem.commit.workspace import Workspace
 from inmem.errors import CorruptionError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
-from inmem.keys import Key, check_run_id, range_of, shorten, successor
+from inmem.keys import Key, TypeTag, check_run_id, range_of, shorten, successor
 from inmem.model import run
 from inmem.model.counts import FIRST_DELETED, others_in
 from inmem.primitives import server
@@ -27,7 +28,7 @@ def create(
             raise RunNotFoundError(f"there is no run {parent_run} to be the parent", run_id=parent_run)
     new = run.created(
         run_id, parent_run or None, tuple(check_labels(tags)), check_map(metadata, "metadata"),
-        workspace.now_us,
+        workspace.stamp_us,
     )
     _write(workspace, namespace, None, new)
     return new.created_at
@@ -51,7 +52,7 @@ def update(
         raise InvalidInputError(f"there is no status {shorten(status)}", argument="status") from None
     old = run.unpack(run_id, stored)
     new = run.changed(
-        old, workspace.now_us, status=wanted, error=error, tags=tuple(check_labels(tags)),
+        old, workspace.stamp_us, status=wanted, error=error, tags=tuple(check_labels(tags)),
         metadata=check_map(metadata, "metadata"),
     )
     return _write(workspace, namespace, old, new)
@@ -71,6 +72,11 @@ def _write(
             workspace.put(index_key, b"")
     workspace.put(run.run_key(namespace, new.run_id), payload)
     return payload
+
+
+def footprint(namespace: bytes, *_: Any) -> Footprint:
+    """Of `create` and `update`: the namespace's runs. Their indices are changed by nothing else."""
+    return Footprint.of(range_of(namespace, TypeTag.RUN))
 
 
 def delete(workspace: Workspace, namespace: bytes, run_id: str) -> list[Any]:

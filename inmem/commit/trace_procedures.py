@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from inmem.commit.arguments import check_labels, check_prefix, check_time, check_type
+from inmem.commit.footprint import Footprint
 from inmem.commit.workspace import Workspace
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import InvalidInputError, LimitError, TraceExistsError, TraceNotFoundError
-from inmem.keys import encode_id, encode_label
+from inmem.keys import TypeTag, encode_id, encode_label, range_of
 from inmem.model import trace
 
 
@@ -47,9 +48,14 @@ def _record(workspace: Workspace, prefix: bytes, item: Any) -> int:
         parent = trace.trace_key(prefix, encode_id(parent_id, "parent_id"))
         if workspace.record(parent) is None:
             raise TraceNotFoundError(f"there is no trace {parent_id} to be the parent", trace_id=parent_id)
-    when = check_time(timestamp) or workspace.now_us
+    when = check_time(timestamp) or workspace.stamp_us
     payload = trace.pack(kind, type_name, parent_id, when, check_labels(tags), body, metadata)
     workspace.put(key, payload)
     for index_key in trace.index_keys(prefix, trace_id.encode(), payload):
         workspace.put(index_key, b"")
     return when
+
+
+def footprint(prefix: bytes, *_: Any) -> Footprint:
+    """The run's traces. Their indices are changed by nothing else."""
+    return Footprint.of(range_of(prefix, TypeTag.TRACE))

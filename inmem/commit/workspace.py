@@ -1,8 +1,9 @@
 """The workspace of one commit: current state, plus what this commit does to it.
 
 Invariant: nothing leaves a workspace until its commit has been decided, so a
-commit that fails halfway is dropped without a trace. Procedures see it as
-their only world; they get time and version from it and have no others.
+commit that fails halfway is dropped without a trace. Procedures read and write
+through it alone, and take time and version from it. The writer has one for
+each commit; a transaction has one in its client, over the reads that it tracks.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
+from sortedcontainers import SortedList
+
+from inmem.changes import DELETE, DELETE_RANGE, PUT, Table
 from inmem.errors import BusyError, RunDeletedError
 from inmem.keys import Key, TypeTag, bucket_of, owner_of
 from inmem.model.importing import fence_of as fence_of
 from inmem.record import is_live, pack, payload_of
-from inmem.storage.environment import Table
-from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT
 
 DATA = int(Table.DATA)
+_UNCHANGED: Final = b""  # no record is empty
 _NO_MARKS: Final[Mapping[bytes, bytes]] = MappingProxyType({})
 
 
@@ -37,8 +40,8 @@ class Workspace:
     """What procedures work on."""
 
     __slots__ = (
-        "_admitted", "_base", "_changed", "_cleared", "_fences", "_highest", "_marks", "buckets", "chain",
-        "new_fences", "new_marks", "now_us", "ops", "version",
+        "_admitted", "_base", "_changed", "_cleared", "_fences", "_highest", "_marks", "_order", "_undo",
+        "buckets", "chain", "new_fences", "new_marks", "now_us", "ops", "stamp_us", "version",
     )
 
     def __init__(
@@ -49,7 +52,8 @@ class Workspace:
         self._fences = fences
         self._marks = marks
         self.version = version
-        self.now_us = now_us
+        self.now_us = now_us  # what has expired by then is not seen
+        self.stamp_us = now_us  # the time that is written into records
         self.chain = chain
         self.ops: list[tuple[Any, ...]] = []
         self.buckets: set[bytes] = set()
@@ -59,6 +63,8 @@ class Workspace:
         self._changed: dict[bytes, bytes | None] = {}
         self._cleared: list[tuple[bytes, bytes]] = []
         self._highest: dict[bytes, bytes] = {}  # the last key put in each bucket: `last` without a walk
+        self._order: SortedList | None = None  # the keys of _changed, from the first scan on
+        self._undo: list[tuple[Any, ...]] | None = None  # what a savepoint takes back
 
     def get(self, key: bytes) -> bytes | None:
         """The payload under a key, None if absent or expired."""
@@ -79,38 +85,62 @@ class Workspace:
 
     def last(self, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
         """Key and payload of the last live record in a range."""
-        mine: bytes | None = self._highest.get(bucket_of(start))
-        if mine is None or not start <= mine < end or self._changed.get(mine) is None:
-            # Not what the shortcut is for: look at all.
-            written = (k for k, r in self._changed.items() if r is not None and start <= k < end)
-            mine = max(written, default=None)
+        mine = self._last_own(start, end)
         for key, record in self._base.scan(start, end, reverse=True):
             if mine is not None and mine >= key:
                 break
-            if self.record(key) is not None:
+            if self._shows(key, record):
                 return key, payload_of(record)
         return None if mine is None else (mine, payload_of(self._changed[mine] or b""))
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Keys and payloads of the live records in a range, in key order."""
-        mine = sorted(k for k, r in self._changed.items() if r is not None and start <= k < end)
+        mine = [k for k in self.own_keys(start, end) if self._changed[k] is not None]
         at = 0
-        for key, _ in self._base.scan(start, end):
+        for key, record in self._base.scan(start, end):
             while at < len(mine) and mine[at] < key:
                 yield mine[at], payload_of(self._changed[mine[at]] or b"")
                 at += 1
-            if key not in self._changed and (record := self.record(key)) is not None:
+            if self._shows(key, record):
                 yield key, payload_of(record)
         for key in mine[at:]:
             yield key, payload_of(self._changed[key] or b"")
 
+    def own_keys(self, start: bytes, end: bytes, *, reverse: bool = False) -> list[bytes]:
+        """The keys of a range that this commit has put or deleted, in order."""
+        return list(self._own_keys(start, end, reverse=reverse)) if self._changed else []
+
+    def _own_keys(self, start: bytes, end: bytes, *, reverse: bool) -> Iterator[bytes]:
+        if self._order is None:
+            self._order = SortedList(self._changed)
+        keys: Iterator[bytes] = self._order.irange(start, end, inclusive=(True, False), reverse=reverse)
+        return keys
+
+    def _last_own(self, start: bytes, end: bytes) -> bytes | None:
+        mine = self._highest.get(bucket_of(start))
+        if mine is not None and start <= mine < end and self._changed.get(mine) is not None:
+            return mine
+        if not self._changed:
+            return None
+        return next((k for k in self._own_keys(start, end, reverse=True) if self._changed[k]), None)
+
+    def _shows(self, key: bytes, record: bytes) -> bool:
+        """Whether a stored record is live and this commit has left it alone."""
+        if key in self._changed or any(start <= key < end for start, end in self._cleared):
+            return False
+        return is_live(record, self.now_us)
+
     def put(self, key: bytes, payload: bytes, expires_at: int = 0, timestamp: int = 0) -> None:
         """Write a record at this commit's version, and its time unless another is given."""
         self.check_open(key)
-        record = pack(self.version, timestamp or self.now_us, expires_at, payload)
+        record = pack(self.version, timestamp or self.stamp_us, expires_at, payload)
+        bucket = bucket_of(key)
+        if self._undo is not None:
+            self._remember(key, bucket)
+        if self._order is not None and key not in self._changed:
+            self._order.add(key)
         self._changed[key] = record
         self.ops.append((PUT, DATA, key, record))
-        bucket = bucket_of(key)
         self.buckets.add(bucket)
         if key > self._highest.get(bucket, b""):
             self._highest[bucket] = key
@@ -118,19 +148,74 @@ class Workspace:
     def delete(self, key: bytes) -> None:
         """Remove a record."""
         self.check_open(key)
+        bucket = bucket_of(key)
+        if self._undo is not None:
+            self._remember(key, bucket)
+        if self._order is not None and key not in self._changed:
+            self._order.add(key)
         self._changed[key] = None
         self.ops.append((DELETE, DATA, key))
-        self.buckets.add(bucket_of(key))
+        self.buckets.add(bucket)
 
     def delete_range(self, start: bytes, end: bytes) -> None:
         """Remove all records of a range in one operation."""
         self.check_open(start)
+        if self._undo is not None:
+            self._undo.append((self._changed, self.buckets.copy()))
+        self._order = None
         self._changed = {k: r for k, r in self._changed.items() if not start <= k < end}
         self._cleared.append((start, end))
         self.ops.append((DELETE_RANGE, DATA, start, end))
         # One range may cover all types of a run: each of its buckets was written.
         prefix = start[: start.index(0)]
         self.buckets.update(b"%b\0%c" % (prefix, tag) for tag in TypeTag)
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Take back all that happens inside if it raises: then the workspace is as it was."""
+        outer = self._undo
+        undo: list[tuple[Any, ...]] = []
+        sizes = len(self.ops), len(self.new_fences), len(self._cleared)
+        marks = self.new_marks.copy()
+        self._undo = undo
+        try:
+            yield
+        except BaseException:
+            self._undo = outer
+            self._restore(undo, sizes, marks)
+            raise
+        self._undo = outer
+        if outer is not None:
+            outer += undo
+
+    def _remember(self, key: bytes, bucket: bytes) -> None:
+        assert self._undo is not None
+        self._undo.append((
+            key, self._changed.get(key, _UNCHANGED), bucket, bucket in self.buckets, self._highest.get(bucket)
+        ))
+
+    def _restore(
+        self, undo: list[tuple[Any, ...]], sizes: tuple[int, int, int], marks: dict[bytes, bytes | None]
+    ) -> None:
+        for before in reversed(undo):
+            if len(before) == 2:  # of a range
+                self._changed, self.buckets = before
+                continue
+            key, record, bucket, was_written, highest = before
+            if record == _UNCHANGED:
+                self._changed.pop(key, None)
+            else:
+                self._changed[key] = record
+            if not was_written:
+                self.buckets.discard(bucket)
+            if highest is None:
+                self._highest.pop(bucket, None)
+            else:
+                self._highest[bucket] = highest
+        self._order = None
+        self.new_marks = marks
+        for taken_back, size in zip((self.ops, self.new_fences, self._cleared), sizes, strict=True):
+            del taken_back[size:]  # type: ignore[attr-defined]
 
     def fence(self, owner: bytes) -> None:
         """Close a run for good: no later commit writes into it."""

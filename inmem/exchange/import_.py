@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from inmem.client.transaction import commit_call
+from inmem.client.direct import commit_call
+from inmem.client.session import Session
 from inmem.database import Database
 from inmem.errors import InmemError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
 from inmem.exchange.counted import Counted
@@ -182,6 +183,8 @@ def _load(
     database: Database, stream: BinaryIO, path: Path, names: Mapping[str, str], plan: _Plan,
     report: Imported, progress: Progress, total: int,
 ) -> None:
+    sessions = database._attachment.session()
+    session = sessions.take()  # for all runs; given back when all went well
     reader = LineReader(stream, str(path))
     loader: RunLoader | None = None
     passed = False
@@ -193,7 +196,7 @@ def _load(
             if isinstance(part, RunStart):
                 target = names.get(part.run_id, part.run_id)
                 passed = target in plan.unchanged or target in plan.skipped
-                loader = None if passed else RunLoader(database, target, part, names)
+                loader = None if passed else RunLoader(database, session, target, part, names)
             elif loader is not None and isinstance(part, LineRecord):
                 loader.take(part)
             elif loader is not None and isinstance(part, RunEnd):
@@ -207,6 +210,7 @@ def _load(
         if loader is not None:
             loader.abort(error)
         raise
+    sessions.give_back(session)
     report.bytes = reader.offset
     progress("importing", total, total)
 
@@ -214,11 +218,12 @@ def _load(
 class RunLoader:
     """One run on its way."""
 
-    def __init__(self, database: Database, run_id: str, start: RunStart, names: Mapping[str, str]) -> None:
+    def __init__(
+        self, database: Database, session: Session, run_id: str, start: RunStart, names: Mapping[str, str]
+    ) -> None:
         self.run_id = run_id
         self._attachment = database._attachment
-        self._sessions = database._attachment.session()
-        self._session = self._sessions.take()
+        self._session = session
         self._namespace = database.namespace.prefix()
         self._prefix = database.namespace.run_prefix(run_id)
         self._token = os.urandom(TOKEN_BYTES)
@@ -261,7 +266,6 @@ class RunLoader:
         self._send()
         while self._sent:
             self._settle()
-        self._sessions.give_back(self._session)
         return self._cleared
 
     def _send(self) -> None:
@@ -287,7 +291,6 @@ class RunLoader:
                     self._settle()
                 except InmemError:
                     continue  # the first of them is why we are here
-            self._sessions.give_back(self._session)
             if self._first is not None:
                 arguments = [self._namespace, self.run_id, self._token]
                 commit_call(self._attachment, "import.abort", arguments, _TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""What the facades share: checking arguments, and committing outside a transaction.
+"""Checks of arguments that the facades share.
 
 Invariant: a bad argument is refused here, with its name and limit, before
 anything is sent.
@@ -6,52 +6,13 @@ anything is sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
-from inmem.client.attachment import Attachment
-from inmem.client.transaction import commit_call, commit_put, resolved_as
 from inmem.config import MAX_TTL_S
-from inmem.errors import CommitUnknownError, InvalidInputError
+from inmem.errors import InvalidInputError
 from inmem.keys import check_tag_count, encode_label, shorten
-
-
-class Host(Protocol):
-    """What a facade holds: the database, as far as it needs it."""
-
-    def run(self, run_id: str) -> Any: ...
-
-
-class Autocommit:
-    """Commits of their own, for facades outside transactions."""
-
-    __slots__ = ("_attachment", "_timeout_s", "now_us")
-
-    def __init__(self, attachment: Attachment, timeout_s: float) -> None:
-        self._attachment = attachment
-        self._timeout_s = timeout_s
-        self.now_us = attachment.image.now_us
-
-    def put(self, key: bytes, payload: bytes, expires: int = 0) -> int:
-        """Write one record; its version."""
-        return commit_put(self._attachment, key, payload, expires, self._timeout_s)
-
-    def call(
-        self, procedure: str, *arguments: Any, convert: Callable[[Any], Any] = lambda result: result
-    ) -> Any:
-        """Run one procedure; what `convert` makes of its result, also when that comes by a resend."""
-        try:
-            return convert(commit_call(self._attachment, procedure, list(arguments), self._timeout_s)[0])
-        except CommitUnknownError as error:
-            raise resolved_as(error, lambda result: convert(result[0])) from None
-
-    def send(self, body: bytes) -> int:
-        """Commit a ready write set; its version."""
-        try:
-            return self._attachment.session().commit(body, sync=False, timeout_s=self._timeout_s).version
-        except CommitUnknownError as error:
-            raise resolved_as(error, lambda applied: applied.version) from None
 
 
 def check_limit(limit: object) -> int | None:

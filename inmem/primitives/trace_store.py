@@ -13,16 +13,17 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from inmem import values
-from inmem.client.transaction import Reader, Transaction
-from inmem.errors import InvalidInputError, TraceExistsError, TraceNotFoundError
+from inmem.engines.base import Sink, View
+from inmem.errors import InvalidInputError, TraceNotFoundError
 from inmem.keys import RunId, TypeTag, encode_id, encode_label, range_of, shorten
 from inmem.model import trace as rules
 from inmem.model.trace import Body, Trace, TraceTree
-from inmem.primitives._common import Autocommit, Host, check_limit, check_metadata, check_tags
-from inmem.record import pack, payload_of
+from inmem.primitives._byrun import ByRun, by_run
+from inmem.primitives._common import check_limit, check_metadata, check_tags
+from inmem.record import payload_of
 
 T = TypeVar("T")
 
@@ -42,49 +43,36 @@ class NewTrace:
     timestamp: int | None = None
 
 
-class _Item(NamedTuple):
-    """The arguments of the procedure, in its order."""
-
-    id: str
-    parent_id: str
-    timestamp: int
-    kind: int
-    type_name: str
-    tags: list[str]
-    body: bytes
-    metadata: bytes
-
-
 class TraceReads:
-    """Reads of one run's traces, through any kind of reader."""
+    """Reads of one run's traces."""
 
-    __slots__ = ("_prefix", "_reader")
+    __slots__ = ("_prefix", "_view")
 
-    def __init__(self, reader: Reader, prefix: bytes) -> None:
-        self._reader = reader
+    def __init__(self, view: View, prefix: bytes) -> None:
+        self._view = view
         self._prefix = prefix
 
     def get(self, trace_id: str) -> Trace | None:
-        """One trace. See `TraceStore.get`."""
-        record = self._reader.read(rules.trace_key(self._prefix, encode_id(trace_id, "trace_id")))
+        """One trace, None if there is none. Cost: about 5 µs."""
+        record = self._view.read(rules.trace_key(self._prefix, encode_id(trace_id, "trace_id")))
         return None if record is None else rules.unpack(trace_id, payload_of(record))
 
     def query_by_type(
         self, name: str, *, limit: int | None = None, reverse: bool = False
     ) -> builtins.list[Trace]:
-        """Traces of one type. See `TraceStore.query_by_type`."""
+        """Traces of one type: `ToolCall`, `Decision`, `Query`, `Thought`, `Error` or a custom one."""
         return self._named(TypeTag.TRACE_BY_TYPE, encode_label(name, "name"), limit, reverse)
 
     def query_by_tag(
         self, tag: str, *, limit: int | None = None, reverse: bool = False
     ) -> builtins.list[Trace]:
-        """Traces with a tag. See `TraceStore.query_by_tag`."""
+        """Traces that have a tag."""
         return self._named(TypeTag.TRACE_BY_TAG, encode_label(tag, "tag"), limit, reverse)
 
     def query_by_time(
         self, start: int, end: int, *, limit: int | None = None, reverse: bool = False
     ) -> builtins.list[Trace]:
-        """Traces of a time range. See `TraceStore.query_by_time`."""
+        """Traces with a timestamp in `[start, end)`, microseconds."""
         first, last = _time(start, "start"), _time(end, "end")
         head = b"%b\0%c" % (self._prefix, TypeTag.TRACE_BY_TIME)
         return self._at(head + first.to_bytes(8, "big"), head + last.to_bytes(8, "big"), limit, reverse)
@@ -92,25 +80,29 @@ class TraceReads:
     def get_children(
         self, parent_id: str, *, limit: int | None = None, reverse: bool = False
     ) -> builtins.list[Trace]:
-        """Direct children. See `TraceStore.get_children`."""
+        """The direct children of a trace; none if it has none or does not exist."""
         return self._named(TypeTag.TRACE_BY_PARENT, encode_id(parent_id, "parent_id"), limit, reverse)
 
     def roots(self, *, limit: int | None = None, reverse: bool = False) -> builtins.list[Trace]:
-        """Traces without a parent. See `TraceStore.roots`."""
+        """The traces without a parent."""
         return self._named(TypeTag.TRACE_BY_PARENT, b"", limit, reverse)
 
     def list(self, *, limit: int | None = None, reverse: bool = False) -> builtins.list[Trace]:
-        """All traces in order of time. See `TraceStore.list`."""
+        """All traces of a run in order of time."""
         return self._at(*range_of(self._prefix, TypeTag.TRACE_BY_TIME), limit, reverse)
 
     def count(self) -> int:
-        """How many traces there are. See `TraceStore.count`."""
-        return self._reader.count(*range_of(self._prefix, TypeTag.TRACE))
+        """How many traces a run has. Cost: about 0.3 µs a trace."""
+        return self._view.count(*range_of(self._prefix, TypeTag.TRACE))
 
     def get_tree(self, root_id: str) -> TraceTree:
-        """A trace with all below it. See `TraceStore.get_tree`."""
+        """A trace with all that is below it, of any depth, all of one version.
+
+        Raises:
+            TraceNotFoundError: there is no such trace.
+        """
         encode_id(root_id, "root_id")
-        with self._reader.view() as view:
+        with self._view.moment() as view:
             reads = TraceReads(view, self._prefix)
             root = reads.get(root_id)
             if root is None:
@@ -137,14 +129,14 @@ class TraceReads:
         if start >= end:
             return []
         skip = self._place_of(start)
-        found = []
-        with self._reader.view() as view:
-            for key, _ in view.scan(start, end, limit=limit, reverse=bool(reverse)):
-                trace_id = key[skip + 8 :]
-                record = view.read(rules.trace_key(self._prefix, trace_id))
-                if record is not None:
-                    found.append(rules.unpack(trace_id.decode(), payload_of(record)))
-        return found
+        with self._view.moment() as view:
+            entries = view.scan(start, end, limit=limit, reverse=bool(reverse))
+            ids = [key[skip + 8 :] for key, _ in entries]
+            records = view.read_many([rules.trace_key(self._prefix, trace_id) for trace_id in ids])
+        return [
+            rules.unpack(trace_id.decode(), payload_of(record))
+            for trace_id, record in zip(ids, records, strict=True) if record is not None
+        ]
 
     def _place_of(self, start: bytes) -> int:
         """Where the timestamp begins in the index keys of a range."""
@@ -154,95 +146,53 @@ class TraceReads:
         return start.index(0, head) + 1
 
 
-class ScopedTraces(TraceReads):
-    """One run's traces outside a transaction: each record is a commit of its own."""
+class Traces(TraceReads):
+    """One run's traces."""
 
-    __slots__ = ("_commit",)
+    __slots__ = ("_sink",)
 
-    def __init__(self, reader: Reader, commit: Autocommit, prefix: bytes) -> None:
-        super().__init__(reader, prefix)
-        self._commit = commit
+    def __init__(self, view: View, sink: Sink, prefix: bytes) -> None:
+        super().__init__(view, prefix)
+        self._sink = sink
 
     def record(
         self, body: Body, *, id: str | None = None, parent_id: str | None = None, tags: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None, timestamp: int | None = None,
     ) -> str:
-        """Record a trace. See `TraceStore.record`."""
-        return self._send([NewTrace(body, id, parent_id, tags, metadata, timestamp)], lambda ids: ids[0])
+        """Record a trace and return its id. Cost: one round trip.
+
+        Without an `id` a time-ordered one is made. `timestamp` (microseconds)
+        defaults to the time of the commit. Tags are 1-128 bytes each.
+
+        Raises:
+            TraceExistsError: the id is taken.
+            TraceNotFoundError: there is no such parent.
+            InvalidInputError: body, id, tags, metadata or timestamp are wrong.
+            RunDeletedError: the run was deleted.
+        """
+        return self._record([NewTrace(body, id, parent_id, tags, metadata, timestamp)], lambda ids: ids[0])
 
     def record_child(
         self, parent_id: str, body: Body, *, id: str | None = None, tags: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None, timestamp: int | None = None,
     ) -> str:
-        """Record a trace below another. See `TraceStore.record_child`."""
+        """Record a trace below another, which must exist. Cost and errors: those of `record`."""
         encode_id(parent_id, "parent_id")
-        return self._send([NewTrace(body, id, parent_id, tags, metadata, timestamp)], lambda ids: ids[0])
+        return self._record([NewTrace(body, id, parent_id, tags, metadata, timestamp)], lambda ids: ids[0])
 
     def record_many(self, traces: Iterable[NewTrace]) -> builtins.list[str]:
-        """Record many traces as one commit. See `TraceStore.record_many`."""
-        return self._send(traces, lambda ids: ids)
+        """Record many traces as one atomic commit, parents before children; their ids."""
+        return self._record(traces, lambda ids: ids)
 
-    def _send(self, traces: Iterable[NewTrace], result: Callable[[builtins.list[str]], T]) -> T:
-        items = [_item(new, 0) for new in _new_traces(traces)]
-        recorded = result([item.id for item in items])
+    def _record(self, traces: Iterable[NewTrace], result: Callable[[builtins.list[str]], T]) -> T:
+        items = [_item(new) for new in _new_traces(traces)]
+        recorded = result([item[0] for item in items])
         if items:
-            self._commit.call("trace.record", self._prefix, items, convert=lambda _: recorded)
+            self._sink.ask("trace.record", [self._prefix, items], lambda _: recorded)
         return recorded
 
 
-class TransactionTraces(TraceReads):
-    """One run's traces inside a transaction: records wait for the commit."""
-
-    __slots__ = ("_txn",)
-
-    def __init__(self, txn: Transaction, prefix: bytes) -> None:
-        super().__init__(txn, prefix)
-        self._txn = txn
-
-    def record(
-        self, body: Body, *, id: str | None = None, parent_id: str | None = None, tags: Sequence[str] = (),
-        metadata: Mapping[str, Any] | None = None, timestamp: int | None = None,
-    ) -> str:
-        """Record a trace at commit. See `TraceStore.record`."""
-        return self.record_many([NewTrace(body, id, parent_id, tags, metadata, timestamp)])[0]
-
-    def record_child(
-        self, parent_id: str, body: Body, *, id: str | None = None, tags: Sequence[str] = (),
-        metadata: Mapping[str, Any] | None = None, timestamp: int | None = None,
-    ) -> str:
-        """Record a trace below another at commit. See `TraceStore.record_child`."""
-        encode_id(parent_id, "parent_id")
-        return self.record_many([NewTrace(body, id, parent_id, tags, metadata, timestamp)])[0]
-
-    def record_many(self, traces: Iterable[NewTrace]) -> builtins.list[str]:
-        """Record many traces at commit. See `TraceStore.record_many`."""
-        txn, prefix = self._txn, self._prefix
-        now_us = txn.now_us()
-        items = [(_item(new, now_us), new.id is not None) for new in _new_traces(traces)]
-        earlier: set[str] = set()  # of these: none is shown before all are found right
-        for item, chosen in items:
-            key = rules.trace_key(prefix, item.id.encode())
-            # An id that was made up here is nobody else's: only a chosen one is looked for.
-            if item.id in earlier or ((chosen or txn.was_read(key)) and txn.read(key) is not None):
-                raise TraceExistsError(f"trace {item.id} exists", trace_id=item.id)
-            parent = item.parent_id
-            parent_key = rules.trace_key(prefix, parent.encode())
-            if parent and parent not in earlier and txn.read(parent_key) is None:
-                raise TraceNotFoundError(f"there is no trace {parent} to be the parent", trace_id=parent)
-            earlier.add(item.id)
-        if items:
-            txn.call("trace.record", [prefix, [item for item, _ in items]], _ignore)
-        for item, _ in items:
-            payload = rules.pack(
-                item.kind, item.type_name, item.parent_id, item.timestamp, item.tags, item.body, item.metadata
-            )
-            txn.show(rules.trace_key(prefix, item.id.encode()), pack(0, 0, 0, payload))
-            for index_key in rules.index_keys(prefix, item.id.encode(), payload):
-                txn.show(index_key, pack(0, 0, 0, b""))
-        return [item.id for item, _ in items]
-
-
-class TraceStore:
+class TraceStore(ByRun[Traces]):
     """Reasoning traces per run: typed, tagged, timed, nested.
 
     Recording is one round trip and writes four records and one for each tag:
@@ -258,101 +208,22 @@ class TraceStore:
     [(0, 'Thought'), (1, 'ToolCall')]
     """
 
-    __slots__ = ("_database",)
+    __slots__ = ()
 
-    def __init__(self, database: Host) -> None:
-        self._database = database
+    KIND = "traces"
 
-    def __repr__(self) -> str:
-        return f"TraceStore({self._database!r})"
-
-    def _scope(self, run_id: str) -> ScopedTraces:
-        scope: ScopedTraces = self._database.run(run_id).traces
-        return scope
-
-    def record(
-        self, run_id: str, body: Body, *, id: str | None = None, parent_id: str | None = None,
-        tags: Sequence[str] = (), metadata: Mapping[str, Any] | None = None, timestamp: int | None = None,
-    ) -> str:
-        """Record a trace and return its id. Cost: one round trip.
-
-        Without an `id` a time-ordered one is made. `timestamp` (microseconds)
-        defaults to the time of the commit. Tags are 1-128 bytes each.
-
-        Raises:
-            TraceExistsError: the id is taken.
-            TraceNotFoundError: there is no such parent.
-            InvalidInputError: body, id, tags, metadata or timestamp are wrong.
-            RunDeletedError: the run was deleted.
-        """
-        return self._scope(run_id).record(
-            body, id=id, parent_id=parent_id, tags=tags, metadata=metadata, timestamp=timestamp
-        )
-
-    def record_child(
-        self, run_id: str, parent_id: str, body: Body, *, id: str | None = None, tags: Sequence[str] = (),
-        metadata: Mapping[str, Any] | None = None, timestamp: int | None = None,
-    ) -> str:
-        """Record a trace below another, which must exist. Cost and errors: those of `record`."""
-        return self._scope(run_id).record_child(
-            parent_id, body, id=id, tags=tags, metadata=metadata, timestamp=timestamp
-        )
-
-    def record_many(self, run_id: str, traces: Iterable[NewTrace]) -> builtins.list[str]:
-        """Record many traces as one atomic commit, parents before children; their ids."""
-        return self._scope(run_id).record_many(traces)
-
-    def get(self, run_id: str, trace_id: str) -> Trace | None:
-        """One trace, None if there is none. Cost: about 5 µs."""
-        return self._scope(run_id).get(trace_id)
-
-    def query_by_type(
-        self, run_id: str, name: str, *, limit: int | None = None, reverse: bool = False
-    ) -> builtins.list[Trace]:
-        """Traces of one type: `ToolCall`, `Decision`, `Query`, `Thought`, `Error` or a custom one."""
-        return self._scope(run_id).query_by_type(name, limit=limit, reverse=reverse)
-
-    def query_by_tag(
-        self, run_id: str, tag: str, *, limit: int | None = None, reverse: bool = False
-    ) -> builtins.list[Trace]:
-        """Traces that have a tag."""
-        return self._scope(run_id).query_by_tag(tag, limit=limit, reverse=reverse)
-
-    def query_by_time(
-        self, run_id: str, start: int, end: int, *, limit: int | None = None, reverse: bool = False
-    ) -> builtins.list[Trace]:
-        """Traces with a timestamp in `[start, end)`, microseconds."""
-        return self._scope(run_id).query_by_time(start, end, limit=limit, reverse=reverse)
-
-    def get_children(
-        self, run_id: str, parent_id: str, *, limit: int | None = None, reverse: bool = False
-    ) -> builtins.list[Trace]:
-        """The direct children of a trace; none if it has none or does not exist."""
-        return self._scope(run_id).get_children(parent_id, limit=limit, reverse=reverse)
-
-    def get_tree(self, run_id: str, root_id: str) -> TraceTree:
-        """A trace with all that is below it, of any depth, all of one version.
-
-        Raises:
-            TraceNotFoundError: there is no such trace.
-        """
-        return self._scope(run_id).get_tree(root_id)
-
-    def roots(
-        self, run_id: str, *, limit: int | None = None, reverse: bool = False
-    ) -> builtins.list[Trace]:
-        """The traces without a parent."""
-        return self._scope(run_id).roots(limit=limit, reverse=reverse)
-
-    def list(
-        self, run_id: str, *, limit: int | None = None, reverse: bool = False
-    ) -> builtins.list[Trace]:
-        """All traces of a run in order of time."""
-        return self._scope(run_id).list(limit=limit, reverse=reverse)
-
-    def count(self, run_id: str) -> int:
-        """How many traces a run has. Cost: about 0.3 µs a trace."""
-        return self._scope(run_id).count()
+    record = by_run(Traces.record)
+    record_child = by_run(Traces.record_child)
+    record_many = by_run(Traces.record_many)
+    get = by_run(Traces.get)
+    query_by_type = by_run(Traces.query_by_type)
+    query_by_tag = by_run(Traces.query_by_tag)
+    query_by_time = by_run(Traces.query_by_time)
+    get_children = by_run(Traces.get_children)
+    get_tree = by_run(Traces.get_tree)
+    roots = by_run(Traces.roots)
+    list = by_run(Traces.list)
+    count = by_run(Traces.count)
 
 
 def _new_traces(traces: Iterable[NewTrace]) -> builtins.list[NewTrace]:
@@ -367,18 +238,18 @@ def _new_traces(traces: Iterable[NewTrace]) -> builtins.list[NewTrace]:
     return checked
 
 
-def _item(new: NewTrace, default_time: int) -> _Item:
+def _item(new: NewTrace) -> builtins.list[Any]:
     """The procedure's arguments for one trace, checked."""
     body = rules.check_body(new.body)
     kind, encoded = rules.pack_body(body)
     trace_id = str(RunId.new()) if new.id is None else encode_id(new.id, "id").decode()
     parent_id = "" if new.parent_id is None else encode_id(new.parent_id, "parent_id").decode()
-    return _Item(
+    return [
         trace_id, parent_id,
-        default_time if new.timestamp is None else _time(new.timestamp, "timestamp", 1),  # 0: now
+        0 if new.timestamp is None else _time(new.timestamp, "timestamp", 1),  # 0: now
         kind, rules.type_name_of(body), check_tags(new.tags), encoded,
         values.encode(check_metadata(new.metadata), "metadata"),
-    )
+    ]
 
 
 def _time(value: object, argument: str, lowest: int = 0) -> int:
@@ -388,7 +259,3 @@ def _time(value: object, argument: str, lowest: int = 0) -> int:
             argument=argument,
         )
     return value
-
-
-def _ignore(_: Any) -> None:
-    """The ids were known before."""

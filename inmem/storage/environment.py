@@ -13,27 +13,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
 import lmdb
 
+from inmem.changes import Table as Table
 from inmem.config import MAP_BYTES
 from inmem.errors import StoreFullError
 from inmem.host.directory import DataDirectory, runtime_directory
 from inmem.host.files import check_private_dir, make_private_dir, private_umask
-
-
-class Table(IntEnum):
-    """The tables of the image. Numbers are written to the WAL and never used again."""
-
-    DATA = 0
-    SESSIONS = 1
-    FENCES = 2
-    EXPIRY = 3  # derived from DATA; not in the WAL
-    META = 4  # position of the image; not in the WAL
-
 
 TABLE_NAMES: Final = {table: table.name.lower().encode() for table in Table}
 LOGGED: Final = (Table.DATA, Table.SESSIONS, Table.FENCES)

@@ -20,6 +20,7 @@ from typing import Final
 
 from inmem.commit.committer import Answer, Committer, Log, NoLog, Request
 from inmem.commit.outcomes import Sessions
+from inmem.commit.procedures import PROCEDURES
 from inmem.host import failpoints
 from inmem.host.clock import StoreClock
 from inmem.host.control import ACTIVE, CLOCK, DURABLE, VERSION, boot_id, pid_namespace
@@ -87,6 +88,7 @@ class Writer:
         committer = Committer(
             store, log, sessions, version=recovered.version, epoch=epoch, owner=recovered.owner,
             chain=CHAIN_IDS[settings.chain], always_sync=settings.durability == "sync",
+            procedures=PROCEDURES,
             reached=failpoints.reached,
         )
         stem = directory.stem(identity)

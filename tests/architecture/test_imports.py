@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 import pytest
 from architecture.modules import COMPUTED, imports_of, real_modules
 
-# From the ground up. A name is a module, or a package with all that is in it.
+# From the ground up. A name is a module, or a package with all of it that has no layer of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "version"),
-    ("record", "keys", "values", "writeset", "wire", "jsonvalues"),
+    ("record", "changes", "keys", "values", "writeset", "wire", "jsonvalues"),
     ("host",),
+    ("engines.base",),
     ("model",),
     ("primitives.server",),
     ("storage",),
@@ -26,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("client",),
     ("primitives",),
     ("reading",),
+    ("engines",),
     ("maintenance",),
     ("scopes", "database"),
     ("exchange",),
@@ -38,7 +40,8 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # From a part of the package: the parts that it must not import, although the order would allow it.
 NEVER: dict[str, frozenset[str]] = {
     "storage": frozenset({"model", "wire"}),  # knows bytes: no type tags, no messages
-    "client": frozenset({"commit", "writer"}),
+    "client": frozenset({"writer"}),
+    "engines": frozenset({"commit", "writer"}),
     "primitives": frozenset({"commit", "writer"}),
     "scopes": frozenset({"commit", "writer"}),
     "database": frozenset({"commit", "writer"}),
@@ -47,8 +50,18 @@ NEVER: dict[str, frozenset[str]] = {
     "writer": frozenset({"client", "primitives", "scopes", "database"}),  # knows procedures, not facades
 }
 # These read, and reach nothing of storage that could write.
-SNAPSHOT_ONLY = frozenset({"client", "primitives", "scopes", "database"})
+SNAPSHOT_ONLY = frozenset({"client", "engines", "primitives", "scopes", "database"})
 SNAPSHOT = "inmem.storage.snapshot"
+# Of one part, the modules that another part may import: nothing else of it.
+ONLY: dict[tuple[str, str], frozenset[str]] = {
+    # A transaction runs the writer's procedures itself. Deciding and publishing stay the writer's.
+    ("client", "commit"): frozenset({
+        "inmem.commit.footprint", "inmem.commit.procedures", "inmem.commit.workspace",
+    }),
+    ("primitives", "client"): frozenset({"inmem.client.retry"}),  # facades know engines by their protocols
+    ("scopes", "client"): frozenset({"inmem.client.retry"}),
+    ("database", "client"): frozenset({"inmem.client.retry"}),
+}
 
 # Packages from elsewhere, and the only parts that may import them. None: all parts.
 FOREIGN: dict[str, frozenset[str] | None] = {
@@ -72,6 +85,8 @@ def part_of(module: str) -> str:
     What the server table describes is a part of its own below the facades: the writer loads it.
     """
     part, _, name = module.removeprefix("inmem.").partition(".")
+    if part == "engines" and name == "base":
+        return "engines.base"
     is_server = name in ("server", "record_type", "line_fields") or name.endswith("_records")
     return "primitives.server" if part == "primitives" and is_server else part
 
@@ -110,6 +125,8 @@ def problems(module: str, target: str) -> Iterator[str]:
         yield f"{part} must not know {other}"
     if part in SNAPSHOT_ONLY and other == "storage" and target != SNAPSHOT:
         yield f"{part} may reach {SNAPSHOT} only"
+    if target not in ONLY.get((part, other), (target,)):
+        yield f"{part} may not reach this of {other}"
     if part == other == "primitives" and module != "inmem.primitives.__init__":
         name = target.split(".")[2]
         if name == "__init__" or not name.startswith("_"):
@@ -152,10 +169,17 @@ BYSTANDERS = dict.fromkeys(
         "inmem.storage.wal",
         "inmem.commit.__init__",
         "inmem.commit.committer",
+        "inmem.commit.outcomes",
+        "inmem.commit.workspace",
+        "inmem.engines.__init__",
+        "inmem.engines.base",
+        "inmem.engines.local",
         "inmem.writer.__init__",
         "inmem.writer.loop",
         "inmem.client.__init__",
+        "inmem.client.retry",
         "inmem.client.session",
+        "inmem.client.transaction",
         "inmem.primitives.__init__",
         "inmem.primitives._base",
         "inmem.primitives.kv",
@@ -192,7 +216,12 @@ BYSTANDERS = dict.fromkeys(
         ("inmem.client.session", "import inmem.storage", "snapshot only"),
         ("inmem.primitives.kv", "from ..storage.wal import Wal", "snapshot only"),
         ("inmem.database", "from inmem.storage import Table", "snapshot only"),
-        ("inmem.client.session", "from inmem.commit import committer", "must not know commit"),
+        ("inmem.client.session", "from inmem.commit import committer", "may not reach this"),
+        ("inmem.client.session", "from inmem.commit.outcomes import Sessions", "may not reach this"),
+        ("inmem.primitives.kv", "from inmem.client.transaction import Transaction", "may not reach this"),
+        ("inmem.primitives.kv", "from inmem.engines.local import LocalEngine", "later layer"),
+        ("inmem.client.session", "from inmem.engines.local import LocalEngine", "later layer"),
+        ("inmem.engines.base", "from inmem.client.session import Session", "later layer"),
         ("inmem.primitives.kv", "import inmem.writer.loop", "must not know writer"),
         ("inmem.database", "from .writer import loop", "must not know writer"),
         ("inmem.writer.loop", "from inmem.client import session", "must not know client"),
@@ -249,7 +278,11 @@ def test_the_checker_sees(module: str, source: str, problem: str) -> None:
         ("inmem.writer.loop", "import zmq, os, time\nfrom inmem.commit.committer import Committer"),
         ("inmem.client.session", "import socket\nfrom inmem.storage.snapshot import Snapshot"),
         ("inmem.client.session", "from inmem.storage import snapshot"),
-        ("inmem.primitives.kv", "from inmem.primitives._base import Facade\nfrom ..client import session"),
+        ("inmem.primitives.kv", "from inmem.primitives._base import Facade\nfrom ..client import retry"),
+        ("inmem.primitives.kv", "from inmem.engines.base import View"),
+        ("inmem.client.session", "from inmem.engines.base import Pending"),
+        ("inmem.client.transaction", "from inmem.commit.workspace import Workspace"),
+        ("inmem.engines.local", "from inmem.client.session import Session\nfrom .base import Engine"),
         ("inmem.primitives.kv", "from ._base import Facade"),
         ("inmem.primitives.__init__", "from inmem.primitives.kv import KVStore"),
         ("inmem.maintenance.check", "from inmem.storage.wal.log import scan"),

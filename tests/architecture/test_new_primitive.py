@@ -18,7 +18,7 @@ from notes import COLORS, ENVIRONMENT, NOTE, NOTE_BY_COLOR, NOTES, added, index_
 from support import control_state, kill_writer, stop_writer
 
 import inmem
-from inmem.client.transaction import commit_call
+from inmem.client.direct import commit_call
 from inmem.errors import BusyError, CorruptionError, FormatVersionError, InvariantError, RunDeletedError
 from inmem.exchange import export_runs, import_runs, unfinished_imports
 from inmem.exchange.import_ import RunLoader

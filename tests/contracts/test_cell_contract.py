@@ -27,12 +27,6 @@ PAIRS = [(writer, reader) for writer in WRITERS for reader in READERS]
 IDS = [f"{writer.name}-{reader.name}" for writer, reader in PAIRS] + [WITHIN]
 
 
-@pytest.fixture(scope="module")
-def shared_db() -> Iterator[inmem.Database]:
-    with inmem.open() as db:
-        yield db
-
-
 @pytest.fixture(params=[*PAIRS, WITHIN], ids=IDS)
 def store(request: pytest.FixtureRequest, shared_db: inmem.Database) -> Iterator[Any]:
     some = pair(shared_db, request.param, "cells")

@@ -13,12 +13,6 @@ import inmem
 ZEROS = bytes(32)
 
 
-@pytest.fixture(scope="module")
-def shared_db() -> Iterator[inmem.Database]:
-    with inmem.open() as db:
-        yield db
-
-
 @pytest.fixture(params=[*PAIRS, WITHIN], ids=IDS)
 def store(request: pytest.FixtureRequest, shared_db: inmem.Database) -> Iterator[Any]:
     some = pair(shared_db, request.param, "events")

@@ -17,16 +17,10 @@ import inmem
 from inmem import NewTrace, RunStatus, Thought
 
 
-@pytest.fixture(scope="module")
-def home() -> Iterator[inmem.Database]:
-    with inmem.open() as database:
-        yield database
-
-
 @pytest.fixture
-def db(home: inmem.Database) -> Iterator[inmem.Database]:
+def db(home: Any) -> Iterator[inmem.Database]:
     """A namespace of its own."""
-    with inmem.open(home.path, agent=new_run(), app=new_run()) as database:
+    with home.open(agent=new_run(), app=new_run()) as database:
         yield database
 
 

@@ -15,39 +15,28 @@ from typing import Any
 import invariant_workers
 import pytest
 from forms import new_run
+from inmem.model.indices import INDEX_TAGS, entries_of
 from support import Workers, in_parallel, kill_writer, wait_until, writer_pid
 
 import inmem
 from inmem import Custom, Decision, ErrorTrace, NewTrace, Query, RunStatus, Thought, ToolCall
-from inmem.keys import Key, TypeTag, owner_of
-from inmem.primitives.server import INDEX_TAGS, entries_of
+from inmem.keys import MAX_KEY_BYTES, Key, TypeTag, owner_of
 from inmem.record import payload_of
-from inmem.storage.environment import Table
 
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def home() -> Iterator[inmem.Database]:
-    with inmem.open() as database:
-        yield database
-
-
 @pytest.fixture
-def db(home: inmem.Database) -> Iterator[inmem.Database]:
+def db(home: Any) -> Iterator[inmem.Database]:
     """A namespace of its own."""
-    with inmem.open(home.path, agent=new_run()) as database:
+    with home.open(agent=new_run()) as database:
         yield database
 
 
 def rows(db: inmem.Database) -> dict[bytes, bytes]:
     """All stored records of a database's namespace, raw."""
-    snapshot = db._attachment.image.snapshot(30.0)
-    try:
-        found = {bytes(key): bytes(record) for key, record in snapshot.table(Table.DATA)}
-    finally:
-        snapshot.close()
-    return {key: record for key, record in found.items() if key.startswith(db.namespace.prefix())}
+    found = db.engine.latest().scan(b"\0", b"\xff" * MAX_KEY_BYTES)
+    return {bytes(key): bytes(record) for key, record in found if key.startswith(db.namespace.prefix())}
 
 
 def in_threads(count: int, work: Callable[[int], None]) -> None:
@@ -125,7 +114,8 @@ def test_invariant_03_facades_of_cells_traces_and_runs_hold_no_state(db: inmem.D
     assert inmem.RunIndex(db).create_run(run_id="r").run_id == "r"
     assert inmem.RunIndex(db).list_runs() == ["r"]
     for facade in (inmem.StateCell(db), inmem.TraceStore(db), inmem.RunIndex(db)):
-        assert type(facade).__slots__ == ("_database",)
+        held = [name for cls in type(facade).__mro__ for name in vars(cls).get("__slots__", ())]
+        assert held == ["_database"]
         with pytest.raises(AttributeError):
             facade.extra = 1  # type: ignore[union-attr]
 

@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ import inmem
 DEADLINE_S = 30.0
 
 
-@pytest.fixture(scope="module")
-def db() -> Iterator[inmem.Database]:
-    with inmem.open() as database:
-        yield database
+@pytest.fixture
+def db(shared_db: inmem.Database) -> inmem.Database:
+    return shared_db
 
 
 def eventually(condition: Callable[[], bool]) -> None:

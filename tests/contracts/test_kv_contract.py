@@ -13,12 +13,6 @@ from forms import IDS, PAIRS, READERS, WITHIN, WRITERS, Form, Within, new_run, p
 import inmem
 
 
-@pytest.fixture(scope="module")
-def shared_db() -> Iterator[inmem.Database]:
-    with inmem.open() as db:
-        yield db
-
-
 @pytest.fixture(params=[*PAIRS, WITHIN], ids=IDS)
 def store(request: pytest.FixtureRequest, shared_db: inmem.Database) -> Iterator[Any]:
     some = pair(shared_db, request.param, "kv")
@@ -262,7 +256,9 @@ class TestWriters:
     def test_whether_something_was_removed(self, writer: Form) -> None:
         writer(lambda kv: kv.put("k", 1))
         found = writer(lambda kv: [kv.delete("k"), kv.delete("k")])
-        assert found == ([None, None] if writer.name == "pipeline" else [True, False])
+        if writer.name == "pipeline":  # only the commits know it
+            found = [pending.value for pending in found]
+        assert found == [True, False]
 
     @pytest.mark.parametrize("stored", ["text", True, None, [1], b"1"], ids=repr)
     def test_adding_to_what_is_no_number(self, writer: Form, stored: Any) -> None:

@@ -74,15 +74,9 @@ class Runs:
 PAIRS = [(writer, reader) for writer in WRITERS for reader in READERS]
 
 
-@pytest.fixture(scope="module")
-def home() -> Iterator[inmem.Database]:
-    with inmem.open() as db:
-        yield db
-
-
 @pytest.fixture
-def db(home: inmem.Database) -> Iterator[inmem.Database]:
-    with inmem.open(home.path, agent=new_run()) as database:
+def db(home: Any) -> Iterator[inmem.Database]:
+    with home.open(agent=new_run()) as database:
         yield database
 
 

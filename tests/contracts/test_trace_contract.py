@@ -24,12 +24,6 @@ BODIES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def shared_db() -> Iterator[inmem.Database]:
-    with inmem.open() as db:
-        yield db
-
-
 @pytest.fixture(params=[*PAIRS, WITHIN], ids=IDS)
 def store(request: pytest.FixtureRequest, shared_db: inmem.Database) -> Iterator[Any]:
     some = pair(shared_db, request.param, "traces")

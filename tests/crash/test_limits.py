@@ -27,6 +27,7 @@ import inmem
 from inmem import wire
 from inmem.commit.committer import Committer, Request
 from inmem.commit.outcomes import Sessions
+from inmem.commit.procedures import PROCEDURES
 from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 from inmem.host.directory import DataDirectory
 from inmem.model.event_log import CHAIN_IDS
@@ -296,7 +297,7 @@ def test_a_failed_fsync_acknowledges_nothing(tmp_path: Path) -> None:
     sessions = Sessions([], ttl_s=1e6, max_in_flight=16)
     committer = Committer(
         store, log, sessions, version=0, epoch=1, owner=(database_id, b"boot", 1, 2),
-        chain=CHAIN_IDS["xxh3"], always_sync=True,
+        chain=CHAIN_IDS["xxh3"], always_sync=True, procedures=PROCEDURES,
     )
     sessions.register(session, 1)
 

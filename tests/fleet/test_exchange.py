@@ -336,7 +336,7 @@ class TestRefused:
 
     def test_a_log_that_is_damaged_is_not_exported(self, db: inmem.Database, scratch: Path) -> None:
         # Another program may send whatever MessagePack can say: the bytes that were hashed are kept.
-        from inmem.client.transaction import commit_call
+        from inmem.client.direct import commit_call
 
         prefix = db.namespace.run_prefix("raw")
         commit_call(db._attachment, "event.append", [prefix, [[b"e", b"\xcd\x00\x07", 0]]], 10.0)

@@ -34,13 +34,13 @@ def _effective() -> None:
 
 def skip_validation() -> None:
     """Nothing that a transaction read is looked at again."""
-    from inmem.commit import committer
+    from inmem.commit import decide
 
     def validate(*_: Any) -> None:
         _effective()
 
-    assert callable(committer.validate)
-    committer.validate = validate
+    assert callable(decide.validate)
+    decide.validate = validate
 
 
 def ack_before_logging() -> None:

@@ -27,6 +27,7 @@ from committing import (
 )
 
 from inmem.commit.committer import Answer, NoLog, Request
+from inmem.commit.decide import decide
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import ConflictError, InvalidInputError, InvariantError, StoreFullError
 from inmem.keys import Key, TypeTag, range_of
@@ -375,17 +376,14 @@ class TestPublishFails:
         assert bench.committer.counters.commits == 0
         assert bench.sessions.last_sequence(client.session) == 0
 
-    def test_fences_are_as_before(self, bench: Bench) -> None:
+    def test_fences_are_as_before(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """A deletion that was not published must not close the run."""
         client = bench.client()
         bench.store.plan = [False]
-        resolve = bench.committer._resolve
-
-        def deleting(*args: Any) -> Any:
-            resolved, results, _ = resolve(*args)
-            return resolved, results, [b"fence"]
-
-        bench.committer._resolve = deleting  # type: ignore[method-assign]
+        monkeypatch.setattr(
+            "inmem.commit.committer.decide",
+            lambda *args, **kwargs: decide(*args, **kwargs)._replace(fences=[b"fence"]),
+        )
         with pytest.raises(PublishError):
             bench.commit(client.request(body(put(key("a"), 1))))
         assert bench.committer._fences == set()

@@ -30,7 +30,7 @@ PUBLIC = {
     "RunIndex", "RunMetadata", "RunStatus", "RunStats", "RunQuery", "CreateRunOptions", "DeletedRun",
     "is_valid_transition",
     # transactions
-    "transactional", "Transaction", "Snapshot", "Pipeline",
+    "transactional", "Transaction", "Snapshot", "Pipeline", "Pending",
     *errors.__all__,
 }  # fmt: skip
 

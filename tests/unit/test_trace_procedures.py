@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from procedures import BAD_IDS, BAD_PREFIXES, BAD_TAGS, RUN, Stored
 
 from inmem import values
-from inmem.commit import committer
 from inmem.commit.procedures import PROCEDURES
 from inmem.commit.trace_procedures import record
 from inmem.commit.workspace import fence_of
@@ -220,15 +219,13 @@ class TestThroughTheCommitter:
                 error_of(client.send(call(name, *arguments), call("no such procedure")))
         assert results_of(client.send(call("trace.record", RUN, [item("alive", "", 1)]))) == [[1]]
 
-    def test_a_procedure_that_fails_is_an_answer(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_procedure_that_fails_is_an_answer(self, bench: Bench) -> None:
         """A request that a procedure chokes on would else end every writer that it is sent to."""
         def chokes(workspace: Any) -> None:
             workspace.put(trace.trace_key(RUN, b"t"), b"")
             raise AttributeError("planned" * 100)
 
-        monkeypatch.setattr(committer, "PROCEDURES", {"chokes": chokes})
+        bench.committer._procedures = {"chokes": chokes}
         client = bench.client()
         before = bench.live()
         error = error_of(client.send(call("chokes")))

@@ -183,3 +183,47 @@ def test_like_one_dictionary(
             applied = {k: v for k, v in applied.items() if not op[2] <= k < op[3]}
     again = workspace(applied)
     assert {k: again.get(k) for k in applied if again.get(k) is not None} == model
+
+
+@given(st.dictionaries(names, st.binary(max_size=2)), steps, steps, steps, st.booleans())
+def test_a_savepoint_takes_everything_back(
+    stored: dict[str, bytes], before: list[Any], inside: list[Any], nested: list[Any], also_fences: bool
+) -> None:
+    some = workspace({kv(n): pack(1, 1, 0, payload) for n, payload in stored.items()})
+
+    def run(todo: list[Any]) -> None:
+        for kind, *args in todo:
+            if kind == "put":
+                some.put(kv(args[0]), args[1])
+            elif kind == "delete":
+                some.delete(kv(args[0]))
+            else:
+                start, end = sorted((kv(args[0]), kv(args[1])))
+                some.delete_range(start, end)
+
+    def seen() -> Any:
+        whole = range_of(RUN, TypeTag.KV)
+        return (
+            list(some.scan(*whole)), some.last(*whole), some.own_keys(*whole), list(some.ops),
+            set(some.buckets), list(some.new_fences), dict(some.new_marks), dict(some._highest),
+            dict(some._changed), list(some._cleared),
+        )
+
+    run(before)
+    was = seen()
+    with pytest.raises(KeyError), some.savepoint():
+        run(inside)
+        if also_fences:
+            some.fence(b"a/b/c/gone")
+            some.set_mark(b"a/b/c/other", b"mark")
+        with some.savepoint():  # ends well, and is taken back with the outer one
+            run(nested)
+        raise KeyError
+    assert seen() == was
+    with some.savepoint():
+        run(inside)
+    kept = seen()
+    with pytest.raises(KeyError), some.savepoint():
+        run(nested)
+        raise KeyError
+    assert seen() == kept, "what ended well stays"

@@ -49,18 +49,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias, Union
+from typing import Any, Final, NamedTuple
 
 import msgpack
 from xxhash import xxh3_64_intdigest
 
+from inmem.changes import DELETE as DELETE
+from inmem.changes import DELETE_RANGE as DELETE_RANGE
+from inmem.changes import PUT as PUT
+from inmem.changes import Op as Op
 from inmem.config import FORMAT_VERSION
-
-PUT: Final = 0
-DELETE: Final = 1
-DELETE_RANGE: Final = 2
-
-Op: TypeAlias = Union[tuple[int, int, bytes, bytes], tuple[int, int, bytes]]
 
 SEGMENT_MAGIC: Final = b"INMEMWAL"
 RECORD_MAGIC: Final = b"\xf1WR\x0d"

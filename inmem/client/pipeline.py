@@ -1,0 +1,229 @@
+"""Pipelined writes: sent in groups, without waiting for each answer.
+
+Invariant: writes take effect in the order in which they were made. The session
+that a group was submitted with is the one that is asked for its outcome.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Protocol, TypeVar
+
+from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
+from inmem.client.session import Applied
+from inmem.config import Settings
+from inmem.engines.base import Pending
+from inmem.errors import BusyError, ClosedError, InmemError
+from inmem.writeset import OP_CALL, OP_PUT, WriteSet
+
+T = TypeVar("T")
+_this_frame = sys._getframe
+
+
+class Submits(Protocol):
+    """A session, as far as a pipeline needs it."""
+
+    def submit(self, body: bytes, *, sync: bool, timeout_s: float) -> int: ...
+
+    def outcome(self, sequence: int, timeout_s: float) -> Applied: ...
+
+    def has_room(self, body: bytes) -> bool: ...
+
+
+class Sessions(Protocol):
+    """Where a session comes from that nobody else uses meanwhile."""
+
+    def take(self) -> Any: ...
+
+    def give_back(self, session: Any) -> None: ...
+
+
+class PipelineSink:
+    """Where the writes of one group of a pipeline go."""
+
+    __slots__ = ("_pipeline", "now_us")
+
+    def __init__(self, pipeline: PipelinedWrites, now_us: Callable[[], int]) -> None:
+        self._pipeline = pipeline
+        self.now_us = now_us
+
+    def put(self, key: bytes, payload: bytes, expires: int) -> None:
+        """Write a record."""
+        self._pipeline.add(self, [OP_PUT, key, payload, expires])
+
+    def write(self, ops: list[list[Any]]) -> None:
+        """Some operations, in one commit."""
+        entries: list[Entry] = [Call(op[1], op[2]) if op[0] == OP_CALL else op for op in ops]
+        self._pipeline.add(self, *entries)
+
+    def call(self, procedure: str, arguments: list[Any], pending: type[Pending[Any]]) -> Pending[Any]:
+        """Run a procedure; the result is there after the flush."""
+        result = pending()
+        self._pipeline.add(self, AwaitedCall(procedure, arguments, result))
+        return result
+
+    def join(
+        self, procedure: str, head: Any, items: list[Any], part: Callable[[Any, int], Any],
+        pending: type[Pending[Any]], *, is_one: bool = False,
+    ) -> Any:
+        """Run a procedure on items, in one call with those of the write before if it takes them."""
+        added = self._pipeline.join(self, procedure, head, items, pending)
+        return added[0] if is_one else added
+
+    def ask(
+        self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = ""
+    ) -> Pending[T]:
+        """Run a procedure; what `convert` makes of its result is there after the flush."""
+        result: _Converted[T] = _Converted(convert)
+        self._pipeline.add(self, AwaitedCall(procedure, arguments, result))
+        return result
+
+
+class _Converted(Pending[T]):
+    __slots__ = ("_convert",)
+
+    def __init__(self, convert: Callable[[Any], T]) -> None:
+        super().__init__()
+        self._convert = convert
+
+    def resolve(self, result: Any) -> None:
+        super().resolve(self._convert(result))
+
+
+class PipelinedWrites:
+    """The groups of one pipeline: the one that is filled, and those that are under way."""
+
+    def __init__(
+        self, sessions: Sessions, now_us: Callable[[], int], settings: Settings, *, sync: bool
+    ) -> None:
+        self._now_us = now_us
+        self._settings = settings
+        self._sync = sync
+        self._sessions = sessions
+        self._session: Submits | None = sessions.take()
+        self._limit = settings.pipeline_group
+        self._group: list[Entry] = []
+        self._filled_for: PipelineSink | None = None
+        self._count = 0  # writes in it
+        self._sent: list[tuple[int, list[Entry]]] = []
+        self._error: InmemError | None = None
+        self._inside: FrameType | None = None  # the call that is under way
+
+    def sink(self) -> PipelineSink:
+        """Where the writes of one group go: consecutive ones travel together as one commit."""
+        return PipelineSink(self, self._now_us)
+
+    def in_flight(self) -> int:
+        """How many commits are sent and not answered."""
+        return len(self._sent)
+
+    def add(self, sink: PipelineSink, *entries: Entry) -> None:
+        """The next write.
+
+        Raises:
+            BusyError: called by a signal handler or finalizer in the middle of another call.
+        """
+        if self._inside is not None:
+            self._refuse_nested()
+        try:
+            self._inside = _this_frame()
+            self._room(sink).extend(entries)
+        finally:
+            self._inside = None
+
+    def join(
+        self, sink: PipelineSink, procedure: str, head: Any, items: list[Any], pending: type[Pending[Any]]
+    ) -> list[Pending[Any]]:
+        """The next write, in the call of the one before if that takes its items. Raises as `add`."""
+        if self._inside is not None:
+            self._refuse_nested()
+        try:
+            self._inside = _this_frame()
+            group = self._room(sink)
+            if not items:
+                return []
+            last = group[-1] if group else None
+            # All of a group is of one run: a call of the same procedure has the same head.
+            added = last.join(procedure, items, pending) if isinstance(last, Call) else None
+            if added is None:
+                call = JoinedCall(procedure, head)
+                added = call.join(procedure, items, pending)
+                assert added is not None
+                group.append(call)
+            return added
+        finally:
+            self._inside = None
+
+    def _refuse_nested(self) -> None:
+        """Refuse a call in the middle of another: the group that it fills may be sent under it."""
+        frame: FrameType | None = _this_frame()
+        while frame is not None:
+            if frame is self._inside:
+                raise BusyError(
+                    "this pipeline is in the middle of another call of this thread", what="pipeline",
+                    hint="In a signal handler or finalizer, write through the database or another pipeline.",
+                )
+            frame = frame.f_back
+        # The call that is noted was interrupted before it could say that it has ended.
+
+    def _room(self, sink: PipelineSink) -> list[Entry]:
+        """The group for the next write of a sink."""
+        if self._filled_for is sink and self._count < self._limit:
+            self._count += 1
+            return self._group
+        if self._session is None:
+            raise ClosedError("the pipeline is closed")
+        self._send()
+        self._filled_for, self._count = sink, 1
+        return self._group
+
+    def _send(self) -> None:
+        group, self._group, self._filled_for, session = self._group, [], None, self._session
+        if not group or session is None:
+            return
+        timeout_s = self._settings.timeout_s
+        try:
+            body = WriteSet(ops=operations(group)).encode()
+            while self._sent and (
+                len(self._sent) >= self._settings.pipeline_window or not session.has_room(body)
+            ):
+                self._settle(session)
+            sequence = session.submit(body, sync=self._sync, timeout_s=timeout_s)
+            self._sent.append((sequence, group))
+        except InmemError as error:  # of earlier writes: not to be raised by the one that comes next
+            self._error = self._error or error
+
+    def _settle(self, session: Submits) -> None:
+        sequence, group = self._sent.pop(0)
+        try:
+            resolve_all(group, session.outcome(sequence, self._settings.timeout_s).results)
+        except InmemError as error:
+            self._error = self._error or error
+
+    def flush(self) -> None:
+        """Send what is left, wait for all answers and raise the first error.
+
+        Raises:
+            InmemError: the first error of a write; later writes may have been applied.
+            BusyError: as of `add`.
+        """
+        if self._inside is not None:
+            self._refuse_nested()
+        try:
+            self._inside = _this_frame()
+            self._send()
+            while self._sent and self._session is not None:
+                self._settle(self._session)
+        finally:
+            self._inside = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Take no more writes, and give the session back."""
+        session, self._session, self._filled_for = self._session, None, None
+        if session is not None:
+            self._sessions.give_back(session)

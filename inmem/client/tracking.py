@@ -1,0 +1,143 @@
+"""What a transaction has read: one snapshot, every look at which is noted.
+
+Invariant: a record or range is noted before the transaction gets to see it,
+and no further than it was looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from inmem.commit.workspace import Workspace
+from inmem.engines.base import Item
+from inmem.errors import InvariantError
+from inmem.record import ABSENT, expires_at, is_live, version_of
+
+
+class Stored(Protocol):
+    """One committed version, as a storage gives it: the expired records too."""
+
+    now_us: int
+
+    @property
+    def version(self) -> int: ...
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]: ...
+
+    def close(self) -> None: ...
+
+
+class TrackedReads:
+    """The stored state as one transaction sees it. What `begin` gives is taken at the first read."""
+
+    __slots__ = ("_begin", "_snapshot", "expiry_us", "ranges", "reads")
+
+    def __init__(self, begin: Callable[[], Stored]) -> None:
+        self._begin = begin
+        self._snapshot: Stored | None = None
+        self.reads: dict[bytes, int] = {}
+        self.ranges: list[list[Any]] = []
+        self.expiry_us = 0
+
+    def snapshot(self) -> Stored:
+        """The snapshot that all is read from."""
+        if self._snapshot is None:
+            self._snapshot = self._begin()
+        return self._snapshot
+
+    def get(self, key: bytes) -> bytes | None:
+        """The live record under a key."""
+        snapshot = self.snapshot()
+        record = snapshot.get(key)
+        if record is None or (record[0] & 0x80 and not is_live(record, snapshot.now_us)):
+            self.reads[key] = ABSENT
+            return None
+        self.reads[key] = version_of(record)
+        self.met(record)
+        return record
+
+    def met(self, record: bytes) -> None:
+        """A record was seen that may expire before the commit."""
+        expiry = expires_at(record)
+        if expiry:
+            self.expiry_us = min(expiry, self.expiry_us or expiry)
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
+        """The live records of a range, as far as they are asked for."""
+        snapshot = self.snapshot()
+        noted: list[Any] = [end, end, 0] if reverse else [start, start, 0]
+        self.ranges.append(noted)
+        for key, record in snapshot.scan(start, end, reverse=reverse):
+            if is_live(record, snapshot.now_us):
+                noted[2] += 1
+                if reverse:
+                    noted[0] = key
+                else:
+                    noted[1] = key + b"\0"
+                self.met(record)
+                yield key, record
+        noted[0], noted[1] = start, end
+
+    def overlaps(self, start: bytes, end: bytes) -> bool:
+        """Whether anything of a range was read."""
+        for key in self.reads:
+            if start <= key < end:
+                return True
+        return any(start < e and s < end for s, e, _ in self.ranges) if self.ranges else False
+
+    def close(self) -> None:
+        """End the snapshot: what was read stays noted."""
+        if self._snapshot is not None:
+            self._snapshot.close()
+
+
+class DraftWorkspace(Workspace):
+    """A transaction's own writes over its reads.
+
+    The base shows what was live when the snapshot was taken. Own records are
+    judged by the clock: one may expire before the commit.
+    """
+
+    __slots__ = ("_clock", "_reads")
+
+    def __init__(self, reads: TrackedReads, clock: Callable[[], int], *, chain: int) -> None:
+        super().__init__(reads, (), version=0, now_us=0, chain=chain)
+        self._reads = reads
+        self._clock = clock
+
+    def record(self, key: bytes) -> bytes | None:
+        """The live record under a key; what it depends on is noted."""
+        return self.own(key) if key in self._changed else self._reads.get(key)
+
+    def own(self, key: bytes) -> bytes | None:
+        """The live record that this transaction has put under a key."""
+        record = self._changed.get(key)
+        if record is not None and record[0] & 0x80:
+            if not is_live(record, self._clock()):
+                return None
+            self._reads.met(record)
+        return record
+
+    def show(self, key: bytes, record: bytes | None) -> None:
+        """Let reads see what a plain operation will make of a key."""
+        if self._order is not None and key not in self._changed:
+            self._order.add(key)
+        self._changed[key] = record
+
+    def has(self, key: bytes) -> bool:
+        """Whether the transaction has put or deleted a key."""
+        return key in self._changed
+
+    def _last_own(self, start: bytes, end: bytes) -> bytes | None:
+        return next((k for k in self._own_keys(start, end, reverse=True) if self._changed[k]), None)
+
+    def delete_range(self, start: bytes, end: bytes) -> None:
+        """Not in a transaction: what it removes could not be noted.
+
+        Raises:
+            InvariantError: always.
+        """
+        raise InvariantError("a range cannot be deleted in a transaction")

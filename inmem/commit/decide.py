@@ -1,0 +1,97 @@
+"""The decision on one commit: what it changes, or the error that refuses it.
+
+Invariant: `decide` is a pure function of a request and of what it is given: the
+state, the fences, the recent writes, a version and a time. It changes none of
+them, so every engine that can offer them can run it, in any process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from inmem.changes import PUT
+from inmem.commit.validation import RecentWrites, validate
+from inmem.commit.workspace import DATA, BaseState, Workspace
+from inmem.errors import InmemError, InvalidInputError, InvariantError
+from inmem.keys import Key, TypeTag, bucket_of, shorten
+from inmem.record import pack
+from inmem.writeset import OP_CALL, OP_PUT, WriteSet
+
+Procedures = Mapping[str, Callable[..., Any]]
+
+_KV: Final = int(TypeTag.KV)
+_NOTHING: Final[Mapping[bytes, bytes | None]] = {}
+NO_RESULTS: Final = msgpack.packb([])
+
+
+class Decision(NamedTuple):
+    """What a commit does: `wal_format.Op`s, and all that follows from them."""
+
+    ops: Sequence[tuple[Any, ...]]
+    results: bytes  # of its procedure calls, in order; MessagePack
+    buckets: Collection[bytes]  # in which it writes
+    fences: Sequence[bytes]  # digests of runs that it deletes
+    marks: Mapping[bytes, bytes | None]  # of imports, by digest; None: taken away
+
+
+def decide(
+    request: WriteSet, state: BaseState, recent: RecentWrites, procedures: Procedures, *, version: int,
+    now_us: int, fences: Collection[bytes], marks: Mapping[bytes, bytes], chain: int,
+) -> Decision:
+    """Validate a request and run its operations on the state; the commit would be `version`.
+
+    Raises:
+        ConflictError: something that it read has changed.
+        InmemError: whatever a procedure refuses.
+    """
+    if request.reads or request.ranges or request.expiry_us:
+        validate(request, state, recent, now_us)
+    if len(request.ops) == 1 and request.ops[0][0] == OP_PUT and not fences and not marks:
+        # The commonest commit, without a workspace: this is the hot path.
+        _, key, payload, expires = request.ops[0]
+        bucket = _check_plain(key)
+        record = pack(version, now_us, expires, payload)
+        return Decision([(PUT, DATA, key, record)], NO_RESULTS, (bucket,), (), _NOTHING)
+    workspace = Workspace(state, fences, version=version, now_us=now_us, chain=chain, marks=marks)
+    results = []
+    for op in request.ops:
+        if op[0] == OP_CALL:
+            workspace.stamp_us = op[3] if len(op) == 4 else now_us
+            results.append(_call(procedures, workspace, op[1], op[2]))
+            workspace.stamp_us = now_us
+        else:
+            _check_plain(op[1])
+            if op[0] == OP_PUT:
+                workspace.put(op[1], op[2], op[3])
+            else:
+                workspace.delete(op[1])
+    packed = msgpack.packb(results) if results else NO_RESULTS
+    return Decision(workspace.ops, packed, workspace.buckets, workspace.new_fences, workspace.new_marks)
+
+
+def _check_plain(key: bytes) -> bytes:
+    """The bucket of a key that needs no procedure: procedures keep the rules that plain writes break."""
+    bucket = bucket_of(key)
+    if bucket[-1] != _KV:
+        raise InvariantError(f"{Key(key)!r} is written by procedures only")
+    return bucket
+
+
+def _call(procedures: Procedures, workspace: Workspace, name: str, arguments: list[Any]) -> Any:
+    procedure = procedures.get(name)
+    if procedure is None:
+        raise InvalidInputError(f"no commit procedure {shorten(name)}", argument="procedure")
+    if len(arguments) != procedure.__code__.co_argcount - 1:
+        raise InvalidInputError(f"{name} got {len(arguments)} arguments", argument="procedure")
+    try:
+        return procedure(workspace, *arguments)
+    except InmemError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # A request that its procedure chokes on must not end the writer: it would be sent to the next one.
+        raise InvalidInputError(
+            f"{name} failed: {type(error).__name__}: {error!s:.200}", argument="procedure"
+        ) from error

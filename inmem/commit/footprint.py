@@ -1,0 +1,33 @@
+"""The footprint of a call: which keys its procedure may look at, and which it may change."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Range = tuple[bytes, bytes]
+
+
+def exactly(key: bytes) -> Range:
+    """The range of one key."""
+    return key, key + b"\0"
+
+
+def overlap(some: tuple[Range, ...], others: tuple[Range, ...]) -> bool:
+    """Whether any range of some overlaps any of the others."""
+    return any(start < e and s < end for start, end in some for s, e in others)
+
+
+class Footprint(NamedTuple):
+    """What a call may look at, and what it may change."""
+
+    looks_at: tuple[Range, ...]
+    changes: tuple[Range, ...]
+
+    @classmethod
+    def of(cls, *ranges: Range) -> Footprint:
+        """That of a call that looks at all that it may change."""
+        return cls(ranges, ranges)
+
+    def concerns(self, looks_at: tuple[Range, ...], changes: tuple[Range, ...]) -> bool:
+        """Whether it matters if this call comes before or after something with that footprint."""
+        return overlap(self.changes, looks_at) or overlap(self.looks_at, changes)

@@ -1,0 +1,217 @@
+"""What a facade needs of an engine: a View to read through and a Sink to write to.
+
+A read goes facade, View, storage. A write goes facade, Sink, engine. What a
+Sink returns decides what its facade returns: outside a transaction the value;
+inside one a `Pending` of the value where only the commit knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from inmem.config import Settings
+from inmem.errors import InvariantError
+
+T = TypeVar("T")
+Item = tuple[bytes, bytes]
+
+
+class View(Protocol):
+    """Live records, in key order."""
+
+    def read(self, key: bytes) -> bytes | None:
+        """The record under a key."""
+
+    def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The records under some keys, all of one version."""
+
+    def scan(
+        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
+    ) -> list[Item]:
+        """Keys and records of a range, all of one version."""
+
+    def count(self, start: bytes, end: bytes) -> int:
+        """How many records a range has."""
+
+    def moment(self) -> AbstractContextManager[View]:
+        """A view for several reads of one version."""
+
+    def now_us(self) -> int:
+        """Store time."""
+
+
+class Sink(Protocol):
+    """Where writes go: each to a commit of its own, to a transaction's, or to a pipeline's."""
+
+    def now_us(self) -> int:
+        """Store time."""
+
+    def put(self, key: bytes, payload: bytes, expires: int) -> Any:
+        """Write one record; the version of the commit."""
+
+    def write(self, ops: list[list[Any]]) -> Any:
+        """Some operations of a write set, whose only result is the version of the commit."""
+
+    def call(self, procedure: str, arguments: list[Any], pending: type[Pending[Any]]) -> Any:
+        """One procedure, whose result may come at the commit, in a `pending`."""
+
+    def join(
+        self, procedure: str, head: Any, items: list[Any], part: Callable[[Any, int], Any],
+        pending: type[Pending[Any]], *, is_one: bool = False,
+    ) -> Any:
+        """One procedure on a list of items, which may travel with the items of other calls.
+
+        Gives a list of what `part(result of the procedure, position)` is for
+        each item, or a list of `pending`; with `is_one` the only one of it.
+        """
+
+    def ask(
+        self, procedure: str, arguments: list[Any], convert: Callable[[Any], Any], *, alone: str = ""
+    ) -> Any:
+        """One procedure, whose result is wanted at once; inside a transaction that makes reads.
+
+        `alone` names the method if the call must be a commit of its own.
+        """
+
+
+class Pending(Generic[T]):
+    """A result that only the commit knows: `value` is there after it, or once a transaction knows it.
+
+    >>> import inmem
+    >>> with inmem.open() as db:
+    ...     with db.pipeline() as p:
+    ...         existed = p.kv.delete("run-1", "missing")
+    ...     existed.value
+    False
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: tuple[Any, ...] | None = None
+
+    def resolve(self, result: T) -> None:
+        """Called with the result once it is known."""
+        self._known = (result,)
+
+    def resolve_part(self, result: Any, position: int) -> None:
+        """Called with the result of a joined call, of which this is the item at a position."""
+        self.resolve(result[position])
+
+    def forget(self) -> None:
+        """Called if the commit that the result is of does not happen."""
+        self._known = None
+
+    def result(self) -> T:
+        """The result.
+
+        Raises:
+            InvariantError: the transaction has not committed.
+        """
+        if self._known is None:
+            raise InvariantError(
+                "this is known only after the commit", hint="Read it when the transaction is over."
+            )
+        return self._made(self._known)
+
+    def _made(self, known: tuple[Any, ...]) -> T:
+        """The result, made of what `_known` holds."""
+        result: T = known[0]
+        return result
+
+    @property
+    def value(self) -> T:
+        """The result, see `result`."""
+        return self.result()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._made(self._known) if self._known else None!r})"
+
+
+class Draft(View, Sink, Protocol):
+    """One attempt at a transaction: reads of one version, tracked, under its own writes."""
+
+    version: int | None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was committed or aborted."""
+
+    def commit(self) -> None:
+        """Send what was read and written, as one.
+
+        Raises:
+            ConflictError: something that was read has changed.
+            CommitUnknownError: no answer before the deadline.
+        """
+
+    def abort(self) -> None:
+        """Drop everything."""
+
+
+class Moment(View, Protocol):
+    """A View of one committed version."""
+
+    @property
+    def version(self) -> int:
+        """The commit version that is seen."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class Batches(Protocol):
+    """Writes that are sent without waiting for each answer."""
+
+    def sink(self) -> Sink:
+        """Where the writes of one group go: consecutive ones travel together as one commit."""
+
+    def flush(self) -> None:
+        """Send what is left, wait for all answers and raise the first error."""
+
+    def close(self) -> None:
+        """Take no more writes."""
+
+    def in_flight(self) -> int:
+        """How many commits are sent and not answered."""
+
+
+class Engine(Protocol):
+    """What serves a database."""
+
+    settings: Settings  # of this handle
+    path: Path  # where the store is
+
+    @property
+    def durability(self) -> str:
+        """How durable commits are, as the store was created."""
+
+    def latest(self) -> View:
+        """The newest version at each call."""
+
+    def direct(self) -> Sink:
+        """A commit for each write."""
+
+    def snapshot(self) -> Moment:
+        """One version, as of now."""
+
+    def transaction(self, *, timeout_s: float | None, sync: bool) -> Draft:
+        """A transaction that reads from now on."""
+
+    def pipeline(self, *, sync: bool) -> Batches:
+        """Writes without waiting for each."""
+
+    def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
+        """A question about the store as a whole: see `wire`."""
+
+    def prefixes(self) -> Iterable[bytes]:
+        """Every prefix that has records, in order."""
+
+    def is_same_store(self, other: Engine) -> bool:
+        """Whether both serve one and the same store."""
+
+    def close(self) -> None:
+        """Give it back."""

@@ -1,0 +1,97 @@
+"""The engine of one machine: reads from shared memory, writes to the one writer process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from inmem.client.attachment import Hold, attach
+from inmem.client.direct import DirectSink
+from inmem.client.pipeline import PipelinedWrites
+from inmem.client.session import Applied
+from inmem.client.transaction import Transaction
+from inmem.client.views import LatestView, SnapshotView
+from inmem.config import Settings
+from inmem.engines.base import Engine
+from inmem.keys import MAX_KEY_BYTES
+from inmem.model.event_log import CHAIN_IDS
+from inmem.storage.snapshot import Snapshot
+
+
+def open_local(
+    path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool
+) -> LocalEngine:
+    """The engine for a data directory, which is created if need be. Raises as `inmem.open` does."""
+    return LocalEngine(*attach(path, config=config, arguments=arguments, autostart=autostart))
+
+
+class LocalEngine:
+    """What this process shares of one store, with the settings of one handle."""
+
+    def __init__(self, hold: Hold, settings: Settings) -> None:
+        attachment = self.attachment = hold.attachment
+        self._hold = hold
+        self.settings = settings
+        self.path = attachment.directory.path
+        self._now_us = attachment.image.now_us
+        self._chain = CHAIN_IDS[attachment.settings.chain]
+
+    def _begin(self) -> Snapshot:
+        return self.attachment.image.snapshot(self.settings.snapshot_max_age_s)
+
+    def _commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied:
+        return self.attachment.session().commit(body, sync=sync, timeout_s=timeout_s)
+
+    @property
+    def durability(self) -> str:
+        """How durable commits are, as the store was created."""
+        return self.attachment.settings.durability
+
+    def latest(self) -> LatestView:
+        """The newest version at each call."""
+        return LatestView(self.attachment.image.get, self.snapshot, self._now_us)
+
+    def direct(self) -> DirectSink:
+        """A commit for each write."""
+        return DirectSink(self.attachment.session, self._now_us, self.settings.timeout_s)
+
+    def snapshot(self) -> SnapshotView:
+        """One version, as of now."""
+        return SnapshotView(self._begin(), self._now_us)
+
+    def transaction(self, *, timeout_s: float | None, sync: bool) -> Transaction:
+        """A transaction that reads from now on."""
+        return Transaction(
+            self._begin, self._commit, self._now_us, self.attachment, chain=self._chain,
+            timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
+        )
+
+    def pipeline(self, *, sync: bool) -> PipelinedWrites:
+        """Writes without waiting for each."""
+        return PipelinedWrites(self.attachment.session(), self._now_us, self.settings, sync=sync)
+
+    def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
+        """A question about the store as a whole: see `wire`."""
+        answer: tuple[int, Mapping[str, Any]] = self.attachment.session().request(kind, timeout_s)
+        return answer
+
+    def prefixes(self) -> Iterator[bytes]:
+        """Every prefix that has records, in order: one look for each, whatever it holds."""
+        start = b""
+        snapshot = self._begin()
+        try:
+            while item := next(snapshot.scan(start, b"\xff" * MAX_KEY_BYTES), None):
+                prefix = item[0][: item[0].index(0)]
+                yield prefix
+                start = prefix + b"\1"
+        finally:
+            snapshot.close()
+
+    def is_same_store(self, other: Engine) -> bool:
+        """Whether both serve one and the same store."""
+        return isinstance(other, LocalEngine) and other.attachment is self.attachment
+
+    def close(self) -> None:
+        """Give it back; the last one in a process closes everything."""
+        self._hold.release()

@@ -1,0 +1,51 @@
+"""Facades whose methods take the run first, made from those that are bound to a run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+
+F = TypeVar("F")
+F_co = TypeVar("F_co", covariant=True)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Host(Protocol):
+    """What the facades of a run are asked of: a database or a pipeline."""
+
+    def run(self, run_id: str) -> Any: ...
+
+
+class ByRun(Generic[F_co]):
+    """A primitive of every run: the facades of a run have it under `KIND`."""
+
+    __slots__ = ("_database",)
+
+    KIND: ClassVar[str]
+
+    def __init__(self, database: Host) -> None:
+        self._database = database
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._database!r})"
+
+    def _of(self, run_id: str) -> F_co:
+        facade: F_co = getattr(self._database.run(run_id), self.KIND)
+        return facade
+
+
+def by_run(method: Callable[Concatenate[F, P], R]) -> Callable[Concatenate[ByRun[F], str, P], R]:
+    """A method of a run's facade, as one that takes the run first."""
+
+    def call(self: ByRun[F], run_id: str, *args: P.args, **kwargs: P.kwargs) -> R:
+        return method(self._of(run_id), *args, **kwargs)
+
+    functools.update_wrapper(call, method)
+    del call.__wrapped__  # type: ignore[attr-defined]
+    first, *rest = inspect.signature(method).parameters.values()
+    run = inspect.Parameter("run_id", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="str")
+    call.__signature__ = inspect.Signature([first, run, *rest])  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]  # the run may be named: `put(run_id=...)`

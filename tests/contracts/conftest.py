@@ -1,0 +1,80 @@
+"""The stores that contracts are held against: one on each engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from sqlite_engine import SqliteEngine, SqliteStore
+
+import inmem
+
+# What the engine on SQLite is not held to, by a part of the test's name, and why.
+NOT_ON_SQLITE = {
+    "test_invariant_21_every_index": "`check` reads image and log of a data directory: this engine has none",
+}
+
+
+class Home:
+    """A store, and handles of it."""
+
+    name = ""
+
+    def open(self, **namespace: str) -> inmem.Database:
+        """A handle, by default of the default namespace; others open more of the same store."""
+        raise NotImplementedError
+
+
+class LocalHome(Home):
+    name = "local"
+
+    def __init__(self) -> None:
+        self.database = inmem.open()
+
+    def open(self, **namespace: str) -> inmem.Database:
+        return inmem.open(self.database.path, **namespace)
+
+    def close(self) -> None:
+        self.database.close()
+
+
+class SqliteHome(Home):
+    name = "sqlite"
+
+    def __init__(self) -> None:
+        self.store = SqliteStore()
+
+    def open(self, **namespace: str) -> inmem.Database:
+        return inmem.Database(
+            SqliteEngine(self.store), inmem.Namespace(**namespace), {}
+        )
+
+    def close(self) -> None:
+        self.store.remove()
+
+
+@pytest.fixture(scope="module", params=[LocalHome, SqliteHome], ids=lambda home: str(home.name))
+def home(request: pytest.FixtureRequest) -> Iterator[Home]:
+    """A store on one of the engines."""
+    with ExitStack() as stack:
+        made: Any = request.param()
+        stack.callback(made.close)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_db(home: Home) -> Iterator[inmem.Database]:
+    """One handle for all tests of a module."""
+    with home.open() as database:
+        yield database
+
+
+@pytest.fixture(autouse=True)
+def only_what_is_asked_of_an_engine(request: pytest.FixtureRequest) -> None:
+    """Skip what an engine is not held to."""
+    if "home" in request.fixturenames and request.getfixturevalue("home").name == "sqlite":
+        for part, reason in NOT_ON_SQLITE.items():
+            if part in request.node.nodeid:
+                pytest.skip(reason)
