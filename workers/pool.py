@@ -20,15 +20,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final
 
 STOP_GRACE_S: Final = 5.0  # from asking a worker to stop until it is terminated
 TERM_GRACE_S: Final = 2.0  # from terminating until killing
 ORPHAN_GRACE_S: Final = 10.0  # a worker without a parent ends itself after this, whatever it does
+PROGRESS_INTERVAL_S: Final = 0.1  # between two words of one worker
 START_METHODS: Final = ("spawn", "forkserver", "fork")
 
 
@@ -143,6 +145,24 @@ class Link:
             os._exit(1)
 
 
+def start_process(
+    context: Any, name: str, target: Callable[..., Any], arguments: tuple[Any, ...]
+) -> tuple[Any, Connection]:
+    """Start `target(link, *arguments)` in a process: it, and this end of its pipe."""
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_bootstrap, args=(theirs, target, arguments), name=name)
+    # A signal that comes now waits until the child ignores it: it must not die of it half-imported.
+    # The tracker of `multiprocessing` unblocks signals when it starts, so it starts first.
+    resource_tracker.ensure_running()
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, Interrupt.signals)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+    theirs.close()
+    return process, ours
+
+
 def _bootstrap(conn: Connection, target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """The main function of every worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -153,13 +173,11 @@ def _bootstrap(conn: Connection, target: Callable[..., Any], arguments: tuple[An
     try:
         kind, payload = "done", target(link, *arguments)
     except Stopped:
-        kind, payload = "stopped", None
+        kind, payload = "stopped", "it was stopped before it was done"
     except Exception:
         kind, payload = "error", traceback.format_exc()
-    try:
+    with suppress(Stopped):
         link.send(kind, payload)
-    except Stopped:
-        pass
 
 
 @dataclass(slots=True)
@@ -168,6 +186,14 @@ class Outcome:
 
     results: dict[int, Any] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+
+    def in_order(self) -> list[Any]:
+        """The results in order of the workers."""
+        return [self.results[worker] for worker in sorted(self.results)]
+
+    def told(self, name: str) -> list[str]:
+        """The failures, each with the worker's name and number."""
+        return [f"{name} {worker}: {text}" for worker, text in sorted(self.failures.items())]
 
 
 class WorkerPool:
@@ -196,37 +222,20 @@ class WorkerPool:
         self._conns: dict[Connection, int] = {}
 
     def __enter__(self) -> WorkerPool:
-        # A signal that comes while processes start waits until all have their mask: a child
-        # must not die of it half-imported. The tracker of `multiprocessing` unblocks signals
-        # when it starts, so it starts first.
-        resource_tracker.ensure_running()
-        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, Interrupt.signals)
         try:
             for index, arguments in enumerate(self._arguments):
-                self._start(index, arguments)
+                process, conn = start_process(
+                    self._context, f"{self._name}-{index}", self._target, arguments
+                )
+                self._processes.append(process)
+                self._conns[conn] = index
         except BaseException:
             self.close()
             raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _start(self, index: int, arguments: tuple[Any, ...]) -> None:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=_bootstrap,
-            args=(theirs, self._target, arguments),
-            name=f"{self._name}-{index}",
-        )
-        process.start()
-        theirs.close()
-        self._processes.append(process)
-        self._conns[ours] = index
 
     def run(self, on_progress: Callable[[int, Any], None], interrupt: Interrupt) -> Outcome:
         """Wait until every worker is done. The first failure stops the others.
@@ -268,10 +277,8 @@ class WorkerPool:
 
     def _ask_to_stop(self) -> None:
         for conn in self._conns:
-            try:
+            with suppress(OSError):
                 conn.send("stop")
-            except OSError:
-                pass
 
     def close(self) -> None:
         """Ask, terminate, kill: no process is left. Returns at once if all are done."""

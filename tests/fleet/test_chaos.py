@@ -20,17 +20,17 @@ import pytest
 from commands import Site, wait_for
 
 import inmem
-from workers.chaos import read_chaos
-from workers.chaos_judge import ChaosVerdict, Journal, judge_chaos, read_journal
-from workers.chaos_plan import KINDS, Rates, schedule
-from workers.chaos_pressure import Phase
-from workers.chaos_result import ChaosOptions, percentile
-from workers.chaos_worker import ChaosMixer
-from workers.history import OK, REFUSED, UNKNOWN, History, HistoryError, Op, path_of
-from workers.judge import FinalState
-from workers.mixing import StressRuns, StressTask
+from workers.chaos.program import read_chaos
+from workers.chaos.report import percentile
+from workers.chaos.result import ChaosOptions
+from workers.chaos.schedule import KINDS, Rates, schedule
+from workers.chaos.worker import ChaosMixer
+from workers.judge.chaos import ChaosVerdict, Journal, Phase, judge_chaos, read_journal
+from workers.judge.final_state import FinalState
+from workers.judge.history import OK, REFUSED, UNKNOWN, History, HistoryError, Op, path_of
 from workers.pool import Interrupt, Stopped
-from workers.stress import prepare
+from workers.stress.program import prepare
+from workers.stress.worker import StressRuns, StressTask
 
 SEED = 20261122
 

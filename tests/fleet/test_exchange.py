@@ -48,7 +48,7 @@ from inmem.exchange import (
 from inmem.exchange.import_ import _Loader
 from inmem.exchange.lines import Reader, Record, RunStart
 from inmem.keys import Namespace
-from workers.canonical import same
+from workers.judge.values import same
 
 EVENTS = int(os.environ.get("INMEM_TEST_EVENTS", "10000"))
 GOLDEN = Path(__file__).parent / "export_v1.jsonl"  # what `fill` makes, from the first release that exports

@@ -17,10 +17,10 @@ import pytest
 from commands import LINGER_S, Site, wait_for
 
 import inmem
-from workers.fleet import FleetOptions, run_fleet
-from workers.plan import FleetSpec
+from workers.fleet.plan import FleetSpec
+from workers.fleet.program import FleetOptions, run_fleet
+from workers.fleet.verify import verify
 from workers.pool import Interrupt
-from workers.verify import verify
 
 SMALL = ("--workers", 3, "--steps", 40)
 QUICK = (*SMALL, "--start-method", "fork")  # where that is not what is tested

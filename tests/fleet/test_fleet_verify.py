@@ -11,16 +11,16 @@ import pytest
 from plain_store import PlainStore
 
 import inmem
-from workers.account import AgentReport, StoreFault
-from workers.agent import Agent, AgentTask
-from workers.canonical import canonical, same
-from workers.checking import Check
-from workers.expect import agent_log, expect
-from workers.fleet import conclude, prepare
-from workers.life import ending, paused_after, scratches
-from workers.plan import MAX_TRIES, FleetRuns, FleetSpec, perform, plan
-from workers.reasoning import all_traces
-from workers.verify import Verdict, check_tickets, verify
+from workers.fleet.agent import Agent, AgentTask
+from workers.fleet.expected import agent_log, expect
+from workers.fleet.plan import MAX_TRIES, FleetRuns, FleetSpec, perform, plan
+from workers.fleet.program import conclude, prepare
+from workers.fleet.reports import AgentReport, StoreFault
+from workers.fleet.runs import ending, paused_after, scratches
+from workers.fleet.traces import all_traces
+from workers.fleet.verify import FleetVerdict, verify
+from workers.judge.checks import Check, check_numbers
+from workers.judge.values import canonical, same
 
 SPEC = FleetSpec(seed=5, workers=3, steps=40)
 RUNS = FleetRuns("fleet:test")
@@ -50,7 +50,7 @@ class Done:
     store: PlainStore
     reports: list[AgentReport]
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> FleetVerdict:
         return verify(self.store, SPEC, RUNS, self.reports)
 
 
@@ -152,7 +152,7 @@ class TestAgents:
         assert verify(other, spec, RUNS, run_agents(other, spec)).digest != done.verdict().digest
 
     def test_an_abandoned_attempt_leaves_nothing(self, done: Done) -> None:
-        assert sum(report.abandoned for report in done.reports) > 0
+        assert sum(report.counts["abandoned"] for report in done.reports) > 0
         for run, entries in done.store.entries.items():
             assert "abandoned" not in entries, run
             assert "abandoned" not in {event.event_type for event in done.store.logs[run]}
@@ -198,7 +198,7 @@ class TestAgents:
 
         store = Conflicting()
         reports = run_agents(store)
-        assert all(report.reruns == report.transactions for report in reports)
+        assert all(report.counts["reruns"] == report.counts["transactions"] for report in reports)
         assert all(report.most_reruns == 1 for report in reports)
         verdict = verify(store, SPEC, RUNS, reports)
         assert verdict.ok, verdict.problems()
@@ -304,7 +304,7 @@ def tell_of_another_total(done: Done) -> None:
 
 
 def tell_of_fewer_steps(done: Done) -> None:
-    done.reports[2].steps -= 1
+    done.reports[2].counts["steps"] -= 1
 
 
 def lose_a_report(done: Done) -> None:
@@ -494,7 +494,7 @@ class TestChecks:
 
     def test_many_problems_are_counted_and_few_are_told(self) -> None:
         check = Check("tickets")
-        check_tickets(check, [1] * 50, 50)
+        check_numbers(check, "tickets", [1] * 50, 50)
         assert check.problem_count == 50
         assert len(check.problems) == 5
         assert check.summary().endswith("and 45 more")

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from workers.checking import Check
-from workers.history import OK, REFUSED, UNKNOWN, HistoryError, Op, parse_history
-from workers.judge import FinalRun, FinalState, judge
+from workers.judge.checks import Check
+from workers.judge.final_state import FinalRun, FinalState
+from workers.judge.history import OK, REFUSED, UNKNOWN, HistoryError, Op, parse_history
+from workers.judge.stress import judge
 
 HOT, LIFE, GONE, KEPT = "hot", "life", "gone", "kept"
 

@@ -19,10 +19,11 @@ from test_trajectories import swe_run, swe_step, tau_run
 
 import inmem
 from inmem.exchange import Trajectory, parse_file
-from workers.checking import Check
-from workers.loading import CHECKS, Anchor, ForeignRun, compare, expected_kv, load_step
+from workers.fleet.loading import CHECKS, Anchor, ForeignRun, compare, expected_kv, load_step
+from workers.fleet.replay import check_run_queries, merge, share_out, take_inventory
+from workers.judge.checks import Check
+from workers.observer import Observer
 from workers.pool import Interrupt
-from workers.replay import ReplayObserver, check_run_queries, merge, share_out, take_inventory
 
 QUICK = ("--workers", 2, "--start-method", "fork")  # where neither is what is tested
 
@@ -404,7 +405,7 @@ class TestLoading:
 class TestSharing:
     def test_every_run_goes_to_one_worker(self, source: Path) -> None:
         with Interrupt() as interrupt:
-            items = take_inventory(source, interrupt, ReplayObserver()).items
+            items = take_inventory(source, interrupt, Observer()).items
         for workers in (1, 2, 7, 100):
             shares = share_out(items, workers)
             assert len(shares) == min(workers, 15)
@@ -416,7 +417,7 @@ class TestSharing:
 
     def test_a_run_that_a_query_does_not_find_is_noticed(self, source: Path) -> None:
         with Interrupt() as interrupt:
-            items = take_inventory(source / "runs.json", interrupt, ReplayObserver()).items
+            items = take_inventory(source / "runs.json", interrupt, Observer()).items
         store = PlainStore()
         for item in items:
             store.runs.create_run(item.run_id, tags=item.tags)

@@ -12,10 +12,10 @@ import pytest
 from commands import LINGER_S, Site, wait_for
 
 import inmem
-from workers.history import path_of, read_history
-from workers.judge import judge
+from workers.judge.history import path_of, read_history
+from workers.judge.stress import judge
 from workers.pool import Interrupt
-from workers.stress import StressOptions, read_final, run_stress
+from workers.stress.program import StressOptions, read_final, run_stress
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import inmem
 from inmem.exchange import Rejected, Trajectory, find_files, parse_file, rebuild
 from inmem.exchange.storable import MAX_DEPTH, Unstorable, convert, restore
-from workers.canonical import canonical, same
+from workers.judge.values import canonical, same
 
 REAL_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

@@ -1,0 +1,279 @@
+"""One recorded run into the store, and back.
+
+Invariant: whatever was acknowledged is read back, by a process that did not
+write it, and equals the source. How a step is stored is the package's
+business, see `inmem.exchange.recorded`; what a complete run has to hold is
+told here once more, so that a mistake there does not pass for the truth.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import inmem
+from inmem import RunExistsError as ForeignRun  # the store holds another record under this run id
+from inmem.exchange import Trajectory, TrajectoryStep, done_of, parse_file, rebuild, store_step
+from workers.judge.checks import (
+    Check,
+    ExpectedRun,
+    check_chain,
+    check_entries,
+    check_log,
+    check_run,
+    check_traces,
+    check_trees,
+    read_cells,
+    type_name,
+)
+from workers.judge.values import same
+from workers.pool import PROGRESS_INTERVAL_S, Link
+
+__all__ = ["CHECKS", "Anchor", "ForeignRun", "compare", "expected_kv", "load", "load_step", "read_back"]
+
+Event = tuple[str, Any]  # type, payload
+
+
+class SourceChanged(Exception):
+    """A file no longer holds what it held when the work was shared out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayItem:
+    """One trajectory: where it is, and what it is stored as."""
+
+    path: Path
+    source: str
+    number: int  # within its file
+    run_id: str
+    steps: int
+    status: str = ""  # of the run, once it is complete
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """The last event of the last step that one process was told is stored."""
+
+    step: int
+    sequence: int
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayTask:
+    """What one worker process has to do."""
+
+    store: str  # the path; every process opens it by itself
+    items: tuple[ReplayItem, ...]
+    anchors: dict[str, Anchor]  # for reading back: what was acknowledged, by run
+    timeout_s: float
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """What one worker committed, as far as the store acknowledged it."""
+
+    new: int = 0  # runs stored from their first step
+    continued: int = 0  # runs that were half-done
+    complete: int = 0  # runs that were there already
+    steps: int = 0
+    events: int = 0
+    traces: int = 0
+    entries: int = 0  # KV entries written
+    cell_changes: int = 0
+    reruns: int = 0
+    seconds: float = 0.0
+    anchors: dict[str, Anchor] = field(default_factory=dict)
+
+
+def expected_kv(trajectory: Trajectory) -> dict[str, Any]:
+    """The KV entries of a run that is complete."""
+    kv: dict[str, Any] = {}
+    for step in trajectory.steps:
+        kv |= step.kv
+    return kv | {"progress": _progress(trajectory, len(trajectory.steps))}
+
+
+def expected_events(trajectory: Trajectory) -> Iterator[Event]:
+    """The log of a run that is complete."""
+    for step in trajectory.steps:
+        yield from step.events
+
+
+def expected_traces(trajectory: Trajectory) -> list[inmem.NewTrace]:
+    """The traces of a run that is complete."""
+    return [trace for step in trajectory.steps for trace in step.traces]
+
+
+def expected_cells(trajectory: Trajectory) -> dict[str, tuple[Any, int]]:
+    """Value and version of each cell of a run that is complete."""
+    last = trajectory.steps[-1]
+    return {"state": (last.state, len(trajectory.steps)), "status": (last.status, 2)}
+
+
+def expected_run(trajectory: Trajectory) -> ExpectedRun:
+    """The record of a run that is complete: created, and ended."""
+    return ExpectedRun(
+        status=status_of(trajectory),
+        parent=None,
+        tags=trajectory.tags,
+        metadata=trajectory.metadata,
+        error=trajectory.error,
+        version=2,
+    )
+
+
+def status_of(trajectory: Trajectory) -> str:
+    """How a run ends: a trajectory that failed fails it."""
+    return "completed" if trajectory.error is None else "failed"
+
+
+def _progress(trajectory: Trajectory, done: int) -> dict[str, Any]:
+    return {"digest": trajectory.digest, "steps": len(trajectory.steps), "done": done}
+
+
+def load_step(
+    db: Any, trajectory: Trajectory, step: TrajectoryStep, timeout_s: float
+) -> tuple[int, Any, int]:
+    """Commit one step: how many are done now, its last event, and how often it was run again.
+
+    Raises:
+        ForeignRun: the run id is taken by another record.
+    """
+    calls = 0
+
+    def attempted() -> None:
+        nonlocal calls
+        calls += 1
+
+    done, last = store_step(db, trajectory, step, timeout_s, attempted)
+    return done, last, calls - 1
+
+
+def load(link: Link, task: ReplayTask) -> LoadReport:
+    """The body of a loading process."""
+    report = LoadReport()
+    started = told = time.perf_counter()
+    passed = 0
+    link.check()
+    with inmem.open(task.store, timeout_s=task.timeout_s) as db:
+        for trajectory in _trajectories(task.items):
+            done = done_of(trajectory, db.kv.get(trajectory.run_id, "progress"))
+            count = len(trajectory.steps)
+            report.new += done == 0
+            report.continued += 0 < done < count
+            report.complete += done == count
+            while done < count:
+                link.check()
+                step = trajectory.steps[done]
+                done, last, reruns = load_step(db, trajectory, step, task.timeout_s)
+                report.reruns += reruns
+                if last is not None:
+                    report.steps += 1
+                    report.events += len(step.events)
+                    report.traces += len(step.traces)
+                    report.entries += len(step.kv) + 1
+                    report.cell_changes += 1 + (step.index == 0) + (done == count)
+                    report.anchors[trajectory.run_id] = Anchor(step.index, last.sequence, last.hash)
+                now = time.perf_counter()
+                if now - told >= PROGRESS_INTERVAL_S:
+                    told = now
+                    link.progress((passed + done, report.steps, report.reruns))
+            passed += count
+    report.seconds = time.perf_counter() - started
+    link.progress((passed, report.steps, report.reruns))
+    return report
+
+
+CHECKS: Final = (
+    "events", "source records", "final state", "chains", "acknowledged events", "runs", "cells", "traces",
+    "trace queries",
+)  # fmt: skip
+
+
+def read_back(link: Link, task: ReplayTask) -> list[Check]:
+    """The body of a verifying process: it reads the source itself, and the store."""
+    checks = [Check(name) for name in CHECKS]
+    passed = 0
+    link.check()
+    with inmem.open(task.store, timeout_s=task.timeout_s) as db:
+        for trajectory in _trajectories(task.items):
+            link.check()
+            compare(db, trajectory, task.anchors.get(trajectory.run_id), checks)
+            passed += len(trajectory.steps)
+            link.progress((passed, 0, 0))
+    return checks
+
+
+def compare(db: Any, trajectory: Trajectory, anchor: Anchor | None, checks: list[Check]) -> None:
+    """Everything that the store has of one run, against its source."""
+    events, records, state, chains, acknowledged, runs, cells, traces, queries = checks
+    run = trajectory.run_id
+    found = list(db.events.iter(run))
+    expected = list(expected_events(trajectory))
+    check_log(events, run, expected, found)
+    check_record(records, trajectory, [(event.event_type, event.payload) for event in found])
+    check_entries(state, run, expected_kv(trajectory), dict(db.kv.list_with_values(run)))
+    check_chain(chains, run, db.events, run, len(expected))
+    check_run(runs, run, expected_run(trajectory), db.runs.get_run(run))
+    check_entries(cells, f"{run}: cells", expected_cells(trajectory), read_cells(db.cells, run))
+    wanted = expected_traces(trajectory)
+    check_traces(traces, run, wanted, db.traces.list(run), timed=False)
+    check_trees(queries, run, db.traces, run, wanted)
+    check_trace_names(queries, run, db.traces, wanted)
+    if anchor is None:  # nothing was acknowledged to this program: the run was complete
+        acknowledged.require(len(found) == len(expected), f"{run}: the log has another length")
+        return
+    # Another program may have stored later steps, so this need not be the last event.
+    end = sum(len(step.events) for step in trajectory.steps[: anchor.step + 1])
+    whole = db.events.verify_chain(run, anchor=(anchor.sequence, anchor.hash)).is_valid
+    acknowledged.require(
+        whole and anchor.sequence == end - 1,
+        f"{run}: the event acknowledged as {anchor.sequence}, the end of step {anchor.step}, is not there",
+    )
+
+
+def check_trace_names(check: Check, run: str, traces: Any, expected: list[inmem.NewTrace]) -> None:
+    """Every trace is found by its type and by each of its tags."""
+    kinds: dict[str, list[str]] = {}
+    tags: dict[str, list[str]] = {}
+    for trace in expected:
+        kinds.setdefault(type_name(trace.body), []).append(str(trace.id))
+        for tag in trace.tags:
+            tags.setdefault(tag, []).append(str(trace.id))
+    for query, names in ((traces.query_by_type, kinds), (traces.query_by_tag, tags)):
+        for name, want in names.items():
+            have = sorted(trace.id for trace in query(run, name))
+            check.require(have == sorted(want), f"{run}: {name} finds {len(have)} traces, not {len(want)}")
+
+
+def check_record(check: Check, trajectory: Trajectory, events: list[Event]) -> None:
+    """The source record can be rebuilt from the events alone."""
+    try:
+        rebuilt = rebuild(events)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        check.require(False, f"{trajectory.run_id}: cannot be rebuilt: {type(error).__name__}: {error}")
+        return
+    check.require(
+        same(rebuilt, trajectory.record), f"{trajectory.run_id}: rebuilt, it differs from its source"
+    )
+
+
+def _trajectories(items: tuple[ReplayItem, ...]) -> Iterator[Trajectory]:
+    # A file may hold many runs; it is parsed once, and mapped only as far as asked for.
+    by_path: dict[Path, dict[int, ReplayItem]] = {}
+    for item in items:
+        by_path.setdefault(item.path, {})[item.number] = item
+    for path, wanted in by_path.items():
+        left = dict(wanted)
+        for number, parsed in parse_file(path, next(iter(wanted.values())).source, wanted):
+            item = left.pop(number)
+            if not isinstance(parsed, Trajectory) or parsed.run_id != item.run_id:
+                raise SourceChanged(f"{path} changed while it was being read")
+            yield parsed
+        if left:
+            raise SourceChanged(f"{path} changed while it was being read")
