@@ -18,7 +18,7 @@ from plain_store import PlainStore
 from test_trajectories import swe_run, swe_step, tau_run
 
 import inmem
-from inmem.exchange import Trajectory, parse_file
+from inmem.exchange.recorded import Trajectory, parse_file
 from workers.fleet.loading import CHECKS, Anchor, ForeignRun, compare, expected_kv, load_step
 from workers.fleet.replay import check_run_queries, merge, share_out, take_inventory
 from workers.judge.checks import Check

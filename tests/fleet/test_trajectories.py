@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import inmem
-from inmem.exchange import Rejected, Trajectory, find_files, parse_file, rebuild
+from inmem.exchange.recorded import Rejected, Trajectory, find_files, parse_file, rebuild
 from inmem.exchange.storable import MAX_DEPTH, Unstorable, convert, restore
 from workers.judge.values import canonical, same
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import inmem
 from inmem import RunExistsError as ForeignRun  # the store holds another record under this run id
-from inmem.exchange import Trajectory, TrajectoryStep, done_of, parse_file, rebuild, store_step
+from inmem.exchange.recorded import Trajectory, TrajectoryStep, done_of, parse_file, rebuild, store_step
 from workers.judge.checks import (
     Check,
     ExpectedRun,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import inmem
-from inmem.exchange import Rejected, find_files, parse_file
+from inmem.exchange.recorded import Rejected, find_files, parse_file
 from workers.fleet.loading import (
     CHECKS,
     Anchor,

@@ -21,7 +21,8 @@ from typing import Any, Final
 
 from inmem.database import Database
 from inmem.errors import InvalidInputError, RunExistsError
-from inmem.exchange.trajectories import FORMATS, Rejected, Trajectory, TrajectoryStep, parse_file
+from inmem.exchange.recorded.formats import FORMATS, parse_file
+from inmem.exchange.recorded.trajectory import Rejected, Trajectory, TrajectoryStep
 from inmem.keys import shorten
 from inmem.scopes import TRANSACT_TIMEOUT_S, Transaction
 
