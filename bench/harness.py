@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -183,9 +184,9 @@ class Bench:
         for name in self.subjects if subjects is None else subjects:
             if name in self.subjects:
                 connector = self.subjects[name].connector
-                self.case(operation, name, lambda connector=connector: self.crew.measure(
-                    connector, build, *arguments, processes=processes, seconds=self.options.seconds,
-                    sample=sample,
+                self.case(operation, name, functools.partial(
+                    self.crew.measure, connector, build, *arguments, processes=processes,
+                    seconds=self.options.seconds, sample=sample,
                 ))  # fmt: skip
 
     def rounds(self) -> None:

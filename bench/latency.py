@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from bench import workloads
@@ -16,7 +17,7 @@ from bench.harness import Bench, Options, bench, main
 
 SUBJECTS = ("inmem", "redis", "sqlite", "stratadb", "diskcache", "manager")
 OTHERS = 4
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[..., Any]] = {
     "kv get": workloads.get, "kv put": workloads.put, "event append": workloads.append,
     "transaction": workloads.step,
 }  # fmt: skip

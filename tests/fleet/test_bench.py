@@ -53,8 +53,9 @@ def test_the_quick_form_runs_and_tells_everything(scratch: Path) -> None:
     assert {figure for figure in asked if verdicts[figure] == "not measured"} <= {
         figure for figure in asked if "stratadb" in figure
     }
-    report.write({"single": document}, scratch / "report")
-    assert "kv get" in (scratch / "report" / "results.md").read_text()
+    report.write({"single": document}, scratch / "report", scratch / "kept")
+    assert "kv get" in (scratch / "kept" / "results.md").read_text()
+    assert {path.name for path in (scratch / "kept").iterdir()} <= set(report.KEPT)
     assert json.loads((scratch / "report" / "results.json").read_text()) == {"single": document}
 
 
