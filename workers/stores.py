@@ -20,6 +20,10 @@ POLL_S: Final = 0.02
 MAX_ATTEMPTS: Final = 10_000  # of one transaction: hundreds of workers meet at one key; time bounds it
 
 
+class Abandoned(Exception):
+    """Raised inside a transaction on purpose: nothing of it may remain."""
+
+
 def transact(
     db: Any, run: str, fn: Callable[[Any], Any], timeout_s: float, reran: Callable[[int], None]
 ) -> Any:
@@ -50,21 +54,27 @@ def process_is_gone(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] in "ZX"
 
 
+def left_after(find: Callable[[], list[str]], timeout_s: float = LEAVE_TIMEOUT_S) -> list[str]:
+    """What `find` still finds when nothing is left, or when the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while (left := find()) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return left
+
+
 def wait_until_gone(pids: set[int], paths: list[Path], timeout_s: float = LEAVE_TIMEOUT_S) -> None:
     """Return once all these processes and paths are gone.
 
     Raises:
         LeftBehind: they are not after `timeout_s` seconds.
     """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        left = [f"process {pid}" for pid in sorted(pids) if not process_is_gone(pid)]
-        left += [str(path) for path in paths if os.path.lexists(path)]
-        if not left:
-            return
-        if time.monotonic() >= deadline:
-            raise LeftBehind(f"still there after {timeout_s:g} s: {', '.join(left)}")
-        time.sleep(POLL_S)
+    left = left_after(
+        lambda: [f"process {pid}" for pid in sorted(pids) if not process_is_gone(pid)]
+        + [str(path) for path in paths if os.path.lexists(path)],
+        timeout_s,
+    )
+    if left:
+        raise LeftBehind(f"still there after {timeout_s:g} s: {', '.join(left)}")
 
 
 @contextmanager

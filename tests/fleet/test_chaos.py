@@ -195,9 +195,9 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
         prepare(db, runs)
         for number in range(2):
             path = path_of(tmp, number)
-            task = StressTask(str(db.path), str(tmp), runs, SEED, 2, number, None, 0.0, 30.0)
+            task = StressTask(str(db.path), str(tmp), runs, SEED, 30.0, number)
             with History(path) as history:
-                ChaosMixer(db, task, _Told(700), history).work(0)
+                ChaosMixer(db, task, _Told(700), history).run()
             journals.append(read_journal(path, number, killed=False))
         wait_for(lambda: not any(db.kv.list(run, "t:") for run in runs.hot()), "entries have expired", 20)
         final = read_chaos(db, runs, journals, interrupt)
@@ -434,9 +434,9 @@ def test_damage_to_a_store_is_noticed(site: Site, tmp_path: Path, monkeypatch: p
     runs, path = StressRuns("chaos:test", 2), path_of(tmp_path, 0)
     with inmem.open(tmp_path / "store") as db, Interrupt() as interrupt:
         prepare(db, runs)
-        task = StressTask(str(db.path), str(tmp_path), runs, SEED, 1, 0, None, 0.0, 30.0)
+        task = StressTask(str(db.path), str(tmp_path), runs, SEED, 30.0)
         with History(path) as history:
-            ChaosMixer(db, task, _Told(300), history).work(0)
+            ChaosMixer(db, task, _Told(300), history).run()
         journals = [read_journal(path, 0, killed=False)]
         wait_for(lambda: not any(db.kv.list(run, "t:") for run in runs.hot()), "entries have expired", 20)
         assert judge_chaos(journals, read_chaos(db, runs, journals, interrupt), []).ok

@@ -13,10 +13,10 @@ from plain_store import PlainStore
 import inmem
 from workers.fleet.agent import Agent, AgentTask
 from workers.fleet.expected import agent_log, expect
+from workers.fleet.lifecycle import ending, paused_after, scratches
 from workers.fleet.plan import MAX_TRIES, FleetRuns, FleetSpec, perform, plan
 from workers.fleet.program import conclude, prepare
 from workers.fleet.reports import AgentReport, StoreFault
-from workers.fleet.runs import ending, paused_after, scratches
 from workers.fleet.traces import all_traces
 from workers.fleet.verify import FleetVerdict, verify
 from workers.judge.checks import Check, check_numbers

@@ -114,7 +114,7 @@ def build() -> World:
     world.mark(1)
     world.mark(0)
     world.op(1, "mark", error="ConflictError", runs=[HOT])
-    world.op(0, "abort", error="_Abandoned", runs=[HOT])
+    world.op(0, "abort", error="Abandoned", runs=[HOT])
     world.op(1, "audit", ok={"kv": 3, "cell": 3, "run": 3, "version": 3})
     op = world.op(0, "trace", ok=["a", "b"], depth=2)
     names = [f"t-0-{op.n}-{place}" for place in range(2)]

@@ -14,11 +14,10 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Final
 
-from workers.stores import LEAVE_TIMEOUT_S, POLL_S
+from workers.stores import left_after
 
 PREFIX: Final = "inmem-chaos-"
 LINGER_S: Final = 0.5  # of the writer: nobody comes after the chaos
@@ -73,12 +72,9 @@ class ChaosDirectory:
 
     def left(self) -> list[str]:
         """What of the store is still there, some time after its last client has left."""
-        deadline = time.monotonic() + LEAVE_TIMEOUT_S
-        while True:
-            found = [f"process {pid}" for pid in self.processes()] + [str(path) for path in self.memory()]
-            if not found or time.monotonic() >= deadline:
-                return found
-            time.sleep(POLL_S)
+        return left_after(
+            lambda: [f"process {pid}" for pid in self.processes()] + [str(path) for path in self.memory()]
+        )
 
     def processes(self) -> list[int]:
         """All processes that have this directory in their command line, this one left out."""
@@ -104,13 +100,11 @@ class ChaosDirectory:
 
 
 def _unmount(disk: Path) -> None:
-    gc.collect()  # a database that was closed keeps the control file mapped until it is collected
-    deadline = time.monotonic() + LEAVE_TIMEOUT_S
-    while True:
+    def refused() -> list[str]:
         done = subprocess.run(["umount", str(disk)], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            disk.rmdir()
-            return
-        if time.monotonic() >= deadline:
-            raise OSError(errno.EBUSY, done.stderr.strip(), str(disk))
-        time.sleep(POLL_S)
+        return [done.stderr.strip()] if done.returncode else []
+
+    gc.collect()  # a database that was closed keeps the control file mapped until it is collected
+    if why := left_after(refused):
+        raise OSError(errno.EBUSY, why[0], str(disk))
+    disk.rmdir()

@@ -19,7 +19,7 @@ from workers.chaos.pressure import Pressure
 from workers.chaos.processes import KillableWorkers
 from workers.chaos.result import ChaosOptions, ChaosResult, Recovery
 from workers.chaos.schedule import Disturbance, schedule
-from workers.chaos.worker import TTL_S, ChaosTask, work
+from workers.chaos.worker import TTL_S, work
 from workers.chaos.writer import PROBE_RUN, WriterFault, WriterProcess
 from workers.judge.chaos import Journal, judge_chaos, read_journal
 from workers.judge.checks import Check
@@ -28,7 +28,7 @@ from workers.judge.history import UNKNOWN, HistoryError, path_of
 from workers.observer import Observer
 from workers.pool import Interrupt
 from workers.stress.program import prepare, read_final
-from workers.stress.worker import WORKERS_PER_HOT_RUN, StressRuns
+from workers.stress.worker import WORKERS_PER_HOT_RUN, StressRuns, StressTask
 
 READY_S: Final = 60.0  # for all workers to have begun
 DRAIN_S: Final = 60.0  # for all workers to finish what they do
@@ -84,8 +84,8 @@ def _run_on(
         f"Store {scratch.store}, writer process {db.status().writer_pid}; starting {options.workers} workers"
     )
     prepare(db, runs)
-    task = ChaosTask(
-        str(scratch.store), str(scratch.journals), runs, options.seed, options.rate, options.timeout_s
+    task = StressTask(
+        str(scratch.store), str(scratch.journals), runs, options.seed, options.timeout_s, rate=options.rate
     )
     writer, pressure = WriterProcess(db), Pressure(db, scratch.disk)
     with KillableWorkers(work, task, options.workers) as workers, closing(pressure):

@@ -17,14 +17,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import inmem
 from workers.judge.history import History, path_of
-from workers.pool import PROGRESS_INTERVAL_S, Link, Stopped
-from workers.stress.worker import Mixer, StressRuns, StressTask, StressTold
+from workers.pool import Link, Stopped
+from workers.stress.worker import Mixer, StressTask, StressTold
 
 FULL_PAUSE_S: Final = 0.05  # after an answer that the store is full
 PLACES: Final = 8  # entries of a worker, of each kind
@@ -43,30 +43,18 @@ WEIGHTS: Final = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class ChaosTask:
-    """What every worker process needs to know."""
-
-    store: str
-    journals: str
-    runs: StressRuns
-    seed: int
-    rate: float  # of its operations, per second at most; 0: as fast as it can
-    timeout_s: float
-
-
-def work(link: Link, task: ChaosTask, number: int) -> StressTold:
+def work(link: Link, task: StressTask, number: int) -> StressTold:
     """The body of a worker process; returns when it is told to stop."""
     link.check()
-    # Neither a number of operations nor a time: it goes on until it is told.
-    stress = StressTask(task.store, task.journals, task.runs, task.seed, 0, number, None, 0.0, task.timeout_s)
-    path = path_of(Path(task.journals), number)
+    path = path_of(Path(task.histories), number)
     with inmem.open(task.store, timeout_s=task.timeout_s) as db, History(path) as journal:
-        return ChaosMixer(db, stress, link, journal).work(task.rate)
+        return ChaosMixer(db, replace(task, worker=number), link, journal).run()
 
 
 class ChaosMixer(Mixer):
     """Asks and notes. Use it from one thread."""
+
+    weights = WEIGHTS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,25 +63,18 @@ class ChaosMixer(Mixer):
         self._private_number = -1
         self._private_age = PRIVATE_LIFE
 
-    def work(self, rate: float) -> StressTold:
+    def run(self) -> StressTold:
         """Until it is told to stop, which it heeds between two questions."""
-        moves, weights = list(WEIGHTS), list(WEIGHTS.values())
-        told = self.told
-        started = last_told = time.monotonic()
+        started = time.monotonic()
         with suppress(Stopped):
             while True:
-                self.link.check()
-                now = time.monotonic()
-                if now - last_told >= PROGRESS_INTERVAL_S:
-                    last_told = now
-                    self.link.progress((told.asked, told.acknowledged, told.reruns))
-                move = self._random.choices(moves, weights)[0]
-                getattr(self, f"_{move}")(self._random.choice(self._hot))
-                if rate:
+                self._tell(self.told.asked)
+                self._move()
+                if self.task.rate:
                     # From the end of one to the start of the next: what was missed is not made up for.
-                    time.sleep(self._random.uniform(0, 2 / rate))
-        told.seconds = time.monotonic() - started
-        return told
+                    time.sleep(self._random.uniform(0, 2 / self.task.rate))
+        self.told.seconds = time.monotonic() - started
+        return self.told
 
     def _ask(self, op: str, run: str, args: dict[str, Any], call: Callable[[int], Any]) -> Any:
         answer = super()._ask(op, run, args, call)

@@ -1,6 +1,6 @@
 """Agents that share one store, and recorded runs of agents.
 
-    plan, runs, traces       what each agent does, from a seed: pure
+    plan, lifecycle, traces  what each agent does, from a seed: pure
     expected                 the state that all this must leave behind, without a store: pure
     agent, tasks, reports    one agent at work, the tasks it competes for, what it reports
     verify, verify_runs      what was read back against what was expected and acknowledged

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import inmem
+from workers.fleet import lifecycle
 from workers.fleet.expected import scratch_counts
 from workers.fleet.plan import (
     AUDIT_EVERY,
@@ -31,31 +32,12 @@ from workers.fleet.plan import (
     reports_totals,
 )
 from workers.fleet.reports import AgentReport, StoreFault
-from workers.fleet.runs import (
-    Scratch,
-    agent_metadata,
-    agent_tags,
-    claim_event,
-    claims_from,
-    end_event,
-    end_trace,
-    ending,
-    scratch_at,
-    scratch_end,
-    start_event,
-    status_change,
-    status_event,
-)
 from workers.fleet.tasks import Claim, TaskClaims
 from workers.fleet.traces import step_traces
 from workers.pool import PROGRESS_INTERVAL_S, Link
-from workers.stores import transact
+from workers.stores import Abandoned, transact
 
 ABANDONED_AMOUNT: Final = 1_000_000  # what an abandoned attempt adds to a total: seen if it leaks
-
-
-class _Abandoned(Exception):
-    """Raised inside a transaction on purpose: nothing of it may remain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +71,7 @@ class Agent:
         self._shared = task.runs.shared
         self._worker = task.worker
         self._unreported: Counter[str] = Counter()
-        self._scratches: list[Scratch] = []
+        self._scratches: list[lifecycle.Scratch] = []
         self.report = AgentReport(task.worker)
         self._tasks = TaskClaims(db, task.spec, task.runs, task.worker, self._transact)
 
@@ -139,7 +121,7 @@ class Agent:
         self._refill_cache(step.index)
         if (step.index + 1) % AUDIT_EVERY == 0:
             self._audit()
-        scratch = scratch_at(self._spec, self._worker, step.index)
+        scratch = lifecycle.scratch_at(self._spec, self._worker, step.index)
         if scratch is not None:
             self._start_scratch(scratch)
         self._count(steps=1)
@@ -156,7 +138,7 @@ class Agent:
 
     def _claim(self, index: int) -> Claim | None:
         """A task, claimed in one transaction with the note of it and its event."""
-        source, event = claims_from(index), claim_event(index)
+        source, event = lifecycle.claims_from(index), lifecycle.claim_event(index)
         if source is None or event is None:
             return None
         claim = self._tasks.claim(source, event)
@@ -166,7 +148,7 @@ class Agent:
 
     def _commit_step(self, step: Step, done: Work, claim: Claim | None) -> None:
         """All that one step changes, in all five primitives and on the board: whole, or not at all."""
-        change = status_change(self._spec, self._worker, step.index)
+        change = lifecycle.status_change(self._spec, self._worker, step.index)
         traces = step_traces(self._spec, self._worker, step)
         status = inmem.RunStatus.PAUSED if change == "resumed" else inmem.RunStatus.ACTIVE
 
@@ -197,7 +179,7 @@ class Agent:
                 else:
                     txn.cells.init("focus", {"part": 1})
                     txn.runs.resume_run()
-                last = txn.events.append(*status_event(change, step.index))
+                last = txn.events.append(*lifecycle.status_event(change, step.index))
             return last
 
         last = self._transact(self._own, commit)
@@ -224,11 +206,11 @@ class Agent:
             shared = txn.at(self._shared)
             shared.kv.put("total:cost", shared.kv.get("total:cost", 0) + ABANDONED_AMOUNT)
             shared.events.append("abandoned", {"agent": self._worker})
-            raise _Abandoned
+            raise Abandoned
 
         try:
             self._db.transact(self._own, attempt, timeout_s=self._timeout_s)
-        except _Abandoned:
+        except Abandoned:
             self._count(abandoned=1)
         else:
             raise StoreFault("a transaction whose function raised was committed")
@@ -298,21 +280,21 @@ class Agent:
         def begin(txn: Any) -> None:
             txn.runs.create_run(
                 parent_run=self._shared,
-                tags=agent_tags(self._spec, self._worker),
-                metadata=agent_metadata(self._spec, self._worker),
+                tags=lifecycle.agent_tags(self._spec, self._worker),
+                metadata=lifecycle.agent_metadata(self._spec, self._worker),
             )
             txn.kv.put("lease", {"agent": self._worker}, ttl=LEASE_TTL_S)
             txn.cells.init("focus", {"part": 0})
             txn.cells.init("tasks", {"board": [], "queue": []})
-            txn.events.append(*start_event(self._spec, self._worker))
+            txn.events.append(*lifecycle.start_event(self._spec, self._worker))
 
         self._transact(self._own, begin)
         self._count(runs_created=1, entries=1, cell_changes=2, events=1)
 
     def _end(self) -> None:
         """The lease goes back and the run ends, in one transaction; then it may be archived."""
-        end = ending(self._spec, self._worker)
-        trace = end_trace(self._spec, self._worker)
+        end = lifecycle.ending(self._spec, self._worker)
+        trace = lifecycle.end_trace(self._spec, self._worker)
         steps = self._spec.steps
         left_s = self._db.kv.ttl(self._own, "lease")
         if left_s is None or not 0 < left_s <= LEASE_TTL_S:
@@ -330,7 +312,7 @@ class Agent:
             else:
                 txn.traces.record_many([trace])
                 txn.runs.fail_run(end.error)
-            return txn.events.append(*end_event(self._spec, self._worker))
+            return txn.events.append(*lifecycle.end_event(self._spec, self._worker))
 
         last = self._transact(self._own, finish)
         self.report.anchor = (last.sequence, last.hash)
@@ -342,7 +324,7 @@ class Agent:
         self._db.runs.archive_run(run)
         self._count(commits=1, status_changes=1, runs_archived=1)
 
-    def _start_scratch(self, scratch: Scratch) -> None:
+    def _start_scratch(self, scratch: lifecycle.Scratch) -> None:
         """A run below the agent's own, with everything in it, in one transaction from the agent's run."""
         name = self._runs.scratch(self._worker, scratch.number)
 
@@ -365,7 +347,7 @@ class Agent:
             traces=len(scratch.traces),
         )  # fmt: skip
 
-    def _end_scratch(self, scratch: Scratch) -> None:
+    def _end_scratch(self, scratch: lifecycle.Scratch) -> None:
         name = self._runs.scratch(self._worker, scratch.number)
         if scratch.fate == "deleted":
             gone = self._db.runs.delete_run(name)
@@ -376,7 +358,7 @@ class Agent:
             return
 
         def finish(txn: Any) -> None:
-            txn.events.append(*scratch_end(scratch))
+            txn.events.append(*lifecycle.scratch_end(scratch))
             txn.runs.complete_run()
 
         self._transact(name, finish)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from workers.fleet import lifecycle
 from workers.fleet.plan import (
     START_CREDITS,
     FleetRuns,
@@ -22,21 +23,6 @@ from workers.fleet.plan import (
     perform,
     plan,
     reports_totals,
-)
-from workers.fleet.runs import (
-    SCRATCH_ENTRIES,
-    Scratch,
-    agent_metadata,
-    agent_tags,
-    claim_event,
-    end_event,
-    ending,
-    paused_after,
-    scratch_end,
-    scratches,
-    start_event,
-    status_change,
-    status_event,
 )
 from workers.fleet.traces import all_traces
 from workers.judge.checks import ExpectedRun, Record
@@ -64,21 +50,21 @@ def started_event(spec: FleetSpec) -> Record:
 
 def agent_log(spec: FleetSpec, worker: int) -> Iterator[Record]:
     """The whole log of one agent's run, in order."""
-    yield start_event(spec, worker)
+    yield lifecycle.start_event(spec, worker)
     for step in plan(spec, worker):
         yield from step_log(spec, worker, step)
-    yield end_event(spec, worker)
+    yield lifecycle.end_event(spec, worker)
 
 
 def step_log(spec: FleetSpec, worker: int, step: Step) -> Iterator[Record]:
     """The events of one step."""
-    claim = claim_event(step.index)
+    claim = lifecycle.claim_event(step.index)
     if claim is not None:
         yield claim
     yield from perform(spec, worker, step).events
-    change = status_change(spec, worker, step.index)
+    change = lifecycle.status_change(spec, worker, step.index)
     if change is not None:
-        yield status_event(change, step.index)
+        yield lifecycle.status_event(change, step.index)
 
 
 def shared_log(spec: FleetSpec, worker: int) -> Iterator[Record]:
@@ -117,7 +103,7 @@ def expect(spec: FleetSpec) -> ExpectedFleet:
             reports += reports_totals(spec, step.index)
             log_lengths[worker] += sum(1 for _ in step_log(spec, worker, step))
             shared_length += 1 + len(milestones(worker, step.index))
-        kv["ended"] = ending(spec, worker).status
+        kv["ended"] = lifecycle.ending(spec, worker).status
         kv["reported"] = mine["cost"]
         kv["reports"] = reports
         contributed.append(mine)
@@ -137,7 +123,7 @@ def expect(spec: FleetSpec) -> ExpectedFleet:
         cells=[agent_cells(spec, worker) for worker in range(spec.workers)],
         traces=[
             sum(1 for _ in all_traces(spec, worker))
-            + sum(len(scratch.traces) for scratch in scratches(spec, worker))
+            + sum(len(scratch.traces) for scratch in lifecycle.scratches(spec, worker))
             for worker in range(spec.workers)
         ],
     )
@@ -146,30 +132,31 @@ def expect(spec: FleetSpec) -> ExpectedFleet:
 def agent_cells(spec: FleetSpec, worker: int) -> dict[str, tuple[Any, int]]:
     """Value and version of the cells of an agent's run, but for `tasks`, which a race decides."""
     # The focus is deleted with the pause and made again after it: its version goes on.
-    focus = (0, 1) if paused_after(spec, worker) is None else (1, 2)
+    focus = (0, 1) if lifecycle.paused_after(spec, worker) is None else (1, 2)
     return {
         "focus": ({"part": focus[0]}, focus[1]),
-        "state": ({"step": spec.steps, "goal": ending(spec, worker).status}, spec.steps + 1),
+        "state": ({"step": spec.steps, "goal": lifecycle.ending(spec, worker).status}, spec.steps + 1),
     }
 
 
 def agent_run(spec: FleetSpec, runs: FleetRuns, worker: int, spent: int) -> ExpectedRun:
     """The record of an agent's run at the end."""
-    end = ending(spec, worker)
-    kept = [scratch for scratch in scratches(spec, worker) if scratch.fate != "deleted"]
-    changes = 2 * (paused_after(spec, worker) is not None) + 3 + end.archived  # 3: tags, metadata, the end
+    end = lifecycle.ending(spec, worker)
+    kept = [scratch for scratch in lifecycle.scratches(spec, worker) if scratch.fate != "deleted"]
+    pauses = lifecycle.paused_after(spec, worker) is not None
+    changes = 2 * pauses + 3 + end.archived  # 3: tags, metadata, the end
     return ExpectedRun(
         status="archived" if end.archived else end.status,
         parent=runs.shared,
-        tags=(*agent_tags(spec, worker), f"ended:{end.status}"),
-        metadata=agent_metadata(spec, worker) | {"spent": spent},
+        tags=(*lifecycle.agent_tags(spec, worker), f"ended:{end.status}"),
+        metadata=lifecycle.agent_metadata(spec, worker) | {"spent": spent},
         error=end.error,
         version=1 + changes,
         children=tuple(runs.scratch(worker, scratch.number) for scratch in kept),
     )
 
 
-def scratch_run(runs: FleetRuns, worker: int, scratch: Scratch) -> ExpectedRun:
+def scratch_run(runs: FleetRuns, worker: int, scratch: lifecycle.Scratch) -> ExpectedRun:
     """The record of a scratch run that was not deleted."""
     archived = scratch.fate == "archived"
     return ExpectedRun(
@@ -182,11 +169,11 @@ def scratch_run(runs: FleetRuns, worker: int, scratch: Scratch) -> ExpectedRun:
     )
 
 
-def scratch_counts(scratch: Scratch) -> tuple[int, int, int, int]:
+def scratch_counts(scratch: lifecycle.Scratch) -> tuple[int, int, int, int]:
     """How many entries, events, cells and traces a deletion must find in a scratch run."""
-    return SCRATCH_ENTRIES, len(scratch.events), 1, len(scratch.traces)
+    return lifecycle.SCRATCH_ENTRIES, len(scratch.events), 1, len(scratch.traces)
 
 
-def scratch_log(scratch: Scratch) -> list[Record]:
+def scratch_log(scratch: lifecycle.Scratch) -> list[Record]:
     """The log of a scratch run that was not deleted."""
-    return [*scratch.events, scratch_end(scratch)]
+    return [*scratch.events, lifecycle.scratch_end(scratch)]

@@ -15,9 +15,9 @@ from typing import Any
 import inmem
 from workers.fleet.agent import AgentTask, work
 from workers.fleet.expected import started_event
+from workers.fleet.lifecycle import fleet_metadata, fleet_tags, open_tasks, task_name
 from workers.fleet.plan import START_CREDITS, TOOLS, FleetRuns, FleetSpec
 from workers.fleet.reports import AgentReport
-from workers.fleet.runs import fleet_metadata, fleet_tags, open_tasks, task_name
 from workers.fleet.tasks import OPEN
 from workers.fleet.verify import verify
 from workers.judge.checks import Judged

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import inmem
+from workers.fleet.lifecycle import claims, job_name, open_tasks, task_name
 from workers.fleet.plan import FleetRuns, FleetSpec
 from workers.fleet.reports import StoreFault
-from workers.fleet.runs import claims, job_name, open_tasks, task_name
 from workers.judge.checks import Record
 
 OPEN = {"state": "open"}

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import inmem
+from workers.fleet.lifecycle import at, end_trace
 from workers.fleet.plan import MAX_TRIES, FleetSpec, Step, milestones, plan, use_tool
-from workers.fleet.runs import at, end_trace
 
 PLAN_EVERY: Final = 8  # steps between two decisions about what to do next
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.fleet.expected import ExpectedFleet, agent_log, expect, shared_log, started_event
+from workers.fleet.lifecycle import scratches
 from workers.fleet.plan import START_CREDITS, FleetRuns, FleetSpec
 from workers.fleet.reports import AgentReport
-from workers.fleet.runs import scratches
 from workers.fleet.verify_runs import Rest, digest_of_run, verify_rest
 from workers.judge.checks import (
     Check,

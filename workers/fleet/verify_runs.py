@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import inmem
+from workers.fleet import lifecycle
 from workers.fleet.expected import ExpectedFleet, agent_run, scratch_log, scratch_run
 from workers.fleet.plan import FleetRuns, FleetSpec
 from workers.fleet.reports import AgentReport
-from workers.fleet.runs import Scratch, at, claims, fleet_metadata, fleet_tags, job_name, scratches, task_name
 from workers.fleet.traces import all_traces
 from workers.judge.checks import (
     Check,
@@ -59,7 +59,7 @@ def verify_rest(rest: Rest, kv: Check, log: Check, pause: Callable[[], None]) ->
         check_agent_traces(db, spec, runs, worker, traces, queries)
         spent = rest.expected.agents[worker]["spent"]
         wanted[run] = agent_run(spec, runs, worker, spent)
-        for scratch in scratches(spec, worker):
+        for scratch in lifecycle.scratches(spec, worker):
             pause()
             child = runs.scratch(worker, scratch.number)
             if scratch.fate == "deleted":
@@ -69,9 +69,9 @@ def verify_rest(rest: Rest, kv: Check, log: Check, pause: Callable[[], None]) ->
             check_scratch(db, child, scratch, kv, log, cells, traces)
     version = 3  # created, metadata, the end
     agents = tuple(runs.of(worker) for worker in range(spec.workers))
-    wanted[runs.shared] = ExpectedRun(
-        "completed", None, fleet_tags(), fleet_metadata(spec) | {"ended": spec.workers}, None, version, agents
-    )
+    metadata = lifecycle.fleet_metadata(spec) | {"ended": spec.workers}
+    tags = lifecycle.fleet_tags()
+    wanted[runs.shared] = ExpectedRun("completed", None, tags, metadata, None, version, agents)
     pause()
     check_records(records, db, wanted)
     check_queries(records, db, runs, wanted)
@@ -83,7 +83,7 @@ def verify_rest(rest: Rest, kv: Check, log: Check, pause: Callable[[], None]) ->
 
 
 def check_scratch(
-    db: Any, run: str, scratch: Scratch, kv: Check, log: Check, cells: Check, traces: Check
+    db: Any, run: str, scratch: lifecycle.Scratch, kv: Check, log: Check, cells: Check, traces: Check
 ) -> None:
     """A scratch run that was kept, archived or not: its data is readable either way."""
     check_entries(kv, run, scratch.entries, dict(db.kv.list_with_values(run)))
@@ -118,7 +118,7 @@ def check_agent_traces(
         ask(f"tag {tag}", ids(db.traces.query_by_tag(run, tag)), want)
     half, after = spec.steps // 2, spec.steps + 1
     for first, last in ((0, half), (half, half + 1), (half, after), (after, after + 1)):
-        start, end = at(first, 0), at(last, 0)
+        start, end = lifecycle.at(first, 0), lifecycle.at(last, 0)
         want = [str(trace.id) for trace in expected if trace.timestamp and start <= trace.timestamp < end]
         ask(f"steps {first} to {last}", ids(db.traces.query_by_time(run, start, end)), want)
 
@@ -211,7 +211,7 @@ def check_board(
     owners: dict[str, dict[int, int]] = {"board": {}, "queue": {}}
     for report in reports:
         for source, numbers in report.tasks.items():
-            want = claims(spec, source)
+            want = lifecycle.claims(spec, source)
             check.require(
                 len(numbers) == want, f"agent {report.worker} has {len(numbers)} of the {source}, not {want}"
             )
@@ -224,12 +224,12 @@ def check_board(
         noted = own[report.worker] if report.worker < len(own) else None
         check.equal(noted, report.tasks, f"what agent {report.worker} noted")
     left = dict(cells)
-    for source, name, version in (("board", task_name, 3), ("queue", job_name, 2)):
-        for number in range(spec.workers * claims(spec, source)):
+    for source, name, version in (("board", lifecycle.task_name, 3), ("queue", lifecycle.job_name, 2)):
+        for number in range(spec.workers * lifecycle.claims(spec, source)):
             owner = owners[source].get(number)
             done = {"state": "done", "by": owner}
             check.equal(left.pop(name(number), None), (done, version), f"task {number} of the {source}")
-    taken = spec.workers * claims(spec, "queue")
+    taken = spec.workers * lifecycle.claims(spec, "queue")
     check.equal(left.pop("queue", None), ({"next": taken}, 1 + taken), "the queue")
     check.require(not left, f"cells that should not be there: {shorten(sorted(left))}")
 

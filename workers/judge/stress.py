@@ -18,7 +18,7 @@ EXPECTED: Final[dict[str, frozenset[str]]] = {
     "cell.init": frozenset({"CellExistsError"}),
     "tally": frozenset({"ConflictError"}),
     "mark": frozenset({"ConflictError"}),
-    "abort": frozenset({"_Abandoned"}),
+    "abort": frozenset({"Abandoned"}),
     "contest": frozenset({"TraceExistsError"}),
     "status": frozenset({"InvalidTransitionError", "RunNotFoundError"}),
     "create": frozenset({"RunExistsError", "RunDeletedError"}),

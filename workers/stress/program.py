@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,15 +134,11 @@ def _run_on(
     observer.note(f"Store {db.path}, writer process {status.writer_pid}")
     observer.note(f"Starting {options.workers} workers")
     prepare(db, runs)
-    tasks = [
-        (
-            StressTask(
-                str(db.path), str(histories), runs, options.seed, options.workers, worker,
-                options.operations, options.seconds, options.timeout_s,
-            ),
-        )
-        for worker in range(options.workers)
-    ]  # fmt: skip
+    task = StressTask(
+        str(db.path), str(histories), runs, options.seed, options.timeout_s, 0, options.workers,
+        options.operations, options.seconds,
+    )  # fmt: skip
+    tasks = [(replace(task, worker=worker),) for worker in range(options.workers)]
     interrupt.check()
     with WorkerPool(stress, tasks, start_method=options.start_method) as pool:
         outcome = pool.run(observer.progress, interrupt)
@@ -234,7 +230,7 @@ def figures_of(histories: Sequence[Sequence[Op]]) -> dict[str, Figures]:
 
 def _figures(ops: list[Op]) -> Figures:
     acknowledged = sum(op.outcome == OK for op in ops)
-    refused = Counter(str(op.error).lstrip("_") for op in ops if op.outcome == REFUSED)
+    refused = Counter(str(op.error) for op in ops if op.outcome == REFUSED)
     times = sorted((op.answered_at or op.asked_at) - op.asked_at for op in ops)
     return Figures(
         asked=len(ops),

@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import inmem
 from workers.judge.history import History, path_of
 from workers.pool import PROGRESS_INTERVAL_S, Link
-from workers.stores import MAX_ATTEMPTS, transact
+from workers.stores import MAX_ATTEMPTS, Abandoned, transact
 
 WORKERS_PER_HOT_RUN: Final = 8
 SLOTS: Final = 4  # of life runs, and of victims, at any time
@@ -36,10 +36,6 @@ WEIGHTS: Final = {
 # A life run mostly goes back and forth, so that there is something to compete for.
 _STATUSES: Final = ("active",) * 12 + ("paused",) * 12 + ("completed", "failed", "cancelled", "archived")
 _ENDED: Final = ("completed", "failed", "cancelled")
-
-
-class _Abandoned(Exception):
-    """Raised inside a transaction on purpose: nothing of it may remain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +67,12 @@ class StressTask:
     histories: str
     runs: StressRuns
     seed: int
-    workers: int
-    worker: int
-    operations: int | None  # of this worker; None: until the time is over
-    seconds: float
     timeout_s: float
+    worker: int = 0
+    workers: int = 1
+    operations: int | None = None  # of this worker; None: until the time is over
+    seconds: float = 0.0
+    rate: float = 0.0  # of a worker of the chaos: its operations per second, at most; 0: as fast as it can
 
 
 @dataclass(slots=True)
@@ -105,36 +102,45 @@ class Mixer:
     task: StressTask
     link: Any
     history: History
+    weights: ClassVar = WEIGHTS
     told: StressTold = field(init=False)
     _random: random.Random = field(init=False)
     _hot: list[str] = field(init=False)
+    _told_at: float = field(init=False)
     _generations: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.told = StressTold(self.task.worker)
         self._random = random.Random(f"{self.task.seed}/{self.task.worker}")
         self._hot = self.task.runs.hot()
+        self._told_at = time.monotonic()
 
     def run(self) -> StressTold:
         """Until the operations are done or the time is over, all workers together."""
         started = self._wait_for_all()
-        moves = list(WEIGHTS)
-        weights = list(WEIGHTS.values())
-        told, last_told = self.told, 0.0
+        task, told = self.task, self.told
         while True:
-            self.link.check()
             told.seconds = time.monotonic() - started
-            over = told.seconds >= self.task.seconds
-            if self.task.operations is not None:
-                over = told.asked >= self.task.operations
-            if over or told.seconds - last_told >= PROGRESS_INTERVAL_S:
-                last_told = told.seconds
-                done = told.asked if self.task.operations is not None else int(told.seconds)
-                self.link.progress((done, told.acknowledged, told.reruns))
+            if task.operations is None:
+                done, over = int(told.seconds), told.seconds >= task.seconds
+            else:
+                done, over = told.asked, told.asked >= task.operations
+            self._tell(done, over)
             if over:
                 return told
-            move = self._random.choices(moves, weights)[0]
-            getattr(self, f"_{move}")(self._random.choice(self._hot))
+            self._move()
+
+    def _tell(self, done: int, now: bool = False) -> None:
+        """Say from time to time how far this worker is; raises when it is to stop."""
+        self.link.check()
+        at = time.monotonic()
+        if now or at - self._told_at >= PROGRESS_INTERVAL_S:
+            self._told_at = at
+            self.link.progress((done, self.told.acknowledged, self.told.reruns))
+
+    def _move(self) -> None:
+        move = self._random.choices([*self.weights], [*self.weights.values()])[0]
+        getattr(self, f"_{move}")(self._random.choice(self._hot))
 
     def _wait_for_all(self) -> float:
         """Everybody starts at once, or there would be little contention; the last one gives the word."""
@@ -158,7 +164,7 @@ class Mixer:
         except inmem.CommitUnknownError:
             self.history.unknown(number)
             return None
-        except (inmem.InmemError, _Abandoned) as error:
+        except (inmem.InmemError, Abandoned) as error:
             self.history.refused(number, type(error).__name__, _fields(error))
             return error
         self.history.acknowledged(number, result)
@@ -271,7 +277,7 @@ class Mixer:
             def write(txn: Any) -> None:
                 for place in places:
                     self._write_mark(txn.at(place), f"{self.task.worker}-{n}", n)
-                raise _Abandoned
+                raise Abandoned
 
             self._transact(run, write)
 
