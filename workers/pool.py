@@ -180,6 +180,19 @@ def _bootstrap(conn: Connection, target: Callable[..., Any], arguments: tuple[An
         link.send(kind, payload)
 
 
+def heard(conn: Connection, process: Any) -> tuple[str, Any]:
+    """What a worker says: "progress", "done", "error", "stopped", or "lost" if its process has ended."""
+    try:
+        kind, payload = conn.recv()
+        return kind, payload
+    except (EOFError, ConnectionResetError):
+        process.join(STOP_GRACE_S)
+    code = process.exitcode
+    if code is not None and code < 0:
+        return "lost", f"the process was ended by {signal.Signals(-code).name}"
+    return "lost", f"the process ended with exit code {code} and without a result"
+
+
 @dataclass(slots=True)
 class Outcome:
     """What came of the workers: a result for each, or why there is none."""
@@ -249,10 +262,7 @@ class WorkerPool:
             interrupt.check()
             for conn in interrupt.wait(list(open_conns), 0.5):
                 index = open_conns[conn]
-                try:
-                    kind, payload = conn.recv()
-                except (EOFError, ConnectionResetError):
-                    kind, payload = "lost", None
+                kind, payload = heard(conn, self._processes[index])
                 if kind == "progress":
                     on_progress(index, payload)
                     continue
@@ -260,20 +270,10 @@ class WorkerPool:
                 if kind == "done":
                     outcome.results[index] = payload
                     continue
-                if kind == "error":
+                if kind != "stopped":
                     outcome.failures[index] = payload
-                elif kind == "lost":
-                    outcome.failures[index] = self._epitaph(index)
                 self._ask_to_stop()
         return outcome
-
-    def _epitaph(self, index: int) -> str:
-        process = self._processes[index]
-        process.join(STOP_GRACE_S)
-        code = process.exitcode
-        if code is not None and code < 0:
-            return f"the process was ended by {signal.Signals(-code).name}"
-        return f"the process ended with exit code {code} and without a result"
 
     def _ask_to_stop(self) -> None:
         for conn in self._conns:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from workers.pool import Interrupt, start_process
+from workers.pool import Interrupt, heard, start_process
 
 JOIN_S: Final = 10.0  # for the kernel to end a process that was killed
 
@@ -142,11 +142,7 @@ class KillableWorkers:
             self._hear(talking[conn])
 
     def _hear(self, member: Member) -> None:
-        try:
-            kind, payload = member.conn.recv()
-        except (EOFError, ConnectionResetError):
-            member.process.join(JOIN_S)
-            kind, payload = "lost", f"the process ended by itself with {member.process.exitcode}"
+        kind, payload = heard(member.conn, member.process)
         if kind == "progress":
             member.progress = payload
             return

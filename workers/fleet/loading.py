@@ -9,6 +9,7 @@ told here once more, so that a mistake there does not pass for the truth.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +25,10 @@ from workers.judge.checks import (
     check_entries,
     check_log,
     check_run,
+    check_trace_names,
     check_traces,
     check_trees,
     read_cells,
-    type_name,
 )
 from workers.judge.values import same
 from workers.pool import PROGRESS_INTERVAL_S, Link
@@ -77,15 +78,9 @@ class ReplayTask:
 class LoadReport:
     """What one worker committed, as far as the store acknowledged it."""
 
-    new: int = 0  # runs stored from their first step
-    continued: int = 0  # runs that were half-done
-    complete: int = 0  # runs that were there already
-    steps: int = 0
-    events: int = 0
-    traces: int = 0
-    entries: int = 0  # KV entries written
-    cell_changes: int = 0
-    reruns: int = 0
+    # runs: new, continued (were half-done), complete (were there already)
+    # steps events traces entries cell_changes reruns
+    counts: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     anchors: dict[str, Anchor] = field(default_factory=dict)
 
@@ -164,28 +159,25 @@ def load(link: Link, task: ReplayTask) -> LoadReport:
         for trajectory in _trajectories(task.items):
             done = done_of(trajectory, db.kv.get(trajectory.run_id, "progress"))
             count = len(trajectory.steps)
-            report.new += done == 0
-            report.continued += 0 < done < count
-            report.complete += done == count
+            report.counts.update(new=done == 0, continued=0 < done < count, complete=done == count)
             while done < count:
                 link.check()
                 step = trajectory.steps[done]
                 done, last, reruns = load_step(db, trajectory, step, task.timeout_s)
-                report.reruns += reruns
+                report.counts["reruns"] += reruns
                 if last is not None:
-                    report.steps += 1
-                    report.events += len(step.events)
-                    report.traces += len(step.traces)
-                    report.entries += len(step.kv) + 1
-                    report.cell_changes += 1 + (step.index == 0) + (done == count)
+                    report.counts.update(
+                        steps=1, events=len(step.events), traces=len(step.traces), entries=len(step.kv) + 1,
+                        cell_changes=1 + (step.index == 0) + (done == count),
+                    )  # fmt: skip
                     report.anchors[trajectory.run_id] = Anchor(step.index, last.sequence, last.hash)
                 now = time.perf_counter()
                 if now - told >= PROGRESS_INTERVAL_S:
                     told = now
-                    link.progress((passed + done, report.steps, report.reruns))
+                    link.progress((passed + done, report.counts["steps"], report.counts["reruns"]))
             passed += count
     report.seconds = time.perf_counter() - started
-    link.progress((passed, report.steps, report.reruns))
+    link.progress((passed, report.counts["steps"], report.counts["reruns"]))
     return report
 
 
@@ -224,7 +216,7 @@ def compare(db: Any, trajectory: Trajectory, anchor: Anchor | None, checks: list
     wanted = expected_traces(trajectory)
     check_traces(traces, run, wanted, db.traces.list(run), timed=False)
     check_trees(queries, run, db.traces, run, wanted)
-    check_trace_names(queries, run, db.traces, wanted)
+    check_trace_names(queries, run, db.traces, run, wanted, timed=False)
     if anchor is None:  # nothing was acknowledged to this program: the run was complete
         acknowledged.require(len(found) == len(expected), f"{run}: the log has another length")
         return
@@ -235,20 +227,6 @@ def compare(db: Any, trajectory: Trajectory, anchor: Anchor | None, checks: list
         whole and anchor.sequence == end - 1,
         f"{run}: the event acknowledged as {anchor.sequence}, the end of step {anchor.step}, is not there",
     )
-
-
-def check_trace_names(check: Check, run: str, traces: Any, expected: list[inmem.NewTrace]) -> None:
-    """Every trace is found by its type and by each of its tags."""
-    kinds: dict[str, list[str]] = {}
-    tags: dict[str, list[str]] = {}
-    for trace in expected:
-        kinds.setdefault(type_name(trace.body), []).append(str(trace.id))
-        for tag in trace.tags:
-            tags.setdefault(tag, []).append(str(trace.id))
-    for query, names in ((traces.query_by_type, kinds), (traces.query_by_tag, tags)):
-        for name, want in names.items():
-            have = sorted(trace.id for trace in query(run, name))
-            check.require(have == sorted(want), f"{run}: {name} finds {len(have)} traces, not {len(want)}")
 
 
 def check_record(check: Check, trajectory: Trajectory, events: list[Event]) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from workers.fleet.loading import LoadReport
 from workers.fleet.program import FleetResult
 from workers.fleet.replay import ReplayResult
 from workers.fleet.reports import AgentReport
@@ -59,7 +60,7 @@ def fleet_report(result: FleetResult) -> Report:
     )  # fmt: skip
 
 
-def _sums(reports: Sequence[AgentReport]) -> Counter[str]:
+def _sums(reports: Sequence[AgentReport | LoadReport]) -> Counter[str]:
     sums: Counter[str] = Counter()
     for report in reports:
         sums.update(report.counts)
@@ -94,19 +95,12 @@ def _primitives(reports: Sequence[AgentReport]) -> dict[str, dict[str, int]]:
 def replay_report(result: ReplayResult) -> Report:
     """What was found, loaded, refused; checks, verdict."""
     inventory, problems = result.inventory, result.problems()
-    sums = {
-        name: sum(getattr(report, name) for report in result.reports)
-        for name in ("new", "continued", "complete", "steps", "events", "reruns")
-    }
-    wrote = {
-        name: sum(getattr(report, name) for report in result.reports)
-        for name in ("entries", "cell_changes", "traces")
-    }
+    sums = _sums(result.reports)
     done = {
-        "kv": {"writes": wrote["entries"]},
+        "kv": {"writes": sums["entries"]},
         "events": {"appended": sums["events"]},
-        "cells": {"changes": wrote["cell_changes"]},
-        "traces": {"recorded": wrote["traces"]},
+        "cells": {"changes": sums["cell_changes"]},
+        "traces": {"recorded": sums["traces"]},
         "runs": dict(sorted(Counter(item.status for item in inventory.items).items())),
     }
     duplicates, notes = ([printable(one) for one in some] for some in (inventory.duplicates, inventory.notes))
@@ -115,7 +109,8 @@ def replay_report(result: ReplayResult) -> Report:
     return Report(
         result.ok,
         {
-            "durability": result.durability, "files": inventory.files, "runs": len(inventory.items), **sums,
+            "durability": result.durability, "files": inventory.files, "runs": len(inventory.items),
+            **{name: sums[name] for name in ("new", "continued", "complete", "steps", "events", "reruns")},
             "duplicates": duplicates,
             "rejected": [
                 {"source": printable(one.source), "reason": printable(one.reason)}

@@ -23,6 +23,7 @@ from workers.judge.checks import (
     check_entries,
     check_log,
     check_run,
+    check_trace_names,
     check_traces,
     check_trees,
     read_cells,
@@ -109,13 +110,10 @@ def check_agent_traces(
     def ask(what: str, have: list[str], want: list[str]) -> None:
         queries.equal(have, want, f"{name}: what {what} gives")
 
+    check_trace_names(queries, name, db.traces, run, expected, timed=True)
     for kind in sorted({type_name(trace.body) for trace in expected}):
         want = [str(trace.id) for trace in expected if type_name(trace.body) == kind]
-        ask(f"type {kind}", ids(db.traces.query_by_type(run, kind)), want)
         ask(f"last of {kind}", ids(db.traces.query_by_type(run, kind, limit=2, reverse=True)), want[:-3:-1])
-    for tag in sorted({tag for trace in expected for tag in trace.tags}):
-        want = [str(trace.id) for trace in expected if tag in trace.tags]
-        ask(f"tag {tag}", ids(db.traces.query_by_tag(run, tag)), want)
     half, after = spec.steps // 2, spec.steps + 1
     for first, last in ((0, half), (half, half + 1), (half, after), (after, after + 1)):
         start, end = lifecycle.at(first, 0), lifecycle.at(last, 0)

@@ -182,6 +182,22 @@ def check_trees(
         check.equal(walked, wanted, f"{name}: the tree of {root}")
 
 
+def check_trace_names(
+    check: Check, name: str, traces: Any, run: str, expected: Iterable[inmem.NewTrace], timed: bool
+) -> None:
+    """Every trace is found by its type and by each of its tags; in order if their times are the plan's."""
+    wanted: dict[tuple[str, str], list[str]] = {}
+    for trace in expected:
+        for query in (("type", type_name(trace.body)), *(("tag", tag) for tag in trace.tags)):
+            wanted.setdefault(query, []).append(str(trace.id))
+    for (what, asked), want in wanted.items():
+        find = traces.query_by_type if what == "type" else traces.query_by_tag
+        have = [trace.id for trace in find(run, asked)]
+        if not timed:
+            have, want = sorted(have), sorted(want)
+        check.equal(have, want, f"{name}: what the {what} {asked} finds")
+
+
 @dataclass(frozen=True, slots=True)
 class ExpectedRun:
     """What a run's record must say; the times are the store's."""
