@@ -11,8 +11,7 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,6 @@ from workers.stress.program import prepare
 from workers.stress.worker import StressRuns, StressTask
 
 SEED = 20261122
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with closing(Site(tmp_path / "tmp")) as site:
-        yield site
 
 
 # --- as a user runs it ----------------------------------------------------------------------------
@@ -428,9 +421,8 @@ def test_the_last_question_of_a_killed_worker_may_be_there_or_not(judged: Judged
         assert wrong(judge_chaos(journals, final, [])) == {"pipelines"}
 
 
-def test_damage_to_a_store_is_noticed(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_to_a_store_is_noticed(site: Site, tmp_path: Path, short_linger: None) -> None:
     """The whole way: a store that was changed behind the journals' backs, read and judged."""
-    monkeypatch.setenv("INMEM_LINGER_S", "0.2")
     runs, path = StressRuns("chaos:test", 2), path_of(tmp_path, 0)
     with inmem.open(tmp_path / "store") as db, Interrupt() as interrupt:
         prepare(db, runs)

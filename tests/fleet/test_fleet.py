@@ -8,13 +8,11 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import LINGER_S, Site, wait_for
+from commands import Site, wait_for
 
 import inmem
 from workers.fleet.plan import FleetSpec
@@ -22,21 +20,11 @@ from workers.fleet.program import FleetOptions, run_fleet
 from workers.fleet.verify import verify
 from workers.pool import Interrupt
 
+pytestmark = pytest.mark.usefixtures("short_linger")
+
 SMALL = ("--workers", 3, "--steps", 40)
 QUICK = (*SMALL, "--start-method", "fork")  # where that is not what is tested
 ENDLESS = ("--workers", 3, "--steps", 1_000_000, "--timeout", 100)
-
-
-@pytest.fixture(autouse=True)
-def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings of a store are an agreement: this process asks for what the commands ask for."""
-    monkeypatch.setenv("INMEM_LINGER_S", LINGER_S)
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with closing(Site(tmp_path / "tmp")) as site:
-        yield site
 
 
 def started(site: Site, *arguments: object) -> tuple[subprocess.Popen[str], str]:

@@ -6,14 +6,12 @@ import copy
 import json
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import LINGER_S, REAL_DATA, Site, wait_for
+from commands import REAL_DATA, Site, wait_for
 from plain_store import PlainStore
 from test_trajectories import swe_run, swe_step, tau_run
 
@@ -25,19 +23,9 @@ from workers.judge.checks import Check
 from workers.observer import Observer
 from workers.pool import Interrupt
 
+pytestmark = pytest.mark.usefixtures("short_linger")
+
 QUICK = ("--workers", 2, "--start-method", "fork")  # where neither is what is tested
-
-
-@pytest.fixture(autouse=True)
-def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings of a store are an agreement: this process asks for what the commands ask for."""
-    monkeypatch.setenv("INMEM_LINGER_S", LINGER_S)
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with closing(Site(tmp_path / "tmp")) as site:
-        yield site
 
 
 @pytest.fixture

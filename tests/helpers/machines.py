@@ -7,6 +7,7 @@ without one they are the same object.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +18,15 @@ import inmem
 
 opened: list[inmem.Database] = []  # by the fixture of the module that runs
 numbers = itertools.count()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def database() -> Iterator[None]:
+    """A store for the machines of a module, which imports this."""
+    with inmem.open() as db:
+        opened[:] = [db]
+        yield
+        opened.clear()
 
 
 class TransactionalMachine(RuleBasedStateMachine):

@@ -25,7 +25,7 @@ from inmem.control import Control
 from inmem.directory import DataDirectory
 from inmem.errors import InmemError
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 DEADLINE_S = 30.0
 _POLL_S = 0.002
 
@@ -227,14 +227,17 @@ class Words:
         """The sum of the first `count` counters."""
         return sum(self._words[8 : 8 + count])
 
-    def meet(self, index: int, count: int, number: int) -> None:
-        """Wait until `count` workers have come to meeting `number`; needs counters 0 to count."""
+    def meet(self, index: int, count: int, number: int, pause_s: float = 0.0) -> None:
+        """Wait until `count` workers have come to meeting `number`; needs counters 0 to count.
+
+        With more workers than cores they pause, so that the others can come.
+        """
         self[index] = number
         deadline = time.monotonic() + DEADLINE_S
         while any(self[other] < number for other in range(count)):
             if time.monotonic() > deadline:
                 raise AssertionError(f"nobody else came to meeting {number}")
-            time.sleep(0)
+            time.sleep(pause_s)
 
 
 # --- workers ------------------------------------------------------------------------------------
