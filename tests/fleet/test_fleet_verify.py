@@ -127,10 +127,11 @@ class TestPlan:
             assert times == sorted(times, key=int)  # type: ignore[arg-type]
 
     def test_the_expected_totals_are_the_sums_of_their_parts(self) -> None:
-        shared = expect(SPEC).shared
+        expected = expect(SPEC, RUNS)
+        shared = expected.shared
         parts = sum(value for key, value in shared.items() if key.startswith("total:calls:"))
         assert shared["total:calls"] == parts > 0
-        assert sum(kv["credits"] for kv in expect(SPEC).agents) == 1_000 * SPEC.workers
+        assert sum(run.kv.get("credits", 0) for run in expected.kept.values()) == 1_000 * SPEC.workers
 
 
 class TestAgents:

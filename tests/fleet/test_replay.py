@@ -17,7 +17,7 @@ from test_trajectories import swe_run, swe_step, tau_run
 
 import inmem
 from inmem.exchange.recorded import Trajectory, parse_file
-from workers.fleet.loading import CHECKS, Anchor, ForeignRun, compare, expected_kv, load_step
+from workers.fleet.loading import CHECKS, Anchor, ForeignRun, compare, expected_contents, load_step
 from workers.fleet.replay import check_run_queries, merge, share_out, take_inventory
 from workers.judge.checks import Check
 from workers.observer import Observer
@@ -311,7 +311,7 @@ class TestLoading:
         assert not checks_of(store, trajectory)["source records"].ok
 
     def test_any_damaged_entry_is_noticed(self, trajectory: Trajectory) -> None:
-        for key in expected_kv(trajectory):
+        for key in expected_contents(trajectory).kv:
             store = loaded(trajectory)
             del store.entries[trajectory.run_id][key]
             assert not checks_of(store, trajectory)["final state"].ok, key

@@ -8,8 +8,9 @@ per agent, in that agent's order.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from workers.fleet import lifecycle
@@ -25,27 +26,26 @@ from workers.fleet.plan import (
     reports_totals,
 )
 from workers.fleet.traces import all_traces
-from workers.judge.checks import ExpectedRun, Record
+from workers.judge.checks import Record
+from workers.judge.run_contents import ExpectedContents, ExpectedRun
 
 
 @dataclass(slots=True)
 class ExpectedFleet:
-    """Final KV of every run, and how much of everything there must be."""
+    """What every run must hold at the end."""
 
     spec: FleetSpec
-    agents: list[dict[str, Any]]  # KV of each agent's run
+    kept: dict[str, ExpectedContents]  # agents' runs and scratch runs; without the cell `tasks`
+    deleted: list[str]
     shared: dict[str, Any]  # KV of the shared run
-    log_lengths: list[int]  # of each agent's log
     shared_length: int
-    tickets: int
-    contributed: list[dict[str, int]] = field(default_factory=list)  # per agent, of the totals
-    cells: list[dict[str, tuple[Any, int]]] = field(default_factory=list)  # of each agent, but its tasks
-    traces: list[int] = field(default_factory=list)  # recorded by each agent, in its scratch runs too
+    record: ExpectedRun  # of the shared run
+    contributed: list[Counter[str]]  # by each agent, to the totals
 
 
 def started_event(spec: FleetSpec) -> Record:
     """The first event of the shared log."""
-    return "fleet.started", {"seed": spec.seed, "workers": spec.workers, "steps": spec.steps}
+    return "fleet.started", lifecycle.fleet_metadata(spec)
 
 
 def agent_log(spec: FleetSpec, worker: int) -> Iterator[Record]:
@@ -74,16 +74,15 @@ def shared_log(spec: FleetSpec, worker: int) -> Iterator[Record]:
         yield from milestones(worker, step.index)
 
 
-def expect(spec: FleetSpec) -> ExpectedFleet:
+def expect(spec: FleetSpec, runs: FleetRuns) -> ExpectedFleet:
     """Fold the plans of all agents."""
     agents: list[dict[str, Any]] = [{"credits": START_CREDITS} for _ in range(spec.workers)]
-    totals: dict[str, int] = {}
-    contributed: list[dict[str, int]] = []
-    log_lengths = [2] * spec.workers  # the first event and the last
+    totals: Counter[str] = Counter()
+    contributed: list[Counter[str]] = []
     shared_length = 1  # the event of the start
     for worker in range(spec.workers):
         kv = agents[worker]
-        mine: dict[str, int] = {}
+        mine: Counter[str] = Counter()
         reports = 0
         for step in plan(spec, worker):
             work = perform(spec, worker, step)
@@ -98,35 +97,32 @@ def expect(spec: FleetSpec) -> ExpectedFleet:
                 peer, amount = step.hand_over
                 kv["credits"] -= amount
                 agents[peer]["credits"] += amount
-            for name, amount in work.counts.items():
-                mine[name] = mine.get(name, 0) + amount
+            mine.update(work.counts)
             reports += reports_totals(spec, step.index)
-            log_lengths[worker] += sum(1 for _ in step_log(spec, worker, step))
             shared_length += 1 + len(milestones(worker, step.index))
-        kv["ended"] = lifecycle.ending(spec, worker).status
-        kv["reported"] = mine["cost"]
-        kv["reports"] = reports
+        kv |= {"ended": lifecycle.ending(spec, worker).status, "reported": mine["cost"], "reports": reports}
         contributed.append(mine)
-        for name, amount in mine.items():
-            totals[name] = totals.get(name, 0) + amount
+        totals.update(mine)
     shared: dict[str, Any] = {f"total:{name}": amount for name, amount in totals.items()}
-    shared["ticks"] = spec.workers * spec.steps
-    shared["spec"] = {"seed": spec.seed, "workers": spec.workers, "steps": spec.steps}
-    return ExpectedFleet(
-        spec=spec,
-        agents=agents,
-        shared=shared,
-        log_lengths=log_lengths,
-        shared_length=shared_length,
-        tickets=spec.workers * spec.steps,
-        contributed=contributed,
-        cells=[agent_cells(spec, worker) for worker in range(spec.workers)],
-        traces=[
-            sum(1 for _ in all_traces(spec, worker))
-            + sum(len(scratch.traces) for scratch in lifecycle.scratches(spec, worker))
-            for worker in range(spec.workers)
-        ],
-    )
+    shared |= {"ticks": spec.workers * spec.steps, "spec": lifecycle.fleet_metadata(spec)}
+    kept: dict[str, ExpectedContents] = {}
+    deleted: list[str] = []
+    for worker, kv in enumerate(agents):
+        kept[runs.of(worker)] = ExpectedContents(
+            agent_run(spec, runs, worker, kv["spent"]), kv, list(agent_log(spec, worker)),
+            agent_cells(spec, worker), list(all_traces(spec, worker)),
+        )  # fmt: skip
+        for scratch in lifecycle.scratches(spec, worker):
+            name = runs.scratch(worker, scratch.number)
+            if scratch.fate == "deleted":
+                deleted.append(name)
+            else:
+                kept[name] = scratch_contents(runs.of(worker), scratch)
+    metadata = lifecycle.fleet_metadata(spec) | {"ended": spec.workers}
+    children = tuple(map(runs.of, range(spec.workers)))
+    # Its version: created, metadata, the end.
+    record = ExpectedRun("completed", None, lifecycle.fleet_tags(), metadata, None, 3, children)
+    return ExpectedFleet(spec, kept, deleted, shared, shared_length, record, contributed)
 
 
 def agent_cells(spec: FleetSpec, worker: int) -> dict[str, tuple[Any, int]]:
@@ -156,24 +152,16 @@ def agent_run(spec: FleetSpec, runs: FleetRuns, worker: int, spent: int) -> Expe
     )
 
 
-def scratch_run(runs: FleetRuns, worker: int, scratch: lifecycle.Scratch) -> ExpectedRun:
-    """The record of a scratch run that was not deleted."""
-    archived = scratch.fate == "archived"
-    return ExpectedRun(
-        status=scratch.fate,
-        parent=runs.of(worker),
-        tags=("scratch",),
-        metadata={"number": scratch.number},
-        error=None,
-        version=2 + archived,
-    )
+def scratch_contents(parent: str, scratch: lifecycle.Scratch) -> ExpectedContents:
+    """What a scratch run that was not deleted holds, archived or not."""
+    version = 2 + (scratch.fate == "archived")
+    return ExpectedContents(
+        ExpectedRun(scratch.fate, parent, ("scratch",), {"number": scratch.number}, None, version),
+        scratch.entries, [*scratch.events, lifecycle.scratch_end(scratch)],
+        {"scratch": (scratch.number, 1)}, scratch.traces,
+    )  # fmt: skip
 
 
 def scratch_counts(scratch: lifecycle.Scratch) -> tuple[int, int, int, int]:
     """How many entries, events, cells and traces a deletion must find in a scratch run."""
     return lifecycle.SCRATCH_ENTRIES, len(scratch.events), 1, len(scratch.traces)
-
-
-def scratch_log(scratch: lifecycle.Scratch) -> list[Record]:
-    """The log of a scratch run that was not deleted."""
-    return [*scratch.events, lifecycle.scratch_end(scratch)]

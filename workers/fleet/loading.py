@@ -18,22 +18,12 @@ from typing import Any, Final
 import inmem
 from inmem import RunExistsError as ForeignRun  # the store holds another record under this run id
 from inmem.exchange.recorded import Trajectory, TrajectoryStep, done_of, parse_file, rebuild, store_step
-from workers.judge.checks import (
-    Check,
-    ExpectedRun,
-    check_chain,
-    check_entries,
-    check_log,
-    check_run,
-    check_trace_names,
-    check_traces,
-    check_trees,
-    read_cells,
-)
+from workers.judge.checks import Check
+from workers.judge.run_contents import ExpectedContents, ExpectedRun, RunChecks
 from workers.judge.values import same
 from workers.pool import PROGRESS_INTERVAL_S, Link
 
-__all__ = ["CHECKS", "Anchor", "ForeignRun", "compare", "expected_kv", "load", "load_step", "read_back"]
+__all__ = ["CHECKS", "Anchor", "ForeignRun", "compare", "expected_contents", "load", "load_step", "read_back"]
 
 Event = tuple[str, Any]  # type, payload
 
@@ -85,50 +75,27 @@ class LoadReport:
     anchors: dict[str, Anchor] = field(default_factory=dict)
 
 
-def expected_kv(trajectory: Trajectory) -> dict[str, Any]:
-    """The KV entries of a run that is complete."""
+def expected_contents(trajectory: Trajectory) -> ExpectedContents:
+    """What a run that is complete holds."""
+    steps = trajectory.steps
     kv: dict[str, Any] = {}
-    for step in trajectory.steps:
+    for step in steps:
         kv |= step.kv
-    return kv | {"progress": _progress(trajectory, len(trajectory.steps))}
-
-
-def expected_events(trajectory: Trajectory) -> Iterator[Event]:
-    """The log of a run that is complete."""
-    for step in trajectory.steps:
-        yield from step.events
-
-
-def expected_traces(trajectory: Trajectory) -> list[inmem.NewTrace]:
-    """The traces of a run that is complete."""
-    return [trace for step in trajectory.steps for trace in step.traces]
-
-
-def expected_cells(trajectory: Trajectory) -> dict[str, tuple[Any, int]]:
-    """Value and version of each cell of a run that is complete."""
-    last = trajectory.steps[-1]
-    return {"state": (last.state, len(trajectory.steps)), "status": (last.status, 2)}
-
-
-def expected_run(trajectory: Trajectory) -> ExpectedRun:
-    """The record of a run that is complete: created, and ended."""
-    return ExpectedRun(
-        status=status_of(trajectory),
-        parent=None,
-        tags=trajectory.tags,
-        metadata=trajectory.metadata,
-        error=trajectory.error,
-        version=2,
+    last, count = steps[-1], len(steps)
+    return ExpectedContents(
+        ExpectedRun(
+            status_of(trajectory), None, trajectory.tags, trajectory.metadata, trajectory.error, version=2
+        ),
+        kv | {"progress": {"digest": trajectory.digest, "steps": count, "done": count}},
+        [event for step in steps for event in step.events],
+        {"state": (last.state, count), "status": (last.status, 2)},
+        [trace for step in steps for trace in step.traces],
     )
 
 
 def status_of(trajectory: Trajectory) -> str:
     """How a run ends: a trajectory that failed fails it."""
     return "completed" if trajectory.error is None else "failed"
-
-
-def _progress(trajectory: Trajectory, done: int) -> dict[str, Any]:
-    return {"digest": trajectory.digest, "steps": len(trajectory.steps), "done": done}
 
 
 def load_step(
@@ -204,21 +171,12 @@ def read_back(link: Link, task: ReplayTask) -> list[Check]:
 def compare(db: Any, trajectory: Trajectory, anchor: Anchor | None, checks: list[Check]) -> None:
     """Everything that the store has of one run, against its source."""
     events, records, state, chains, acknowledged, runs, cells, traces, queries = checks
-    run = trajectory.run_id
-    found = list(db.events.iter(run))
-    expected = list(expected_events(trajectory))
-    check_log(events, run, expected, found)
-    check_record(records, trajectory, [(event.event_type, event.payload) for event in found])
-    check_entries(state, run, expected_kv(trajectory), dict(db.kv.list_with_values(run)))
-    check_chain(chains, run, db.events, run, len(expected))
-    check_run(runs, run, expected_run(trajectory), db.runs.get_run(run))
-    check_entries(cells, f"{run}: cells", expected_cells(trajectory), read_cells(db.cells, run))
-    wanted = expected_traces(trajectory)
-    check_traces(traces, run, wanted, db.traces.list(run), timed=False)
-    check_trees(queries, run, db.traces, run, wanted)
-    check_trace_names(queries, run, db.traces, run, wanted, timed=False)
+    run, expected = trajectory.run_id, expected_contents(trajectory)
+    found = [(event.event_type, event.payload) for event in db.events.iter(run)]
+    RunChecks(state, events, chains, cells, traces, queries, runs).compare(db, run, expected, timed=False)
+    check_record(records, trajectory, found)
     if anchor is None:  # nothing was acknowledged to this program: the run was complete
-        acknowledged.require(len(found) == len(expected), f"{run}: the log has another length")
+        acknowledged.require(len(found) == len(expected.events), f"{run}: the log has another length")
         return
     # Another program may have stored later steps, so this need not be the last event.
     end = sum(len(step.events) for step in trajectory.steps[: anchor.step + 1])

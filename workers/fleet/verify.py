@@ -10,23 +10,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from workers.fleet.expected import ExpectedFleet, agent_log, expect, shared_log, started_event
-from workers.fleet.lifecycle import scratches
+from workers.fleet import lifecycle
+from workers.fleet.expected import ExpectedFleet, expect, shared_log, started_event
 from workers.fleet.plan import START_CREDITS, FleetRuns, FleetSpec
 from workers.fleet.reports import AgentReport
-from workers.fleet.verify_runs import Rest, digest_of_run, verify_rest
-from workers.judge.checks import (
-    Check,
-    Judged,
-    Record,
-    check_chain,
-    check_entries,
-    check_log,
-    check_numbers,
-    check_store,
+from workers.fleet.verify_runs import (
+    check_board,
+    check_deleted,
+    check_queries,
+    check_statistics,
+    check_trace_ranges,
+    digest_of_run,
 )
+from workers.judge.checks import Check, Judged, Record, check_entries, check_numbers, check_store
+from workers.judge.run_contents import RunChecks, check_chain, check_run, read_cells
 from workers.judge.values import canonical, digest_of, shorten
 
 
@@ -69,22 +69,23 @@ def check_shared_log(
             check.require(not lost, f"{lost} {what} of agent {agent} are lost")
 
 
-def check_reports(check: Check, expected: ExpectedFleet, reports: Sequence[AgentReport]) -> None:
+def check_reports(
+    check: Check, expected: ExpectedFleet, runs: FleetRuns, reports: Sequence[AgentReport]
+) -> None:
     """What the agents say was acknowledged is what their plans ask for."""
     spec = expected.spec
-    check.require(
-        [report.worker for report in reports] == list(range(spec.workers)),
-        f"reports of agents {[report.worker for report in reports]}, expected {spec.workers}",
-    )
+    check.equal([report.worker for report in reports], list(range(spec.workers)), "the list of reports")
     for report in reports:
         mine = expected.contributed[report.worker]
+        scratches = list(lifecycle.scratches(spec, report.worker))
+        traces = len(expected.kept[runs.of(report.worker)].traces)
         for name, have, want in (
             ("steps", report.counts["steps"], spec.steps),
             ("tool calls", report.counts["tool_calls"], mine["calls"]),
             ("failed tool calls", report.counts["tool_failures"], mine["failures"]),
             ("contributions", report.contributed, mine),
-            ("traces", report.counts["traces"], expected.traces[report.worker]),
-            ("runs created", report.counts["runs_created"], 1 + len(list(scratches(spec, report.worker)))),
+            ("traces", report.counts["traces"], traces + sum(len(one.traces) for one in scratches)),
+            ("runs created", report.counts["runs_created"], 1 + len(scratches)),
         ):
             check.require(have == want, f"agent {report.worker} reports {have} {name}, not {want}")
 
@@ -98,13 +99,6 @@ def check_totals(check: Check, shared: Mapping[str, Any], reports: Sequence[Agen
         check.equal(shared.get(f"total:{name}"), amount, f"total:{name}")
 
 
-def check_credits(check: Check, agents: Sequence[Mapping[str, Any]]) -> None:
-    """Handing over conserves the sum."""
-    total = sum(kv.get("credits", 0) for kv in agents)
-    want = START_CREDITS * len(agents)
-    check.require(total == want, f"credits add up to {total}, not {want}")
-
-
 def verify(
     db: Any,
     spec: FleetSpec,
@@ -116,63 +110,68 @@ def verify(
 
     `pause` is called between runs; it may raise to give up.
     """
-    expected = expect(spec)
-    kv, log, chain = Check("working memory"), Check("agents' logs"), Check("chains")
-    anchors = Check("acknowledged heads")
-    agents: list[dict[str, Any]] = []
-    digests: list[str] = []
-    for worker, want in enumerate(expected.agents):
+    names = ("working memory", "agents' logs", "chains", "cells", "traces", "trace queries", "runs")
+    of = RunChecks(*map(Check, names))
+    told, totals, tickets, anchors, log, board, deleted, statistics, whole = map(Check, (
+        "agents' reports", "shared totals", "tickets", "acknowledged heads", "shared log", "task board",
+        "deleted runs", "statistics", "integrity",
+    ))  # fmt: skip
+    expected = expect(spec, runs)
+    for run, want in expected.kept.items():
         pause()
-        run = runs.of(worker)
-        have = dict(db.kv.list_with_values(run))
-        agents.append(have)
-        check_entries(kv, f"agent {worker}", want, have)
-        check_log(log, f"agent {worker}", agent_log(spec, worker), db.events.iter(run))
-        length = expected.log_lengths[worker]
-        check_chain(chain, f"agent {worker}", db.events, run, length)
+        of.compare(db, run, want, timed=True, raced=("tasks",))  # which tasks: see the task board
+    agents = [runs.of(worker) for worker in range(spec.workers)]
+    for worker, run in enumerate(agents):
+        pause()
+        check_trace_ranges(of.queries, db, spec, run, expected.kept[run].traces)
+        last = len(expected.kept[run].events) - 1
         anchor = reports[worker].anchor if worker < len(reports) else None
         anchored = anchor is not None and db.events.verify_chain(run, anchor=anchor).is_valid
         anchors.require(
-            anchored and anchor is not None and anchor[0] == length - 1,
-            f"agent {worker}: the log does not end in the event that was acknowledged last",
+            anchored and anchor is not None and anchor[0] == last,
+            f"{run}: the log does not end in the event that was acknowledged last",
         )
-        digests.append(digest_of(_kv_then_events(have, db.events.iter(run))))
-        digests.append(digest_of_run(db, run))
+    for run in expected.deleted:
+        pause()
+        check_deleted(deleted, db, run)
     pause()
-    run = runs.shared
-    shared = dict(db.kv.list_with_values(run))
-    check_entries(kv, "shared run", expected.shared, shared)
-    shared_check = Check("shared log")
-    check_shared_log(
-        shared_check,
-        started_event(spec),
-        [shared_log(spec, worker) for worker in range(spec.workers)],
-        db.events.iter(run),
-        reports,
-    )
-    check_chain(chain, "shared run", db.events, run, expected.shared_length)
+    shared = dict(db.kv.list_with_values(runs.shared))
+    check_entries(of.kv, runs.shared, expected.shared, shared)
+    logs = [shared_log(spec, worker) for worker in range(spec.workers)]
+    check_shared_log(log, started_event(spec), logs, db.events.iter(runs.shared), reports)
+    check_chain(of.chain, db.events, runs.shared, expected.shared_length)
+    check_run(of.records, db.runs, runs.shared, expected.record)
     pause()
-    digests.append(_digest_shared(spec, shared, db.events.iter(run)))
-    totals, tickets, told = Check("shared totals"), Check("tickets"), Check("agents' reports")
+    records = {run: want.record for run, want in expected.kept.items()} | {runs.shared: expected.record}
+    check_queries(of.records, db, runs, records)
+    check_statistics(statistics, db, records)
+    noted = [state.value if (state := db.cells.read(run, "tasks")) else None for run in agents]
+    check_board(board, spec, reports, noted, read_cells(db.cells, runs.shared))
     check_totals(totals, shared, reports)
-    check_credits(totals, agents)
-    check_numbers(tickets, "tickets", (t for report in reports for t in report.tickets), expected.tickets)
-    check_reports(told, expected, reports)
-    rest = verify_rest(Rest(db, spec, runs, expected, reports), kv, log, pause)
-    whole = Check("integrity")
+    credits = sum(db.kv.get(run, "credits", 0) for run in agents)  # handing over conserves the sum
+    totals.equal(credits, START_CREDITS * spec.workers, "the sum of credits")
+    check_numbers(
+        tickets, "tickets", (ticket for report in reports for ticket in report.tickets),
+        spec.workers * spec.steps,
+    )  # fmt: skip
+    check_reports(told, expected, runs, reports)
     pause()
     check_store(whole, db.check())
-    checks = [told, totals, tickets, kv, log, anchors, shared_check, chain, *rest, whole]
+    digests = [part for run in agents for part in (_digest_data(db, run), digest_of_run(db, run))]
+    digests.append(_digest_shared(shared, db.events.iter(runs.shared)))
+    checks = [
+        told, totals, tickets, of.kv, of.log, anchors, log, of.chain, of.records, statistics, of.cells, board,
+        of.traces, of.queries, deleted, whole,
+    ]  # fmt: skip
     return FleetVerdict(checks=checks, digest=digest_of(digests))
 
 
-def _kv_then_events(kv: Mapping[str, Any], events: Iterable[Any]) -> Iterator[Any]:
-    yield dict(kv)
-    for event in events:
-        yield [event.event_type, event.payload]
+def _digest_data(db: Any, run: str) -> str:
+    events = ([event.event_type, event.payload] for event in db.events.iter(run))
+    return digest_of(chain([dict(db.kv.list_with_values(run))], events))
 
 
-def _digest_shared(spec: FleetSpec, kv: Mapping[str, Any], events: Iterable[Any]) -> str:
+def _digest_shared(kv: Mapping[str, Any], events: Iterable[Any]) -> str:
     # The order between agents is not determined, the order of each agent's own events is.
     parts: dict[str, list[str]] = {}
     for event in events:

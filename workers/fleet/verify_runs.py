@@ -1,124 +1,40 @@
-"""The runs of a fleet, read back: records, cells, tasks, traces, and what must be gone.
+"""The runs of a fleet, read back: queries, statistics, tasks, and what must be gone.
 
-Invariant: a run that was kept is there whole, and a run that was deleted is
-nowhere: no record, no data, no index entry, and it takes no write.
+Invariant: a run that was deleted is nowhere: no record, no data, no index
+entry, and it takes no write.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import inmem
 from workers.fleet import lifecycle
-from workers.fleet.expected import ExpectedFleet, agent_run, scratch_log, scratch_run
 from workers.fleet.plan import FleetRuns, FleetSpec
 from workers.fleet.reports import AgentReport
-from workers.fleet.traces import all_traces
-from workers.judge.checks import (
-    Check,
-    ExpectedRun,
-    check_entries,
-    check_log,
-    check_run,
-    check_trace_names,
-    check_traces,
-    check_trees,
-    read_cells,
-    run_data,
-    trace_data,
-    type_name,
-)
+from workers.judge.checks import Check
+from workers.judge.run_contents import ExpectedRun, read_cells, run_data, trace_data, type_name
 from workers.judge.values import digest_of, shorten
 
 
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """What is read back, and what is known of it."""
-
-    db: Any
-    spec: FleetSpec
-    runs: FleetRuns
-    expected: ExpectedFleet
-    reports: Sequence[AgentReport]
-
-
-def verify_rest(rest: Rest, kv: Check, log: Check, pause: Callable[[], None]) -> list[Check]:
-    """Everything but the agents' own KV and logs; scratch runs add to those two checks."""
-    db, spec, runs = rest.db, rest.spec, rest.runs
-    cells, traces, queries = Check("cells"), Check("traces"), Check("trace queries")
-    records, deleted = Check("runs"), Check("deleted runs")
-    wanted: dict[str, ExpectedRun] = {}
-    for worker in range(spec.workers):
-        pause()
-        run, name = runs.of(worker), f"agent {worker}"
-        found = read_cells(db.cells, run)
-        found.pop("tasks", None)  # a race decides it: see the task board
-        check_entries(cells, f"{name}: cells", rest.expected.cells[worker], found)
-        check_agent_traces(db, spec, runs, worker, traces, queries)
-        spent = rest.expected.agents[worker]["spent"]
-        wanted[run] = agent_run(spec, runs, worker, spent)
-        for scratch in lifecycle.scratches(spec, worker):
-            pause()
-            child = runs.scratch(worker, scratch.number)
-            if scratch.fate == "deleted":
-                check_deleted(deleted, db, child)
-                continue
-            wanted[child] = scratch_run(runs, worker, scratch)
-            check_scratch(db, child, scratch, kv, log, cells, traces)
-    version = 3  # created, metadata, the end
-    agents = tuple(runs.of(worker) for worker in range(spec.workers))
-    metadata = lifecycle.fleet_metadata(spec) | {"ended": spec.workers}
-    tags = lifecycle.fleet_tags()
-    wanted[runs.shared] = ExpectedRun("completed", None, tags, metadata, None, version, agents)
-    pause()
-    check_records(records, db, wanted)
-    check_queries(records, db, runs, wanted)
-    statistics, board = Check("statistics"), Check("task board")
-    check_statistics(statistics, db, wanted)
-    own = [state.value if (state := db.cells.read(run, "tasks")) else None for run in agents]
-    check_board(board, spec, rest.reports, own, read_cells(db.cells, runs.shared))
-    return [records, statistics, cells, board, traces, queries, deleted]
-
-
-def check_scratch(
-    db: Any, run: str, scratch: lifecycle.Scratch, kv: Check, log: Check, cells: Check, traces: Check
+def check_trace_ranges(
+    check: Check, db: Any, spec: FleetSpec, run: str, expected: Sequence[inmem.NewTrace]
 ) -> None:
-    """A scratch run that was kept, archived or not: its data is readable either way."""
-    check_entries(kv, run, scratch.entries, dict(db.kv.list_with_values(run)))
-    check_log(log, run, scratch_log(scratch), db.events.iter(run))
-    check_entries(cells, f"{run}: cells", {"scratch": (scratch.number, 1)}, read_cells(db.cells, run))
-    check_traces(traces, run, scratch.traces, db.traces.list(run), timed=True)
+    """Traces by time, and the last ones of a type."""
 
+    def ask(what: str, found: Sequence[inmem.Trace], want: list[str]) -> None:
+        check.equal([trace.id for trace in found], want, f"{run}: what {what} gives")
 
-def check_agent_traces(
-    db: Any, spec: FleetSpec, runs: FleetRuns, worker: int, traces: Check, queries: Check
-) -> None:
-    """All traces of an agent, and every way to ask for them."""
-    run, name = runs.of(worker), f"agent {worker}"
-    expected = list(all_traces(spec, worker))
-    check_traces(traces, name, expected, db.traces.list(run), timed=True)
-    count = db.traces.count(run)
-    traces.require(count == len(expected), f"{name}: {count} traces are counted, not {len(expected)}")
-    check_trees(queries, name, db.traces, run, expected)
-
-    def ids(found: Sequence[inmem.Trace]) -> list[str]:
-        return [trace.id for trace in found]
-
-    def ask(what: str, have: list[str], want: list[str]) -> None:
-        queries.equal(have, want, f"{name}: what {what} gives")
-
-    check_trace_names(queries, name, db.traces, run, expected, timed=True)
     for kind in sorted({type_name(trace.body) for trace in expected}):
         want = [str(trace.id) for trace in expected if type_name(trace.body) == kind]
-        ask(f"last of {kind}", ids(db.traces.query_by_type(run, kind, limit=2, reverse=True)), want[:-3:-1])
+        ask(f"last of {kind}", db.traces.query_by_type(run, kind, limit=2, reverse=True), want[:-3:-1])
     half, after = spec.steps // 2, spec.steps + 1
     for first, last in ((0, half), (half, half + 1), (half, after), (after, after + 1)):
         start, end = lifecycle.at(first, 0), lifecycle.at(last, 0)
         want = [str(trace.id) for trace in expected if trace.timestamp and start <= trace.timestamp < end]
-        ask(f"steps {first} to {last}", ids(db.traces.query_by_time(run, start, end)), want)
+        ask(f"steps {first} to {last}", db.traces.query_by_time(run, start, end), want)
 
 
 def check_deleted(check: Check, db: Any, run: str) -> None:
@@ -144,14 +60,6 @@ def check_deleted(check: Check, db: Any, run: str) -> None:
             check.require(True, "")
         else:
             check.require(False, f"{run}: deleted, it took {what}")
-
-
-def check_records(check: Check, db: Any, wanted: dict[str, ExpectedRun]) -> None:
-    """The record of every run, and the children that name it as their parent."""
-    for run, expected in wanted.items():
-        check_run(check, run, expected, db.runs.get_run(run))
-        children = sorted(child.run_id for child in db.runs.get_child_runs(run))
-        check.equal(children, sorted(expected.children), f"{run}: the list of its children")
 
 
 def check_queries(check: Check, db: Any, runs: FleetRuns, wanted: dict[str, ExpectedRun]) -> None:

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import inmem
-from workers.judge.checks import Check, Judged, read_cells
+from workers.judge.checks import Check, Judged
 from workers.judge.final_state import FinalRun, FinalState
 from workers.judge.history import OK, REFUSED, HistoryError, Op, by_op, path_of, read_history
+from workers.judge.run_contents import read_cells
 from workers.judge.stress import judge
 from workers.observer import Observer
 from workers.pool import Interrupt, WorkerPool
