@@ -1,9 +1,10 @@
-"""How fast is each operation, as users call it? `python -m bench.operations`
+"""Is an operation far from what the machine gives at this moment? `python -m bench.operations`
 
-One client unless it says otherwise, `buffered` durability, values of 50
+Without peers, and in under half a minute with `--quick`: the tests use it to
+see that no fast path was lost. One client unless it says otherwise, `buffered` durability, values of 50
 bytes. Each round runs the probes and all operations once, in turn; reported
 are the median, the lowest and the highest round, and the ratio to the probe
-of the same round. `--quick` takes under half a minute.
+of the same round.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from bench import probes, workloads
-from bench.crew import Work
 from bench.harness import Options, bench, main
+from bench.measuring import Work
 from bench.peers import Client
 from inmem.keys import TypeTag, encode_name
 from inmem.values import decode, encode

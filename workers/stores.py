@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +52,18 @@ def process_is_gone(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return stat.rpartition(")")[2].split()[0] in "ZX"
+
+
+def running_with(*words: bytes) -> list[int]:
+    """The processes that have all these in their command line, this one left out."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with suppress(OSError):
+                line = (entry / "cmdline").read_bytes()
+                if all(word in line for word in words):
+                    found.append(int(entry.name))
+    return found
 
 
 def left_after(find: Callable[[], list[str]], timeout_s: float = LEAVE_TIMEOUT_S) -> list[str]:

@@ -23,7 +23,7 @@ from workers.chaos.program import read_chaos
 from workers.chaos.report import percentile
 from workers.chaos.result import ChaosOptions
 from workers.chaos.schedule import KINDS, Rates, schedule
-from workers.chaos.worker import ChaosMixer
+from workers.chaos.worker import ChaosWorker
 from workers.judge.chaos import ChaosVerdict, Journal, Phase, judge_chaos, read_journal
 from workers.judge.final_state import FinalState
 from workers.judge.history import OK, REFUSED, UNKNOWN, History, HistoryError, Op, path_of
@@ -190,7 +190,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
             path = path_of(tmp, number)
             task = StressTask(str(db.path), str(tmp), runs, SEED, 30.0, number)
             with History(path) as history:
-                ChaosMixer(db, task, _Told(700), history).run()
+                ChaosWorker(db, task, _Told(700), history).run()
             journals.append(read_journal(path, number, killed=False))
         wait_for(lambda: not any(db.kv.list(run, "t:") for run in runs.hot()), "entries have expired", 20)
         final = read_chaos(db, runs, journals, interrupt)
@@ -428,7 +428,7 @@ def test_damage_to_a_store_is_noticed(site: Site, tmp_path: Path, short_linger: 
         prepare(db, runs)
         task = StressTask(str(db.path), str(tmp_path), runs, SEED, 30.0)
         with History(path) as history:
-            ChaosMixer(db, task, _Told(300), history).run()
+            ChaosWorker(db, task, _Told(300), history).run()
         journals = [read_journal(path, 0, killed=False)]
         wait_for(lambda: not any(db.kv.list(run, "t:") for run in runs.hot()), "entries have expired", 20)
         assert judge_chaos(journals, read_chaos(db, runs, journals, interrupt), []).ok

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from workers.stores import left_after
+from workers.stores import left_after, running_with
 
 PREFIX: Final = "inmem-chaos-"
 LINGER_S: Final = 0.5  # of the writer: nobody comes after the chaos
@@ -73,21 +73,9 @@ class ChaosDirectory:
     def left(self) -> list[str]:
         """What of the store is still there, some time after its last client has left."""
         return left_after(
-            lambda: [f"process {pid}" for pid in self.processes()] + [str(path) for path in self.memory()]
+            lambda: [f"process {pid}" for pid in running_with(os.fsencode(self.path))]
+            + [str(path) for path in self.memory()]
         )
-
-    def processes(self) -> list[int]:
-        """All processes that have this directory in their command line, this one left out."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                try:
-                    words = (entry / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                if os.fsencode(self.path) in words:
-                    found.append(int(entry.name))
-        return found
 
     def close(self, keep: bool) -> None:
         """Unmount the disk; remove the directory unless it is to be kept, what was on the disk included."""

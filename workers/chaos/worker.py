@@ -24,7 +24,7 @@ from typing import Any, Final
 import inmem
 from workers.judge.history import History, path_of
 from workers.pool import Link, Stopped
-from workers.stress.worker import Mixer, StressTask, StressTold
+from workers.stress.worker import StressTask, StressTold, StressWorker
 
 FULL_PAUSE_S: Final = 0.05  # after an answer that the store is full
 PLACES: Final = 8  # entries of a worker, of each kind
@@ -48,10 +48,10 @@ def work(link: Link, task: StressTask, number: int) -> StressTold:
     link.check()
     path = path_of(Path(task.histories), number)
     with inmem.open(task.store, timeout_s=task.timeout_s) as db, History(path) as journal:
-        return ChaosMixer(db, replace(task, worker=number), link, journal).run()
+        return ChaosWorker(db, replace(task, worker=number), link, journal).run()
 
 
-class ChaosMixer(Mixer):
+class ChaosWorker(StressWorker):
     """Asks and notes. Use it from one thread."""
 
     weights = WEIGHTS

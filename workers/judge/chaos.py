@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from workers.judge.checks import Check, Judged, check_numbers
-from workers.judge.final_state import FinalState, Table, check_integrity, run_checks
+from workers.judge.checks import Check, Judged
+from workers.judge.final_state import FinalState, Table, check_integrity, check_told, run_checks
 from workers.judge.history import OK, REFUSED, UNKNOWN, Op, read_history
 from workers.judge.own_writes import ADDS, check_expiry, check_held, check_own_entries, check_private
 from workers.judge.serializability import check as check_serializable
 from workers.judge.serializability import from_ops
-from workers.judge.stress import EXPECTED, SHARED_RUNS, count_by
+from workers.judge.stress import EXPECTED, SHARED_RUNS
 from workers.judge.values import shorten
 
 # A worker that was stopped may find its snapshot ended; what it reads again is right.
@@ -213,9 +213,7 @@ def check_pipes(check: Check, ops: list[Op], final: FinalState) -> None:
 def check_rmw(check: Check, ops: list[Op], final: FinalState) -> None:
     """No update is lost: each number was told to one worker."""
     for run in final.hot:
-        told = [op.result for op in count_by(ops, run, OK)]
-        unknown = len(count_by(ops, run, UNKNOWN))
-        check_numbers(check, f"rmw of {run}", told, final.runs[run].kv.get("rmw", 0), unknown)
+        check_told(check, "rmw", ops, run, final.runs[run].kv.get("rmw", 0))
 
 
 def check_lists(check: Check, ops: Iterable[Op], final: FinalState) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.judge.checks import Check
-from workers.judge.history import Op
+from workers.judge.checks import Check, check_numbers
+from workers.judge.history import OK, REFUSED, UNKNOWN, Op
 
 Look = Callable[[Check, list[Op], "FinalState"], None]
 Table = Sequence[tuple[str, Look, frozenset[str]]]  # name of the check, what it does, kinds of questions
@@ -58,6 +58,23 @@ def run_checks(table: Table, histories: Iterable[Iterable[Op]], final: FinalStat
             done.append(Check(name))
             look(done[-1], asked, final)
     return done
+
+
+def check_effect(check: Check, op: Op, whole: bool, absent: bool, found: object) -> None:
+    """What was acknowledged is there whole, what was refused is nowhere, and what had no answer is either."""
+    fine = whole if op.outcome == OK else absent if op.outcome == REFUSED else whole or absent
+    check.require(fine, f"{op}: {op.outcome}, there is {found}")
+
+
+def count_by(ops: Iterable[Op], run: str, outcome: str) -> list[Op]:
+    """Those on one run with one outcome."""
+    return [op for op in ops if op.run == run and op.outcome == outcome]
+
+
+def check_told(check: Check, what: str, ops: list[Op], run: str, last: int, first: int = 1) -> None:
+    """Each number from `first` to `last` was told to one question of a run, or its question had no answer."""
+    told = [op.result - first + 1 for op in count_by(ops, run, OK)]
+    check_numbers(check, f"{what} of {run}", told, last - first + 1, len(count_by(ops, run, UNKNOWN)))
 
 
 def check_integrity(final: FinalState) -> Check:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from workers.judge.checks import Check, check_numbers
-from workers.judge.final_state import FinalRun, FinalState, Table, check_integrity, run_checks
+from workers.judge.final_state import (
+    FinalRun,
+    FinalState,
+    Table,
+    check_effect,
+    check_integrity,
+    check_told,
+    count_by,
+    run_checks,
+)
 from workers.judge.history import OK, REFUSED, UNKNOWN, Op
 from workers.judge.run_histories import check_deleted, check_statuses
 from workers.judge.values import same, shorten
@@ -30,11 +39,6 @@ EXPECTED: Final[dict[str, frozenset[str]]] = {
 }
 
 
-def count_by(ops: Iterable[Op], run: str, outcome: str) -> list[Op]:
-    """Those on one run with one outcome."""
-    return [op for op in ops if op.run == run and op.outcome == outcome]
-
-
 def check_answers(check: Check, ops: list[Op]) -> None:
     """Every question was answered, and refused only for a reason that there may be."""
     for op in ops:
@@ -47,9 +51,7 @@ def check_answers(check: Check, ops: list[Op]) -> None:
 def check_counters(check: Check, ops: list[Op], final: FinalState) -> None:
     """Exact, and each sum was told to one worker."""
     for run in final.hot:
-        told = [op.result for op in count_by(ops, run, OK)]
-        have = final.runs[run].kv.get("counter", 0)
-        check_numbers(check, f"counter of {run}", told, have, len(count_by(ops, run, UNKNOWN)))
+        check_told(check, "counter", ops, run, final.runs[run].kv.get("counter", 0))
 
 
 def check_appends(check: Check, ops: list[Op], final: FinalState) -> None:
@@ -73,11 +75,8 @@ def check_appends(check: Check, ops: list[Op], final: FinalState) -> None:
         count = op.args.get("count", 1)
         whole = len(found) == count and found == list(range(found[0], found[0] + count))
         if op.outcome == OK:
-            check.require(whole and found == told, f"{op}: acknowledged at {told}, it is at {found}")
-        elif op.outcome == REFUSED:
-            check.require(not found, f"{op}: refused, it is at {found}")
-        else:
-            check.require(whole or not found, f"{op}: half of it is there: {found}")
+            check.require(found == told, f"{op}: acknowledged at {told}, it is at {found}")
+        check_effect(check, op, whole, not found, found)
     check.require(not places, f"events that nobody appended: {shorten(sorted(places))}")
 
 
@@ -92,8 +91,7 @@ def check_winners(check: Check, ops: list[Op], final: FinalState) -> None:
     for run in final.hot:
         won = count_by(ops, run, OK)
         value, version = final.runs[run].cells["duel"]
-        unknown = len(count_by(ops, run, UNKNOWN))
-        check_numbers(check, f"duel of {run}", [op.result - 1 for op in won], version - 1, unknown)
+        check_told(check, "duel", ops, run, version, first=2)
         for op in won:
             check.require(
                 op.result == op.args["expected"] + 1, f"{op} went from {op.args['expected']} to {op.result}"
@@ -136,8 +134,7 @@ def check_tallies(check: Check, ops: list[Op], final: FinalState) -> None:
     """As many as there were transitions; each result was told to one worker."""
     for run in final.hot:
         value, version = final.runs[run].cells["tally"]
-        told = [op.result for op in count_by(ops, run, OK)]
-        check_numbers(check, f"tally of {run}", told, value, len(count_by(ops, run, UNKNOWN)))
+        check_told(check, "tally", ops, run, value)
         check.require(version == 1 + value, f"tally of {run}: version {version} with {value}")
 
 
@@ -150,18 +147,12 @@ def check_marks(check: Check, ops: list[Op], final: FinalState) -> None:
     for op in ops:
         mark = f"{op.worker}-{op.n}"
         where = [found[run].pop(mark, {}) for run in op.args["runs"]]
+        check_effect(check, op, all(_is_whole(parts, op) for parts in where), not any(where), where)
         if op.outcome == OK:
-            check.require(
-                all(_is_whole(parts, op) for parts in where), f"{op}: acknowledged, there is {where}"
-            )
             for run, number in zip(op.args["runs"], op.result, strict=True):
                 numbers[run].append(number)
                 latest[run, op.worker] = max(latest.get((run, op.worker), -1), op.n)
-        elif op.outcome == REFUSED:
-            check.require(not any(where), f"{op}: {op.error}, there is {where}")
-        else:
-            whole = all(_is_whole(parts, op) for parts in where)
-            check.require(whole or not any(where), f"{op}: half of it is there: {where}")
+        elif op.outcome == UNKNOWN:
             for run in op.args["runs"]:
                 unknown[run] += 1
     for run in final.hot:
@@ -235,10 +226,7 @@ def check_traces(check: Check, ops: list[Op], final: FinalState) -> None:
         ids = [f"t-{op.worker}-{op.n}-{place}" for place in range(op.args["depth"])]
         have = [left[op.run].pop(name, None) for name in ids]
         want = [(parent, place) for place, parent in enumerate([None, *ids[:-1]])]
-        whole = have == want
-        absent = not any(trace is not None for trace in have)
-        fine = whole if op.outcome == OK else absent if op.outcome == REFUSED else whole or absent
-        check.require(fine, f"{op}: {op.outcome}, there is {have}")
+        check_effect(check, op, have == want, not any(trace is not None for trace in have), have)
     for (run, name), op in winners.items():
         there = left[run].pop(name, None)
         check.require(there == (None, [op.worker, op.n]), f"{name} of {run}: {op} won it, there is {there}")

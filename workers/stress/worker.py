@@ -91,11 +91,11 @@ def stress(link: Link, task: StressTask) -> StressTold:
     link.check()
     path = path_of(Path(task.histories), task.worker)
     with inmem.open(task.store, timeout_s=task.timeout_s) as db, History(path) as history:
-        return Mixer(db, task, link, history).run()
+        return StressWorker(db, task, link, history).run()
 
 
 @dataclass(slots=True)
-class Mixer:
+class StressWorker:
     """Asks and notes. Use it from one thread."""
 
     db: Any

@@ -1,4 +1,4 @@
-"""A crew: processes that stay for a whole benchmark and measure what they are told, together.
+"""Processes that stay for a whole benchmark and measure what they are told, together.
 
 Starting an interpreter takes longer than a measurement, so each process opens
 a client of every store once and keeps it. A measurement has five steps, and
@@ -114,7 +114,7 @@ def percentiles(samples_ns: Sequence[int]) -> dict[str, float] | None:
 
 
 class _Worker:
-    """The state of one process of the crew."""
+    """The state of one measuring process."""
 
     def __init__(self, index: int) -> None:
         self._index = index
@@ -245,7 +245,7 @@ def _serve(connection: Any, index: int) -> None:
 # --- in the starter -------------------------------------------------------------------------------
 
 
-class Crew:
+class MeasuringProcesses:
     """The processes, started when they are first needed."""
 
     def __init__(self) -> None:
