@@ -22,13 +22,13 @@ from workers.chaos.report import chaos_report
 from workers.chaos.result import ChaosOptions
 from workers.chaos.schedule import Rates
 from workers.fleet.plan import FleetSpec
-from workers.fleet.program import FleetOptions, run_fleet
+from workers.fleet.program import run_fleet
 from workers.fleet.replay import ReplayOptions, run_replay
 from workers.fleet.report import fleet_report, replay_report
 from workers.observer import Observer
 from workers.pool import START_METHODS, Interrupt, Interrupted, TimedOut
 from workers.screen import Report, Screen, print_problems
-from workers.stores import LeftBehind
+from workers.stores import LeftBehind, StoreOptions
 from workers.stress.program import StressOptions, run_stress
 from workers.stress.report import stress_report
 
@@ -116,7 +116,7 @@ def fleet(
     Exit code: 0 if all is exact, 1 if anything is off, 130 after Ctrl-C.
     """
     spec = FleetSpec(seed=seed, workers=workers, steps=steps)
-    options = FleetOptions(_text(path), durability, start_method)
+    options = StoreOptions(path=_text(path), durability=durability, start_method=start_method)
     _run(lambda *told: fleet_report(run_fleet(spec, options, *told)), timeout, json, quiet)
 
 
@@ -152,7 +152,7 @@ def replay(
     its source, whatever was rejected; 1 if the verification or a worker
     fails, or if no trajectory could be loaded; 130 after Ctrl-C.
     """
-    options = ReplayOptions(workers, _text(path), durability, start_method)
+    options = ReplayOptions(workers, path=_text(path), durability=durability, start_method=start_method)
     _run(lambda *told: replay_report(run_replay(directory, options, *told)), timeout, json, quiet)
 
 
@@ -190,8 +190,9 @@ def stress(
     Exit code: 0 if it does, 1 if anything is off, 130 after Ctrl-C.
     """
     options = StressOptions(
-        seed, workers, seconds, operations, _text(path), durability, start_method, _text(histories)
-    )
+        seed, workers, seconds, operations, _text(histories), path=_text(path), durability=durability,
+        start_method=start_method, timeout_s=60.0,  # many share the machine
+    )  # fmt: skip
     _run(lambda *told: stress_report(run_stress(options, *told)), timeout, json, quiet)
 
 

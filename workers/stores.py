@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,29 +90,46 @@ def wait_until_gone(pids: set[int], paths: list[Path], timeout_s: float = LEAVE_
         raise LeftBehind(f"still there after {timeout_s:g} s: {', '.join(left)}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """Which store a program uses, and how its processes start."""
+
+    path: str | None = None  # None: a throw-away store
+    durability: str | None = None
+    start_method: str = "spawn"
+    timeout_s: float = 30.0  # of opening the store and of one transaction
+
+
 @contextmanager
-def opened_store(path: str | None, durability: str | None, timeout_s: float) -> Iterator[Any]:
+def opened_store(options: StoreOptions, failures: list[str]) -> Iterator[Any]:
     """A database for a program that starts worker processes; they open `db.path`.
 
     With a path the store stays, and its writer leaves by itself a moment
     after its last client. Without one it is a throw-away store, `buffered`
     unless asked otherwise: on the way out this waits until nothing of it is
-    left.
+    left, and adds to `failures` what is.
 
     Raises:
-        LeftBehind: the throw-away store did not go away; with the exception
-            of the block, if there was one, as its context.
+        LeftBehind: the throw-away store did not go away after the block had
+            raised; with that exception as its context.
         InmemError: the store could not be opened.
     """
-    if path is None:
-        durability = durability or "buffered"
-    db = inmem.open(path, durability=durability, timeout_s=timeout_s)
+    throw_away = options.path is None
+    durability = options.durability or ("buffered" if throw_away else None)
+    db = inmem.open(options.path, durability=durability, timeout_s=options.timeout_s)
     pids: set[int] = set()
     try:
         pids.add(db.status().writer_pid)
         yield db
         pids.add(db.status().writer_pid)  # another one, if the first was killed
-    finally:
+    except BaseException:
         db.close()
-        if path is None:
+        if throw_away:
             wait_until_gone(pids, [Path(db.path)])
+        raise
+    db.close()
+    if throw_away:
+        try:
+            wait_until_gone(pids, [Path(db.path)])
+        except LeftBehind as error:
+            failures.append(str(error))

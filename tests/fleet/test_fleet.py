@@ -16,9 +16,10 @@ from commands import Site, wait_for
 
 import inmem
 from workers.fleet.plan import FleetSpec
-from workers.fleet.program import FleetOptions, run_fleet
+from workers.fleet.program import run_fleet
 from workers.fleet.verify import verify
 from workers.pool import Interrupt
+from workers.stores import StoreOptions
 
 pytestmark = pytest.mark.usefixtures("short_linger")
 
@@ -114,6 +115,13 @@ class TestOutput:
         done = site.run("workers.fleet", *QUICK, "--quiet")
         assert done.returncode == 0
         assert re.fullmatch(r"OK: seed 1, 3 agents x 40 steps, digest [0-9a-f]{16}\n", done.stdout)
+
+    def test_one_command_line_has_all_programs(self, site: Site) -> None:
+        done = site.run("workers", "fleet", *QUICK, "--quiet")
+        assert (done.returncode, done.stdout[:11]) == (0, "OK: seed 1,"), done.stderr
+        assert site.run("workers", "stress", "--operations", 0).returncode == 2
+        shown = site.run("workers", "--help").stdout
+        assert all(f" {program} " in shown for program in ("fleet", "replay", "stress", "chaos"))
 
     def test_on_a_terminal_there_are_bars(self, site: Site) -> None:
         ours, theirs = pty.openpty()
@@ -237,7 +245,7 @@ class TestFailures:
         path = str(tmp_path / "store")
         spec = FleetSpec(seed=2, workers=2, steps=12)
         with Interrupt() as interrupt, inmem.open(path) as db:
-            result = run_fleet(spec, FleetOptions(path=path), interrupt)
+            result = run_fleet(spec, StoreOptions(path=path), interrupt)
             assert result.ok, result.problems()
             before = verify(db, spec, result.runs, result.reports)
             assert before.ok

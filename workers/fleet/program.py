@@ -23,17 +23,7 @@ from workers.fleet.verify import verify
 from workers.judge.checks import Judged
 from workers.observer import Observer
 from workers.pool import Interrupt, WorkerPool
-from workers.stores import LeftBehind, opened_store
-
-
-@dataclass(frozen=True, slots=True)
-class FleetOptions:
-    """How a fleet is run; what it computes is in the spec alone."""
-
-    path: str | None = None  # None: a throw-away store
-    durability: str | None = None
-    start_method: str = "spawn"
-    timeout_s: float = 30.0  # of opening the store and of one transaction
+from workers.stores import StoreOptions, opened_store
 
 
 @dataclass(slots=True)
@@ -50,7 +40,7 @@ class FleetResult(Judged):
 
 
 def run_fleet(
-    spec: FleetSpec, options: FleetOptions, interrupt: Interrupt, observer: Observer | None = None
+    spec: FleetSpec, options: StoreOptions, interrupt: Interrupt, observer: Observer | None = None
 ) -> FleetResult:
     """Run a fleet to its end and verify it.
 
@@ -60,19 +50,15 @@ def run_fleet(
         LeftBehind: there is no result, and a throw-away store did not go away.
         InmemError: the store could not be opened or prepared.
     """
-    result: FleetResult | None = None
-    try:
-        with opened_store(options.path, options.durability, options.timeout_s) as db:
-            result = _run_on(db, spec, options, interrupt, observer or Observer())
-    except LeftBehind as error:
-        if result is None:
-            raise
-        result.failures.append(str(error))
+    left: list[str] = []
+    with opened_store(options, left) as db:
+        result = _run_on(db, spec, options, interrupt, observer or Observer())
+    result.failures += left
     return result
 
 
 def _run_on(
-    db: Any, spec: FleetSpec, options: FleetOptions, interrupt: Interrupt, observer: Observer
+    db: Any, spec: FleetSpec, options: StoreOptions, interrupt: Interrupt, observer: Observer
 ) -> FleetResult:
     runs = FleetRuns(f"fleet:{inmem.RunId.new()}")
     status = db.status()

@@ -28,18 +28,14 @@ from workers.fleet.loading import (
 from workers.judge.checks import Check, Judged, check_store
 from workers.observer import Observer
 from workers.pool import Interrupt, Outcome, WorkerPool
-from workers.stores import LeftBehind, opened_store
+from workers.stores import StoreOptions, opened_store
 
 
 @dataclass(frozen=True, slots=True)
-class ReplayOptions:
+class ReplayOptions(StoreOptions):
     """How recorded runs are loaded."""
 
     workers: int
-    path: str | None = None  # None: a throw-away store
-    durability: str | None = None
-    start_method: str = "spawn"
-    timeout_s: float = 30.0  # of opening the store and of one transaction
 
 
 @dataclass(slots=True)
@@ -121,13 +117,8 @@ def run_replay(
     if not result.inventory.items:
         result.failures.append("no trajectory could be loaded")
         return result
-    try:
-        with opened_store(options.path, options.durability, options.timeout_s) as db:
-            _run_on(db, result, options, interrupt, observer)
-    except LeftBehind as error:
-        if not result.reports:
-            raise
-        result.failures.append(str(error))
+    with opened_store(options, result.failures) as db:
+        _run_on(db, result, options, interrupt, observer)
     return result
 
 

@@ -27,23 +27,19 @@ from workers.judge.run_contents import read_cells
 from workers.judge.stress import judge
 from workers.observer import Observer
 from workers.pool import Interrupt, WorkerPool
-from workers.stores import LeftBehind, opened_store
+from workers.stores import StoreOptions, opened_store
 from workers.stress.worker import WORKERS_PER_HOT_RUN, StressRuns, StressTask, StressTold, stress
 
 
 @dataclass(frozen=True, slots=True)
-class StressOptions:
+class StressOptions(StoreOptions):
     """How a stress is run."""
 
     seed: int
     workers: int
     seconds: float = 20.0
     operations: int | None = None  # of each worker, instead of a time
-    path: str | None = None  # None: a throw-away store
-    durability: str | None = None
-    start_method: str = "forkserver"
     histories: str | None = None  # a directory in which they are kept
-    timeout_s: float = 60.0  # of opening the store and of one transaction: many share the machine
 
     def totals(self) -> list[int]:
         """What each worker has to do, in operations or in seconds."""
@@ -88,16 +84,8 @@ def run_stress(
         InmemError: the store could not be opened or prepared.
     """
     result = StressResult(options)
-    try:
-        with (
-            _directory(result) as histories,
-            opened_store(options.path, options.durability, options.timeout_s) as db,
-        ):
-            _run_on(db, histories, result, interrupt, observer or Observer())
-    except LeftBehind as error:
-        if not result.told:
-            raise
-        result.failures.append(str(error))
+    with _directory(result) as histories, opened_store(options, result.failures) as db:
+        _run_on(db, histories, result, interrupt, observer or Observer())
     return result
 
 
