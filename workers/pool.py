@@ -110,12 +110,16 @@ class Link:
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
+        self._next = 0.0  # when progress may be told again
         self._stopping = threading.Event()
         threading.Thread(target=self._watch, name="parent-watch", daemon=True).start()
 
-    def progress(self, payload: Any) -> None:
-        """Tell the parent how far this worker is."""
-        self.send("progress", payload)
+    def progress(self, payload: Any, *, last: bool = False) -> None:
+        """Tell the parent how far this worker is; only now and then, unless it is the last word."""
+        now = time.monotonic()
+        if last or now >= self._next:
+            self._next = now + PROGRESS_INTERVAL_S
+            self.send("progress", payload)
 
     def send(self, kind: str, payload: Any) -> None:
         try:

@@ -165,7 +165,7 @@ class _Told:
     def __init__(self, questions: int) -> None:
         self._left = questions
 
-    def progress(self, _: object) -> None:
+    def progress(self, _: object, *, last: bool = False) -> None:
         pass
 
     def check(self) -> None:

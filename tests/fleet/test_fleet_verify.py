@@ -27,7 +27,7 @@ RUNS = FleetRuns("fleet:test")
 
 
 class NoLink:
-    def progress(self, payload: Any) -> None:
+    def progress(self, payload: Any, *, last: bool = False) -> None:
         pass
 
     def check(self) -> None:

@@ -24,9 +24,9 @@ from workers.judge.chaos import Phase
 
 KIB: Final = 1024
 # What the hog writes: large values first, then smaller ones into what is left, so that it is really full.
-HOG_SIZES: Final = (4096 * KIB, 256 * KIB, 16 * KIB, 1 * KIB)
-HOG_MOST: Final = 4096  # values of one size: as many mean that it never gets full
-BALLAST_BYTES: Final = 1024 * KIB
+FILL_SIZES: Final = (4096 * KIB, 256 * KIB, 16 * KIB, 1 * KIB)
+FILL_MOST: Final = 4096  # values of one size: as many mean that it never gets full
+BLOCK_BYTES: Final = 1024 * KIB
 RESUME_S: Final = 30.0  # from the moment there is room again until a write must succeed
 RETRY_S: Final = 0.02
 END_S: Final = 60.0  # for what is under way when all is let be
@@ -40,7 +40,6 @@ class Pressure:
     disk: Path | None  # a file system of the program's own, or None
     phases: list[Phase] = field(default_factory=list)
     checkpoints: list[float] = field(default_factory=list)  # seconds that each took
-    skipped: int = 0  # since one of the kind was still under way
     problems: list[str] = field(default_factory=list)
     _jobs: dict[str, Future[None]] = field(default_factory=dict)
     _threads: ThreadPoolExecutor = field(init=False)
@@ -68,11 +67,11 @@ class Pressure:
 
         A store whose memory is full deletes; one whose disk is full can log nothing, deletions included.
         """
-        return self._begin("full", lambda: self._phase("memory", lambda: self._hog(seconds)))
+        return self._begin("full", lambda: self._phase("memory", lambda: self._fill_quota(seconds)))
 
     def fill_disk(self, seconds: float) -> bool:
         """Use up the disk, keep it so for so long, and free it."""
-        return self._begin("full", lambda: self._phase("disk", lambda: self._ballast(seconds)))
+        return self._begin("full", lambda: self._phase("disk", lambda: self._fill_file_system(seconds)))
 
     def close(self) -> None:
         """Cut short what is under way, and wait until all is free again. May be called twice."""
@@ -85,7 +84,6 @@ class Pressure:
     def _begin(self, kind: str, job: Callable[[], None]) -> bool:
         before = self._jobs.get(kind)
         if before is not None and not before.done():
-            self.skipped += 1
             return False
         self._jobs[kind] = self._threads.submit(self._guarded, kind, job)
         return True
@@ -122,19 +120,19 @@ class Pressure:
         phase.resumed_s = time.monotonic() - freed
         phase.ended_at = time.monotonic_ns()
 
-    def _hog(self, seconds: float) -> None:
-        run = f"chaos:hog:{len(self.phases)}"
+    def _fill_quota(self, seconds: float) -> None:
+        run = f"chaos:filling:{len(self.phases)}"
         count = 0
         try:
-            for size in HOG_SIZES:
+            for size in FILL_SIZES:
                 value = os.urandom(size)
                 with suppress(inmem.StoreFullError):
-                    for _ in range(HOG_MOST):
+                    for _ in range(FILL_MOST):
                         if self._over.is_set():
                             return
                         self.db.kv.put(run, f"{count}", value)
                         count += 1
-                    raise RuntimeError(f"the store is not full after {HOG_MOST} values of {size} bytes")
+                    raise RuntimeError(f"the store is not full after {FILL_MOST} values of {size} bytes")
             self._over.wait(seconds)
             if self.db.kv.get(run, "0") is None:
                 raise RuntimeError("a full store does not read")
@@ -143,12 +141,12 @@ class Pressure:
             if gone != count:
                 self.problems.append(f"{count} values were acknowledged in {run}, and {gone} deleted")
 
-    def _ballast(self, seconds: float) -> None:
+    def _fill_file_system(self, seconds: float) -> None:
         assert self.disk is not None
-        file = self.disk / "ballast"
+        file = self.disk / "filling"
         try:
-            with file.open("wb", buffering=0) as ballast, suppress(OSError):
-                while ballast.write(bytes(BALLAST_BYTES)):
+            with file.open("wb", buffering=0) as filling, suppress(OSError):
+                while filling.write(bytes(BLOCK_BYTES)):
                     pass
             self._over.wait(seconds)
         finally:

@@ -34,7 +34,7 @@ from workers.fleet.plan import (
 from workers.fleet.reports import AgentReport, StoreFault
 from workers.fleet.tasks import Claim, TaskClaims
 from workers.fleet.traces import step_traces
-from workers.pool import PROGRESS_INTERVAL_S, Link
+from workers.pool import Link
 from workers.stores import Abandoned, transact
 
 ABANDONED_AMOUNT: Final = 1_000_000  # what an abandoned attempt adds to a total: seen if it leaks
@@ -77,29 +77,23 @@ class Agent:
 
     def run(self) -> AgentReport:
         """The life of a run: created with a lease, all steps, ended without it."""
-        report = self.report
         started = time.perf_counter()
-        last_told = 0.0
         self._begin()
         for step in plan(self._spec, self._worker):
             self._link.check()  # raises when the fleet is being stopped
             self._step(step)
-            now = time.perf_counter()
-            report.seconds = now - started
-            if now - last_told >= PROGRESS_INTERVAL_S:
-                last_told = now
-                self._tell()
+            self._tell()
         for scratch in self._scratches:
             self._end_scratch(scratch)
         self._end()
         self._count(races_lost=self._tasks.races_lost)
-        report.seconds = time.perf_counter() - started
-        self._tell()
-        return report
+        self.report.seconds = time.perf_counter() - started
+        self._tell(last=True)
+        return self.report
 
-    def _tell(self) -> None:
+    def _tell(self, last: bool = False) -> None:
         counts = self.report.counts
-        self._link.progress((counts["steps"], counts["commits"], counts["reruns"]))
+        self._link.progress((counts["steps"], counts["commits"], counts["reruns"]), last=last)
 
     def _count(self, **amounts: int) -> None:
         """Note what the store has acknowledged."""

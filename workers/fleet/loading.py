@@ -21,7 +21,7 @@ from inmem.exchange.recorded import Trajectory, TrajectoryStep, done_of, parse_f
 from workers.judge.checks import Check
 from workers.judge.run_contents import ExpectedContents, ExpectedRun, RunChecks
 from workers.judge.values import same
-from workers.pool import PROGRESS_INTERVAL_S, Link
+from workers.pool import Link
 
 __all__ = ["CHECKS", "Anchor", "ForeignRun", "compare", "expected_contents", "load", "load_step", "read_back"]
 
@@ -119,7 +119,7 @@ def load_step(
 def load(link: Link, task: ReplayTask) -> LoadReport:
     """The body of a loading process."""
     report = LoadReport()
-    started = told = time.perf_counter()
+    started = time.perf_counter()
     passed = 0
     link.check()
     with inmem.open(task.store, timeout_s=task.timeout_s) as db:
@@ -138,13 +138,10 @@ def load(link: Link, task: ReplayTask) -> LoadReport:
                         cell_changes=1 + (step.index == 0) + (done == count),
                     )  # fmt: skip
                     report.anchors[trajectory.run_id] = Anchor(step.index, last.sequence, last.hash)
-                now = time.perf_counter()
-                if now - told >= PROGRESS_INTERVAL_S:
-                    told = now
-                    link.progress((passed + done, report.counts["steps"], report.counts["reruns"]))
+                link.progress((passed + done, report.counts["steps"], report.counts["reruns"]))
             passed += count
     report.seconds = time.perf_counter() - started
-    link.progress((passed, report.counts["steps"], report.counts["reruns"]))
+    link.progress((passed, report.counts["steps"], report.counts["reruns"]), last=True)
     return report
 
 
@@ -157,14 +154,14 @@ CHECKS: Final = (
 def read_back(link: Link, task: ReplayTask) -> list[Check]:
     """The body of a verifying process: it reads the source itself, and the store."""
     checks = [Check(name) for name in CHECKS]
-    passed = 0
+    passed, total = 0, sum(item.steps for item in task.items)
     link.check()
     with inmem.open(task.store, timeout_s=task.timeout_s) as db:
         for trajectory in _trajectories(task.items):
             link.check()
             compare(db, trajectory, task.anchors.get(trajectory.run_id), checks)
             passed += len(trajectory.steps)
-            link.progress((passed, 0, 0))
+            link.progress((passed, 0, 0), last=passed == total)
     return checks
 
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Final
 
 import inmem
 from workers.judge.history import History, path_of
-from workers.pool import PROGRESS_INTERVAL_S, Link
+from workers.pool import Link
 from workers.stores import MAX_ATTEMPTS, Abandoned, transact
 
 WORKERS_PER_HOT_RUN: Final = 8
@@ -106,14 +106,12 @@ class StressWorker:
     told: StressTold = field(init=False)
     _random: random.Random = field(init=False)
     _hot: list[str] = field(init=False)
-    _told_at: float = field(init=False)
     _generations: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.told = StressTold(self.task.worker)
         self._random = random.Random(f"{self.task.seed}/{self.task.worker}")
         self._hot = self.task.runs.hot()
-        self._told_at = time.monotonic()
 
     def run(self) -> StressTold:
         """Until the operations are done or the time is over, all workers together."""
@@ -130,13 +128,10 @@ class StressWorker:
                 return told
             self._move()
 
-    def _tell(self, done: int, now: bool = False) -> None:
-        """Say from time to time how far this worker is; raises when it is to stop."""
+    def _tell(self, done: int, last: bool = False) -> None:
+        """Say how far this worker is; raises when it is to stop."""
         self.link.check()
-        at = time.monotonic()
-        if now or at - self._told_at >= PROGRESS_INTERVAL_S:
-            self._told_at = at
-            self.link.progress((done, self.told.acknowledged, self.told.reruns))
+        self.link.progress((done, self.told.acknowledged, self.told.reruns), last=last)
 
     def _move(self) -> None:
         move = self._random.choices([*self.weights], [*self.weights.values()])[0]
