@@ -1,10 +1,10 @@
 """Memory and disk, filled and emptied again, and checkpoints, while others work.
 
 Invariant: each phase in which the store may say that it is full has its
-beginning and its end noted on the clock of the journals; whatever took the
-room is gone at the end of the phase, and the phase ends only when a write has
-succeeded again. Each job runs in a thread of its own, so that the writer can
-be killed in the middle of it; what goes wrong in one is told, never raised.
+beginning and its end on the clock of the journals. At the end of a phase what
+was written to fill it is gone, and a write has succeeded again. Each job runs
+in a thread of its own, so that the writer can be killed in the middle of it.
+A job's errors are collected in `problems`, never raised.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import inmem
 from workers.judge.chaos import Phase
 
 KIB: Final = 1024
-# What the hog writes: large values first, then smaller ones into what is left, so that it is really full.
+# What fills the quota: large values first, then smaller ones into what is left, so that it is really full.
 FILL_SIZES: Final = (4096 * KIB, 256 * KIB, 16 * KIB, 1 * KIB)
 FILL_MOST: Final = 4096  # values of one size: as many mean that it never gets full
 BLOCK_BYTES: Final = 1024 * KIB

@@ -1,10 +1,9 @@
 """What is done to a store and its workers, and when: a schedule from a seed.
 
-Invariant: pure. The same seed, length and rates give the same schedule, and
-each kind of disturbance has a stream of chance of its own, so that changing
-one rate moves nothing of another kind. What the schedule meets depends on the
-machine, so a repetition meets the same disturbances at the same times, and
-not the same instructions.
+Invariant: pure. The same seed, length and rates give the same schedule. Each
+kind of disturbance has a random generator of its own, so another rate of one
+kind moves nothing of the others. A repetition disturbs at the same times; what
+the processes do at these times depends on the machine.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""One worker of a chaos: everything that the stress does, and what only trouble can break.
+"""One worker of a chaos: all that the stress does, and more that is judged from the journal alone.
 
-Invariant: whatever it changes goes through `_ask`, so its journal has each
-question before it was asked and each answer before the next question, written
-by one `write` each: a SIGKILL loses nothing that was acknowledged. It judges
-nothing, and meets one error by waiting: a store that is full.
+Invariant: every change goes through `_ask`. So the journal has each question
+before it is asked and each answer before the next question, each written by
+one `write`: a SIGKILL loses nothing that was acknowledged. The worker judges
+nothing. It meets one error by waiting: a store that is full.
 
-To the moves of the stress it adds those of which the journal alone says what
-must be there: entries that only this worker writes, one by one and through
+What it adds: entries that only this worker writes, one by one and through
 pipelines; counters by read-modify-write; entries that expire; lists that
 transactions read and append to; snapshots that are held; and private runs,
 filled and deleted, of which every record is counted.

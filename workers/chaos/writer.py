@@ -1,9 +1,8 @@
 """The writer of one store: found, signalled, and seen to serve again.
 
 Invariant: a signal goes to a process only through a descriptor of it, and
-only after that process was seen to be the writer of this very store; so
-neither another store's writer nor a stranger that was given its id is ever
-met. The store's path is the program's own, hence so is its writer.
+only after that process was seen to be the writer of this very store. So no
+other process is ever signalled, even if it was given the writer's old id.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """One agent at work: a plan carried out on the store.
 
-Invariant: every change that belongs together is one transaction, and what the
-agent reports was acknowledged by the store before it was counted. Functions
-given to `transact` are pure but for counting how often they were called:
-that count, less one, is the number of conflicts met.
+Invariant: changes that belong together are one transaction, and an agent
+counts only what the store has acknowledged.
 """
 
 from __future__ import annotations

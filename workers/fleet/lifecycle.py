@@ -1,13 +1,13 @@
 """What becomes of the runs of a fleet, from a seed: states, scratch runs, claims of tasks.
 
-Invariant: like a plan, all of this is a function of the spec and of nothing
-else. Only which task an agent gets is decided by the race for it; how many it
-gets is decided here, and adds up to exactly the tasks there are.
+Invariant: like a plan, all of this is a function of the spec alone. A race
+decides only which task an agent gets; how many it gets is decided here, and
+adds up to the tasks there are.
 
-An agent's run is created under the fleet's run, paused and resumed once on
-the way, and ends completed, or failed with an error; some are then archived.
-Its scratch runs are children of it: at the end some are deleted, and the
-others completed, or archived too.
+An agent's run is created under the fleet's run, paused and resumed once, and
+ends completed, or failed with an error; some are then archived. Its scratch
+runs are its children: at the end some are deleted, and the others completed,
+or archived too.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """One recorded run into the store, and back.
 
 Invariant: whatever was acknowledged is read back, by a process that did not
-write it, and equals the source. How a step is stored is the package's
-business, see `inmem.exchange.recorded`; what a complete run has to hold is
-told here once more, so that a mistake there does not pass for the truth.
+write it, and equals the source. `inmem.exchange.recorded` stores a step. What
+a complete run must hold is stated here again, so that a mistake there shows.
 """
 
 from __future__ import annotations

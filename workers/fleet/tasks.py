@@ -1,14 +1,14 @@
 """Tasks that agents compete for, in cells of the fleet's run.
 
-Invariant: a task is claimed by one transaction that changes the task's cell,
-notes it in the cell `tasks` of the agent's own run, and appends the event; so
+Invariant: one transaction claims a task. It changes the task's cell, notes
+the task in the cell `tasks` of the agent's own run, and appends the event. So
 an agent owns a task exactly if both runs say so.
 
 There are two sources. The board has a cell for each open task, claimed by
-compare-and-swap: who loses the race looks for the next open one, who wins it
-puts up one more, until all tasks were on the board. The queue is one cell
-with the number of the next task, taken by a transition; who takes it makes
-the cell of the task.
+compare-and-swap. An agent that loses the race looks for the next open one; an
+agent that wins it opens one more, until all tasks were on the board. The
+queue is one cell with the number of the next task, taken by a transition; the
+agent that takes it makes the cell of the task.
 """
 
 from __future__ import annotations

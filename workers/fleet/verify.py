@@ -1,8 +1,7 @@
-"""A fleet, read back: against the plan and against what was acknowledged.
+"""A fleet, read back and compared with the plan and with what was acknowledged.
 
-Invariant: nothing is taken on trust. What the seed determines is compared
-with a recomputation, what a race determines with what the agents were told,
-and both with what the store holds, in all five primitives.
+What the seed determines is computed again and compared. What a race decides
+is compared with what the agents were told.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Cycles in a graph with several kinds of edges, and the knots that they are in.
+"""Cycles and strongly connected components of a graph with several kinds of edges.
 
 Invariant: what is called a cycle is one, by edges of the kinds that were asked
-for alone. It knows numbers and names of kinds, and not what they stand for.
+for alone. It knows numbers and names of kinds, and not what they mean.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def targets_of(graph: Graph, node: int, kinds: frozenset[str]) -> list[int]:
     return [target for target, have in graph.get(node, {}).items() if not kinds.isdisjoint(have)]
 
 
-def knots_of(graph: Graph, kinds: frozenset[str]) -> list[set[int]]:
+def components_of(graph: Graph, kinds: frozenset[str]) -> list[set[int]]:
     """Strongly connected components of more than one node (Tarjan, without recursion)."""
     number: dict[int, int] = {}
     low: dict[int, int] = {}
     stack: list[int] = []
     inside: set[int] = set()
-    knots = []
+    components = []
     for root in graph:
         if root in number:
             continue
@@ -50,13 +50,13 @@ def knots_of(graph: Graph, kinds: frozenset[str]) -> list[set[int]]:
                 if work:
                     low[work[-1][0]] = min(low[work[-1][0]], low[node])
                 if low[node] == number[node]:
-                    knot: set[int] = set()
-                    while node not in knot:
-                        knot.add(stack.pop())
-                    inside -= knot
-                    if len(knot) > 1:
-                        knots.append(knot)
-    return knots
+                    component: set[int] = set()
+                    while node not in component:
+                        component.add(stack.pop())
+                    inside -= component
+                    if len(component) > 1:
+                        components.append(component)
+    return components
 
 
 def path(graph: Graph, start: int, end: int, within: set[int], kinds: frozenset[str]) -> list[int]:
@@ -77,20 +77,19 @@ def path(graph: Graph, start: int, end: int, within: set[int], kinds: frozenset[
     return []
 
 
-def cycle_in(graph: Graph, knot: set[int], kinds: frozenset[str]) -> list[int]:
-    """A short cycle in a knot, each node named once."""
-    start = min(knot)
-    return path(graph, start, start, knot, kinds)[:-1]
+def cycle_in(graph: Graph, component: set[int], kinds: frozenset[str]) -> list[int]:
+    """A short cycle in a component, each node named once."""
+    start = min(component)
+    return path(graph, start, start, component, kinds)[:-1]
 
 
-def cycle_with_one(graph: Graph, knot: set[int], kind: str, others: frozenset[str]) -> list[int]:
+def cycle_with_one(graph: Graph, component: set[int], kind: str, others: frozenset[str]) -> list[int]:
     """A cycle with one edge of a kind and else only others; empty if none is found."""
-    tries = [
-        (node, target)
-        for node in sorted(knot) for target in targets_of(graph, node, frozenset({kind})) if target in knot
-    ]
+    only = frozenset({kind})
+    edges = ((node, target) for node in sorted(component) for target in targets_of(graph, node, only))
+    tries = [(node, target) for node, target in edges if target in component]
     for node, target in tries[:_TRIES]:
-        way = path(graph, target, node, knot, others)
+        way = path(graph, target, node, component, others)
         if way:
             return [way[-1], *way[:-1]]
     return []

@@ -1,7 +1,7 @@
-"""The judge of runs that come and go: status histories, and deletion.
+"""The judge of runs that are created and deleted by anybody: status histories, and deletion.
 
-Invariant: as in `judge`. The version of a run's record counts its changes, so
-the acknowledged changes in order of their versions are the run's history.
+The version of a run's record counts its changes, so the acknowledged changes
+in order of their versions are the run's history.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from workers.judge.cycles import Graph, cycle_in, cycle_with_one, knots_of
+from workers.judge.cycles import Graph, components_of, cycle_in, cycle_with_one
 from workers.judge.history import OK, REFUSED, UNKNOWN
 from workers.judge.transactions import (
     ADD,
@@ -266,7 +266,7 @@ def _real_time_edges(history: Evidence, edge: Any) -> None:
 
 
 def _check_cycles(history: Evidence, graph: Graph, session_order: bool, real_time: bool) -> None:
-    """One cycle for each knot of transactions, of the kind that is hardest to excuse."""
+    """One cycle for each component of transactions, of the kind that is hardest to excuse."""
     found: list[set[int]] = []
     more: list[tuple[str, ...]] = [()]
     more += [("session",)] if session_order else []
@@ -275,12 +275,12 @@ def _check_cycles(history: Evidence, graph: Graph, session_order: bool, real_tim
         suffix = f"-{extra[-1]}" if extra else ""
         for name, data in (("G0", ("ww",)), ("G1c", ("ww", "wr")), ("G2", _DATA)):
             kinds = frozenset(data + extra)
-            for knot in knots_of(graph, kinds):
-                if any(cycle <= knot for cycle in found):
+            for component in components_of(graph, kinds):
+                if any(cycle <= component for cycle in found):
                     continue
-                cycle, label = cycle_in(graph, knot, kinds), name
+                cycle, label = cycle_in(graph, component, kinds), name
                 if name == "G2":
-                    single = cycle_with_one(graph, knot, "rw", kinds - {"rw"})
+                    single = cycle_with_one(graph, component, "rw", kinds - {"rw"})
                     cycle, label = (single, "G-single") if single else (cycle, name)
                 found.append(set(cycle))
                 history.report(
