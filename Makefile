@@ -25,7 +25,7 @@ demo: compiled ## run a fleet of agents on one shared store, and verify what it 
 chaos: compiled ## ten minutes of work while writer and workers are killed, stopped and starved; then look for losses
 	$(BIN)/python -m workers.chaos --minutes 10 $(ARGS)
 
-test: lint compiled ## everything that must pass: ruff, mypy --strict on inmem, pytest
+test: lint compiled ## everything that must pass: ruff, mypy --strict, pytest
 	@# A short place for temporary files: the path of a Unix socket has 107 characters at most.
 	place=$$(mktemp -d /tmp/it-XXXXXX) && trap "rm -rf $$place" EXIT && \
 	$(BIN)/python -m pytest -n 2 --dist loadfile --basetemp=$$place/p $(ARGS)
@@ -43,7 +43,7 @@ compiled: $(STAMP)
 .PHONY: bench bench-quick
 BENCH_STAMP := $(VENV)/.bench
 
-bench: $(BENCH_STAMP) compiled ## measure everything beside its peers and probes, into bench/results: takes an hour
+bench: $(BENCH_STAMP) compiled ## measure everything beside its peers and probes, into build/bench: takes an hour
 	$(BIN)/python -m bench $(ARGS)
 
 bench-quick: $(BENCH_STAMP) compiled ## the same with few short rounds, into build/bench: does it all work?

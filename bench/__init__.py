@@ -1,1 +1,10 @@
-"""Benchmarks: one file per question. Figures are rates, told beside a probe of the same run."""
+"""Benchmarks: a question each, beside peers and probes of the machine. `python -m bench` runs all.
+
+    single, processes, contention, sync, ycsb, growth, recovery, memory, latency, tax
+                         a question each
+    operations           the short one, which the tests use
+    harness, measuring   rounds and documents; processes that measure together
+    workloads, probes    what is measured; what the machine gives without inmem
+    peers                the stores that it is compared with
+    targets, report, plots   what is asked; tables and pictures
+"""

@@ -1,6 +1,7 @@
 """Everything: each benchmark in turn, then the report. `python -m bench`, or `python -m bench --quick`
 
-A full run writes to bench/results, a quick one to build/bench.
+The report and all that it rests on goes to build/bench; a full run also
+replaces the table and the picture that are kept in bench/results.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from bench import harness, report
 BENCHMARKS = (
     "single", "processes", "contention", "sync", "ycsb", "growth", "recovery", "memory", "latency", "tax"
 )  # fmt: skip
-_QUICK = Path(__file__).parents[1] / "build" / "bench"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for; 1 if something of inmem failed."""
     parser: argparse.ArgumentParser = harness.parser("python -m bench", __doc__)
     parser.add_argument("--only", default=",".join(BENCHMARKS), help="of %(default)s")
-    parser.add_argument("--output", type=Path, help="where the report goes")
+    parser.add_argument("--output", type=Path, help="where the report goes, instead")
     found = parser.parse_args(arguments)
     names = found.only.split(",")
     if unknown := set(names) - set(BENCHMARKS):
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             harness.say(traceback.format_exc())
             failed.append(name)
     if documents:
-        place = found.output or (_QUICK if options.quick else report.RESULTS)
-        report.write(documents, place)
+        place = found.output or report.RAW
+        report.write(documents, place, None if options.quick or found.output else report.RESULTS)
         print(report.targets_table(documents))
         harness.say(f"{time.monotonic() - began:.0f} s; the whole report is in {place}")
     failed += [name for name, document in documents.items() if document["failures"]]

@@ -41,7 +41,7 @@ def run(options: Options) -> dict[str, Any]:
 
         # In a moment of its own, so that every conflict in it is one of the appends.
         before = ours.database.status().conflicts
-        b.crew.measure(
+        b.processes.measure(
             b.subjects[b.ours].connector, workloads.append, "shared", processes=8, seconds=options.seconds
         )
         b.figure(f"{log}: conflicts", ours.database.status().conflicts - before)

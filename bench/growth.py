@@ -17,8 +17,8 @@ from typing import Any
 
 import inmem
 from bench import probes, workloads
-from bench.crew import Work
 from bench.harness import Options, bench, main
+from bench.measuring import Work
 from bench.peers import Client
 from bench.peers.ours import CONFIG, Ours
 
@@ -119,10 +119,10 @@ def run(options: Options) -> dict[str, Any]:
                 place = b.scratch / f"keys-{power}"
                 place.mkdir()
                 connector = store.start(place)
-                b.crew.with_client(0, connector, workloads.load, 10**power)
+                b.processes.with_client(0, connector, workloads.load, 10**power)
                 assert store.database is not None
                 b.note(f"10^{power} keys: image of {store.database.status().image_bytes / 2**20:,.0f} MiB")
-                measure = functools.partial(b.crew.measure, connector, seconds=options.seconds)
+                measure = functools.partial(b.processes.measure, connector, seconds=options.seconds)
                 for name, work in (("kv get", workloads.get), ("kv put", workloads.put)):
                     b.case(f"{name}, 10^{power} keys", b.ours, functools.partial(measure, work, 10**power))
                 lmdb_get = probing.enter_context(probes.lmdb_get(10**power))
@@ -131,12 +131,12 @@ def run(options: Options) -> dict[str, Any]:
             assert isinstance(ours, Ours)
             path = str(ours.path)
             for size in (small, large):
-                b.crew.call(0, build, path, longest, size)
+                b.processes.call(0, build, path, longest, size)
                 for name in QUERIES:
                     for k in (longest // 10, longest):
                         b.cases(f"{name} of {k:,}, run of {size:,}", query, path, size, name, k)
-            b.crew.call(0, append_many, path, events)
-            b.case("verify_chain", b.ours, lambda: b.crew.call(0, verify, path, events))
+            b.processes.call(0, append_many, path, events)
+            b.case("verify_chain", b.ours, lambda: b.processes.call(0, verify, path, events))
             b.rounds()
             for power in powers[1:]:
                 name = "most keys" if power == most else f"10^{power}"
@@ -153,7 +153,7 @@ def run(options: Options) -> dict[str, Any]:
             b.figure("verify_chain: events per second", *(v for v in b.found("verify_chain") if v))
             return b.document()
         finally:
-            b.crew.close()  # which holds clients of the stores
+            b.processes.close()  # which holds clients of the stores
             for store in stores:
                 store.stop()
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import workloads
-from bench.crew import BenchError, Crew, Measurement
+from bench.measuring import BenchError, Measurement, MeasuringProcesses
 from bench.peers import FAMILIES, Subject, Unsupported, running
 
 LEAST_ROUNDS = 5
@@ -143,7 +144,7 @@ class Bench:
         self.name, self.question, self.ours = name, question, ours
         self.options, self.scratch = options, scratch
         self.subjects, self.skipped = subjects, skipped
-        self.crew = Crew()
+        self.processes = MeasuringProcesses()
         self._random = random.Random(options.seed)
         self._cases: dict[str, list[_Case]] = {}
         self._found: dict[str, dict[str, list[Measurement | float | None]]] = {}
@@ -163,7 +164,7 @@ class Bench:
     def prepare(self, name: str, function: Callable[..., None], *arguments: Any) -> None:
         """Run `function(client, *arguments)` on one store; a peer that cannot is left out."""
         try:
-            self.crew.with_client(0, self.subjects[name].connector, function, *arguments)
+            self.processes.with_client(0, self.subjects[name].connector, function, *arguments)
         except (BenchError, Unsupported) as error:
             if name == self.ours:
                 raise
@@ -183,9 +184,9 @@ class Bench:
         for name in self.subjects if subjects is None else subjects:
             if name in self.subjects:
                 connector = self.subjects[name].connector
-                self.case(operation, name, lambda connector=connector: self.crew.measure(
-                    connector, build, *arguments, processes=processes, seconds=self.options.seconds,
-                    sample=sample,
+                self.case(operation, name, functools.partial(
+                    self.processes.measure, connector, build, *arguments, processes=processes,
+                    seconds=self.options.seconds, sample=sample,
                 ))  # fmt: skip
 
     def rounds(self) -> None:
@@ -324,7 +325,7 @@ def bench(
             try:
                 yield made
             finally:
-                made.crew.close()
+                made.processes.close()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         signal.signal(signal.SIGTERM, before)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from bench import workloads
-from bench.crew import Job, Measurement, combine
 from bench.harness import Bench, Options, bench, main
+from bench.measuring import Job, Measurement, combine
 
 SUBJECTS = ("inmem", "redis", "sqlite", "stratadb", "diskcache", "manager")
 OTHERS = 4
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[..., Any]] = {
     "kv get": workloads.get, "kv put": workloads.put, "event append": workloads.append,
     "transaction": workloads.step,
 }  # fmt: skip
@@ -26,7 +27,7 @@ def _under_load(b: Bench, subject: str, build: Any) -> Measurement:
     """The first process's operation, while others put."""
     connector = b.subjects[subject].connector
     jobs = [Job(connector, build), *[Job(connector, workloads.pressure)] * OTHERS]
-    return combine(b.crew.run(jobs, b.options.seconds, sample=True)[:1])
+    return combine(b.processes.run(jobs, b.options.seconds, sample=True)[:1])
 
 
 def run(options: Options) -> dict[str, Any]:

@@ -82,13 +82,13 @@ def run(options: Options) -> dict[str, Any]:
         assert isinstance(ours, Ours)
         database = ours.database
         assert database is not None
-        b.crew.need(CLIENTS)
+        b.processes.need(CLIENTS)
         for index in range(CLIENTS):
-            bare = b.crew.call(index, memory_of)
+            bare = b.processes.call(index, memory_of)
             b.figure("private memory of a process before it opens: MiB", bare["private"])
 
         empty = database.status().image_bytes
-        b.crew.with_client(0, connector, workloads.load, keys)
+        b.processes.with_client(0, connector, workloads.load, keys)
         # As SPEC.md has it: the stored key, and the value in MessagePack (a `str` of 50 bytes has 2 more).
         stored = inmem.Key.kv(database.namespace, "bench", workloads.key(0))
         encoded = keys * (len(bytes(stored)) + workloads.VALUE_BYTES + 2)
@@ -99,22 +99,23 @@ def run(options: Options) -> dict[str, Any]:
                f"image {status.image_bytes / _MIB:,.1f} MiB in use of {status.image_file_bytes / _MIB:,.1f}")
 
         for index in range(CLIENTS):
-            b.crew.with_client(index, connector, read_all, keys)
+            b.processes.with_client(index, connector, read_all, keys)
         for index in range(CLIENTS):  # when all have read everything, the image is nobody's own
-            b.figure("private memory of a client: MiB", (found := b.crew.call(index, memory_of))["private"])
+            found = b.processes.call(index, memory_of)
+            b.figure("private memory of a client: MiB", found["private"])
             b.figure("share of a client, the image included: MiB", found["pss"])
 
         before, loaded = memory_of(status.writer_pid), status.image_bytes
         for _ in range(turns):
-            b.crew.with_client(0, connector, churn, keys, 1)
+            b.processes.with_client(0, connector, churn, keys, 1)
             b.figure("image after replacing and deleting everything, to what it was before",
                      database.status().image_bytes / loaded)
         b.figure("writer, own memory after that, less what it had before: MiB",
                  memory_of(status.writer_pid)["own"] - before["own"])
-        b.crew.with_client(0, connector, commits, each)
+        b.processes.with_client(0, connector, commits, each)
         first = last = memory_of(status.writer_pid)["own"]
         for _ in range(STEPS):
-            b.crew.with_client(0, connector, commits, each)
+            b.processes.with_client(0, connector, commits, each)
             last = memory_of(status.writer_pid)["own"]
             b.figure(f"writer, own memory after {each:,} commits more: MiB", last)
         b.figure(f"writer, own memory gained in {STEPS * each:,} commits: MiB", last - first)

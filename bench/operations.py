@@ -1,9 +1,10 @@
-"""How fast is each operation, as users call it? `python -m bench.operations`
+"""Is an operation far from what the machine gives at this moment? `python -m bench.operations`
 
-One client unless it says otherwise, `buffered` durability, values of 50
+Without peers, and in under half a minute with `--quick`: the tests use it to
+see that no fast path was lost. One client unless it says otherwise, `buffered` durability, values of 50
 bytes. Each round runs the probes and all operations once, in turn; reported
 are the median, the lowest and the highest round, and the ratio to the probe
-of the same round. `--quick` takes under half a minute.
+of the same round.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import inmem
 from bench import probes
 from bench.probes import VALUE, rate
 
-RESULTS = Path(__file__).parent / "results"
+RAW = Path(__file__).parents[1] / "build" / "bench"
 PROCESSES = 8
 
 
@@ -57,7 +58,7 @@ def many(path: str, kind: str, seconds: float) -> float:
     ]
     for worker in workers:
         worker.start()
-    rates = [results.get(timeout=60 + seconds) for _ in workers]
+    rates: list[float] = [results.get(timeout=60 + seconds) for _ in workers]
     for worker in workers:
         worker.join()
     return sum(rates)
@@ -171,12 +172,12 @@ def table(document: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the table, and write it to bench/results."""
+    """Measure, print the table, and write it to build/bench."""
     parser = argparse.ArgumentParser(prog="python -m bench.operations", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="per operation and round")
     parser.add_argument("--quick", action="store_true", help="3 rounds of 0.3 seconds")
-    parser.add_argument("--output", type=Path, default=RESULTS / "operations", help="without ending")
+    parser.add_argument("--output", type=Path, default=RAW / "operations", help="without ending")
     options = parser.parse_args(arguments)
     rounds, seconds = (3, 0.3) if options.quick else (options.rounds, options.seconds)
     scratch = Path(tempfile.mkdtemp(prefix="inmem-bench-"))

@@ -1,4 +1,4 @@
-"""Pictures of the figures, as SVG and PNG. Needs matplotlib."""
+"""Pictures of the figures, as SVG. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ def draw(documents: Mapping[str, Document], place: Path) -> list[Path]:
         figure = pyplot.figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
         try:
             if picture(figure, documents):
-                for ending in ("svg", "png"):
-                    made.append(place / f"{name}.{ending}")
-                    figure.savefig(made[-1], dpi=120)
+                made.append(place / f"{name}.svg")
+                figure.savefig(made[-1])
         finally:
             pyplot.close(figure)
     return made

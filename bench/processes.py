@@ -28,7 +28,7 @@ def run(options: Options) -> dict[str, Any]:
     counts = QUICK_COUNTS if options.quick else COUNTS
     with bench("processes", "what do more processes bring, and who waits?", options, SUBJECTS) as b:
         b.load()
-        b.crew.need(max(counts))
+        b.processes.need(max(counts))
         for count in counts:
             b.cases(label("kv get", count), workloads.get, processes=count)
             b.cases(label("kv put", count), workloads.put, processes=count)

@@ -19,8 +19,8 @@ from typing import Any
 
 import inmem
 from bench import workloads
-from bench.crew import BenchError
 from bench.harness import Bench, Options, bench, main
+from bench.measuring import BenchError
 from bench.peers import Client
 from bench.peers.ours import CONFIG, Ours, wait_for_end
 
@@ -50,16 +50,16 @@ def kill_under_load(b: Bench) -> tuple[float, float]:
     ours = subject.peer
     assert isinstance(ours, Ours)
     assert ours.database is not None
-    b.crew.need(CLIENTS)
+    b.processes.need(CLIENTS)
     pid = ours.database.status().writer_pid
     for index in range(CLIENTS):
-        b.crew.begin(index, "with_client", subject.connector, count_up, index, _BEFORE_S + _AFTER_S)
+        b.processes.begin(index, "with_client", subject.connector, count_up, index, _BEFORE_S + _AFTER_S)
     time.sleep(_BEFORE_S)
     killed_ns = time.perf_counter_ns()
     os.kill(pid, signal.SIGKILL)
     answered = []
     for index in range(CLIENTS):
-        answers = b.crew.collect(index)
+        answers = b.processes.collect(index)
         # What the dead writer has answered may be fetched later: the longest pause is the one it left.
         pauses = [(after - before, after) for before, after in pairwise(answers) if after > killed_ns]
         if not pauses:
@@ -96,7 +96,7 @@ def stopped_store(b: Bench, name: str, config: Path, fill: Any, *arguments: Any,
     (b.scratch / name).mkdir()
     try:
         store.start(b.scratch / name)
-        b.crew.call(0, fill, str(store.path), str(config), *arguments)
+        b.processes.call(0, fill, str(store.path), str(config), *arguments)
         if checkpoint:
             assert store.database is not None
             store.database.checkpoint()

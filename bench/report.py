@@ -1,13 +1,15 @@
-"""What the figures say: tables, the targets, plots. `python -m bench.report FILE.json ...`
+"""What the figures say: tables, the targets, pictures. `python -m bench.report FILE.json ...`
 
 Collects the documents of the benchmarks into `results.json`, `results.md` and
-plots. It measures nothing.
+pictures, in build/bench; of these `results.md` and one picture are kept in
+bench/results. It measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,9 @@ from typing import Any
 
 from bench import targets
 
+RAW = Path(__file__).parents[1] / "build" / "bench"  # all of it, ignored by git
 RESULTS = Path(__file__).parent / "results"
+KEPT = ("results.md", "ratios.svg")
 Document = Mapping[str, Any]
 _WITH_LATENCY = ("single", "sync")  # of ours, beside the rates
 
@@ -130,30 +134,36 @@ def whole(documents: Mapping[str, Document]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write(documents: Mapping[str, Document], place: Path) -> None:
-    """results.json, results.md and the plots."""
+def write(documents: Mapping[str, Document], place: Path, kept: Path | None = None) -> None:
+    """results.json, results.md and the pictures; copies of KEPT go to `kept`."""
     place.mkdir(parents=True, exist_ok=True)
     (place / "results.json").write_text(json.dumps(documents, indent=2) + "\n")
     (place / "results.md").write_text(whole(documents))
     try:
         from bench import plots
     except ImportError as error:
-        print(f"no plots: {error}", file=sys.stderr)
-        return
-    plots.draw(documents, place)
+        print(f"no pictures: {error}", file=sys.stderr)
+    else:
+        plots.draw(documents, place)
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            if (place / name).exists():
+                shutil.copyfile(place / name, kept / name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Collect documents that were written with `--json`."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="of single benchmarks, or a results.json")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RAW)
+    parser.add_argument("--keep", action="store_true", help="copy the table and a picture to bench/results")
     found = parser.parse_args(arguments)
     documents: dict[str, Document] = {}
     for file in found.files:
         document = json.loads(file.read_text())
         documents |= {document["name"]: document} if "name" in document else document
-    write(documents, found.output)
+    write(documents, found.output, RESULTS if found.keep else None)
     print(targets_table(documents))
     return 0
 

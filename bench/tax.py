@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from bench import probes, workloads
-from bench.crew import Work
 from bench.harness import Options, bench, main
+from bench.measuring import Work
 from bench.peers import Client
 from inmem.keys import TypeTag, encode_name
 from inmem.values import decode, encode
@@ -27,7 +27,8 @@ LMDB, ECHO = "get: lmdb, decoded", "put: zmq echo"
 
 
 def _stored(client: Client, name: str) -> bytes:
-    return client._run.prefix + b"\0" + bytes([TypeTag.KV]) + encode_name(name)  # type: ignore[attr-defined]
+    prefix: bytes = client._run.prefix  # type: ignore[attr-defined]
+    return prefix + b"\0" + bytes([TypeTag.KV]) + encode_name(name)
 
 
 def _reads(client: Client, read: Callable[[Any], Any], raw: bool) -> Work:

@@ -1,4 +1,4 @@
-"""The operations that are measured, the same for every store. Each builds a `Work`; see `bench.crew`.
+"""The operations that are measured, the same for every store. Each builds a `Work`; see `bench.measuring`.
 
 What is written differs from one operation to the next and follows from its
 number, so that a check can tell what the store has to hold afterwards.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from bench.crew import BenchError, Work
+from bench.measuring import BenchError, Work
 from bench.peers import Client
 
 KEYS = 10_000

@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.crew import BenchError, Work
 from bench.harness import Bench, Options, bench, main
+from bench.measuring import BenchError, Work
 from bench.peers import Client, Record
 
 SUBJECTS = (

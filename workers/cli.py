@@ -1,60 +1,49 @@
-"""Options and exit codes of fleet, replay and stress; those of chaos are in `chaos_cli`.
+"""The one command line of the programs: `python -m workers fleet|chaos|stress|replay`.
 
-Invariant: only these two modules know options, streams and exit codes.
-0 all is well, 1 something is off, 2 wrong usage, 128 + n stopped by signal n
-(130 for Ctrl-C).
+Exit codes: 0 all is well, 1 something is off, 2 wrong usage, 128 + n stopped
+by signal n (130 for Ctrl-C).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import random
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from json import dumps
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
 from inmem import InmemError
-from inmem.exchange import Rejected
-from workers.fleet import FleetOptions, Observer, run_fleet
-from workers.lifetime import LeftBehind
-from workers.live import Display, display
-from workers.plan import FleetSpec
+from workers.chaos.program import run_chaos
+from workers.chaos.report import chaos_report
+from workers.chaos.result import ChaosOptions
+from workers.chaos.schedule import Rates
+from workers.fleet.plan import FleetSpec
+from workers.fleet.program import run_fleet
+from workers.fleet.replay import ReplayOptions, run_replay
+from workers.fleet.report import fleet_report, replay_report
+from workers.observer import Observer
 from workers.pool import START_METHODS, Interrupt, Interrupted, TimedOut
-from workers.replay import ReplayObserver, ReplayOptions, run_replay
-from workers.report import (
-    fleet_as_data,
-    fleet_verdict,
-    print_fleet,
-    print_json,
-    print_problems,
-    print_replay,
-    print_stress,
-    printable,
-    replay_as_data,
-    replay_verdict,
-    stress_as_data,
-    stress_verdict,
-)
-from workers.stress import StressObserver, StressOptions, run_stress
+from workers.screen import Report, Screen, print_problems
+from workers.stores import LeftBehind, StoreOptions
+from workers.stress.program import StressOptions, run_stress
+from workers.stress.report import stress_report
 
 MAX_WORKERS: Final = 256  # processes, each with a pipe: far below the usual limit of open files
 DURABILITIES: Final = ("memory", "buffered", "sync")
+LOGGED: Final = ("buffered", "sync")  # a store without a log forgets with its writer
+MAX_RATE: Final = 600.0
+CHAOS_SLACK_S: Final = 600.0  # beyond the minutes asked for: start, drain, judgement
 
-EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_SIGNAL: Final = 128
 
-fleet_app: typer.Typer = typer.Typer(add_completion=False)
-replay_app: typer.Typer = typer.Typer(add_completion=False)
-stress_app: typer.Typer = typer.Typer(add_completion=False)
-
-
-def _no_histories(directory: Path | None) -> Path | None:
-    if directory is not None and any(directory.glob("worker-*.jsonl")):
-        raise typer.BadParameter(f"{directory} holds histories already, and they are only appended to")
-    return directory
+app: typer.Typer = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Programs that use one store with many processes."
+)
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[str | None], str | None]:
@@ -64,6 +53,24 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str | None], str | None]:
         return value
 
     return check
+
+
+def _no_histories(directory: Path | None) -> Path | None:
+    if directory is not None and any(directory.glob("worker-*.jsonl")):
+        raise typer.BadParameter(f"{directory} holds histories already, and they are only appended to")
+    return directory
+
+
+def _directory(value: Path | None) -> Path | None:
+    if value is not None and not value.is_dir():
+        raise typer.BadParameter(f"{value} is no directory")
+    return value
+
+
+def _file(value: Path | None) -> Path | None:
+    if value is not None and (value.is_dir() or not value.resolve().parent.is_dir()):
+        raise typer.BadParameter(f"{value} cannot be written: it is a directory, or its directory is missing")
+    return value
 
 
 Workers = Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Worker processes.")]
@@ -86,29 +93,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no t
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
 
 
-class _FleetObserver(Observer):
-    """Puts a fleet on the screen."""
-
-    def __init__(self, stack: ExitStack, console: Console, show: bool) -> None:
-        self._stack, self._console, self._show = stack, console, show
-        self._display: Display | None = None
-
-    def started(self, spec: FleetSpec, writer_pid: int, path: str) -> None:
-        totals = [spec.steps] * spec.workers
-        shown = display(totals, "steps", show=self._show, console=self._console)
-        self._display = self._stack.enter_context(shown)
-        self._display.note(f"Store {path}, writer process {writer_pid}")
-
-    def progress(self, worker: int, payload: tuple[int, int, int]) -> None:
-        if self._display:
-            self._display.update(worker, payload)
-
-    def verifying(self) -> None:
-        if self._display:
-            self._display.note("All agents are done; reading everything back")
-
-
-@fleet_app.command()
+@app.command()
 def fleet(
     workers: Workers = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each agent.")] = 600,
@@ -130,49 +115,12 @@ def fleet(
 
     Exit code: 0 if all is exact, 1 if anything is off, 130 after Ctrl-C.
     """
-    console = Console(quiet=quiet or json)
     spec = FleetSpec(seed=seed, workers=workers, steps=steps)
-    options = FleetOptions(None if path is None else str(path), durability, start_method)
-
-    def body(interrupt: Interrupt) -> bool:
-        with ExitStack() as stack:
-            observer = _FleetObserver(stack, console, show=not (quiet or json))
-            result = run_fleet(spec, options, interrupt, observer)
-        if json:
-            print_json(fleet_as_data(result))
-        elif quiet:
-            print_problems(_errors(), result.problems())
-            print(fleet_verdict(result), flush=True)
-        else:
-            print_fleet(console, result)
-        return result.ok
-
-    _run(body, timeout)
+    options = StoreOptions(path=_text(path), durability=durability, start_method=start_method)
+    _run(lambda *told: fleet_report(run_fleet(spec, options, *told)), timeout, json, quiet)
 
 
-class _ReplayObserver(ReplayObserver):
-    """Puts a replay on the screen: one display for loading, then one for reading back."""
-
-    def __init__(self, stack: ExitStack, console: Console, show: bool) -> None:
-        self._stack, self._console, self._show = stack, console, show
-        self._display: Display | None = None
-
-    def rejected(self, rejected: Rejected) -> None:
-        # On standard error in every mode: a person sees it, and JSON stays JSON.
-        print_problems(_errors(), [f"rejected {rejected.source}: {rejected.reason}"])
-
-    def phase(self, text: str, totals: Sequence[int]) -> None:
-        self._stack.close()
-        shown = display(totals, "steps", show=self._show, console=self._console)
-        self._display = self._stack.enter_context(shown)
-        self._display.note(f"{text}: {sum(totals):,} steps in {len(totals)} processes")
-
-    def progress(self, worker: int, payload: tuple[int, int, int]) -> None:
-        if self._display:
-            self._display.update(worker, payload)
-
-
-@replay_app.command()
+@app.command()
 def replay(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", exists=True, help="Searched for *.traj and *.json files.")
@@ -204,49 +152,11 @@ def replay(
     its source, whatever was rejected; 1 if the verification or a worker
     fails, or if no trajectory could be loaded; 130 after Ctrl-C.
     """
-    console = Console(quiet=quiet or json)
-    options = ReplayOptions(workers, None if path is None else str(path), durability, start_method)
-
-    def body(interrupt: Interrupt) -> bool:
-        with ExitStack() as stack:
-            observer = _ReplayObserver(stack, console, show=not (quiet or json))
-            result = run_replay(directory, options, interrupt, observer)
-        if json:
-            print_json(replay_as_data(result))
-        elif quiet:
-            print_problems(_errors(), result.problems())
-            print(printable(replay_verdict(result)), flush=True)
-        else:
-            print_replay(console, result)
-        return result.ok
-
-    _run(body, timeout)
+    options = ReplayOptions(workers, path=_text(path), durability=durability, start_method=start_method)
+    _run(lambda *told: replay_report(run_replay(directory, options, *told)), timeout, json, quiet)
 
 
-class _StressObserver(StressObserver):
-    """Puts a stress on the screen."""
-
-    def __init__(self, stack: ExitStack, console: Console, show: bool) -> None:
-        self._stack, self._console, self._show = stack, console, show
-        self._display: Display | None = None
-
-    def started(self, options: StressOptions, writer_pid: int, path: str) -> None:
-        unit = "seconds" if options.operations is None else "operations"
-        shown = display(options.totals(), unit, show=self._show, console=self._console)
-        self._display = self._stack.enter_context(shown)
-        self._display.note(f"Store {path}, writer process {writer_pid}")
-        self._display.note(f"Starting {options.workers} workers")
-
-    def progress(self, worker: int, payload: tuple[int, int, int]) -> None:
-        if self._display:
-            self._display.update(worker, payload)
-
-    def judging(self, histories: str) -> None:
-        if self._display:
-            self._display.note(f"All workers are done; judging {histories}")
-
-
-@stress_app.command()
+@app.command()
 def stress(
     workers: Workers = 100,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long the workers work.")] = 20.0,
@@ -279,47 +189,142 @@ def stress(
 
     Exit code: 0 if it does, 1 if anything is off, 130 after Ctrl-C.
     """
-    console = Console(quiet=quiet or json)
     options = StressOptions(
-        seed, workers, seconds, operations, None if path is None else str(path), durability, start_method,
-        None if histories is None else str(histories),
+        seed, workers, seconds, operations, _text(histories), path=_text(path), durability=durability,
+        start_method=start_method, timeout_s=60.0,  # many share the machine
     )  # fmt: skip
-
-    def body(interrupt: Interrupt) -> bool:
-        with ExitStack() as stack:
-            observer = _StressObserver(stack, console, show=not (quiet or json))
-            result = run_stress(options, interrupt, observer)
-        if json:
-            print_json(stress_as_data(result))
-        elif quiet:
-            print_problems(_errors(), result.problems())
-            print(stress_verdict(result), flush=True)
-        else:
-            print_stress(console, result)
-        return result.ok
-
-    _run(body, timeout)
+    _run(lambda *told: stress_report(run_stress(options, *told)), timeout, json, quiet)
 
 
-def _run(body: Callable[[Interrupt], bool], timeout_s: float) -> None:
-    """Run a program's body under signals and a deadline, and leave with its exit code."""
+def _per_minute(name: str, text: str) -> Any:
+    return typer.Option(f"--{name}-per-minute", min=0.0, max=MAX_RATE, help=text)
+
+
+@app.command()
+def chaos(
+    minutes: Annotated[
+        float, typer.Option(min=0.05, max=24 * 60, help="How long workers are disturbed.")
+    ] = 10.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Determines the schedule and what workers try. Default: chance.")
+    ] = None,
+    workers: Workers = 16,
+    durability: Annotated[
+        str, typer.Option(callback=_one_of(LOGGED), help="buffered or sync.")
+    ] = "buffered",
+    kill_writer: Annotated[
+        float, _per_minute("kills", "SIGKILLs of the writer; one in ten also of the next.")
+    ] = Rates().kill_writer,
+    stop_writer: Annotated[
+        float, _per_minute("stops", "SIGSTOPs of the writer, for up to a second.")
+    ] = Rates().stop_writer,
+    kill_worker: Annotated[
+        float, _per_minute("worker-kills", "SIGKILLs of a worker; another takes its place.")
+    ] = Rates().kill_worker,
+    stop_worker: Annotated[
+        float, _per_minute("worker-stops", "SIGSTOPs of a worker, for up to three seconds.")
+    ] = Rates().stop_worker,
+    checkpoint: Annotated[
+        float, _per_minute("checkpoints", "Calls of db.checkpoint().")
+    ] = Rates().checkpoint,
+    fill_memory: Annotated[
+        float, _per_minute("fills", "How often the quota is used up and freed again.")
+    ] = Rates().fill_memory,
+    fill_disk: Annotated[
+        float, _per_minute("disk-fills", "How often the disk is used up and freed; needs --disk.")
+    ] = Rates().fill_disk,
+    rate: Annotated[
+        float, typer.Option(min=0.0, help="Operations of each worker per second, at most. 0: no bound.")
+    ] = 40.0,
+    quota_mib: Annotated[
+        int | None,
+        typer.Option(min=64, max=65536, help="Quota of the store. Default: by the minutes."),
+    ] = None,
+    disk: Annotated[
+        bool,
+        typer.Option("--disk", help="Put the data on a small file system in memory and fill it. As root."),
+    ] = False,
+    disk_mib: Annotated[int, typer.Option(min=64, max=65536, help="Size of that file system.")] = 1024,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_directory, help="Where the store is put. Default: as for any temporary file."
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    json: Annotated[
+        Path | None,
+        typer.Option(callback=_file, metavar="FILE", help="Write all figures there as one JSON object."),
+    ] = None,
+) -> None:
+    """Kill, stop and fill everything around working processes; then look for what was lost or doubled.
+
+    Workers use one store through all primitives: single and pipelined writes,
+    counters, logs, cells, traces, lists under transactions, snapshots, runs
+    that are deleted, entries that expire. Each notes every question before it
+    asks and every answer before it goes on, in a journal of its own.
+    Meanwhile the writer is killed and stopped, workers are killed, replaced
+    and stopped, checkpoints are taken, and the quota (with --disk the disk
+    too) is used up and freed.
+
+    At the end all of it is let be, and the journals are held against the
+    store: what was acknowledged is there exactly once, what a killed worker
+    was not told of at most once, counters are exact, chains and indices are
+    whole, histories are serializable. No worker may have met an error, but
+    that the store was full while it was.
+
+    Recovery is the time from a kill of the writer to the answer to a commit.
+    Only processes that this program started are ever signalled. If something
+    is wrong, journals and store are kept, and told where.
+
+    Example: python -m workers.chaos --minutes 15 --kills-per-minute 75 --seed 7
+
+    Exit code: 0 if all is exact, 1 if anything is off, 130 after Ctrl-C.
+    """
+    rates = Rates(
+        kill_writer, stop_writer, kill_worker, stop_worker, checkpoint, fill_memory,
+        fill_disk if disk else 0.0,
+    )  # fmt: skip
+    options = ChaosOptions(
+        random.SystemRandom().randrange(1 << 31) if seed is None else seed, minutes, workers, durability,
+        rates, quota_mib, rate, disk_mib if disk else None,
+        None if directory is None else str(directory.resolve()),
+    )  # fmt: skip
+    # First of all, so that it is known whatever comes.
+    print(f"seed {options.seed}; again: {options.command()}", flush=True)
+
+    def body(interrupt: Interrupt, observer: Observer) -> Report:
+        report = chaos_report(run_chaos(options, interrupt, observer))
+        if json is not None:
+            json.write_text(dumps(report.data, indent=2) + "\n", encoding="utf-8")
+        return report
+
+    _run(body, options.seconds + CHAOS_SLACK_S, False, quiet)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _run(body: Callable[[Interrupt, Observer], Report], timeout_s: float, json: bool, quiet: bool) -> None:
+    """Run a program under signals and a deadline, tell what came of it, and leave with its exit code."""
     with Interrupt(timeout_s) as interrupt:
         try:
-            ok = body(interrupt)
+            with closing(Screen(not (quiet or json))) as screen:
+                report = body(interrupt, screen)
         except Interrupted as error:
-            _errors().print(f"{error}; workers stopped, store closed", highlight=False)
+            print_problems([f"{error}; workers stopped, store closed"])
             raise typer.Exit(EXIT_SIGNAL + error.signum) from None
-        except (TimedOut, LeftBehind) as error:
-            _fail(str(error))
+        except (TimedOut, LeftBehind, OSError) as error:
+            print_problems([str(error)])
+            raise typer.Exit(EXIT_FAILED) from None
         except InmemError as error:
-            _fail(f"{type(error).__name__}: {error}. {error.hint}")
-    raise typer.Exit(EXIT_OK if ok else EXIT_FAILED)
+            print_problems([f"{type(error).__name__}: {error}. {error.hint}"])
+            raise typer.Exit(EXIT_FAILED) from None
+    report.tell(as_json=json, quiet=quiet)
+    raise typer.Exit(0 if report.ok else EXIT_FAILED)
 
 
-def _fail(text: str) -> NoReturn:
-    print_problems(_errors(), [text])
-    raise typer.Exit(EXIT_FAILED)
-
-
-def _errors() -> Console:
-    return Console(stderr=True, soft_wrap=True)
+def main(program: str) -> None:
+    """`python -m workers.<program>`: the command line with the program named already."""
+    app([program, *sys.argv[1:]], prog_name=f"python -m workers.{program}")

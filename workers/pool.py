@@ -20,15 +20,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final
 
 STOP_GRACE_S: Final = 5.0  # from asking a worker to stop until it is terminated
 TERM_GRACE_S: Final = 2.0  # from terminating until killing
 ORPHAN_GRACE_S: Final = 10.0  # a worker without a parent ends itself after this, whatever it does
+PROGRESS_INTERVAL_S: Final = 0.1  # between two words of one worker
 START_METHODS: Final = ("spawn", "forkserver", "fork")
 
 
@@ -108,12 +110,16 @@ class Link:
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
+        self._next = 0.0  # when progress may be told again
         self._stopping = threading.Event()
         threading.Thread(target=self._watch, name="parent-watch", daemon=True).start()
 
-    def progress(self, payload: Any) -> None:
-        """Tell the parent how far this worker is."""
-        self.send("progress", payload)
+    def progress(self, payload: Any, *, last: bool = False) -> None:
+        """Tell the parent how far this worker is; only now and then, unless it is the last word."""
+        now = time.monotonic()
+        if last or now >= self._next:
+            self._next = now + PROGRESS_INTERVAL_S
+            self.send("progress", payload)
 
     def send(self, kind: str, payload: Any) -> None:
         try:
@@ -143,6 +149,24 @@ class Link:
             os._exit(1)
 
 
+def start_process(
+    context: Any, name: str, target: Callable[..., Any], arguments: tuple[Any, ...]
+) -> tuple[Any, Connection]:
+    """Start `target(link, *arguments)` in a process: it, and this end of its pipe."""
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_bootstrap, args=(theirs, target, arguments), name=name)
+    # A signal that comes now waits until the child ignores it: it must not die of it half-imported.
+    # The tracker of `multiprocessing` unblocks signals when it starts, so it starts first.
+    resource_tracker.ensure_running()
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, Interrupt.signals)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+    theirs.close()
+    return process, ours
+
+
 def _bootstrap(conn: Connection, target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """The main function of every worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -153,13 +177,24 @@ def _bootstrap(conn: Connection, target: Callable[..., Any], arguments: tuple[An
     try:
         kind, payload = "done", target(link, *arguments)
     except Stopped:
-        kind, payload = "stopped", None
+        kind, payload = "stopped", "it was stopped before it was done"
     except Exception:
         kind, payload = "error", traceback.format_exc()
-    try:
+    with suppress(Stopped):
         link.send(kind, payload)
-    except Stopped:
-        pass
+
+
+def heard(conn: Connection, process: Any) -> tuple[str, Any]:
+    """What a worker says: "progress", "done", "error", "stopped", or "lost" if its process has ended."""
+    try:
+        kind, payload = conn.recv()
+        return kind, payload
+    except (EOFError, ConnectionResetError):
+        process.join(STOP_GRACE_S)
+    code = process.exitcode
+    if code is not None and code < 0:
+        return "lost", f"the process was ended by {signal.Signals(-code).name}"
+    return "lost", f"the process ended with exit code {code} and without a result"
 
 
 @dataclass(slots=True)
@@ -168,6 +203,14 @@ class Outcome:
 
     results: dict[int, Any] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+
+    def in_order(self) -> list[Any]:
+        """The results in order of the workers."""
+        return [self.results[worker] for worker in sorted(self.results)]
+
+    def told(self, name: str) -> list[str]:
+        """The failures, each with the worker's name and number."""
+        return [f"{name} {worker}: {text}" for worker, text in sorted(self.failures.items())]
 
 
 class WorkerPool:
@@ -196,37 +239,20 @@ class WorkerPool:
         self._conns: dict[Connection, int] = {}
 
     def __enter__(self) -> WorkerPool:
-        # A signal that comes while processes start waits until all have their mask: a child
-        # must not die of it half-imported. The tracker of `multiprocessing` unblocks signals
-        # when it starts, so it starts first.
-        resource_tracker.ensure_running()
-        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, Interrupt.signals)
         try:
             for index, arguments in enumerate(self._arguments):
-                self._start(index, arguments)
+                process, conn = start_process(
+                    self._context, f"{self._name}-{index}", self._target, arguments
+                )
+                self._processes.append(process)
+                self._conns[conn] = index
         except BaseException:
             self.close()
             raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _start(self, index: int, arguments: tuple[Any, ...]) -> None:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=_bootstrap,
-            args=(theirs, self._target, arguments),
-            name=f"{self._name}-{index}",
-        )
-        process.start()
-        theirs.close()
-        self._processes.append(process)
-        self._conns[ours] = index
 
     def run(self, on_progress: Callable[[int, Any], None], interrupt: Interrupt) -> Outcome:
         """Wait until every worker is done. The first failure stops the others.
@@ -240,10 +266,7 @@ class WorkerPool:
             interrupt.check()
             for conn in interrupt.wait(list(open_conns), 0.5):
                 index = open_conns[conn]
-                try:
-                    kind, payload = conn.recv()
-                except (EOFError, ConnectionResetError):
-                    kind, payload = "lost", None
+                kind, payload = heard(conn, self._processes[index])
                 if kind == "progress":
                     on_progress(index, payload)
                     continue
@@ -251,27 +274,15 @@ class WorkerPool:
                 if kind == "done":
                     outcome.results[index] = payload
                     continue
-                if kind == "error":
+                if kind != "stopped":
                     outcome.failures[index] = payload
-                elif kind == "lost":
-                    outcome.failures[index] = self._epitaph(index)
                 self._ask_to_stop()
         return outcome
 
-    def _epitaph(self, index: int) -> str:
-        process = self._processes[index]
-        process.join(STOP_GRACE_S)
-        code = process.exitcode
-        if code is not None and code < 0:
-            return f"the process was ended by {signal.Signals(-code).name}"
-        return f"the process ended with exit code {code} and without a result"
-
     def _ask_to_stop(self) -> None:
         for conn in self._conns:
-            try:
+            with suppress(OSError):
                 conn.send("stop")
-            except OSError:
-                pass
 
     def close(self) -> None:
         """Ask, terminate, kill: no process is left. Returns at once if all are done."""

@@ -46,7 +46,7 @@ class DiskCacheClient(Client):
             self._db.set(log, number + 1)
 
     def log_length(self, log: str) -> int:
-        return self._db.get(log, 0)
+        return int(self._db.get(log, 0))
 
     def cell(self, name: str, value: str) -> int:
         with self._db.transact(retry=True):
@@ -69,7 +69,7 @@ class DiskCacheClient(Client):
             self._db.set(key, self._db.get(key, 0) + 1)
 
     def number(self, key: str) -> int:
-        return self._db.get(key, 0)
+        return int(self._db.get(key, 0))
 
     def insert(self, key: str, record: Record) -> Any:
         self._db.set(key, record)
@@ -80,7 +80,8 @@ class DiskCacheClient(Client):
                 self._db.set(key, record)
 
     def read(self, key: str) -> Record | None:
-        return self._db.get(key)
+        found: Record | None = self._db.get(key)
+        return found
 
     def update(self, key: str, field: str, value: str) -> Any:
         with self._db.transact(retry=True):

@@ -58,12 +58,13 @@ class ManagerClient(Client):
 
     def cell(self, name: str, value: str) -> int:
         with self._lock:
-            version = self._cells.get(name, (0, None))[0] + 1
+            version: int = self._cells.get(name, (0, None))[0] + 1
             self._cells[name] = version, value
         return version
 
     def cell_value(self, name: str) -> str | None:
-        return self._cells.get(name, (0, None))[1]
+        value: str | None = self._cells.get(name, (0, None))[1]
+        return value
 
     def cas(self, name: str, version: int, value: str) -> int:
         with self._lock:
@@ -77,7 +78,7 @@ class ManagerClient(Client):
             self._data[key] = self._data.get(key, 0) + 1
 
     def number(self, key: str) -> int:
-        return self._data.get(key, 0)
+        return int(self._data.get(key, 0))
 
     def insert(self, key: str, record: Record) -> Any:
         self._data[key] = record
@@ -86,7 +87,8 @@ class ManagerClient(Client):
         self._data.update(records)
 
     def read(self, key: str) -> Record | None:
-        return self._data.get(key)
+        found: Record | None = self._data.get(key)
+        return found
 
     def update(self, key: str, field: str, value: str) -> Any:
         with self._lock:

@@ -85,15 +85,15 @@ class OurClient(Client):
         self._records = self._db.run("ycsb")
         self.get = run.kv.get  # type: ignore[method-assign]
         self.put = run.kv.put  # type: ignore[method-assign]
-        self.put_many = run.kv.put_many  # type: ignore[method-assign]
-        self.cas = run.cells.cas  # type: ignore[method-assign]
+        self.put_many = run.kv.put_many  # type: ignore[method-assign, assignment]
+        self.cas = run.cells.cas  # type: ignore[method-assign, assignment]
         self.cell = run.cells.set  # type: ignore[method-assign]
 
     def append(self, log: str, value: str) -> Any:
         return self._events.append(log, "tick", value)
 
     def log_length(self, log: str) -> int:
-        return self._events.len(log)
+        return int(self._events.len(log))
 
     def cell_value(self, name: str) -> str | None:
         state = self._cells.read(name)
@@ -121,13 +121,13 @@ class OurClient(Client):
                 raise AssertionError("events and traces differ")
             if head is not None and not head.payload == view.kv.get("step") == (state and state.value):
                 raise AssertionError("the parts of the last transaction differ")
-            return events
+            return int(events)
 
     def increment(self, key: str) -> Any:
         self._run.transact(lambda txn: txn.kv.put(key, txn.kv.get(key, 0) + 1))
 
     def number(self, key: str) -> int:
-        return self._run.kv.get(key, 0)
+        return int(self._run.kv.get(key, 0))
 
     def transition(self, name: str) -> Any:
         self._cells.transition(name, lambda state: (state.value + 1, None))
@@ -135,7 +135,7 @@ class OurClient(Client):
     def transition_number(self, name: str) -> int:
         state = self._cells.read(name)
         if state is not None:
-            return state.value
+            return int(state.value)
         try:
             self._cells.init(name, 0)
         except inmem.CellExistsError:
@@ -149,7 +149,8 @@ class OurClient(Client):
         self._records.kv.put_many(records)
 
     def read(self, key: str) -> Record | None:
-        return self._records.kv.get(key)
+        found: Record | None = self._records.kv.get(key)
+        return found
 
     def update(self, key: str, field: str, value: str) -> Any:
         self._records.kv.merge(key, {field: value})

@@ -98,16 +98,17 @@ class RedisClient(Client):
         return self.db.xadd(log, {"tick": value})
 
     def log_length(self, log: str) -> int:
-        return self.db.xlen(log)
+        return int(self.db.xlen(log))
 
     def cell(self, name: str, value: str) -> int:
         with self.db.pipeline() as p:
             p.hset(name, "value", value)
             p.hincrby(name, "version")
-            return p.execute()[1]
+            return int(p.execute()[1])
 
     def cell_value(self, name: str) -> str | None:
-        return self.db.hget(name, "value")
+        found: str | None = self.db.hget(name, "value")
+        return found
 
     def cas(self, name: str, version: int, value: str) -> int:
         with self.db.pipeline() as p:
@@ -131,7 +132,7 @@ class RedisClient(Client):
             p.execute()
 
     def traces(self, tag: str) -> int:
-        return self.db.zcard(f"trace-by-tag:{tag}")
+        return int(self.db.zcard(f"trace-by-tag:{tag}"))
 
     def step(self, value: str) -> Any:
         with self.db.pipeline() as p:
@@ -143,7 +144,7 @@ class RedisClient(Client):
             p.execute()
 
     def steps(self) -> int:
-        events = self.db.xlen("steps")
+        events: int = self.db.xlen("steps")
         if events != self.traces("step") or events != int(self.db.hget("phase", "version") or 0):
             raise AssertionError("events, traces and the cell differ")
         return events
@@ -175,7 +176,8 @@ class RedisClient(Client):
             p.execute()
 
     def read(self, key: str) -> Record | None:
-        return self.db.hgetall(key)
+        found: Record | None = self.db.hgetall(key)
+        return found
 
     def update(self, key: str, field: str, value: str) -> Any:
         self.db.hset(key, field, value)
@@ -185,7 +187,8 @@ class RedisClient(Client):
         with self.db.pipeline(transaction=False) as p:
             for key in keys:
                 p.hgetall(key)
-            return p.execute()
+            found: list[Record] = p.execute()
+            return found
 
     def close(self) -> None:
         self.db.close()

@@ -90,16 +90,17 @@ class SqliteClient(Client):
         )
 
     def log_length(self, log: str) -> int:
-        return self._one("SELECT count(*) FROM events WHERE log=?", log)
+        return int(self._one("SELECT count(*) FROM events WHERE log=?", log))
 
     def cell(self, name: str, value: str) -> int:
-        return self._one(
+        return int(self._one(
             "INSERT INTO cells VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET value=excluded.value, "
             "version=version + 1 RETURNING version", name, value,
-        )
+        ))  # fmt: skip
 
     def cell_value(self, name: str) -> str | None:
-        return self._one("SELECT value FROM cells WHERE name=?", name)
+        found: str | None = self._one("SELECT value FROM cells WHERE name=?", name)
+        return found
 
     def cas(self, name: str, version: int, value: str) -> int:
         done = self.db.execute(
@@ -120,7 +121,7 @@ class SqliteClient(Client):
             self._trace(value, tags)
 
     def traces(self, tag: str) -> int:
-        return self._one("SELECT count(*) FROM tags WHERE tag=?", tag)
+        return int(self._one("SELECT count(*) FROM tags WHERE tag=?", tag))
 
     def step(self, value: str) -> Any:
         with self._immediate():

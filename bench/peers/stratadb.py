@@ -94,7 +94,7 @@ class StrataClient(Client):
         return self._db.at(space=log).events.append("tick", {"value": value})
 
     def log_length(self, log: str) -> int:
-        return self._db.at(space=log).events.len()
+        return int(self._db.at(space=log).events.len())
 
     def insert(self, key: str, record: Record) -> Any:
         self._json.set(key, record)
@@ -105,7 +105,8 @@ class StrataClient(Client):
         ])
 
     def read(self, key: str) -> Record | None:
-        return self._json.get(key)
+        found: Record | None = self._json.get(key)
+        return found
 
     def update(self, key: str, field: str, value: str) -> Any:
         self._json.set(key, f"$.{field}", value)

@@ -41,17 +41,8 @@ from inmem.cli.common import (
     size,
 )
 from inmem.database import open as open_database
-from inmem.exchange import (
-    FORMATS,
-    Exported,
-    Imported,
-    count_runs,
-    discard_import,
-    export_runs,
-    import_recorded,
-    import_runs,
-)
-from inmem.exchange.recorded import Recorded
+from inmem.exchange import Exported, Imported, count_runs, discard_import, export_runs, import_runs
+from inmem.exchange.recorded import FORMATS, Recorded, import_recorded
 from inmem.keys import Namespace
 
 _SHOWN: Final = 10  # names of runs in a line: `--json` has all
@@ -126,7 +117,9 @@ def import_(
     ] = None,
     source_format: Annotated[
         str | None,
-        typer.Option("--format", metavar="|".join(FORMATS), help="Recorded runs of agents, and no export."),
+        typer.Option(
+            "--format", metavar="|".join(FORMATS), help="Deprecated: recorded runs of agents, and no export."
+        ),
     ] = None,
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Pass over runs that exist and differ.")
@@ -148,7 +141,8 @@ def import_(
     All of the file is verified first: counts, checksums, hash chains. Runs
     that are there already, exactly so, are left alone: after an interruption
     just do it again. A run that exists and differs is refused, and nothing is
-    imported. With --format FILE holds recorded runs of agents instead.
+    imported. With --format FILE holds recorded runs of agents instead, which
+    is deprecated and goes with the next release.
 
     Example: inmem import ./data triage-7.jsonl
     """
@@ -174,6 +168,7 @@ def import_(
             else:
                 console().print(f"removed: {_some(discard)}", soft_wrap=True)
         elif source_format is not None:
+            typer.echo("inmem: --format is deprecated and goes with the next release", err=True)
             with _bar(as_json, TextColumn("{task.fields[detail]}")) as bar:
                 task = None if bar is None else bar.add_task("storing", total=None, detail="")
 

@@ -253,7 +253,7 @@ def race_for_status(words: Any, index: int, path: str, workers: int, rounds: int
             story = list(STORIES)[number % len(STORIES)]
             wanted = STORIES[story][index % len(STORIES[story])]
             run = f"{story}-{number}"
-            _meet(words, index, workers, number + 1)
+            words.meet(index, workers, number + 1, 0.0001)
             try:
                 _change_status(db, run, RunStatus(wanted), how=(number + index) % 3)
                 outcomes.append([wanted, "won", None])
@@ -275,16 +275,6 @@ def _change_status(db: inmem.Database, run: str, status: RunStatus, how: int) ->
         with db.transaction(run) as txn:
             txn.runs.update_status(status, error=error)
             txn.events.append("changed", str(status))
-
-
-def _meet(words: Any, index: int, count: int, number: int) -> None:
-    """Like `words.meet`, with pauses: for more workers than cores."""
-    words[index] = number
-    deadline = time.monotonic() + DEADLINE_S
-    while any(words[other] < number for other in range(count)):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"nobody else came to meeting {number}")
-        time.sleep(0.0001)
 
 
 def live_and_die(words: Any, index: int, path: str, runs: int, seed: int) -> dict[str, str]:

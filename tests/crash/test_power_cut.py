@@ -36,8 +36,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import support
 from power_workers import PIPED, WRITERS, machine
-from support import TESTS, Words, Workers, wait_until
+from support import Words, Workers, wait_until
 
 from inmem.config import Settings
 from inmem.host.control import DURABLE, VERSION, Control
@@ -132,7 +133,7 @@ class Boot:
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script,
-                 "sh", sys.executable, str(TESTS / "support.py"), machine.__module__, machine.__name__,
+                 "sh", sys.executable, support.__file__, machine.__module__, machine.__name__,
                  str(scratch / "words"), str(scratch / "result"), json.dumps([str(a) for a in arguments[:2]]
                  + list(arguments[2:]))],
                 stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, cwd="/",

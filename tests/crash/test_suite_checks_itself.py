@@ -77,7 +77,8 @@ def running(place: Path, code: str) -> Iterator[subprocess.Popen[str]]:
     place.mkdir()
     file = place / "test_it.py"
     file.write_text(code)
-    paths = [str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    places = [str(place) for place in (TESTS, TESTS / "helpers", TESTS.parent)]
+    paths = [*places, *filter(None, [os.environ.get("PYTHONPATH")])]
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider",
          "--rootdir", str(place), "-c", str(TESTS.parent / "pyproject.toml"), str(file)],

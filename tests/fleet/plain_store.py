@@ -16,7 +16,7 @@ from typing import Any
 from plain_primitives import Cells, PlainCells, PlainRuns, PlainTraces, Runs, Traces
 
 import inmem
-from workers.canonical import canonical
+from workers.judge.values import canonical
 
 ZERO = bytes(32)
 

@@ -46,7 +46,7 @@ def stubborn(link: Link) -> None:
 def talkative(link: Link) -> None:
     link.progress(("pid", os.getpid()))
     while True:
-        link.progress(b"x" * 100_000)
+        link.send("progress", b"x" * 100_000)
 
 
 def signals_of(link: Link) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from bench import processes, report, single, targets, workloads, ycsb
-from bench.crew import BenchError, Crew, combine, percentiles
 from bench.harness import main, parsed, parser
+from bench.measuring import BenchError, MeasuringProcesses, combine, percentiles
 from bench.peers import Client, Unsupported
 
 OPERATIONS = {
@@ -53,8 +53,9 @@ def test_the_quick_form_runs_and_tells_everything(scratch: Path) -> None:
     assert {figure for figure in asked if verdicts[figure] == "not measured"} <= {
         figure for figure in asked if "stratadb" in figure
     }
-    report.write({"single": document}, scratch / "report")
-    assert "kv get" in (scratch / "report" / "results.md").read_text()
+    report.write({"single": document}, scratch / "report", scratch / "kept")
+    assert "kv get" in (scratch / "kept" / "results.md").read_text()
+    assert {path.name for path in (scratch / "kept").iterdir()} <= set(report.KEPT)
     assert json.loads((scratch / "report" / "results.json").read_text()) == {"single": document}
 
 
@@ -99,28 +100,30 @@ class Keeper(Client):
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    made = Crew()
+def measuring() -> Iterator[MeasuringProcesses]:
+    made = MeasuringProcesses()
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("build", [workloads.put, workloads.get, workloads.append])
-def test_an_operation_that_does_nothing_has_no_rate(crew: Crew, build: Callable[..., Any]) -> None:
+def test_an_operation_that_does_nothing_has_no_rate(
+    measuring: MeasuringProcesses, build: Callable[..., Any]
+) -> None:
     with pytest.raises(BenchError, match=r"instead of|wrong result|the store counts 0"):
-        crew.measure(Forgetful, build, seconds=0.01)
+        measuring.measure(Forgetful, build, seconds=0.01)
 
 
-def test_lost_events_are_noticed_and_kept_ones_counted(crew: Crew) -> None:
+def test_lost_events_are_noticed_and_kept_ones_counted(measuring: MeasuringProcesses) -> None:
     with pytest.raises(BenchError, match="the store counts"):
-        crew.measure(functools.partial(Keeper, 50), workloads.append, seconds=0.01)
-    assert crew.measure(functools.partial(Keeper, 0), workloads.append, seconds=0.01).rate > 0
-    assert crew.measure(functools.partial(Keeper, 0), workloads.put, seconds=0.01).rate > 0
+        measuring.measure(functools.partial(Keeper, 50), workloads.append, seconds=0.01)
+    assert measuring.measure(functools.partial(Keeper, 0), workloads.append, seconds=0.01).rate > 0
+    assert measuring.measure(functools.partial(Keeper, 0), workloads.put, seconds=0.01).rate > 0
 
 
-def test_what_a_store_cannot_do_is_no_failure(crew: Crew) -> None:
+def test_what_a_store_cannot_do_is_no_failure(measuring: MeasuringProcesses) -> None:
     with pytest.raises(Unsupported, match="no transactions"):
-        crew.measure(Forgetful, workloads.step, seconds=0.01)
+        measuring.measure(Forgetful, workloads.step, seconds=0.01)
 
 
 # --- arithmetic --------------------------------------------------------------------------------------

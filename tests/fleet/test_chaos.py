@@ -11,8 +11,7 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +19,19 @@ import pytest
 from commands import Site, wait_for
 
 import inmem
-from workers.chaos import read_chaos
-from workers.chaos_judge import ChaosVerdict, Journal, judge_chaos, read_journal
-from workers.chaos_plan import KINDS, Rates, schedule
-from workers.chaos_pressure import Phase
-from workers.chaos_result import ChaosOptions, percentile
-from workers.chaos_worker import ChaosMixer
-from workers.history import OK, REFUSED, UNKNOWN, History, HistoryError, Op, path_of
-from workers.judge import FinalState
-from workers.mixing import StressRuns, StressTask
+from workers.chaos.program import read_chaos
+from workers.chaos.report import percentile
+from workers.chaos.result import ChaosOptions
+from workers.chaos.schedule import KINDS, Rates, schedule
+from workers.chaos.worker import ChaosWorker
+from workers.judge.chaos import ChaosVerdict, Journal, Phase, judge_chaos, read_journal
+from workers.judge.final_state import FinalState
+from workers.judge.history import OK, REFUSED, UNKNOWN, History, HistoryError, Op, path_of
 from workers.pool import Interrupt, Stopped
-from workers.stress import prepare
+from workers.stress.program import prepare
+from workers.stress.worker import StressRuns, StressTask
 
 SEED = 20261122
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with closing(Site(tmp_path / "tmp")) as site:
-        yield site
 
 
 # --- as a user runs it ----------------------------------------------------------------------------
@@ -172,7 +165,7 @@ class _Told:
     def __init__(self, questions: int) -> None:
         self._left = questions
 
-    def progress(self, _: object) -> None:
+    def progress(self, _: object, *, last: bool = False) -> None:
         pass
 
     def check(self) -> None:
@@ -195,9 +188,9 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Judged:
         prepare(db, runs)
         for number in range(2):
             path = path_of(tmp, number)
-            task = StressTask(str(db.path), str(tmp), runs, SEED, 2, number, None, 0.0, 30.0)
+            task = StressTask(str(db.path), str(tmp), runs, SEED, 30.0, number)
             with History(path) as history:
-                ChaosMixer(db, task, _Told(700), history).work(0)
+                ChaosWorker(db, task, _Told(700), history).run()
             journals.append(read_journal(path, number, killed=False))
         wait_for(lambda: not any(db.kv.list(run, "t:") for run in runs.hot()), "entries have expired", 20)
         final = read_chaos(db, runs, journals, interrupt)
@@ -428,15 +421,14 @@ def test_the_last_question_of_a_killed_worker_may_be_there_or_not(judged: Judged
         assert wrong(judge_chaos(journals, final, [])) == {"pipelines"}
 
 
-def test_damage_to_a_store_is_noticed(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_to_a_store_is_noticed(site: Site, tmp_path: Path, short_linger: None) -> None:
     """The whole way: a store that was changed behind the journals' backs, read and judged."""
-    monkeypatch.setenv("INMEM_LINGER_S", "0.2")
     runs, path = StressRuns("chaos:test", 2), path_of(tmp_path, 0)
     with inmem.open(tmp_path / "store") as db, Interrupt() as interrupt:
         prepare(db, runs)
-        task = StressTask(str(db.path), str(tmp_path), runs, SEED, 1, 0, None, 0.0, 30.0)
+        task = StressTask(str(db.path), str(tmp_path), runs, SEED, 30.0)
         with History(path) as history:
-            ChaosMixer(db, task, _Told(300), history).work(0)
+            ChaosWorker(db, task, _Told(300), history).run()
         journals = [read_journal(path, 0, killed=False)]
         wait_for(lambda: not any(db.kv.list(run, "t:") for run in runs.hot()), "entries have expired", 20)
         assert judge_chaos(journals, read_chaos(db, runs, journals, interrupt), []).ok

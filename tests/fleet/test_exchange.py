@@ -35,20 +35,14 @@ from inmem.errors import (
     RunExistsError,
     RunNotFoundError,
 )
-from inmem.exchange import (
-    count_runs,
-    discard_import,
-    export_runs,
-    import_recorded,
-    import_runs,
-    rebuild,
-    unfinished_imports,
-)
+from inmem.exchange import count_runs, discard_import, export_runs, import_runs, unfinished_imports
+from inmem.exchange import recorded as recorded_runs
 from inmem.exchange.import_ import RunLoader
 from inmem.exchange.line_reader import LineReader, LineRecord, RunStart
+from inmem.exchange.recorded import import_recorded, rebuild
 from inmem.host.control import VERSION, Control
 from inmem.keys import Namespace
-from workers.canonical import same
+from workers.judge.values import same
 
 EVENTS = int(os.environ.get("INMEM_TEST_EVENTS", "10000"))
 GOLDEN = Path(__file__).parent / "export_v1.jsonl"  # what `fill` makes, from the first release that exports
@@ -682,6 +676,13 @@ class TestRecorded:
             import_recorded(db, [bad], "else")
 
 
+    def test_the_names_beside_export_and_import_are_deprecated(self) -> None:
+        for name in recorded_runs.__all__:
+            with pytest.warns(DeprecationWarning, match=rf"inmem\.exchange\.{name} is deprecated"):
+                assert getattr(inmem.exchange, name) is getattr(recorded_runs, name)
+        assert not hasattr(inmem.exchange, "nothing_of_the_kind")
+
+
 # --- the commands ------------------------------------------------------------------------------------
 
 
@@ -771,3 +772,4 @@ class TestCommands:
         assert "1 new runs" in called("import", store, *swe, "--format", "swe-agent").stdout
         done = called("import", store, chats, *swe, "--format", "openai-chat", code=1)
         assert "2 new runs" in done.stdout and "a.traj is no recorded run" in done.stderr
+        assert "--format is deprecated" in done.stderr

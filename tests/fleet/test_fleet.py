@@ -8,35 +8,24 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import LINGER_S, Site, wait_for
+from commands import Site, wait_for
 
 import inmem
-from workers.fleet import FleetOptions, run_fleet
-from workers.plan import FleetSpec
+from workers.fleet.plan import FleetSpec
+from workers.fleet.program import run_fleet
+from workers.fleet.verify import verify
 from workers.pool import Interrupt
-from workers.verify import verify
+from workers.stores import StoreOptions
+
+pytestmark = pytest.mark.usefixtures("short_linger")
 
 SMALL = ("--workers", 3, "--steps", 40)
 QUICK = (*SMALL, "--start-method", "fork")  # where that is not what is tested
 ENDLESS = ("--workers", 3, "--steps", 1_000_000, "--timeout", 100)
-
-
-@pytest.fixture(autouse=True)
-def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings of a store are an agreement: this process asks for what the commands ask for."""
-    monkeypatch.setenv("INMEM_LINGER_S", LINGER_S)
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with closing(Site(tmp_path / "tmp")) as site:
-        yield site
 
 
 def started(site: Site, *arguments: object) -> tuple[subprocess.Popen[str], str]:
@@ -126,6 +115,13 @@ class TestOutput:
         done = site.run("workers.fleet", *QUICK, "--quiet")
         assert done.returncode == 0
         assert re.fullmatch(r"OK: seed 1, 3 agents x 40 steps, digest [0-9a-f]{16}\n", done.stdout)
+
+    def test_one_command_line_has_all_programs(self, site: Site) -> None:
+        done = site.run("workers", "fleet", *QUICK, "--quiet")
+        assert (done.returncode, done.stdout[:11]) == (0, "OK: seed 1,"), done.stderr
+        assert site.run("workers", "stress", "--operations", 0).returncode == 2
+        shown = site.run("workers", "--help").stdout
+        assert all(f" {program} " in shown for program in ("fleet", "replay", "stress", "chaos"))
 
     def test_on_a_terminal_there_are_bars(self, site: Site) -> None:
         ours, theirs = pty.openpty()
@@ -249,7 +245,7 @@ class TestFailures:
         path = str(tmp_path / "store")
         spec = FleetSpec(seed=2, workers=2, steps=12)
         with Interrupt() as interrupt, inmem.open(path) as db:
-            result = run_fleet(spec, FleetOptions(path=path), interrupt)
+            result = run_fleet(spec, StoreOptions(path=path), interrupt)
             assert result.ok, result.problems()
             before = verify(db, spec, result.runs, result.reports)
             assert before.ok

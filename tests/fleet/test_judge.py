@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from workers.checking import Check
-from workers.history import OK, REFUSED, UNKNOWN, HistoryError, Op, parse_history
-from workers.judge import FinalRun, FinalState, judge
+from workers.judge.checks import Check
+from workers.judge.final_state import FinalRun, FinalState
+from workers.judge.history import OK, REFUSED, UNKNOWN, HistoryError, Op, parse_history
+from workers.judge.stress import judge
 
 HOT, LIFE, GONE, KEPT = "hot", "life", "gone", "kept"
 
@@ -113,7 +114,7 @@ def build() -> World:
     world.mark(1)
     world.mark(0)
     world.op(1, "mark", error="ConflictError", runs=[HOT])
-    world.op(0, "abort", error="_Abandoned", runs=[HOT])
+    world.op(0, "abort", error="Abandoned", runs=[HOT])
     world.op(1, "audit", ok={"kv": 3, "cell": 3, "run": 3, "version": 3})
     op = world.op(0, "trace", ok=["a", "b"], depth=2)
     names = [f"t-0-{op.n}-{place}" for place in range(2)]

@@ -13,8 +13,8 @@ import pool_targets
 import pytest
 
 from workers import pool as pool_module
-from workers.lifetime import LeftBehind, process_is_gone, wait_until_gone
 from workers.pool import Interrupt, Interrupted, Outcome, TimedOut, WorkerPool
+from workers.stores import LeftBehind, process_is_gone, wait_until_gone
 
 METHODS = pytest.mark.parametrize("start_method", ["spawn", "fork", "forkserver"])
 

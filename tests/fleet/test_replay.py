@@ -6,37 +6,26 @@ import copy
 import json
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import LINGER_S, REAL_DATA, Site, wait_for
+from commands import REAL_DATA, Site, wait_for
 from plain_store import PlainStore
 from test_trajectories import swe_run, swe_step, tau_run
 
 import inmem
-from inmem.exchange import Trajectory, parse_file
-from workers.checking import Check
-from workers.loading import CHECKS, Anchor, ForeignRun, compare, expected_kv, load_step
+from inmem.exchange.recorded import Trajectory, parse_file
+from workers.fleet.loading import CHECKS, Anchor, ForeignRun, compare, expected_contents, load_step
+from workers.fleet.replay import check_run_queries, merge, share_out, take_inventory
+from workers.judge.checks import Check
+from workers.observer import Observer
 from workers.pool import Interrupt
-from workers.replay import ReplayObserver, check_run_queries, merge, share_out, take_inventory
+
+pytestmark = pytest.mark.usefixtures("short_linger")
 
 QUICK = ("--workers", 2, "--start-method", "fork")  # where neither is what is tested
-
-
-@pytest.fixture(autouse=True)
-def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings of a store are an agreement: this process asks for what the commands ask for."""
-    monkeypatch.setenv("INMEM_LINGER_S", LINGER_S)
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with closing(Site(tmp_path / "tmp")) as site:
-        yield site
 
 
 @pytest.fixture
@@ -322,7 +311,7 @@ class TestLoading:
         assert not checks_of(store, trajectory)["source records"].ok
 
     def test_any_damaged_entry_is_noticed(self, trajectory: Trajectory) -> None:
-        for key in expected_kv(trajectory):
+        for key in expected_contents(trajectory).kv:
             store = loaded(trajectory)
             del store.entries[trajectory.run_id][key]
             assert not checks_of(store, trajectory)["final state"].ok, key
@@ -404,7 +393,7 @@ class TestLoading:
 class TestSharing:
     def test_every_run_goes_to_one_worker(self, source: Path) -> None:
         with Interrupt() as interrupt:
-            items = take_inventory(source, interrupt, ReplayObserver()).items
+            items = take_inventory(source, interrupt, Observer()).items
         for workers in (1, 2, 7, 100):
             shares = share_out(items, workers)
             assert len(shares) == min(workers, 15)
@@ -416,7 +405,7 @@ class TestSharing:
 
     def test_a_run_that_a_query_does_not_find_is_noticed(self, source: Path) -> None:
         with Interrupt() as interrupt:
-            items = take_inventory(source / "runs.json", interrupt, ReplayObserver()).items
+            items = take_inventory(source / "runs.json", interrupt, Observer()).items
         store = PlainStore()
         for item in items:
             store.runs.create_run(item.run_id, tags=item.tags)

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
-from commands import LINGER_S, Site, wait_for
+from commands import Site, wait_for
 
 import inmem
-from workers.history import path_of, read_history
-from workers.judge import judge
+from workers.judge.history import path_of, read_history
+from workers.judge.stress import judge
 from workers.pool import Interrupt
-from workers.stress import StressOptions, read_final, run_stress
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with closing(Site(tmp_path / "tmp")) as site:
-        yield site
+from workers.stress.program import StressOptions, read_final, run_stress
 
 
 def test_twelve_workers_are_judged_right_and_leave_nothing(site: Site) -> None:
@@ -71,10 +63,7 @@ def test_a_writer_killed_before_it_answers_loses_and_doubles_nothing(site: Site,
     site.assert_nothing_left()
 
 
-def test_a_change_behind_the_workers_backs_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("INMEM_LINGER_S", LINGER_S)
+def test_a_change_behind_the_workers_backs_is_noticed(tmp_path: Path, short_linger: None) -> None:
     kept, path = tmp_path / "histories", str(tmp_path / "store")
     options = StressOptions(3, 2, operations=400, path=path, start_method="spawn", histories=str(kept))
     with Interrupt() as interrupt, inmem.open(path) as db:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import inmem
-from inmem.exchange import Rejected, Trajectory, find_files, parse_file, rebuild
+from inmem.exchange.recorded import Rejected, Trajectory, find_files, parse_file, rebuild
 from inmem.exchange.storable import MAX_DEPTH, Unstorable, convert, restore
-from workers.canonical import canonical, same
+from workers.judge.values import canonical, same
 
 REAL_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

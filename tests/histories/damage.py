@@ -13,8 +13,8 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from workers.history import OK, REFUSED, UNKNOWN
-from workers.serializability import ADD, APPEND, READ, VALUE, Txn
+from workers.judge.history import OK, REFUSED, UNKNOWN
+from workers.judge.serializability import ADD, APPEND, READ, VALUE, Txn
 
 Final = dict[str, Any]
 Damage = Callable[[list[Txn], Final, random.Random], set[str]]

@@ -27,8 +27,8 @@ from support import TESTS, Workers, wait_until
 
 import inmem
 from inmem import CommitUnknownError, InmemError
-from workers.history import History, path_of
-from workers.serializability import ADD, APPEND, READ, VALUE, Txn, Verdict, check, from_history
+from workers.judge.history import History, path_of
+from workers.judge.serializability import ADD, APPEND, READ, VALUE, Txn, Verdict, check, from_history
 
 RUNS = ("left", "right")
 LISTS = ("kv 0", "kv 1", "rows 0", "log 0", "log 1", "cell 1")  # kind, and the place of the run in RUNS

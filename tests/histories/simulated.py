@@ -12,8 +12,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.history import OK, REFUSED, UNKNOWN
-from workers.serializability import ADD, APPEND, READ, VALUE, Txn
+from workers.judge.history import OK, REFUSED, UNKNOWN
+from workers.judge.serializability import ADD, APPEND, READ, VALUE, Txn
 
 LISTS = ("a", "b", "c")
 COUNTERS = ("m", "n")

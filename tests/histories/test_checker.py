@@ -13,8 +13,8 @@ from histories.simulated import Simulation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.history import OK, REFUSED, UNKNOWN, History, HistoryError, path_of
-from workers.serializability import ADD, APPEND, KINDS, READ, VALUE, Txn, Verdict, check, from_history
+from workers.judge.history import OK, REFUSED, UNKNOWN, History, HistoryError, path_of
+from workers.judge.serializability import ADD, APPEND, KINDS, READ, VALUE, Txn, Verdict, check, from_history
 
 
 def txn(name: str, *steps: tuple[str, str, Any], at: tuple[int, int | None] = (0, None),

@@ -15,7 +15,7 @@ from histories.recording import Recorded, recorded_run
 from support import Workers, epoch, wait_until, writer_pid
 
 import inmem
-from workers.serializability import Verdict, check
+from workers.judge.serializability import Verdict, check
 
 SECONDS = float(os.environ.get("INMEM_TEST_HISTORY_SECONDS", "1.5"))
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
-from machines import TransactionalMachine, opened
+from machines import TransactionalMachine, database, opened  # noqa: F401
 
 import inmem
-
-
-@pytest.fixture(scope="module", autouse=True)
-def database() -> Iterator[None]:
-    with inmem.open() as db:
-        opened[:] = [db]
-        yield
-        opened.clear()
-
 
 NAMES = ["a", "ab", "b"]
 names = st.sampled_from(NAMES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +9,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
-from machines import TransactionalMachine, opened
+from machines import TransactionalMachine, database, opened  # noqa: F401
 
 import inmem
 from inmem import Custom, ErrorTrace, NewTrace, Thought, ToolCall
-
-
-@pytest.fixture(scope="module", autouse=True)
-def database() -> Iterator[None]:
-    with inmem.open() as db:
-        opened[:] = [db]
-        yield
-        opened.clear()
-
 
 IDS = ["a", "ab", "a.b", "b"]
 ids = st.sampled_from(IDS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,13 +191,6 @@ def test_versions_of_a_name_only_grow(todo: list[tuple[str, bytes, int]]) -> Non
 
 
 class TestThroughTheCommitter:
-    @pytest.fixture
-    def bench(self, tmp_path: Path) -> Iterator[Bench]:
-        some = Bench(tmp_path / "image")
-        yield some
-        some.assert_log_is_image()
-        some.close()
-
     def test_of_two_cas_in_one_group_one_wins(self, bench: Bench) -> None:
         one, two = bench.client("one"), bench.client("two")
         value = values.encode(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +44,6 @@ KV = range_of(RUN, TypeTag.KV)
 
 def key(name: str) -> bytes:
     return kv_key("r", name)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    some = Bench(tmp_path / "image")
-    yield some
-    some.assert_log_is_image()
-    some.close()
 
 
 def refusal(answer: Any) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,19 +34,6 @@ HOME, RUN = NS.prefix(), NS.run_prefix("r")
 TOKEN, OTHER = b"t" * 16, b"o" * 16
 THEN = 1_000_000
 RECORD = ["completed", "p", THEN, THEN + 5, THEN + 5, ["b", "a"], values.encode({"m": 1}), None, 3]
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    some = Bench(tmp_path / "image")
-    yield some
-    some.assert_log_is_image()
-    some.close()
-
-
-@pytest.fixture
-def client(bench: Bench) -> Client:
-    return bench.client()
 
 
 def begin(token: bytes = TOKEN, run: str = "r", cell_mark: int = 0) -> list[Any]:

@@ -40,19 +40,6 @@ RUN = NS.run_prefix("r")
 K = kv_key("r", "k")
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    some = Bench(tmp_path / "image")
-    yield some
-    some.assert_log_is_image()
-    some.close()
-
-
-@pytest.fixture
-def client(bench: Bench) -> Client:
-    return bench.client()
-
-
 def log_of(bench: Bench, run: str = "r") -> list[event_log.StoredEvent]:
     """The stored log, whose index must say the same."""
     start, end = range_of(NS.run_prefix(run), TypeTag.EVENT)

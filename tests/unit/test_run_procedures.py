@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -394,13 +393,6 @@ def test_arbitrary_arguments_are_taken_or_refused(name: str, at: int, value: Any
 
 
 class TestThroughTheCommitter:
-    @pytest.fixture
-    def bench(self, tmp_path: Path) -> Iterator[Bench]:
-        some = Bench(tmp_path / "image")
-        yield some
-        some.assert_log_is_image()
-        some.close()
-
     def test_a_fence_holds_in_the_same_group_and_after_a_restart(self, bench: Bench) -> None:
         one, two = bench.client("one"), bench.client("two")
         results_of(one.send(put(kv_key("r", "k"), 1)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,13 +189,6 @@ def test_ids_are_unique_and_parents_come_first(commits: list[list[tuple[str, str
 
 
 class TestThroughTheCommitter:
-    @pytest.fixture
-    def bench(self, tmp_path: Path) -> Iterator[Bench]:
-        some = Bench(tmp_path / "image")
-        yield some
-        some.assert_log_is_image()
-        some.close()
-
     def test_all_or_none(self, bench: Bench) -> None:
         client = bench.client()
         before = bench.live()
