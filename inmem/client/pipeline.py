@@ -32,7 +32,7 @@ class Submits(Protocol):
     def has_room(self, body: bytes) -> bool: ...
 
 
-class Sessions(Protocol):
+class SessionSource(Protocol):
     """Where a session comes from that nobody else uses meanwhile."""
 
     def take(self) -> Any: ...
@@ -96,7 +96,7 @@ class PipelinedWrites:
     """The groups of one pipeline: the one that is filled, and those that are under way."""
 
     def __init__(
-        self, sessions: Sessions, now_us: Callable[[], int], settings: Settings, *, sync: bool
+        self, sessions: SessionSource, now_us: Callable[[], int], settings: Settings, *, sync: bool
     ) -> None:
         self._now_us = now_us
         self._settings = settings

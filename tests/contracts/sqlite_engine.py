@@ -181,6 +181,12 @@ class Session:
         self._store = store
         self._outcomes: list[Applied | InmemError] = []
 
+    def take(self) -> Session:
+        return self
+
+    def give_back(self, session: Session) -> None:
+        assert session is self
+
     def submit(self, body: bytes, *, sync: bool, timeout_s: float) -> int:
         try:
             self._outcomes.append(self._store.commit(body, sync=sync, timeout_s=timeout_s))
