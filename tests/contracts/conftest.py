@@ -24,7 +24,7 @@ class Home:
 
     name = ""
 
-    def open(self, **namespace: str) -> inmem.Database:
+    def open(self, **namespace: Any) -> inmem.Database:
         """A handle, by default of the default namespace; others open more of the same store."""
         raise NotImplementedError
 
@@ -35,7 +35,7 @@ class LocalHome(Home):
     def __init__(self) -> None:
         self.database = inmem.open()
 
-    def open(self, **namespace: str) -> inmem.Database:
+    def open(self, **namespace: Any) -> inmem.Database:
         return inmem.open(self.database.path, **namespace)
 
     def close(self) -> None:
@@ -48,7 +48,7 @@ class SqliteHome(Home):
     def __init__(self) -> None:
         self.store = SqliteStore()
 
-    def open(self, **namespace: str) -> inmem.Database:
+    def open(self, **namespace: Any) -> inmem.Database:
         return inmem.Database(
             SqliteEngine(self.store), inmem.Namespace(**namespace), {}
         )

@@ -42,15 +42,15 @@ def run() -> str:
 
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> Sent:
-    sent, encode = Sent(), client.Transaction._encode
+    sent, encode = Sent(), client.OptimisticTransaction._encode
 
-    def noted(txn: client.Transaction) -> bytes | None:
+    def noted(txn: client.OptimisticTransaction) -> bytes | None:
         body = encode(txn)
         if body is not None:
             sent.bodies.append(decode(body))
         return body
 
-    monkeypatch.setattr(client.Transaction, "_encode", noted)
+    monkeypatch.setattr(client.OptimisticTransaction, "_encode", noted)
     return sent
 
 
