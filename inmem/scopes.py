@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from inmem.client.retry import check_timeout, resolved_as, retrying
 from inmem.config import DURABILITIES
-from inmem.engines.base import Draft, Engine, Moment, Sink
+from inmem.engines.base import Draft, Engine, MomentView, Sink
 from inmem.errors import CommitUnknownError, ConfigMismatchError, InmemError, InvalidInputError
 from inmem.keys import shorten
 from inmem.primitives.event_log import EventReads, PipedEvents, PipelineEvents, RunEvents, TransactionEvents
@@ -123,7 +123,7 @@ class Snapshot:
 
     __slots__ = ("_database", "_view", "cells", "events", "kv", "run_id", "runs", "traces")
 
-    def __init__(self, database: Database, view: Moment, scope: RunScope) -> None:
+    def __init__(self, database: Database, view: MomentView, scope: RunScope) -> None:
         self._database = database
         self._view = view
         self.run_id = scope.run_id

@@ -15,7 +15,7 @@ from inmem.errors import InvariantError
 from inmem.record import ABSENT, expires_at, is_live, version_of
 
 
-class Stored(Protocol):
+class StoredVersion(Protocol):
     """One committed version, as a storage gives it: the expired records too."""
 
     now_us: int
@@ -35,14 +35,14 @@ class TrackedReads:
 
     __slots__ = ("_begin", "_snapshot", "expiry_us", "ranges", "reads")
 
-    def __init__(self, begin: Callable[[], Stored]) -> None:
+    def __init__(self, begin: Callable[[], StoredVersion]) -> None:
         self._begin = begin
-        self._snapshot: Stored | None = None
+        self._snapshot: StoredVersion | None = None
         self.reads: dict[bytes, int] = {}
         self.ranges: list[list[Any]] = []
         self.expiry_us = 0
 
-    def snapshot(self) -> Stored:
+    def snapshot(self) -> StoredVersion:
         """The snapshot that all is read from."""
         if self._snapshot is None:
             self._snapshot = self._begin()

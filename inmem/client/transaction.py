@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
 from inmem.client.retry import resolved_as
 from inmem.client.session import Applied
-from inmem.client.tracking import DraftWorkspace, Stored, TrackedReads
+from inmem.client.tracking import DraftWorkspace, StoredVersion, TrackedReads
 from inmem.commit.footprint import Footprint, Range, exactly
 from inmem.commit.procedures import FOOTPRINTS, PROCEDURES
 from inmem.engines.base import Item, Pending, View
@@ -38,11 +38,11 @@ class Owner(Protocol):
     incarnation: int  # another one in a forked child
 
 
-class Transaction:
+class OptimisticTransaction:
     """An optimistic transaction: a View and a Sink. Not to be shared between threads."""
 
     def __init__(
-        self, begin: Callable[[], Stored], commit: Callable[..., Applied], now_us: Callable[[], int],
+        self, begin: Callable[[], StoredVersion], commit: Callable[..., Applied], now_us: Callable[[], int],
         owner: Owner, *, chain: int, timeout_s: float, sync: bool,
     ) -> None:
         self._commit = commit

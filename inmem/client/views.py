@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from inmem.client.tracking import Stored
+from inmem.client.tracking import StoredVersion
 from inmem.engines.base import Item, View
 from inmem.record import is_live
 
@@ -13,7 +13,7 @@ from inmem.record import is_live
 class SnapshotView:
     """One committed version, without tracking."""
 
-    def __init__(self, snapshot: Stored, now_us: Callable[[], int]) -> None:
+    def __init__(self, snapshot: StoredVersion, now_us: Callable[[], int]) -> None:
         self._snapshot = snapshot
         self.now_us = now_us
 

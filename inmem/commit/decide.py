@@ -27,7 +27,7 @@ _NOTHING: Final[Mapping[bytes, bytes | None]] = {}
 NO_RESULTS: Final = msgpack.packb([])
 
 
-class Decision(NamedTuple):
+class Effects(NamedTuple):
     """What a commit does: `wal_format.Op`s, and all that follows from them."""
 
     ops: Sequence[tuple[Any, ...]]
@@ -40,7 +40,7 @@ class Decision(NamedTuple):
 def decide(
     request: WriteSet, state: BaseState, recent: RecentWrites, procedures: Procedures, *, version: int,
     now_us: int, fences: Collection[bytes], marks: Mapping[bytes, bytes], chain: int,
-) -> Decision:
+) -> Effects:
     """Validate a request and run its operations on the state; the commit would be `version`.
 
     Raises:
@@ -54,7 +54,7 @@ def decide(
         _, key, payload, expires = request.ops[0]
         bucket = _check_plain(key)
         record = pack(version, now_us, expires, payload)
-        return Decision([(PUT, DATA, key, record)], NO_RESULTS, (bucket,), (), _NOTHING)
+        return Effects([(PUT, DATA, key, record)], NO_RESULTS, (bucket,), (), _NOTHING)
     workspace = Workspace(state, fences, version=version, now_us=now_us, chain=chain, marks=marks)
     results = []
     for op in request.ops:
@@ -69,7 +69,7 @@ def decide(
             else:
                 workspace.delete(op[1])
     packed = msgpack.packb(results) if results else NO_RESULTS
-    return Decision(workspace.ops, packed, workspace.buckets, workspace.new_fences, workspace.new_marks)
+    return Effects(workspace.ops, packed, workspace.buckets, workspace.new_fences, workspace.new_marks)
 
 
 def _check_plain(key: bytes) -> bytes:

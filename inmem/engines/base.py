@@ -152,7 +152,7 @@ class Draft(View, Sink, Protocol):
         """Drop everything."""
 
 
-class Moment(View, Protocol):
+class MomentView(View, Protocol):
     """A View of one committed version."""
 
     @property
@@ -195,7 +195,7 @@ class Engine(Protocol):
     def direct(self) -> Sink:
         """A commit for each write."""
 
-    def snapshot(self) -> Moment:
+    def snapshot(self) -> MomentView:
         """One version, as of now."""
 
     def transaction(self, *, timeout_s: float | None, sync: bool) -> Draft:

@@ -10,7 +10,7 @@ from inmem.client.attachment import Hold, attach
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.session import Applied
-from inmem.client.transaction import Transaction
+from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
@@ -60,9 +60,9 @@ class LocalEngine:
         """One version, as of now."""
         return SnapshotView(self._begin(), self._now_us)
 
-    def transaction(self, *, timeout_s: float | None, sync: bool) -> Transaction:
+    def transaction(self, *, timeout_s: float | None, sync: bool) -> OptimisticTransaction:
         """A transaction that reads from now on."""
-        return Transaction(
+        return OptimisticTransaction(
             self._begin, self._commit, self._now_us, self.attachment, chain=self._chain,
             timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
         )

@@ -13,6 +13,8 @@ import inmem
 
 # What the engine on SQLite is not held to, by a part of the test's name, and why.
 NOT_ON_SQLITE = {
+    "test_at_every_line_of_a_transaction[sqlite-nested]":
+        "a commit is decided by its caller, under a lock: a handler in the middle of it cannot commit too",
     "test_invariant_21_every_index": "`check` reads image and log of a data directory: this engine has none",
 }
 
@@ -22,7 +24,7 @@ class Home:
 
     name = ""
 
-    def open(self, **namespace: str) -> inmem.Database:
+    def open(self, **namespace: Any) -> inmem.Database:
         """A handle, by default of the default namespace; others open more of the same store."""
         raise NotImplementedError
 
@@ -33,7 +35,7 @@ class LocalHome(Home):
     def __init__(self) -> None:
         self.database = inmem.open()
 
-    def open(self, **namespace: str) -> inmem.Database:
+    def open(self, **namespace: Any) -> inmem.Database:
         return inmem.open(self.database.path, **namespace)
 
     def close(self) -> None:
@@ -46,7 +48,7 @@ class SqliteHome(Home):
     def __init__(self) -> None:
         self.store = SqliteStore()
 
-    def open(self, **namespace: str) -> inmem.Database:
+    def open(self, **namespace: Any) -> inmem.Database:
         return inmem.Database(
             SqliteEngine(self.store), inmem.Namespace(**namespace), {}
         )

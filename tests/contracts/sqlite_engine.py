@@ -22,7 +22,7 @@ from inmem.changes import DELETE, PUT, Table
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.session import Applied
-from inmem.client.transaction import Transaction
+from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.commit.decide import decide
 from inmem.commit.procedures import PROCEDURES
@@ -237,9 +237,9 @@ class SqliteEngine:
     def snapshot(self) -> SnapshotView:
         return SnapshotView(StoredMoment(self.store), self.now_us)
 
-    def transaction(self, *, timeout_s: float | None, sync: bool) -> Transaction:
+    def transaction(self, *, timeout_s: float | None, sync: bool) -> OptimisticTransaction:
         store = self.store
-        return Transaction(
+        return OptimisticTransaction(
             lambda: StoredMoment(store), store.commit, store.now_us, store, chain=0,
             timeout_s=timeout_s or self.settings.timeout_s, sync=sync,
         )

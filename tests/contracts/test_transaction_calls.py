@@ -5,7 +5,6 @@ The bodies that it sends are taken apart, so these tests know more than a user c
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +12,15 @@ from typing import Any
 import msgpack
 import pytest
 from forms import new_run
+from lines import at_every_line
 
 import inmem
-from inmem.client import pipeline
+from inmem import scopes
+from inmem.client import batch, pipeline, tracking
 from inmem.client import transaction as client
+from inmem.commit import cell_procedures, procedures, workspace
 from inmem.keys import Key
+from inmem.primitives import event_log, kv, state_cell
 from inmem.writeset import OP_CALL, WriteSet, decode
 
 
@@ -39,15 +42,15 @@ def run() -> str:
 
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> Sent:
-    sent, encode = Sent(), client.Transaction._encode
+    sent, encode = Sent(), client.OptimisticTransaction._encode
 
-    def noted(txn: client.Transaction) -> bytes | None:
+    def noted(txn: client.OptimisticTransaction) -> bytes | None:
         body = encode(txn)
         if body is not None:
             sent.bodies.append(decode(body))
         return body
 
-    monkeypatch.setattr(client.Transaction, "_encode", noted)
+    monkeypatch.setattr(client.OptimisticTransaction, "_encode", noted)
     return sent
 
 
@@ -393,33 +396,6 @@ class TestOwnExpiry:
 class TestNested:
     """A signal handler or finalizer that writes in the middle of a call, here at every line of it."""
 
-    def interrupted(self, call: Callable[[], Any], nested: Callable[[int], Any]) -> int:
-        """Run a call again and again, with a nested one at one more line each time; how many lines."""
-        lines = 0
-        while True:
-            lines += 1
-            left = lines
-
-            def tracer(frame: Any, event: str, argument: Any, lines: int = lines) -> Any:
-                nonlocal left
-                if frame.f_code.co_filename != pipeline.__file__:
-                    return tracer if event == "call" else None
-                if event == "line":
-                    left -= 1
-                    if left == 0:
-                        sys.settrace(None)
-                        nested(lines)
-                return tracer
-
-            previous = sys.gettrace()
-            sys.settrace(tracer)
-            try:
-                call()
-            finally:
-                sys.settrace(previous)
-            if left > 0:
-                return lines
-
     def test_in_a_pipeline_it_is_refused_or_done(self, shared_db: inmem.Database, run: str) -> None:
         made: list[int] = []
         refused: list[int] = []
@@ -434,9 +410,10 @@ class TestNested:
                 except inmem.BusyError:
                     refused.append(number)
 
-            lines = self.interrupted(
-                lambda: outer.append(pipe.events.append(run, "outer", len(outer))), nested
-            )
+            def append() -> None:
+                outer.append(pipe.events.append(run, "outer", len(outer)))
+
+            lines = at_every_line({pipeline.__file__}, append, nested)
         assert made and refused and len(made) + len(refused) == lines - 1
         assert [event.payload for event in shared_db.events.iter(elsewhere)] == made
         assert [event.payload for event in shared_db.events.iter(run)] == list(range(lines))
@@ -458,9 +435,59 @@ class TestNested:
                 except KeyboardInterrupt:
                     interrupts += 1
 
-            lines = self.interrupted(append, interrupt)
+            lines = at_every_line({pipeline.__file__}, append, interrupt)
             pipe.flush()
         assert interrupts == lines - 1 > 10
         sequences = [pending.sequence for pending in kept]
         assert sequences == sorted(set(sequences))
         assert shared_db.events.verify_chain(run).length >= len(kept) > 0
+
+    @pytest.mark.parametrize("how", ["interrupt", "nested"])
+    def test_at_every_line_of_a_transaction(self, shared_db: inmem.Database, how: str) -> None:
+        """It happened as a whole or not at all, and the next one works."""
+        runs: list[str] = []
+        nested_run = new_run()
+        files = {
+            str(module.__file__) for module in (
+                client, batch, tracking, workspace, procedures, cell_procedures, scopes, kv, event_log,
+                state_cell
+            )
+        }
+
+        def step(txn: inmem.Transaction) -> None:
+            txn.kv.put("steps", txn.kv.get("steps", 0) + 1)
+            txn.kv.add("n")
+            appended = txn.events.append("t", 1)
+            assert txn.events.len() == appended.sequence + 1
+            txn.cells.set("c", 1)
+            txn.cells.read("c")
+            txn.cells.set("c", 2)
+            txn.kv.delete("none")
+            assert txn.kv.get("n") == txn.kv.get("steps")
+
+        def happens(_: int) -> None:
+            if how == "interrupt":
+                raise KeyboardInterrupt
+            shared_db.transact(nested_run, step)
+
+        def call() -> None:
+            runs.append(new_run())
+            try:
+                shared_db.transact(runs[-1], step)
+            except KeyboardInterrupt:
+                pass
+
+        lines = at_every_line(files, call, happens)
+        assert lines > 300
+        for run in runs:
+            done = shared_db.kv.get(run, "steps", 0)
+            assert done == 1 or (how == "interrupt" and done == 0)
+            cell = shared_db.cells.read(run, "c")
+            assert (shared_db.kv.get(run, "n", 0), shared_db.events.len(run)) == (done, done)
+            assert (cell.version if cell else 0) == 2 * done
+        for run in runs[:: len(runs) // 20]:
+            before = shared_db.kv.get(run, "steps", 0)
+            shared_db.transact(run, step)
+            assert shared_db.kv.get(run, "steps") == shared_db.events.len(run) == before + 1
+        if how == "nested":
+            assert shared_db.kv.get(nested_run, "steps") == lines - 1
