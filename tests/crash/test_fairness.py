@@ -26,6 +26,7 @@ from support import Words, control_state, wait_until, writer_pid
 import inmem
 from inmem.client import session as session_module
 from inmem.client.attachment import Attachment
+from inmem.client.link import Link
 from inmem.config import MAX_BATCH, MAX_IN_FLIGHT_BYTES
 from inmem.errors import BusyError
 from inmem.host import board as board_module
@@ -566,10 +567,13 @@ if "inmem.writer" in sys.orig_argv:
 """
 
 
+@pytest.mark.parametrize("answer", ["was lost", "is on the board"])
 def test_a_session_that_expired_does_not_take_old_commits_along(
-    store_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+    store_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     """What was applied under the old session, unknown to its caller, is not sent under the new one."""
+    if answer == "was lost":
+        monkeypatch.setattr(Link, "look", lambda self, sequence: None)
     ahead, site = scratch / "ahead", scratch / "site"
     ahead.touch()
     site.mkdir()
@@ -602,7 +606,10 @@ def test_a_session_that_expired_does_not_take_old_commits_along(
         wait_until(expired, "the session of this thread has expired")
         assert db.kv.add(RUN, "n") == 3, "the next commit has a session again, and it alone was sent"
         assert db.kv.get(RUN, "n") == 3
-        with pytest.raises(inmem.CommitUnknownError, match="no writer knows"):
+        if answer == "was lost":
+            with pytest.raises(inmem.CommitUnknownError, match="no writer knows"):
+                unknown.value.resend(timeout_s=1.0)
+        else:
             unknown.value.resend(timeout_s=1.0)
         assert db.kv.add(RUN, "n") == 4 and writer_pid(store_path) == pid
 
