@@ -46,14 +46,14 @@ def _reads(client: Client, read: Callable[[Any], Any], raw: bool) -> Work:
 
 def image(client: Client, index: int) -> Work:
     """A record from the image: what a snapshot costs is in it."""
-    return _reads(client, client._db._attachment.image.get, True)  # type: ignore[attr-defined]
+    return _reads(client, client._db.engine.attachment.image.get, True)  # type: ignore[attr-defined]
 
 
 def image_decoded(client: Client, index: int) -> Work:
     """The same, with the value unpacked."""
     from inmem.record import payload_of
 
-    get = client._db._attachment.image.get  # type: ignore[attr-defined]
+    get = client._db.engine.attachment.image.get  # type: ignore[attr-defined]
     return _reads(client, lambda key: decode(payload_of(get(key))), True)
 
 
@@ -65,7 +65,7 @@ def snapshot(client: Client, index: int) -> Work:
 
 def commit(client: Client, index: int) -> Work:
     """A commit of bytes that are ready: the round trip and the writer's work."""
-    session = client._db._attachment.session()  # type: ignore[attr-defined]
+    session = client._db.engine.attachment.session()  # type: ignore[attr-defined]
     stored = _stored(client, "own")
     bodies = [WriteSet(ops=[[OP_PUT, stored, encode(workloads.value(n)), 0]]).encode() for n in range(64)]
 

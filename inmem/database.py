@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from inmem.client.retry import check_timeout
 from inmem.engines.base import Engine
-from inmem.engines.local import LocalEngine, open_local
+from inmem.engines.local import open_local
 from inmem.errors import ClosedError, InvalidInputError, RunDeletedError
 from inmem.keys import Namespace, check_run_id
 from inmem.maintenance.check_report import CheckReport, check_in_process
@@ -141,13 +141,6 @@ class Database:
         if engine is None:
             raise ClosedError("the database is closed")
         return engine
-
-    @property
-    def _attachment(self) -> Any:
-        """What this process shares of a local store."""
-        engine = self.engine
-        assert isinstance(engine, LocalEngine)
-        return engine.attachment
 
     # --- scopes -----------------------------------------------------------------------
 

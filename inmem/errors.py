@@ -320,7 +320,7 @@ class CommitUnknownError(InmemError):
     field_names: ClassVar[tuple[str, ...]] = ("commit_id",)
     commit_id: str | None
 
-    _resend: Callable[[float | None], Any] | None = None
+    resender: Callable[[float | None], Any] | None = None  # set where it is raised: what `resend` calls
 
     def resend(self, timeout_s: float | None = None) -> Any:
         """Wait for, or ask again for, the outcome of this commit.
@@ -334,12 +334,12 @@ class CommitUnknownError(InmemError):
             ClosedError: the error came from another process, or its database
                 was closed.
         """
-        if self._resend is None:
+        if self.resender is None:
             raise ClosedError(
                 "this commit can only be resolved in the process that sent it",
                 hint="Call resend() where the error was first raised.",
             )
-        return self._resend(timeout_s)
+        return self.resender(timeout_s)
 
 
 class WriterUnavailableError(InmemError):

@@ -290,6 +290,12 @@ def _create(
     create_directory(directory, configuration.settings, deadline, ephemeral=ephemeral)
 
 
+def attached(directory: DataDirectory) -> Attachment | None:
+    """What this process has open of a directory, None if it has no handle of it."""
+    attachment = _registry.get(str(directory.path))
+    return None if attachment is None or attachment.closed else attachment
+
+
 @atexit.register
 def _close_all() -> None:
     """Say goodbye while there is an interpreter to do it with."""

@@ -24,7 +24,7 @@ def resolved_as(error: CommitUnknownError, convert: Callable[[Any], Any]) -> Com
     Each layer passes it on so, and in the end it returns what the call that
     raised it would have returned.
     """
-    again = error._resend
+    again = error.resender
     if again is not None:
 
         def resend(timeout_s: float | None) -> Any:
@@ -34,7 +34,7 @@ def resolved_as(error: CommitUnknownError, convert: Callable[[Any], Any]) -> Com
                 raise resolved_as(later, convert) from None
             return convert(result)
 
-        error._resend = resend
+        error.resender = resend
     return error
 
 

@@ -203,7 +203,7 @@ class Session:
         )
         if can_resend:
             default = self._access.settings.timeout_s
-            error._resend = lambda timeout_s: self._resolve(sequence, timeout_s or default)
+            error.resender = lambda timeout_s: self._resolve(sequence, timeout_s or default)
         return error
 
     def _resolve(self, sequence: int, timeout_s: float) -> Applied:

@@ -8,7 +8,7 @@ from inmem.commit.arguments import check_labels, check_map, check_namespace, che
 from inmem.commit.footprint import Footprint
 from inmem.commit.workspace import Workspace
 from inmem.errors import CorruptionError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
-from inmem.keys import Key, TypeTag, check_run_id, range_of, shorten, successor
+from inmem.keys import Key, check_run_id, range_of, shorten, successor
 from inmem.model import run
 from inmem.model.counts import FIRST_DELETED, others_in
 from inmem.primitives import server
@@ -76,7 +76,7 @@ def _write(
 
 def footprint(namespace: bytes, *_: Any) -> Footprint:
     """Of `create` and `update`: the namespace's runs. Their indices are changed by nothing else."""
-    return Footprint.of(range_of(namespace, TypeTag.RUN))
+    return Footprint.of(run.runs_of(namespace))
 
 
 def delete(workspace: Workspace, namespace: bytes, run_id: str) -> list[Any]:

@@ -25,7 +25,7 @@ from inmem.record import ABSENT, is_live, version_of
 from inmem.writeset import WriteSet
 
 
-class State(Protocol):
+class StoredState(Protocol):
     """The current state, including earlier commits of the same group."""
 
     def get(self, key: bytes, /) -> bytes | None: ...
@@ -58,7 +58,7 @@ class RecentWrites:
         return self._versions.get(bucket, self.floor)
 
 
-def validate(request: WriteSet, state: State, recent: RecentWrites, now_us: int) -> None:
+def validate(request: WriteSet, state: StoredState, recent: RecentWrites, now_us: int) -> None:
     """Refuse a request whose reads are no longer true.
 
     Raises:
@@ -79,7 +79,7 @@ def validate(request: WriteSet, state: State, recent: RecentWrites, now_us: int)
         _walk(request.snapshot_version, start, end, count, state, now_us)
 
 
-def _walk(snapshot: int, start: bytes, end: bytes, count: int, state: State, now_us: int) -> None:
+def _walk(snapshot: int, start: bytes, end: bytes, count: int, state: StoredState, now_us: int) -> None:
     if count > MAX_RANGE_WALK:
         raise _conflict(start, snapshot, snapshot + 1)
     found = 0

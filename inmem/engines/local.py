@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from inmem.client.attachment import Hold, attach
+from inmem.client.attachment import Attachment, Hold, attach
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.session import Applied
@@ -14,9 +14,10 @@ from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
+from inmem.errors import InvalidInputError
 from inmem.keys import MAX_KEY_BYTES
 from inmem.model.event_log import CHAIN_IDS
-from inmem.storage.snapshot import Snapshot
+from inmem.storage.snapshot import ImageSnapshot
 
 
 def open_local(
@@ -24,6 +25,17 @@ def open_local(
 ) -> LocalEngine:
     """The engine for a data directory, which is created if need be. Raises as `inmem.open` does."""
     return LocalEngine(*attach(path, config=config, arguments=arguments, autostart=autostart))
+
+
+def attachment_of(engine: Engine) -> Attachment:
+    """What this process shares of the store behind an engine.
+
+    Raises:
+        InvalidInputError: the engine is not of this machine.
+    """
+    if not isinstance(engine, LocalEngine):
+        raise InvalidInputError("this needs a store of this machine", argument="database")
+    return engine.attachment
 
 
 class LocalEngine:
@@ -37,7 +49,7 @@ class LocalEngine:
         self._now_us = attachment.image.now_us
         self._chain = CHAIN_IDS[attachment.settings.chain]
 
-    def _begin(self) -> Snapshot:
+    def _begin(self) -> ImageSnapshot:
         return self.attachment.image.snapshot(self.settings.snapshot_max_age_s)
 
     def _commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied:

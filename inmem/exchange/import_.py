@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Final
 from inmem.client.direct import commit_call
 from inmem.client.session import Session
 from inmem.database import Database
+from inmem.engines.local import attachment_of
 from inmem.errors import InmemError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
 from inmem.exchange.counted import Counted
 from inmem.exchange.export import checksum_of
@@ -115,7 +116,8 @@ def discard_import(database: Database, run_id: str) -> None:
     """
     namespace = database.namespace.prefix()
     arguments = [namespace, check_run_id(run_id), b""]
-    if not commit_call(database._attachment, "import.abort", arguments, database.settings.timeout_s)[0]:
+    attachment, timeout_s = attachment_of(database.engine), database.settings.timeout_s
+    if not commit_call(attachment, "import.abort", arguments, timeout_s)[0]:
         raise RunNotFoundError(f"no import of run {run_id} is unfinished", run_id=run_id)
 
 
@@ -183,7 +185,7 @@ def _load(
     database: Database, stream: BinaryIO, path: Path, names: Mapping[str, str], plan: _Plan,
     report: Imported, progress: Progress, total: int,
 ) -> None:
-    sessions = database._attachment.session()
+    sessions = attachment_of(database.engine).session()
     session = sessions.take()  # for all runs; given back when all went well
     reader = LineReader(stream, str(path))
     loader: RunLoader | None = None
@@ -222,7 +224,7 @@ class RunLoader:
         self, database: Database, session: Session, run_id: str, start: RunStart, names: Mapping[str, str]
     ) -> None:
         self.run_id = run_id
-        self._attachment = database._attachment
+        self._attachment = attachment_of(database.engine)
         self._session = session
         self._namespace = database.namespace.prefix()
         self._prefix = database.namespace.run_prefix(run_id)

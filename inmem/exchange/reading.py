@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from inmem.client.attachment import _registry
+from inmem.client.attachment import attached
 from inmem.database import Database
+from inmem.engines.local import attachment_of
 from inmem.errors import CorruptionError, InvalidInputError
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
@@ -20,7 +21,7 @@ from inmem.reading.source import Source, replayed, shared
 
 def source_of(database: Database) -> Source:
     """An open database: its image, opened once for the process."""
-    return shared(database._attachment.image)
+    return shared(attachment_of(database.engine).image)
 
 
 @contextmanager
@@ -38,8 +39,8 @@ def source_at(path: Path) -> Iterator[Source]:
     if not directory.exists():
         raise InvalidInputError(f"{directory.path} holds no inmem database", argument="path")
     identity = directory.identity()
-    held = _registry.get(str(directory.path))
-    if held is not None and not held.closed:  # LMDB opens an image once in a process
+    held = attached(directory)
+    if held is not None:  # LMDB opens an image once in a process
         yield shared(held.image)
         return
     with ExitStack() as stack:

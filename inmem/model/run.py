@@ -19,7 +19,7 @@ import msgpack
 
 from inmem import values
 from inmem.errors import InvalidInputError, InvalidTransitionError
-from inmem.keys import TypeTag, check_tag_count, shorten
+from inmem.keys import TypeTag, check_tag_count, range_of, shorten
 
 
 class RunStatus(StrEnum):
@@ -181,6 +181,11 @@ def changed(
         updated_at=now_us,
         version=run.version + 1,
     )
+
+
+def runs_of(namespace: bytes) -> tuple[bytes, bytes]:
+    """The range of all runs of a namespace."""
+    return range_of(namespace, TypeTag.RUN)
 
 
 def run_key(namespace: bytes, run_id: str) -> bytes:

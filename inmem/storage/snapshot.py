@@ -109,7 +109,7 @@ class Image:
                     raise _as_corruption(error, now.env) from error
                 self._attach()  # it was closed for a fork or a switch: read again
 
-    def snapshot(self, max_age_s: float) -> Snapshot:
+    def snapshot(self, max_age_s: float) -> ImageSnapshot:
         """A snapshot of the newest committed version, until it is closed or too old. Cost: about 3 µs."""
         if self._before is not None:
             with self._lock:
@@ -119,7 +119,7 @@ class Image:
             if now is None or now.is_left or self._control.words[GENERATION] != now.generation:
                 now = self._attach()
             try:
-                snapshot = Snapshot(self, now, max_age_s)
+                snapshot = ImageSnapshot(self, now, max_age_s)
             except lmdb.ReadersFullError:
                 self._free_reader_slots(now.env)
             except lmdb.Error as error:
@@ -266,7 +266,7 @@ _INHERITED: list[Any] = []
 _STRANDED: set[str] = set()
 
 
-class Snapshot:
+class ImageSnapshot:
     """One committed version of the image, for one thread."""
 
     __slots__ = ("_born", "_ended_by", "_home", "_max_age_s", "_txn", "now_us")

@@ -15,22 +15,10 @@ CIRCLES: Final[frozenset[tuple[str, ...]]] = frozenset({
 })
 
 # Private names of another module: (module, what it reaches for).
-PRIVATE_NAMES: Final[frozenset[tuple[str, str]]] = frozenset({
-    ("inmem.client.session", "error._resend"),
-    ("inmem.client.transaction", "error._resend"),
-    ("inmem.database", "_common"),
-    ("inmem.database", "run._database"),
-    ("inmem.exchange.import_", "database._attachment"),
-    ("inmem.exchange.reading", "_registry"),
-    ("inmem.exchange.reading", "database._attachment"),
-    ("inmem.scopes", "_common"),
-    ("inmem.scopes", "database._attachment"),
-})
+PRIVATE_NAMES: Final[frozenset[tuple[str, str]]] = frozenset()
 
 # Names of more than one class.
-CLASS_NAMES: Final[frozenset[str]] = frozenset({"Snapshot", "State", "Transaction"})
+CLASS_NAMES: Final[frozenset[str]] = frozenset()
 
 # Files of more than 500 lines.
-LONG_FILES: Final[frozenset[str]] = frozenset({
-    "exchange/trajectories.py", "primitives/run_index.py",
-})
+LONG_FILES: Final[frozenset[str]] = frozenset()

@@ -1,6 +1,6 @@
 """A new primitive is one line in the server table: all that goes over records then knows it.
 
-`tests/notes.py` is the primitive. It is driven by its procedures.
+`tests/helpers/notes.py` is the primitive. It is driven by its procedures.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def with_notes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def put(db: inmem.Database, run: str, name: str, text: str = "text", color: str = "red") -> Any:
     prefix = HOME.run_prefix(run)
-    return commit_call(db._attachment, "notes.put", [prefix, name.encode(), text, color], 10.0)[0]
+    return commit_call(db.engine.attachment, "notes.put", [prefix, name.encode(), text, color], 10.0)[0]
 
 
 def fill(db: inmem.Database) -> None:
@@ -201,7 +201,7 @@ class TestExport:
             parts = iter(LineReader(stream, "x"))
             start = next(parts)
             assert isinstance(start, RunStart)
-            loader = RunLoader(db, "copy", start, {})
+            loader = RunLoader(db, db.engine.attachment.session().take(), "copy", start, {})
             for part in parts:
                 if isinstance(part, LineRecord):
                     loader.take(part)
@@ -222,7 +222,7 @@ class TestExport:
             parts = list(LineReader(stream, "x"))
         start, end = parts[0], parts[-1]
         assert isinstance(start, RunStart) and isinstance(end, RunEnd)
-        loader = RunLoader(db, "copy", start, {})
+        loader = RunLoader(db, db.engine.attachment.session().take(), "copy", start, {})
         with pytest.raises(InvariantError, match="is not whole"):
             loader.finish(end)
 

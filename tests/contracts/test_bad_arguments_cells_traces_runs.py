@@ -171,7 +171,7 @@ def db() -> Iterator[inmem.Database]:
 
 
 def rows(db: inmem.Database) -> dict[bytes, bytes]:
-    snapshot = db._attachment.image.snapshot(30.0)
+    snapshot = db.engine.attachment.image.snapshot(30.0)
     try:
         return {bytes(key): bytes(record) for key, record in snapshot.table(Table.DATA)}
     finally:

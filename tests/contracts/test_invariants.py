@@ -15,12 +15,12 @@ from typing import Any
 import invariant_workers
 import pytest
 from forms import new_run
-from inmem.model.indices import INDEX_TAGS, entries_of
 from support import Workers, in_parallel, kill_writer, wait_until, writer_pid
 
 import inmem
 from inmem import Custom, Decision, ErrorTrace, NewTrace, Query, RunStatus, Thought, ToolCall
 from inmem.keys import MAX_KEY_BYTES, Key, TypeTag, owner_of
+from inmem.primitives.server import INDEX_TAGS, entries_of
 from inmem.record import payload_of
 
 TESTS = Path(__file__).parents[1]

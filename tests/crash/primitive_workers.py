@@ -27,7 +27,7 @@ def open_store(path: str | Path, **settings: Any) -> inmem.Database:
 
 def rows_of(db: inmem.Database) -> dict[Table, Rows]:
     """Every table of the image, raw, all of one moment."""
-    snapshot = db._attachment.image.snapshot(DEADLINE_S)
+    snapshot = db.engine.attachment.image.snapshot(DEADLINE_S)
     try:
         return {table: {bytes(k): bytes(v) for k, v in snapshot.table(table)} for table in Table}
     finally:

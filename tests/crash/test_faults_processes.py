@@ -575,7 +575,7 @@ import inmem
 from inmem import wire
 with inmem.open(sys.argv[1]) as db:
     db.kv.put("r", "k", "secret")
-    state = db._attachment.control.read()
+    state = db.engine.attachment.control.read()
     socket = state.endpoint.removeprefix("ipc://")
     # Even where the directories are open to all, which they never are:
     os.chmod(os.path.dirname(socket), 0o755)

@@ -373,7 +373,7 @@ def test_threads_of_one_process_go_through_switches(
 
 def expiring(db: inmem.Database) -> int:
     """How many keys are still to expire."""
-    snapshot = db._attachment.image.snapshot(10.0)
+    snapshot = db.engine.attachment.image.snapshot(10.0)
     try:
         return sum(1 for _ in snapshot.table(Table.EXPIRY))
     finally:
@@ -817,7 +817,7 @@ with inmem.open(path) as db:
     threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
     for thread in threads: thread.start()
     before = db.status()
-    runtime = os.path.dirname(db._attachment.control.read().image)
+    runtime = os.path.dirname(db.engine.attachment.control.read().image)
     assert runtime.startswith("/dev/shm/"), runtime
     for _ in range(1):
         generation, epoch = db.status().generation, db.status().epoch

@@ -188,7 +188,7 @@ def test_a_client_wakes_a_writer_that_lay_down_meanwhile() -> None:
 
 def link_of(db: inmem.Database) -> Link | None:
     """What this thread's last call used."""
-    return db._attachment.session()._free[-1]._link
+    return db.engine.attachment.session()._free[-1]._link
 
 
 # --- whose request it is ------------------------------------------------------------------------------

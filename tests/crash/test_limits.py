@@ -178,7 +178,7 @@ import os, sys, threading
 import inmem
 path = sys.argv[1]
 with inmem.open(path) as db:
-    image = db._attachment.control.read().image
+    image = db.engine.attachment.control.read().image
     assert image.startswith(path), image  # too small for the quota: the image is on the disk
     db.kv.put("r", "k", 1)
     pid = db.status().writer_pid

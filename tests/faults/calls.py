@@ -86,13 +86,13 @@ class Calls:
 
     def connect(self) -> None:
         """An add over a new connection."""
-        for session in self._db._attachment.session()._free:
+        for session in self._db.engine.attachment.session()._free:
             session._drop_link()
         self.add()
 
     def attach(self) -> None:
         """A read that opens the image first, as after a switch of generation."""
-        now = self._db._attachment.image._now
+        now = self._db.engine.attachment.image._now
         if now is not None:
             now.generation -= 1  # as if the control file named another one
         self.get()

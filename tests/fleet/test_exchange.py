@@ -333,7 +333,7 @@ class TestRefused:
         from inmem.client.direct import commit_call
 
         prefix = db.namespace.run_prefix("raw")
-        commit_call(db._attachment, "event.append", [prefix, [[b"e", b"\xcd\x00\x07", 0]]], 10.0)
+        commit_call(db.engine.attachment, "event.append", [prefix, [[b"e", b"\xcd\x00\x07", 0]]], 10.0)
         data = exported(db, "raw")
         assert b'"encoded_payload":{"$bytes":"zQAH"}' in data
         with inmem.open(scratch / "target") as target:
@@ -341,7 +341,7 @@ class TestRefused:
             file.write_bytes(data)
             import_runs(target, file)
             assert exported(target) == data and target.events.verify_chain("raw").is_valid
-        commit_call(db._attachment, "event.append", [prefix, [[b"e", b"\xc1", 0]]], 10.0)
+        commit_call(db.engine.attachment, "event.append", [prefix, [[b"e", b"\xc1", 0]]], 10.0)
         with pytest.raises(CorruptionError, match="run raw cannot be exported"):
             export_runs(db, scratch / "no.jsonl", ["raw"])
         assert not list(scratch.glob("*no.jsonl*"))
@@ -530,7 +530,7 @@ def half_import(db: inmem.Database, file: Path, records: int = 3500) -> RunLoade
     with file.open("rb") as stream:
         for part in LineReader(stream, "x"):
             if isinstance(part, RunStart) and part.run_id == "large":
-                loader = RunLoader(db, "large", part, {})
+                loader = RunLoader(db, db.engine.attachment.session().take(), "large", part, {})
             elif loader is not None and isinstance(part, LineRecord):
                 loader.take(part)
                 taken += 1

@@ -26,13 +26,13 @@ from inmem.primitives.line_fields import LineFields
 from inmem.primitives.record_type import Document, LineForm, RecordsOfRun, RecordType, check_each
 from inmem.record import payload_of
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 NOTE: Final = 0x0E
 NOTE_BY_COLOR: Final = 0x1E
 COLORS: Final = ("blue", "red")
 ENVIRONMENT: Final = {
     "INMEM_TEST_PRIMITIVE": "1",
-    "PYTHONPATH": os.pathsep.join([str(TESTS / "plants"), str(TESTS), str(TESTS.parent)]),
+    "PYTHONPATH": os.pathsep.join([str(TESTS / "plants"), str(TESTS / "helpers"), str(TESTS.parent)]),
 }
 
 
