@@ -102,15 +102,18 @@ class SessionProtocol:
             and sum(len(each.body) for each in waiting.values()) + len(body) <= MAX_IN_FLIGHT_BYTES
         )
 
-    def submit(self, body: bytes, flags: int) -> int:
-        """Number a commit. It is unanswered from now on."""
+    def submit(self, body: bytes, flags: int) -> tuple[int, bytes]:
+        """Number a commit, which is unanswered from now on; its number and its first message."""
         sequence = self.next_sequence
+        commit = _Unanswered(body, flags)
         # One statement: a number is never used twice, and never left out.
-        self.unanswered[sequence], self.next_sequence = _Unanswered(body, flags), sequence + 1
-        return sequence
+        self.unanswered[sequence], self.next_sequence = commit, sequence + 1
+        commit.sent = commit.under_way = 1
+        oldest = next(iter(self.unanswered))
+        return sequence, COMMIT_HEADER.pack(COMMIT, flags, self.session_id, sequence, oldest) + body
 
     def frame(self, sequence: int) -> bytes:
-        """The message of an unanswered commit; it counts as sent."""
+        """The message of an unanswered commit, to be sent again."""
         unanswered = self.unanswered
         commit = unanswered[sequence]
         commit.sent += 1
@@ -119,6 +122,14 @@ class SessionProtocol:
             COMMIT_HEADER.pack(COMMIT, commit.flags, self.session_id, sequence, next(iter(unanswered)))
             + commit.body
         )
+
+    def answer_of_only(self, sequence: int) -> bool:
+        """The answer of a commit has come to the caller, who keeps it; False if it is not the only one."""
+        if len(self.unanswered) != 1 or sequence not in self.unanswered:
+            return False
+        self._silent_since = None
+        self.unanswered.pop(sequence, None)
+        return True
 
     def answer(self, sequence: int, answered: Answered) -> None:
         """A commit's answer has come, over whatever way."""

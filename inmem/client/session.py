@@ -38,6 +38,7 @@ from inmem.wire import APPLIED, FLAG_SYNC, GOODBYE, GOODBYE_HEADER, REFUSED
 
 _RETRY_S: Final = 0.002  # before another look at who serves; doubles
 _RETRY_MAX_S: Final = 0.1
+_NO_RESULTS: Final = msgpack.packb([])
 
 
 class WriterAccess(Protocol):
@@ -96,7 +97,13 @@ class Session:
             self._in_call = True
             try:
                 deadline = time.monotonic() + timeout_s
-                sequence = self._submit(body, sync, deadline)
+                link, sequence = self._submit(body, sync, deadline)
+                came = link.wait(sequence)
+                if isinstance(came, tuple) and self.protocol.answer_of_only(sequence):
+                    self._is_whole = True
+                    return _as_applied(came)
+                if came is not None:
+                    self._take(link, sequence, came, deadline)
                 return self._outcome(sequence, deadline, timeout_s)
             finally:
                 self._in_call = False
@@ -108,7 +115,8 @@ class Session:
                 raise _nested()
             self._in_call = True
             try:
-                sequence = self._submit(body, sync, time.monotonic() + timeout_s)
+                self._refuse_in_child()
+                _, sequence = self._submit(body, sync, time.monotonic() + timeout_s)
                 self._is_whole = True
                 return sequence
             finally:
@@ -134,22 +142,22 @@ class Session:
         if self._pid != os.getpid():
             raise ForkError("this pipeline or transaction belongs to the parent process")
 
-    def _submit(self, body: bytes, sync: bool, deadline: float) -> int:
+    def _submit(self, body: bytes, sync: bool, deadline: float) -> tuple[Link, int]:
         """Number and send a commit; the link stays suspect until the caller has done its part."""
-        self._refuse_in_child()
         protocol = self.protocol
-        link = self._ready(deadline)
+        link = self._link
+        if link is None or not self._is_whole or self._access.control.words[EPOCH] != link.epoch:
+            link = self._ready(deadline)
         self._is_whole = False
         if protocol.unanswered:
             self._take_ready(link)
             link = self._make_room(link, body, deadline)
         is_alone = not protocol.unanswered
-        sequence = protocol.submit(body, FLAG_SYNC if sync else 0)
-        frame = protocol.frame(sequence)
+        sequence, frame = protocol.submit(body, FLAG_SYNC if sync else 0)
         # With others on their way it would overtake them, or they it.
         if not is_alone or not link.offer(frame):
             link.send(frame)
-        return sequence
+        return link, sequence
 
     def _make_room(self, link: Link, body: bytes, deadline: float) -> Link:
         """If too much is unanswered, take in what was answered meanwhile.
@@ -191,10 +199,7 @@ class Session:
         except WriterUnavailableError as error:
             raise self._unknown(sequence, str(error), True) from None
         self._is_whole = True
-        status, version, result = answered
-        if status == APPLIED:
-            return Applied(version, msgpack.unpackb(result))
-        raise _as_error(status, result)
+        return _as_applied(answered)
 
     def _unknown(self, sequence: int, why: str, can_resend: bool) -> CommitUnknownError:
         error = CommitUnknownError(
@@ -289,29 +294,32 @@ class Session:
         if link is None:
             link = self._connect(deadline)
         came = link.receive() if sequence is None else link.wait(sequence)
-        if isinstance(came, tuple):
-            assert sequence is not None
-            protocol.answer(sequence, came)
-            if protocol.has_older(sequence):
-                self._take_older(link, sequence)
-                self._send_outgoing(link, deadline)
-            return True
         if came is not None:
-            now = time.monotonic()
-            protocol.receive(came, now)
-            if sequence is not None and protocol.has_older(sequence):
-                self._take_ready(link)
-                if sequence not in protocol.unanswered:
-                    self._take_older(link, sequence)
-        elif link.has_ended() or self._access.control.words[EPOCH] != link.epoch:
+            self._take(link, sequence, came, deadline)
+            return time.monotonic() < deadline or sequence not in protocol.unanswered
+        if link.has_ended() or self._access.control.words[EPOCH] != link.epoch:
             self._connect(deadline)
             return True
-        else:
-            now = time.monotonic()
-            if not link.is_sending:
-                protocol.tick(now)
+        now = time.monotonic()
+        if not link.is_sending:
+            protocol.tick(now)
         self._send_outgoing(link, deadline)
-        return now < deadline or (came is not None and sequence not in protocol.unanswered)
+        return now < deadline
+
+    def _take(
+        self, link: Link, sequence: int | None, came: Answered | bytes, deadline: float
+    ) -> None:
+        """Take in the answer to a commit, or a frame."""
+        protocol = self.protocol
+        if isinstance(came, bytes):
+            protocol.receive(came, time.monotonic())
+        elif sequence is not None:
+            protocol.answer(sequence, came)
+        if sequence is not None and protocol.has_older(sequence):
+            self._take_ready(link)
+            if sequence not in protocol.unanswered:
+                self._take_older(link, sequence)
+        self._send_outgoing(link, deadline)
 
     def _take_ready(self, link: Link) -> None:
         """Take in the oldest answers while they are on the board."""
@@ -454,8 +462,16 @@ def _nested() -> BusyError:
     )
 
 
-def _as_error(status: int, result: bytes) -> InmemError:
+def _as_applied(answered: Answered) -> Applied:
+    """What an answer says.
+
+    Raises:
+        InmemError: the commit was decided against.
+    """
+    status, version, result = answered
+    if status == APPLIED:
+        return Applied(version, [] if result == _NO_RESULTS else msgpack.unpackb(result))
     if status != REFUSED:
-        return from_wire(msgpack.unpackb(result))
+        raise from_wire(msgpack.unpackb(result))
     message = msgpack.unpackb(result)[1]
-    return InmemError(f"the writer refused a commit: {message}", hint="Report this: it should not happen.")
+    raise InmemError(f"the writer refused a commit: {message}", hint="Report this: it should not happen.")

@@ -84,7 +84,7 @@ class Workspace:
         return record
 
     def last(self, start: bytes, end: bytes) -> tuple[bytes, bytes] | None:
-        """Key and payload of the last live record in a range."""
+        """Key and payload of the last live record in a range, which lies in one bucket."""
         mine = self._last_own(start, end)
         for key, record in self._base.scan(start, end, reverse=True):
             if mine is not None and mine >= key:
@@ -118,15 +118,15 @@ class Workspace:
 
     def _last_own(self, start: bytes, end: bytes) -> bytes | None:
         mine = self._highest.get(bucket_of(start))
-        if mine is not None and start <= mine < end and self._changed.get(mine) is not None:
+        if mine is None or (start <= mine < end and self._changed.get(mine) is not None):
             return mine
-        if not self._changed:
-            return None
         return next((k for k in self._own_keys(start, end, reverse=True) if self._changed[k]), None)
 
     def _shows(self, key: bytes, record: bytes) -> bool:
         """Whether a stored record is live and this commit has left it alone."""
-        if key in self._changed or any(start <= key < end for start, end in self._cleared):
+        if key in self._changed:
+            return False
+        if self._cleared and any(start <= key < end for start, end in self._cleared):
             return False
         return is_live(record, self.now_us)
 

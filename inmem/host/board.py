@@ -84,6 +84,8 @@ _HEAD: Final = struct.Struct("<BxH4xQ")  # after the sequence; the result follow
 _RESULT: Final = 8 + _HEAD.size
 assert _REQUEST_BUFFER + REQUEST_BYTES == _SLOT_BYTES and _RESULT + RESULT_BYTES == _ENTRY_BYTES
 
+_LOOKS: Final = 10  # for the answer between two for a frame: each costs what every other look must bear
+
 _SYS_FUTEX: Final = 202  # x86-64
 _FUTEX_WAIT: Final = 0
 _FUTEX_WAKE: Final = 1
@@ -243,17 +245,21 @@ class Board:
 
     def look_for(self, slot: int, sequence: int, mail: int, spin: int) -> int:
         """ANSWERED or MAILED if the answer or news of a frame comes within so many yields, else 0."""
-        words = self._words
+        words, give_way = self._words, os.sched_yield
         news = slot * _SLOT_WORDS + _MAIL_WORD
         word = slot * _SLOT_WORDS + _ENTRIES // 8 + sequence % RING * _ENTRY_WORDS
-        while words[word] != sequence:
+        while True:
+            if words[word] == sequence:
+                return ANSWERED
             if words[news] != mail:
                 return MAILED
             if spin <= 0:
                 return 0
-            spin -= 1
-            os.sched_yield()
-        return ANSWERED
+            for _ in range(_LOOKS):
+                give_way()
+                if words[word] == sequence:
+                    return ANSWERED
+            spin -= _LOOKS
 
     def fetch(self, slot: int, sequence: int) -> tuple[int, int, bytes]:
         """Status, version and result of an answer that is there."""
