@@ -84,15 +84,9 @@ _HEAD: Final = struct.Struct("<BxH4xQ")  # after the sequence; the result follow
 _RESULT: Final = 8 + _HEAD.size
 assert _REQUEST_BUFFER + REQUEST_BYTES == _SLOT_BYTES and _RESULT + RESULT_BYTES == _ENTRY_BYTES
 
-_LOOKS: Final = 10  # for the answer between two for a frame: each costs what every other look must bear
-
 _SYS_FUTEX: Final = 202  # x86-64
 _FUTEX_WAIT: Final = 0
 _FUTEX_WAKE: Final = 1
-
-# Taking a free lock is a full barrier, in the processor too. A new one each time: a call that comes in the
-# middle of another (a signal handler's) would wait for ever for one that is held below it.
-_lock = threading.Lock
 
 SUPPORTED: Final = os.uname().machine == "x86_64"
 
@@ -132,6 +126,9 @@ class Board:
             file.close()
         self._anchor = ctypes.c_char.from_buffer(self._map)  # keeps the address valid
         self._address = ctypes.addressof(self._anchor)
+        # Taking a lock is a full barrier, in the processor too. A call in the middle of another one of its
+        # thread may find it taken below, so it may be taken twice.
+        self._barrier = threading.RLock()
         self._view = memoryview(self._map)
         self._words = self._view.cast("Q")
         self._halves = self._view.cast("I")
@@ -184,7 +181,7 @@ class Board:
     def say_asleep(self, asleep: bool) -> None:
         """Tell clients whether the writer sleeps; after True, read `posted` once more before sleeping."""
         self._halves[_ASLEEP_HALF] = asleep
-        with _lock():
+        with self._barrier:
             pass
 
     def post(self, slot: int, sequence: int, status: int, version: int, result: bytes) -> None:
@@ -224,7 +221,7 @@ class Board:
         self._map[at : at + size] = request
         words[slot * _SLOT_WORDS + _LENGTH_WORD] = size
         words[_POSTED_WORD + slot] = (posted + 1) & _COUNTS
-        with _lock():
+        with self._barrier:
             pass
         return True
 
@@ -245,21 +242,17 @@ class Board:
 
     def look_for(self, slot: int, sequence: int, mail: int, spin: int) -> int:
         """ANSWERED or MAILED if the answer or news of a frame comes within so many yields, else 0."""
-        words, give_way = self._words, os.sched_yield
+        words = self._words
         news = slot * _SLOT_WORDS + _MAIL_WORD
         word = slot * _SLOT_WORDS + _ENTRIES // 8 + sequence % RING * _ENTRY_WORDS
-        while True:
-            if words[word] == sequence:
-                return ANSWERED
-            if words[news] != mail:
-                return MAILED
+        if words[news] != mail and words[word] != sequence:
+            return MAILED
+        while words[word] != sequence:
             if spin <= 0:
-                return 0
-            for _ in range(_LOOKS):
-                give_way()
-                if words[word] == sequence:
-                    return ANSWERED
-            spin -= _LOOKS
+                return MAILED if words[news] != mail else 0
+            spin -= 1
+            os.sched_yield()
+        return ANSWERED
 
     def fetch(self, slot: int, sequence: int) -> tuple[int, int, bytes]:
         """Status, version and result of an answer that is there."""
