@@ -251,12 +251,16 @@ class SessionProtocol:
         """Begin a new session. What was refused for that, from `refused` on, moves to it.
 
         What was sent more than once, or before, may have been applied while
-        the session was known: nobody can tell any more.
+        the session was known: nobody can tell any more. So may what follows a
+        commit that was sent more than once: the last one may be refused, and
+        what was sent between the two may have come before.
         """
         kept: dict[int, _Unanswered] = {}
         lost = set(self.lost)
+        first = self.unanswered.get(refused)
+        came_in_order = first is not None and first.sent == 1
         for sequence, commit in self.unanswered.items():
-            if not commit.sent or (commit.sent == 1 and sequence >= refused):
+            if not commit.sent or (came_in_order and commit.sent == 1 and sequence >= refused):
                 kept[sequence] = _Unanswered(commit.body, commit.flags)
             else:
                 lost.add(sequence)
