@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ _ORIGIN: Final = "origin"  # a file of an image: the path of its data directory
 # Of LMDB's lock file. LMDB uses a file that is larger than it needs, for more readers.
 _LOCK_HEADER_BYTES: Final = 128
 _READER_SLOT_BYTES: Final = 64
+
+_ALL_SIGNALS: Final = signal.valid_signals()
 
 
 def open_for_writing(path: Path, max_readers: int) -> tuple[Any, dict[Table, Any]]:
@@ -76,18 +79,26 @@ def open_for_reading(path: Path) -> tuple[Any, dict[Table, Any]]:
     os.stat(path / "data.mdb")
     lock_file = path / "lock.mdb"
     lock = os.stat(lock_file)
-    # One spare transaction halves the cost of a read; the image is closed before a fork.
-    env = lmdb.open(
-        str(path), map_size=MAP_BYTES, max_dbs=len(Table), readonly=True, create=False, lock=True,
-        max_spare_txns=1,
-    )
+    env: Any = None
+    # Opening calls Python code of py-lmdb, which crashes the process if a signal handler raises in there.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
+            # One spare transaction halves the cost of a read; the image is closed before a fork.
+            env = lmdb.open(
+                str(path), map_size=MAP_BYTES, max_dbs=len(Table), readonly=True, create=False, lock=True,
+                max_spare_txns=1,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if not os.path.samestat(lock, os.stat(lock_file)):  # removed just now: LMDB has made another
             lock_file.unlink(missing_ok=True)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(lock_file))
         return env, {table: env.open_db(name, create=False) for table, name in TABLE_NAMES.items()}
     except BaseException:
-        env.close()
+        if env is not None:
+            env.close()
         raise
 
 

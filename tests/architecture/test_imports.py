@@ -285,7 +285,7 @@ def test_the_checker_sees(module: str, source: str, problem: str) -> None:
         ("inmem.engines.local", "from inmem.client.session import Session\nfrom .base import Engine"),
         ("inmem.primitives.kv", "from ._base import Facade"),
         ("inmem.primitives.__init__", "from inmem.primitives.kv import KVStore"),
-        ("inmem.maintenance.check", "from inmem.storage.wal.log import scan"),
+        ("inmem.maintenance.check", "from inmem.storage.wal import scan"),
         ("inmem.database", "from inmem.primitives import KVStore\nfrom inmem.storage.snapshot import Image"),
         ("inmem.cli.main", "import typer\nfrom rich.table import Table\nfrom inmem.database import Database"),
         ("inmem.__init__", "from inmem.database import Database\nfrom inmem.keys import Key"),

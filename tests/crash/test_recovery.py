@@ -38,7 +38,7 @@ from inmem.keys import TypeTag
 from inmem.record import payload_of
 from inmem.storage.environment import Table, remove_image
 from inmem.storage.recovery import Recovered, recover
-from inmem.storage.wal.log import files as wal_module
+from inmem.storage.wal import files as wal_module
 
 State = dict[str, Any]
 COMMITS = 30

@@ -20,6 +20,7 @@ import msgpack
 import pytest
 
 from inmem.errors import CorruptionError, FormatVersionError
+from inmem.storage.wal import walk as wal_module
 from inmem.storage.wal.files import Files, LogPosition
 from inmem.storage.wal.format import (
     DELETE,
@@ -31,7 +32,6 @@ from inmem.storage.wal.format import (
     encode_segment_header,
 )
 from inmem.storage.wal.log import Wal, WalBrokenError
-from inmem.storage.wal.log import walk as wal_module
 from inmem.storage.wal.scan import ScanResult, rewrite_tail, scan
 
 DATABASE = bytes(range(16))

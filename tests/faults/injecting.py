@@ -104,10 +104,14 @@ class Interrupt(_Injection):
 
 
 def _is_inside(frame: FrameType | None) -> bool:
-    """Whether the package's code is at work, or what it has called. Python drops what a finalizer raises."""
+    """Whether the package's code is at work, or what it has called.
+
+    Python drops what a finalizer raises. py-lmdb crashes if its own Python
+    code raises while it opens an environment; signals are held back there.
+    """
     inside = False
     while frame is not None:
-        if frame.f_code.co_name == "__del__":
+        if frame.f_code.co_name == "__del__" or "/lmdb/" in frame.f_code.co_filename:
             return False
         inside = inside or frame.f_code.co_filename.startswith(PACKAGE)
         frame = frame.f_back

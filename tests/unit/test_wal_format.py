@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inmem.storage.wal.log import format as wf
+from inmem.storage.wal import format as wf
 
 GOLDEN = Path(__file__).parent / "golden"
 DATABASE = bytes(range(16))
