@@ -102,7 +102,8 @@ class PipelinedWrites:
         self._settings = settings
         self._sync = sync
         self._sessions = sessions
-        self._session: Submits | None = sessions.take()
+        self._session: Submits | None = None  # taken when there is something to send
+        self._is_closed = False
         self._limit = settings.pipeline_group
         self._group: list[Entry] = []
         self._filled_for: PipelineSink | None = None
@@ -173,16 +174,19 @@ class PipelinedWrites:
         if self._filled_for is sink and self._count < self._limit:
             self._count += 1
             return self._group
-        if self._session is None:
+        if self._is_closed:
             raise ClosedError("the pipeline is closed")
         self._send()
         self._filled_for, self._count = sink, 1
         return self._group
 
     def _send(self) -> None:
-        group, self._group, self._filled_for, session = self._group, [], None, self._session
-        if not group or session is None:
+        group, self._group, self._filled_for = self._group, [], None
+        if not group or self._is_closed:
             return
+        session = self._session
+        if session is None:
+            session = self._session = self._sessions.take()
         timeout_s = self._settings.timeout_s
         try:
             body = WriteSet(ops=operations(group)).encode()
@@ -224,6 +228,6 @@ class PipelinedWrites:
 
     def close(self) -> None:
         """Take no more writes, and give the session back."""
-        session, self._session, self._filled_for = self._session, None, None
+        session, self._session, self._filled_for, self._is_closed = self._session, None, None, True
         if session is not None:
             self._sessions.give_back(session)

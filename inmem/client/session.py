@@ -144,6 +144,8 @@ class Session:
 
     def _submit(self, body: bytes, sync: bool, deadline: float) -> tuple[Link, int]:
         """Number and send a commit; the link stays suspect until the caller has done its part."""
+        if self._access.closed:  # by another thread, which does not close what this one uses
+            raise ClosedError("the database is closed")
         protocol = self.protocol
         link = self._link
         if link is None or not self._is_whole or self._access.control.words[EPOCH] != link.epoch:

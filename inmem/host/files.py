@@ -76,6 +76,11 @@ def open_private(path: Path, flags: int) -> io.FileIO:
         # and its owner.
         flags |= os.O_NOFOLLOW | os.O_CLOEXEC
         file = next(map(io.FileIO, map(os.open, (path,), (flags,), (PRIVATE_FILE,)), (mode,)))
+    except IsADirectoryError as error:
+        if not isinstance(error.filename, int):
+            raise
+        os.close(error.filename)  # it was opened, and no file object takes it
+        raise PermissionDeniedError(f"{path} is not a regular file of this user", path=str(path)) from None
     except OSError as error:
         if error.errno not in _FORBIDDEN:
             raise

@@ -162,7 +162,9 @@ def test_a_pipeline_of_large_values_waits(store_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("INMEM_PIPELINE_GROUP", "1")
     with inmem.open(store_path, durability="memory") as db:
         with db.pipeline() as pipe:
-            waiting = pipe._session.protocol.unanswered
+            pipe.kv.put("other-run", "first", 0)
+            pipe.flush()
+            waiting = pipe._batches._session.protocol.unanswered
             for number in range(count):
                 pipe.kv.put(RUN, f"large-{number % 3}", base + number.to_bytes(8, "big"))
                 pipe.kv.add(RUN, "n")

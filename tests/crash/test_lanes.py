@@ -464,6 +464,8 @@ def test_commits_use_the_lane_while_the_writer_is_awake(
         assert db.kv.get(RUN, "large") == bytes([99]) * REQUEST_BYTES
         print(f"{small} of {len(offered) - 100} small commits through the lane")
         with db.pipeline() as pipe:
+            pipe.kv.put("run-0", "first", 0)
+            pipe._batches._send()
             unanswered = pipe._batches._session.protocol.unanswered
             alone: list[bool] = []
             monkeypatch.setattr(

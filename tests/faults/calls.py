@@ -107,7 +107,7 @@ class Calls:
         with tempfile.TemporaryDirectory(dir=self._path.parent) as place, inmem.open(place) as other:
             assert other.kv.add(RUN, "n") == 1
 
-    def stored(self) -> dict[str, int]:
+    def stored(self) -> dict[str, float]:
         """How often each kind that writes has taken effect, as the store says."""
         db = self._db
         cell = db.cells.read(RUN, self._key("cell"))
@@ -116,13 +116,13 @@ class Calls:
             "add": db.kv.get(RUN, self._key("add"), 0),
             "append": db.events.len(self._key("log")),
             "transact": db.kv.get(RUN, self._key("transact"), 0),
-            "pipeline": round(db.kv.get(RUN, self._key("pipeline"), 0)),
+            "pipeline": db.kv.get(RUN, self._key("pipeline"), 0),
             "transition": 0 if cell is None else cell.value,
             "second": db.kv.get(RUN, self._key("second"), 0),
         }
         return {kind: count for kind, count in found.items() if count}
 
-    def expected(self) -> dict[str, int]:
+    def expected(self) -> dict[str, float]:
         """The same, as those who called were told."""
         told = {kind: self.acked[kind] for kind in (
             "put", "append", "transact", "pipeline", "transition", "second"

@@ -57,6 +57,7 @@ def test_at_every_place(db: inmem.Database, store_path: Path, kind: str) -> None
     calls.kinds |= {"connect": calls.connect, "attach": calls.attach, "second": calls.second}
     for each in (kind, "pipeline"):
         calls.make(each)
+    halves = (0.5,) if kind == "pipeline" else ()  # of its two commits
     before = descriptors()
     at = happened = 0
     while True:
@@ -83,8 +84,8 @@ def test_at_every_place(db: inmem.Database, store_path: Path, kind: str) -> None
         took_s = time.monotonic() - began
         assert took_s < SOON_S, f"{took_s:.1f} s after an interrupt at {injection.where}"
         more = sum(calls.stored().values()) - stored
-        assert more in (0, 1), f"{more} times after an interrupt at {injection.where}"
-        happened += more
+        assert more in (0, 1, *halves), f"{more} times after an interrupt at {injection.where}"
+        happened += more == 1
         at += 1
     assert at > (10 if kind in ("get", "attach") else 40)
     reader = threading.Thread(target=calls.get, daemon=True)

@@ -189,13 +189,13 @@ class TestCommitUnknown:
             return 42
 
         error = CommitUnknownError("m")
-        error._resend = resend
+        error.resender = resend
         assert (error.resend(), error.resend(1.5), error.resend(timeout_s=2.0)) == (42, 42, 42)
         assert asked == [None, 1.5, 2.0]
 
     def test_resend_does_not_cross_a_pickle(self) -> None:
         error = CommitUnknownError("m", commit_id="c")
-        error._resend = lambda timeout_s: 42  # which itself does not pickle
+        error.resender = lambda timeout_s: 42  # which itself does not pickle
         again = pickle.loads(pickle.dumps(error))  # noqa: S301
         assert again.commit_id == "c"
         with pytest.raises(ClosedError):
