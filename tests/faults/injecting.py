@@ -4,10 +4,11 @@ A nested call comes from a trace function: before every instruction of the
 package's code. Real ones come at fewer places (a signal handler runs after
 calls and at backward jumps), or at any of them (a finalizer).
 
-An exception comes where the interpreter runs signal handlers: when a function
-begins, and after a call has returned. A profile function that raises there
-does exactly what a handler that raises does: the call has happened, its
-result is lost, and the exception is raised at the call.
+An exception comes where the interpreter runs signal handlers: after a call has
+returned. A profile function that raises there does exactly what a handler that
+raises does: the call has happened, its result is lost, and the exception is
+raised at the call. (It runs them where a function begins, too. To raise there
+from a profile function is beyond CPython 3.11, and nothing has happened yet.)
 """
 
 from __future__ import annotations
@@ -92,11 +93,7 @@ class Interrupt(_Injection):
 
     def _event(self, frame: FrameType, event: str, arg: Any) -> None:
         del arg  # a result: the traceback would hold it
-        if event == "call":  # raising at the entry of a library's function, CPython 3.11 goes wrong
-            here = frame.f_code.co_filename.startswith(PACKAGE)
-        else:
-            here = event in ("return", "c_return")
-        if not here or not _is_inside(frame):
+        if event not in ("return", "c_return") or not _is_inside(frame):
             return
         if self._reached(frame):
             self._returning = frame if event == "return" else None
