@@ -51,7 +51,7 @@ class DealerConnection:
 
     def receive(self, timeout_ms: float) -> bytes | None:
         """The next frame, None if none comes in time."""
-        return self._socket.recv() if self._socket.poll(timeout_ms) else None
+        return self._socket.recv() if self._socket.poll(int(timeout_ms)) else None
 
     def pump(self, timeout_ms: float) -> None:
         """Nothing to do: libzmq's thread does it."""
