@@ -134,6 +134,7 @@ class Session:
                 raise _nested()
             self._in_call = True
             try:
+                self._begin()
                 return self._outcome(sequence, time.monotonic() + timeout_s, timeout_s)
             finally:
                 self._in_call = False
@@ -223,8 +224,8 @@ class Session:
                 if self._closed:
                     raise ClosedError("the database was closed")
                 deadline = time.monotonic() + timeout_s
-                if sequence in self.protocol.unanswered and self._link is not None and self._is_whole:
-                    self._is_whole = False
+                self._begin()
+                if sequence in self.protocol.unanswered and self._link is not None:
                     self._link.send(self.protocol.frame(sequence))
                 return self._outcome(sequence, deadline, timeout_s)
             finally:
@@ -276,6 +277,12 @@ class Session:
         if link is None or self._access.control.words[EPOCH] != link.epoch:
             link = self._connect(deadline)
         return link
+
+    def _begin(self) -> None:
+        """A call uses the link from now on; one that an interrupt has left in doubt goes."""
+        if not self._is_whole:
+            self._settle()
+        self._is_whole = False
 
     def _settle(self) -> None:
         """A call was interrupted: what its link was doing is unknown."""
