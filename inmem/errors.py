@@ -97,6 +97,8 @@ class InmemError(Exception):
 
     hint: str
 
+    about: bytes | None = None  # the commit that was decided so, or not sent; None for what a handler raised
+
     def __init__(self, message: str, *, hint: str | None = None, **fields: Any) -> None:
         super().__init__(message)
         unknown = fields.keys() - set(self.field_names)

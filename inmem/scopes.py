@@ -12,10 +12,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from inmem.client.retry import check_timeout, resolved_as, retrying
+from inmem.client.retry import NotToRepeat, check_timeout, resolved_as, retrying
 from inmem.config import DURABILITIES
 from inmem.engines.base import Draft, Engine, MomentView, Sink
-from inmem.errors import CommitUnknownError, ConfigMismatchError, InmemError, InvalidInputError
+from inmem.errors import (
+    CommitUnknownError,
+    ConfigMismatchError,
+    InmemError,
+    InvalidInputError,
+    RetryableError,
+)
 from inmem.keys import shorten
 from inmem.primitives.event_log import EventReads, PipedEvents, PipelineEvents, RunEvents, TransactionEvents
 from inmem.primitives.kv import KVReads, PipedKV, PipelineKV, RunKV, TransactionKV
@@ -96,6 +102,10 @@ class RunScope:
                         txn.commit()
                     except CommitUnknownError as error:
                         raise resolved_as(error, lambda _: result) from None
+                    except RetryableError as error:
+                        if not txn._draft.is_refused:  # a signal handler raised it, while the commit was sent
+                            raise NotToRepeat(error) from None
+                        raise
             return result
 
         return retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s)

@@ -23,7 +23,12 @@ _this_frame = sys._getframe
 
 
 class Submits(Protocol):
-    """A session, as far as a pipeline needs it."""
+    """A session, as far as a pipeline needs it. Its numbers follow on each other, one for each commit."""
+
+    @property
+    def next_sequence(self) -> int: ...
+
+    def forget(self, sequence: int) -> None: ...
 
     def submit(self, body: bytes, *, sync: bool, timeout_s: float) -> int: ...
 
@@ -108,7 +113,8 @@ class PipelinedWrites:
         self._group: list[Entry] = []
         self._filled_for: PipelineSink | None = None
         self._count = 0  # writes in it
-        self._sent: list[tuple[int, list[Entry]]] = []
+        self._groups: list[list[Entry]] = []  # that are full: the first ones are submitted, none is settled
+        self._first = 0  # the number of the first of them in its session
         self._error: InmemError | None = None
         self._inside: FrameType | None = None  # the call that is under way
 
@@ -118,7 +124,8 @@ class PipelinedWrites:
 
     def in_flight(self) -> int:
         """How many commits are sent and not answered."""
-        return len(self._sent)
+        session = self._session
+        return 0 if session is None or not self._first else session.next_sequence - self._first
 
     def add(self, sink: PipelineSink, *entries: Entry) -> None:
         """The next write.
@@ -181,30 +188,41 @@ class PipelinedWrites:
         return self._group
 
     def _send(self) -> None:
-        group, self._group, self._filled_for = self._group, [], None
-        if not group or self._is_closed:
+        """Close the group that is filled, and submit what is not submitted."""
+        if self._group:
+            # One statement: an interrupt leaves the group here or there.
+            self._groups, self._group, self._filled_for = [*self._groups, self._group], [], None
+        if not self._groups or self._is_closed:
             return
         session = self._session
         if session is None:
             session = self._session = self._sessions.take()
-        timeout_s = self._settings.timeout_s
-        try:
-            body = WriteSet(ops=operations(group)).encode()
-            while self._sent and (
-                len(self._sent) >= self._settings.pipeline_window or not session.has_room(body)
-            ):
+        if not self._first:
+            self._first = session.next_sequence
+        while (index := session.next_sequence - self._first) < len(self._groups):
+            body = WriteSet(ops=operations(self._groups[index])).encode()
+            if index and (index >= self._settings.pipeline_window or not session.has_room(body)):
                 self._settle(session)
-            sequence = session.submit(body, sync=self._sync, timeout_s=timeout_s)
-            self._sent.append((sequence, group))
-        except InmemError as error:  # of earlier writes: not to be raised by the one that comes next
-            self._error = self._error or error
+                continue
+            try:
+                session.submit(body, sync=self._sync, timeout_s=self._settings.timeout_s)
+            except InmemError as error:  # of earlier writes: not to be raised by the one that comes next
+                if error.about is not body and session.next_sequence - self._first > index:
+                    raise  # a signal handler's: the group is on its way
+                self._groups, self._error = (
+                    [*self._groups[:index], *self._groups[index + 1 :]], self._error or error
+                )
 
     def _settle(self, session: Submits) -> None:
-        sequence, group = self._sent.pop(0)
+        """Wait for the oldest group, which stays until its outcome is noted."""
+        sequence = self._first
+        error: InmemError | None = None
         try:
-            resolve_all(group, session.outcome(sequence, self._settings.timeout_s).results)
-        except InmemError as error:
-            self._error = self._error or error
+            resolve_all(self._groups[0], session.outcome(sequence, self._settings.timeout_s).results)
+        except InmemError as problem:
+            error = problem
+        self._groups, self._first, self._error = self._groups[1:], sequence + 1, self._error or error
+        session.forget(sequence)
 
     def flush(self) -> None:
         """Send what is left, wait for all answers and raise the first error.
@@ -218,7 +236,7 @@ class PipelinedWrites:
         try:
             self._inside = _this_frame()
             self._send()
-            while self._sent and self._session is not None:
+            while self._groups and self._session is not None:
                 self._settle(self._session)
         finally:
             self._inside = None

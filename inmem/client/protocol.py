@@ -153,6 +153,10 @@ class SessionProtocol:
             self._answers.pop(next(iter(self._answers)), None)
         return [] if sequence % _ASK_AGAIN else [self.frame(each) for each in self.older(sequence)]
 
+    def peek(self, sequence: int) -> Answered | None:
+        """The answer of a commit, which stays; None without one."""
+        return self._answers.get(sequence)
+
     def fetch(self, sequence: int) -> Answered | None:
         """Take the answer of a commit, None without one."""
         return self._answers.pop(sequence, None)

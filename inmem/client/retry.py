@@ -53,6 +53,14 @@ def check_timeout(timeout_s: object) -> float:
     )
 
 
+class NotToRepeat(Exception):
+    """Carries an error out of `retrying`: what was attempted may have happened."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
 def retrying(
     attempt: Callable[[float], T], *, max_attempts: int, timeout_s: float, pause_max_s: float = _BACKOFF_MAX_S
 ) -> T:
@@ -73,6 +81,8 @@ def retrying(
     for left in range(max_attempts - 1, -1, -1):
         try:
             return attempt(max(deadline - time.monotonic(), 0.001))
+        except NotToRepeat as wrapped:
+            raise wrapped.error from None
         except RetryableError as error:
             is_next = isinstance(error, ConflictError) and error.is_next
             pause = 0.0 if is_next else random.uniform(0, ceiling)

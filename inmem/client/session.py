@@ -101,10 +101,10 @@ class Session:
                 came = link.wait(sequence)
                 if isinstance(came, tuple) and self.protocol.answer_of_only(sequence):
                     self._is_whole = True
-                    return _as_applied(came)
+                    return _as_applied(came, body)
                 if came is not None:
                     self._take(link, sequence, came, deadline)
-                return self._outcome(sequence, deadline, timeout_s)
+                return self._outcome(sequence, deadline, timeout_s, body)
             finally:
                 self._in_call = False
 
@@ -115,7 +115,6 @@ class Session:
                 raise _nested()
             self._in_call = True
             try:
-                self._refuse_in_child()
                 _, sequence = self._submit(body, sync, time.monotonic() + timeout_s)
                 self._is_whole = True
                 return sequence
@@ -126,8 +125,17 @@ class Session:
         """Whether a commit can be sent while the unanswered ones are under way."""
         return self.protocol.has_room(body)
 
+    @property
+    def next_sequence(self) -> int:
+        """What `submit` will return: it tells whether one that was interrupted has numbered its commit."""
+        return self.protocol.next_sequence
+
+    def forget(self, sequence: int) -> None:
+        """The caller has noted the outcome of a submitted commit."""
+        self.protocol.fetch(sequence)
+
     def outcome(self, sequence: int, timeout_s: float) -> Applied:
-        """Wait for a submitted commit; raises like `commit`."""
+        """Wait for a submitted commit; raises like `commit`. It can be asked for until it is forgotten."""
         self._refuse_in_child()
         with self._lock:
             if self._in_call:
@@ -135,7 +143,7 @@ class Session:
             self._in_call = True
             try:
                 self._begin()
-                return self._outcome(sequence, time.monotonic() + timeout_s, timeout_s)
+                return self._outcome(sequence, time.monotonic() + timeout_s, timeout_s, keep=True)
             finally:
                 self._in_call = False
 
@@ -145,6 +153,7 @@ class Session:
 
     def _submit(self, body: bytes, sync: bool, deadline: float) -> tuple[Link, int]:
         """Number and send a commit; the link stays suspect until the caller has done its part."""
+        self._refuse_in_child()  # a handler may have forked in the middle of this call
         if self._access.closed:  # by another thread, which does not close what this one uses
             raise ClosedError("the database is closed")
         protocol = self.protocol
@@ -180,29 +189,35 @@ class Session:
             return link
         self._is_whole = True
         count, limit = len(protocol.unanswered), self._access.settings.max_in_flight
-        if count >= limit:
-            raise BusyError(
-                f"{count} commits of this thread are unanswered", what="commits in flight", limit=limit
-            )
-        raise BusyError(
+        error = BusyError(
             f"the unanswered commits of this thread and this one of {len(body)} bytes are too large",
             what="bytes in flight", limit=MAX_IN_FLIGHT_BYTES,
         )
+        if count >= limit:
+            error = BusyError(
+                f"{count} commits of this thread are unanswered", what="commits in flight", limit=limit
+            )
+        error.about = body
+        raise error
 
-    def _outcome(self, sequence: int, deadline: float, timeout_s: float) -> Applied:
+    def _outcome(
+        self, sequence: int, deadline: float, timeout_s: float, body: bytes | None = None, *,
+        keep: bool = False,
+    ) -> Applied:
         protocol = self.protocol
+        fetch = protocol.peek if keep else protocol.fetch
         try:
-            while (answered := protocol.fetch(sequence)) is None:
+            while (answered := fetch(sequence)) is None:
                 if sequence in protocol.lost:
                     self._is_whole = True
                     raise self._unknown(sequence, "no writer knows its session any more", False)
                 if not self._step(deadline, sequence):
                     self._is_whole = True
                     raise self._unknown(sequence, f"no answer within {timeout_s} s", True)
-        except WriterUnavailableError as error:
+        except (WriterUnavailableError, BusyError) as error:  # it is numbered, and may still be applied
             raise self._unknown(sequence, str(error), True) from None
         self._is_whole = True
-        return _as_applied(answered)
+        return _as_applied(answered, body)
 
     def _unknown(self, sequence: int, why: str, can_resend: bool) -> CommitUnknownError:
         error = CommitUnknownError(
@@ -471,7 +486,7 @@ def _nested() -> BusyError:
     )
 
 
-def _as_applied(answered: Answered) -> Applied:
+def _as_applied(answered: Answered, body: bytes | None = None) -> Applied:
     """What an answer says.
 
     Raises:
@@ -481,6 +496,8 @@ def _as_applied(answered: Answered) -> Applied:
     if status == APPLIED:
         return Applied(version, [] if result == _NO_RESULTS else msgpack.unpackb(result))
     if status != REFUSED:
-        raise from_wire(msgpack.unpackb(result))
+        error = from_wire(msgpack.unpackb(result))
+        error.about = body
+        raise error
     message = msgpack.unpackb(result)[1]
     raise InmemError(f"the writer refused a commit: {message}", hint="Report this: it should not happen.")

@@ -56,6 +56,7 @@ class OptimisticTransaction:
         self._late: dict[Footprint, list[Call]] = {}  # calls that have not run here, in order
         self._known: set[Footprint] = set()  # of calls that run here at once
         self._is_over = False
+        self.is_refused = False  # by the writer, or it was never sent
         self._incarnation = owner.incarnation
         self.version: int | None = None
 
@@ -300,14 +301,17 @@ class OptimisticTransaction:
             applied = self._commit(body, sync=self._sync, timeout_s=self._timeout_s)
         except CommitUnknownError as error:
             raise resolved_as(error, self._applied) from None
-        except InmemError:
-            self._forget()
+        except InmemError as error:
+            if error.about is body:  # else a signal handler raised it, and the commit may stand
+                self.is_refused = True
+                self._forget()
             raise
         self._applied(applied)
 
     def _encode(self) -> bytes | None:
         """End the transaction; what is to be sent, None if nothing was written."""
         reads = self._reads
+        self._is_over = True  # before its writes are taken: a nested call must not add one that is left out
         try:
             if not self._entries:
                 return None

@@ -282,6 +282,7 @@ class RunLoader:
     def _settle(self) -> None:
         sequence = self._sent.pop(0)
         results = self._session.outcome(sequence, _TIMEOUT_S).results
+        self._session.forget(sequence)
         if sequence == self._first:
             self._cleared = results[0]
 

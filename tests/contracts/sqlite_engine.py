@@ -131,8 +131,10 @@ class SqliteStore:
             try:
                 applied = self._decided(State(connection), body)
                 connection.execute("commit")
-            except BaseException:
+            except BaseException as error:
                 connection.execute("rollback")
+                if isinstance(error, InmemError):
+                    error.about = body
                 raise
             finally:
                 self.give_back(connection)
@@ -181,6 +183,13 @@ class Session:
         self._store = store
         self._outcomes: list[Applied | InmemError] = []
 
+    @property
+    def next_sequence(self) -> int:
+        return len(self._outcomes) + 1
+
+    def forget(self, sequence: int) -> None:
+        pass
+
     def take(self) -> Session:
         return self
 
@@ -192,10 +201,10 @@ class Session:
             self._outcomes.append(self._store.commit(body, sync=sync, timeout_s=timeout_s))
         except InmemError as error:
             self._outcomes.append(error)
-        return len(self._outcomes) - 1
+        return len(self._outcomes)
 
     def outcome(self, sequence: int, timeout_s: float) -> Applied:
-        outcome = self._outcomes[sequence]
+        outcome = self._outcomes[sequence - 1]
         if isinstance(outcome, InmemError):
             raise outcome
         return outcome
