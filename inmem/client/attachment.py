@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from inmem.client.applied import Applied
 from inmem.client.launcher import create_directory, ensure_writer, expired, launching
-from inmem.client.session import Applied, Session
+from inmem.client.session import Session
 from inmem.config import Configuration, Settings, load
 from inmem.errors import BusyError, ClosedError, InvalidInputError, LimitError, WriterUnavailableError
 from inmem.host.board import Board

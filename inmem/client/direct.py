@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from inmem.client.applied import Applied
 from inmem.client.attachment import Attachment
 from inmem.client.retry import resolved_as
-from inmem.client.session import Applied
 from inmem.engines.base import Pending
 from inmem.errors import CommitUnknownError
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet, encode_single

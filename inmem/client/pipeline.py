@@ -11,8 +11,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
+from inmem.client.applied import Applied
 from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
-from inmem.client.session import Applied
 from inmem.config import Settings
 from inmem.engines.base import Pending
 from inmem.errors import BusyError, ClosedError, InmemError

@@ -16,10 +16,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 import msgpack
 
+from inmem.client.applied import Applied, applied
 from inmem.client.link import Link
 from inmem.client.protocol import PATIENCE_S, Answered, SessionProtocol
 from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT_BYTES, PROTOCOL_VERSION, Settings
@@ -28,17 +29,15 @@ from inmem.errors import (
     ClosedError,
     CommitUnknownError,
     ForkError,
-    InmemError,
     WriterUnavailableError,
     from_wire,
 )
 from inmem.host.board import SUPPORTED, Board
 from inmem.host.control import EPOCH, Control, ControlState
-from inmem.wire import APPLIED, FLAG_SYNC, GOODBYE, GOODBYE_HEADER, REFUSED
+from inmem.wire import APPLIED, FLAG_SYNC, GOODBYE, GOODBYE_HEADER
 
 _RETRY_S: Final = 0.002  # before another look at who serves; doubles
 _RETRY_MAX_S: Final = 0.1
-_NO_RESULTS: Final = msgpack.packb([])
 
 
 class WriterAccess(Protocol):
@@ -53,13 +52,6 @@ class WriterAccess(Protocol):
     def ensure_writer(self, deadline: float) -> ControlState: ...
 
     def board(self, path: str) -> Board: ...
-
-
-class Applied(NamedTuple):
-    """A commit that took effect: its version, and the results of its procedure calls."""
-
-    version: int
-    results: list[Any]
 
 
 class Session:
@@ -101,7 +93,7 @@ class Session:
                 came = link.wait(sequence)
                 if isinstance(came, tuple) and self.protocol.answer_of_only(sequence):
                     self._is_whole = True
-                    return _as_applied(came, body)
+                    return applied(came, body)
                 if came is not None:
                     self._take(link, sequence, came, deadline)
                 return self._outcome(sequence, deadline, timeout_s, body)
@@ -217,7 +209,7 @@ class Session:
         except (WriterUnavailableError, BusyError) as error:  # it is numbered, and may still be applied
             raise self._unknown(sequence, str(error), True) from None
         self._is_whole = True
-        return _as_applied(answered, body)
+        return applied(answered, body)
 
     def _unknown(self, sequence: int, why: str, can_resend: bool) -> CommitUnknownError:
         error = CommitUnknownError(
@@ -484,20 +476,3 @@ def _nested() -> BusyError:
         what="calls at once", limit=1,
         hint="A signal handler or finalizer must not use what the code that it interrupts is using.",
     )
-
-
-def _as_applied(answered: Answered, body: bytes | None = None) -> Applied:
-    """What an answer says.
-
-    Raises:
-        InmemError: the commit was decided against.
-    """
-    status, version, result = answered
-    if status == APPLIED:
-        return Applied(version, [] if result == _NO_RESULTS else msgpack.unpackb(result))
-    if status != REFUSED:
-        error = from_wire(msgpack.unpackb(result))
-        error.about = body
-        raise error
-    message = msgpack.unpackb(result)[1]
-    raise InmemError(f"the writer refused a commit: {message}", hint="Report this: it should not happen.")

@@ -19,9 +19,9 @@ from typing import Any
 import msgpack
 
 from inmem.changes import DELETE, PUT, Table
+from inmem.client.applied import Applied
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
-from inmem.client.session import Applied
 from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.commit.decide import decide

@@ -1,0 +1,37 @@
+"""What a commit came to, as its answer says."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from inmem.client.protocol import Answered
+from inmem.errors import InmemError, from_wire
+from inmem.wire import APPLIED, REFUSED
+
+_NO_RESULTS: Final = msgpack.packb([])
+
+
+class Applied(NamedTuple):
+    """A commit that took effect: its version, and the results of its procedure calls."""
+
+    version: int
+    results: list[Any]
+
+
+def applied(answered: Answered, body: bytes | None = None) -> Applied:
+    """What an answer says; an error is about this `body`.
+
+    Raises:
+        InmemError: the commit was decided against.
+    """
+    status, version, result = answered
+    if status == APPLIED:
+        return Applied(version, [] if result == _NO_RESULTS else msgpack.unpackb(result))
+    if status != REFUSED:
+        error = from_wire(msgpack.unpackb(result))
+        error.about = body
+        raise error
+    message = msgpack.unpackb(result)[1]
+    raise InmemError(f"the writer refused a commit: {message}", hint="Report this: it should not happen.")
