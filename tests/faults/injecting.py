@@ -84,6 +84,11 @@ class Interrupt(_Injection):
         sys.setprofile(self._event)
         try:
             return call()
+        except TypeError as error:
+            # CPython 3.11 now and then goes wrong where a profile function raises as a property returns.
+            if str(error) != "'traceback' object is not callable":
+                raise
+            self._action()
         finally:
             sys.setprofile(None)
             if self._returning is not None:
