@@ -8,7 +8,7 @@ who has time to wait.
 An exception may come out of any line here: a signal handler can raise. What
 the link was doing is unknown then, so the next call drops it, connects anew
 and sends again what is unanswered. No exception of another kind than our own
-is used for control, and none of a handler's is taken for one.
+is used for control.
 """
 
 from __future__ import annotations
