@@ -97,7 +97,7 @@ class InmemError(Exception):
 
     hint: str
 
-    about: bytes | None = None  # the commit that was decided so, or not sent; None for what a handler raised
+    is_foreign: bool = False  # a signal handler raised it during a commit, which may have been applied
 
     def __init__(self, message: str, *, hint: str | None = None, **fields: Any) -> None:
         super().__init__(message)

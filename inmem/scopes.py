@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from inmem.client.retry import NotToRepeat, check_timeout, resolved_as, retrying
+from inmem.client.retry import check_timeout, resolved_as, retrying
 from inmem.config import DURABILITIES
 from inmem.engines.base import Draft, Engine, MomentView, Sink
 from inmem.errors import (
@@ -20,7 +20,6 @@ from inmem.errors import (
     ConfigMismatchError,
     InmemError,
     InvalidInputError,
-    RetryableError,
 )
 from inmem.keys import shorten
 from inmem.primitives.event_log import EventReads, PipedEvents, PipelineEvents, RunEvents, TransactionEvents
@@ -102,10 +101,6 @@ class RunScope:
                         txn.commit()
                     except CommitUnknownError as error:
                         raise resolved_as(error, lambda _: result) from None
-                    except RetryableError as error:
-                        if not txn._draft.is_refused:  # a signal handler raised it, while the commit was sent
-                            raise NotToRepeat(error) from None
-                        raise
             return result
 
         return retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s)

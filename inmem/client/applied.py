@@ -20,8 +20,8 @@ class Applied(NamedTuple):
     results: list[Any]
 
 
-def applied(answered: Answered, body: bytes | None = None) -> Applied:
-    """What an answer says; an error is about this `body`.
+def applied(answered: Answered) -> Applied:
+    """What an answer says.
 
     Raises:
         InmemError: the commit was decided against.
@@ -30,8 +30,6 @@ def applied(answered: Answered, body: bytes | None = None) -> Applied:
     if status == APPLIED:
         return Applied(version, [] if result == _NO_RESULTS else msgpack.unpackb(result))
     if status != REFUSED:
-        error = from_wire(msgpack.unpackb(result))
-        error.about = body
-        raise error
+        raise from_wire(msgpack.unpackb(result))
     message = msgpack.unpackb(result)[1]
     raise InmemError(f"the writer refused a commit: {message}", hint="Report this: it should not happen.")

@@ -13,12 +13,14 @@ import resource
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from inmem.client import launcher
 from inmem.client.applied import Applied
-from inmem.client.launcher import create_directory, ensure_writer, expired, launching
+from inmem.client.launcher import create_directory, ensure_writer, expired
 from inmem.client.session import Session
 from inmem.config import Configuration, Settings, load
 from inmem.errors import BusyError, ClosedError, InvalidInputError, LimitError, WriterUnavailableError
@@ -26,9 +28,13 @@ from inmem.host.board import Board
 from inmem.host.control import ControlState
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
+from inmem.host.interrupts import Exclusive, Living, let_through
 from inmem.storage.snapshot import Image
 
+T = TypeVar("T")
+
 _POLL_S: Final = 0.003
+_FORK_RETRY_S: Final = 0.001
 _SPARE_FILES: Final = 32  # starting a writer, opening and connecting take 20; a few threads may do so at once
 
 
@@ -48,7 +54,8 @@ class ThreadSessions(threading.local):
         free = self._free
         try:
             session = free.pop()
-        except IndexError:
+        except IndexError as error:
+            let_through(error)
             session = self._new()
         try:
             return session.commit(body, sync=sync, timeout_s=timeout_s)
@@ -67,7 +74,8 @@ class ThreadSessions(threading.local):
         """A session for the caller alone, until it is given back."""
         try:
             return self._free.pop()
-        except IndexError:
+        except IndexError as error:
+            let_through(error)
             return self._new()
 
     def give_back(self, session: Session) -> None:
@@ -85,6 +93,53 @@ class ThreadSessions(threading.local):
             self._free.pop().close()
 
 
+class Place(Exclusive):
+    """The opening and closing of one path in this process: one at a time.
+
+    Whoever gives a share back does not wait: what is under way at that moment
+    takes it in when it has ended. So a finalizer can do it, wherever it runs.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._given_back: deque[Hold] = deque()
+
+    def what(self) -> str:
+        """See `Exclusive`."""
+        return f"opening or closing {self._path}"
+
+    def use(self, deadline: float, call: Callable[..., T], *arguments: Any) -> T:
+        """Make the call when no other one is under way here. Raises as `Exclusive.alone`."""
+        try:
+            return self.alone(deadline, call, *arguments)
+        finally:
+            self._take_back()
+
+    def give_back(self, hold: Hold) -> None:
+        """A handle gives up its share."""
+        self._given_back.append(hold)
+        self._take_back()
+
+    def _take_back(self) -> None:
+        while self._given_back:
+            try:
+                self.alone(0.0, self._end)
+            except BusyError as error:
+                let_through(error)
+                return  # the call under way looks here when it has ended
+
+    def _end(self) -> None:
+        while self._given_back:
+            hold = self._given_back[0]  # it stays until all is done: an interrupt leaves the rest to the next
+            attachment = hold.attachment
+            if attachment.holds == {hold.share}:
+                if _registry.get(self._path) is attachment:
+                    _registry.pop(self._path, None)
+                attachment.close()
+            attachment.holds.discard(hold.share)
+            self._given_back.popleft()
+
+
 class Hold:
     """One handle's share of an attachment, which the last one closes.
 
@@ -93,21 +148,15 @@ class Hold:
     """
 
     def __init__(self, attachment: Attachment) -> None:
+        self.share = object()
         self.attachment = attachment
-        attachment.holds.add(id(self))
+        attachment.holds.add(self.share)
 
     def release(self) -> None:
         """Give the share back. May be called twice, and goes on where an interrupt ended it."""
         attachment = self.attachment
-        with _registry_lock:
-            if id(self) not in attachment.holds:
-                return
-            if len(attachment.holds) == 1:
-                key = str(attachment.directory.path)
-                if _registry.get(key) is attachment:
-                    del _registry[key]
-                attachment.close()
-            attachment.holds.discard(id(self))
+        if self.share in attachment.holds:
+            _place(attachment.path).give_back(self)
 
     def __del__(self) -> None:
         if "attachment" in self.__dict__:
@@ -124,7 +173,7 @@ class Attachment:
         self.database_id = self.identity.database_id
         self.settings: Settings = self.identity.settings
         self.autostart = autostart
-        self.holds: set[int] = set()  # of the handles
+        self.holds: set[object] = set()  # of the handles
         self.incarnation = 0  # changes in a forked child: what belongs to the parent shows by it
         self.control = directory.control()
         self.closed = False
@@ -132,6 +181,7 @@ class Attachment:
         self._sessions = ThreadSessions(self)
         self.image = Image(self.control, directory.stem(self.identity), self.ensure_writer)
         self._client_lock = FileLock(directory.clients_lock)
+        _alive.add(self)
         try:
             self.control.check_machine()
             self._join(deadline)
@@ -192,9 +242,13 @@ class Attachment:
 
 
 _INHERITED: list[Any] = []  # a parent's sockets: kept, never closed
-_registry: dict[str, Attachment] = {}
-_registry_lock = threading.RLock()
-_opening: set[str] = set()  # the paths that a thread, the holder of the lock, is opening
+_registry: dict[str, Attachment] = {}  # what is open, by path
+_places: dict[str, Place] = {}
+_alive: Living[Attachment] = Living()  # also those that are being opened or closed
+
+
+def _place(path: str) -> Place:
+    return _places.setdefault(path, Place(path))
 
 
 def attach(
@@ -217,33 +271,32 @@ def attach(
         if configuration.origins["durability"] == "default":
             configuration = load(config, dict(arguments) | {"durability": "memory"})
     directory = DataDirectory(Path(path))
+    return _place(str(directory.path)).use(
+        deadline, _attach, directory, configuration, ephemeral, autostart, deadline
+    )
+
+
+def _attach(
+    directory: DataDirectory, configuration: Configuration, ephemeral: bool, autostart: bool, deadline: float
+) -> tuple[Hold, Settings]:
     key = str(directory.path)
-    with _registry_lock:
-        if key in _opening:
-            raise BusyError(
-                f"this thread is in the middle of opening {key}", what="calls at once", limit=1,
-                hint="A signal handler or finalizer came in the middle of it: try again later.",
-            )
-        attachment: Attachment | None = None
-        try:
-            _opening.add(key)
-            attachment = _registry.get(key)
-            if attachment is None or not directory.exists():
-                # Removed under us: what is there now, or will be, is another database.
-                _create(directory, configuration, ephemeral, autostart, deadline)
-                attachment = Attachment(directory, autostart, deadline)
-            settings = configuration.with_stored(attachment.identity.stored).settings
-            if not attachment.holds:
-                if autostart:
-                    attachment.ensure_writer(deadline)
-                _registry[key] = attachment
-            return Hold(attachment), settings
-        finally:
-            _opening.discard(key)
-            if attachment is not None and not attachment.holds:
-                if _registry.get(key) is attachment:
-                    del _registry[key]
-                attachment.close()
+    attachment = _registry.get(key)
+    try:
+        if attachment is None or not directory.exists():
+            # Removed under us: what is there now, or will be, is another database.
+            _create(directory, configuration, ephemeral, autostart, deadline)
+            attachment = Attachment(directory, autostart, deadline)
+        settings = configuration.with_stored(attachment.identity.stored).settings
+        if not attachment.holds:
+            if autostart:
+                attachment.ensure_writer(deadline)
+            _registry[key] = attachment
+        return Hold(attachment), settings
+    finally:
+        if attachment is not None and not attachment.holds:
+            if _registry.get(key) is attachment:
+                _registry.pop(key, None)
+            attachment.close()
 
 
 def _checked(path: object) -> str:
@@ -270,10 +323,9 @@ def _check_files() -> None:
         return
     try:
         count = sum(int(name) < limit for name in os.listdir("/proc/self/fd"))
-    except OSError as error:  # not one is left to look with
-        if error.errno is None:  # a signal handler's, not the system's
-            raise
-        count = limit
+    except OSError as error:
+        let_through(error)
+        count = limit  # not one is left to look with
     if count > limit - _SPARE_FILES:
         raise LimitError(
             f"{count} files are open in this process, the limit is {limit}", what="open files", size=count,
@@ -300,39 +352,53 @@ def attached(directory: DataDirectory) -> Attachment | None:
 @atexit.register
 def _close_all() -> None:
     """Say goodbye while there is an interpreter to do it with."""
-    with _registry_lock:
-        for attachment in list(_registry.values()):
-            attachment.close()
-        _registry.clear()
+    for attachment in [*_registry.values()]:
+        attachment.close()
+    _registry.clear()
 
 
-# Before a fork all locks that a child could inherit held are taken, in the
-# order registry, launching, images; so each is free, and consistent, after it.
+# Before a fork all locks are taken that a child could inherit held; so each is free, and what it guards is
+# consistent, after it. Who holds one of them does not wait for another one for ever: all or none is taken.
+_taken_for_fork: list[Attachment] = []
 
 
 def _before_fork() -> None:
-    _registry_lock.acquire()
-    launching.acquire()
-    for attachment in _registry.values():
+    while not _take_all():
+        time.sleep(_FORK_RETRY_S)
+    for attachment in _taken_for_fork:
         attachment.image.before_fork()
 
 
+def _take_all() -> bool:
+    if not launcher.starting.acquire(blocking=False):
+        return False
+    for attachment in _alive:
+        if not attachment.image.lock.acquire(blocking=False):
+            break
+        _taken_for_fork.append(attachment)
+    else:
+        return True
+    for attachment in _taken_for_fork:
+        attachment.image.lock.release()
+    _taken_for_fork.clear()
+    launcher.starting.release()
+    return False
+
+
 def _after_fork_in_parent() -> None:
-    for attachment in _registry.values():
-        attachment.image.after_fork_in_parent()
-    launching.release()
-    _registry_lock.release()
+    while _taken_for_fork:
+        _taken_for_fork.pop().image.after_fork_in_parent()
+    launcher.starting.release()
 
 
 def _after_fork_in_child() -> None:
-    global _registry_lock
-    for attachment in _registry.values():
-        attachment.after_fork_in_child()
-    launching.release()
-    _registry_lock = threading.RLock()
+    launcher.starting.release()
+    launcher.after_fork_in_child()
+    _places.clear()
+    while _taken_for_fork:
+        _taken_for_fork.pop().after_fork_in_child()
 
 
 os.register_at_fork(
     before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
 )
-

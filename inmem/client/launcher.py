@@ -16,14 +16,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from inmem.config import Settings
-from inmem.errors import BusyError, WriterUnavailableError, from_wire
+from inmem.errors import ForkError, WriterUnavailableError, from_wire
 from inmem.host.clock import boot_us
 from inmem.host.control import Control, ControlState, boot_id
 from inmem.host.directory import DataDirectory, runtime_directory
 from inmem.host.files import FileLock, open_private, python_environment
+from inmem.host.interrupts import Exclusive, Living, let_through
 
 T = TypeVar("T")
 
@@ -34,10 +35,19 @@ _CRASH_DELAY_S: Final = 0.05
 _CRASH_DELAY_MAX_S: Final = 2.0
 _START_TRIES: Final = 10  # silent deaths in a row: fewer may be kills, so many mean that it cannot run
 
-# Held while this process creates a directory or starts a writer. A fork waits for it: the child would hold
-# the lock of the directory on.
-launching = threading.RLock()
-_launches: list[DataDirectory] = []  # the launch under way, by the thread that has the lock
+# Held while a process is started and what it gets is opened. A fork waits for that moment: the child would
+# hold the pipe by which the parent learns that the program runs.
+starting = threading.RLock()
+_not_for_children: Living[Any] = Living()  # files of launches; a forked child has no part in them
+_launches: dict[str, _Launch] = {}  # by directory
+
+
+class _Launch(Exclusive):
+    """The launch of one directory."""
+
+    def what(self) -> str:
+        """See `Exclusive`."""
+        return "creating this directory or starting its writer"
 
 
 def expired(deadline: float) -> bool:
@@ -46,35 +56,43 @@ def expired(deadline: float) -> bool:
 
 
 def under_launch_lock(directory: DataDirectory, deadline: float, action: Callable[[], T]) -> T:
-    """Do something while no other process creates this directory or starts its writer.
+    """Do something while nobody else creates this directory or starts its writer.
 
     Raises:
         WriterUnavailableError: somebody else holds the lock beyond the deadline.
-        BusyError: this thread is in the middle of a launch.
+        BusyError: this thread is in the middle of such a launch, or another one is beyond the deadline.
     """
-    with launching:
-        if _launches:
-            raise BusyError(
-                f"this thread is in the middle of starting the writer of {_launches[0].path}",
-                what="launches at once", limit=1,
-                hint="A signal handler or finalizer came in the middle of it: try again later.",
-            )
-        lock: FileLock | None = None
-        try:
-            _launches.append(directory)
-            lock = FileLock(directory.launch_lock)
-            while not lock.try_exclusive():
-                if expired(deadline):
-                    raise WriterUnavailableError(
-                        f"another process has been starting the writer of {directory.path} for too long",
-                        path=str(directory.path),
-                    )
-                time.sleep(_POLL_S)
-            return action()
-        finally:
-            _launches.clear()
-            if lock is not None:
-                lock.close()
+    launch = _launches.setdefault(str(directory.path), _Launch())
+    done: T = launch.alone(deadline, _locked, directory, deadline, action)
+    return done
+
+
+def _locked(directory: DataDirectory, deadline: float, action: Callable[[], T]) -> T:
+    pid = os.getpid()
+    with starting:
+        lock = _not_for_children.add(FileLock(directory.launch_lock))
+    try:
+        while not lock.try_exclusive():
+            if expired(deadline):
+                raise WriterUnavailableError(
+                    f"another process has been starting the writer of {directory.path} for too long",
+                    path=str(directory.path),
+                )
+            time.sleep(_POLL_S)
+        return action()
+    except OSError as error:
+        if os.getpid() != pid:  # and its files were closed
+            raise ForkError("a signal handler forked while its thread was starting a writer") from error
+        raise
+    finally:
+        lock.close()
+
+
+def after_fork_in_child() -> None:
+    """Leave to the parent what it launches."""
+    for file in _not_for_children:
+        file.close()
+    _launches.clear()
 
 
 def create_directory(
@@ -175,7 +193,8 @@ def _hold_back(directory: DataDirectory, deadline: float) -> None:
     now = boot_us()
     try:
         count, last = (int(word) for word in record.read_text().split())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError) as error:
+        let_through(error)
         count, last = 0, 0
     count = count + 1 if 0 <= now - last < _CRASH_LOOP_S * 1e6 else 0
     if count > _CRASH_FREE:
@@ -187,22 +206,24 @@ def _hold_back(directory: DataDirectory, deadline: float) -> None:
 
 def _launch(directory: DataDirectory, deadline: float, stays: bool) -> bool:
     """Start a detached writer and wait until it serves or says why not; False if it died silently."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs, open_private(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as log:
-        try:
-            process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "inmem.writer", str(directory.path),
-                    "--ready-fd", str(theirs.fileno()), *(["--stay"] if stays else []),
-                ],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-                env=python_environment(), start_new_session=True,
-            )
-        except OSError as error:
-            raise WriterUnavailableError(
-                f"the writer could not be started: {error}", path=str(directory.path)
-            ) from error
-        theirs.close()
+    with starting:
+        ours, theirs = map(_not_for_children.add, socket.socketpair())
+        with theirs, open_private(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as log:
+            try:
+                process = subprocess.Popen(
+                    [
+                        sys.executable, "-m", "inmem.writer", str(directory.path),
+                        "--ready-fd", str(theirs.fileno()), *(["--stay"] if stays else []),
+                    ],
+                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
+                    env=python_environment(), start_new_session=True,
+                )
+            except OSError as error:
+                let_through(error)
+                raise WriterUnavailableError(
+                    f"the writer could not be started: {error}", path=str(directory.path)
+                ) from error
+    with ours:
         try:
             line = _read_line(ours, deadline)
         finally:
@@ -213,7 +234,8 @@ def _launch(directory: DataDirectory, deadline: float, stays: bool) -> bool:
         )
     try:
         message = json.loads(line)
-    except ValueError:
+    except ValueError as error:
+        let_through(error)
         return False
     if "error" in message:
         refusal = from_wire(message["error"])

@@ -6,6 +6,7 @@ which frame is sent when is the business of `inmem.client.protocol`.
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from inmem.client.zmtp import ZmtpConnection
@@ -56,8 +57,10 @@ class Link:
             self.send(b"")
         return True
 
-    def wait(self, sequence: int) -> tuple[int, int, bytes] | bytes | None:
+    def wait(self, sequence: int, deadline: float) -> tuple[int, int, bytes] | bytes | None:
         """The answer to a commit, or a frame that came instead; None after a slice without either.
+
+        A slice ends with the deadline (of `time.monotonic`).
 
         It looks for a while before it sleeps, and for a shorter one if others
         commit too: with more runnable processes than cores, looking keeps
@@ -65,17 +68,17 @@ class Link:
         """
         board = self._board
         if self._connection.is_sending:
-            self._connection.pump(SLICE_MS)
+            self._connection.pump(_slice_ms(deadline))
             return self.receive(0)
         if board is None:
-            return self.receive()
+            return self.receive(_slice_ms(deadline))
         slot, mail = self._slot, self._mail
         spin = _SPIN if self._control.words[ACTIVE] <= _CROWD else _SPIN_IN_CROWD
         pause_us = _SLEEP_US
         while not (found := board.look_for(slot, sequence, mail, spin)):
-            if pause_us > _SLEEP_MAX_US:
+            if pause_us > _SLEEP_MAX_US or (left_us := (deadline - time.monotonic()) * 1e6) <= 0:
                 return None
-            board.sleep(slot, sequence, mail, pause_us)
+            board.sleep(slot, sequence, mail, int(min(pause_us, left_us)))
             spin = 0
             pause_us *= 2
         if found == ANSWERED:
@@ -111,3 +114,8 @@ class Link:
     def close(self) -> None:
         """Close the socket; what it has taken still arrives."""
         self._connection.close()
+
+
+def _slice_ms(deadline: float) -> float:
+    """How long to block at once."""
+    return max(0.0, min(SLICE_MS, (deadline - time.monotonic()) * 1000))

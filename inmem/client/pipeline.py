@@ -207,8 +207,8 @@ class PipelinedWrites:
             try:
                 session.submit(body, sync=self._sync, timeout_s=self._settings.timeout_s)
             except InmemError as error:  # of earlier writes: not to be raised by the one that comes next
-                if error.about is not body and session.next_sequence - self._first > index:
-                    raise  # a signal handler's: the group is on its way
+                if error.is_foreign:
+                    raise  # the group is on its way, or still here
                 self._groups, self._error = (
                     [*self._groups[:index], *self._groups[index + 1 :]], self._error or error
                 )
@@ -220,6 +220,8 @@ class PipelinedWrites:
         try:
             resolve_all(self._groups[0], session.outcome(sequence, self._settings.timeout_s).results)
         except InmemError as problem:
+            if problem.is_foreign:
+                raise
             error = problem
         self._groups, self._first, self._error = self._groups[1:], sequence + 1, self._error or error
         session.forget(sequence)

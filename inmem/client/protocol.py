@@ -40,11 +40,13 @@ from inmem.wire import (
     hello,
     parse_map,
 )
+from inmem.writeset import WriteSet
 
 Answered = tuple[int, int, bytes]  # status, version, result
 
 PATIENCE_S: Final = 1.0  # silence of a living writer after which all is said again: no commit takes as long
 BUSY_DELAY_S: Final = 0.01
+VOID: Final = WriteSet().encode()
 _ASK_AGAIN: Final = 32  # commits between two questions for the lost answer of an older one
 
 
@@ -216,6 +218,15 @@ class SessionProtocol:
         self._asked, self._replies, self._asks_out = {}, {}, []
         self._send_from = self._busy_from = 0
         self._silent_since = None
+
+    def void(self, first: int) -> None:
+        """Nobody will ask for the commits from `first` on: what was not applied yet will do nothing.
+
+        The writer knows one that was applied by its digest, and then refuses this one.
+        """
+        for sequence, commit in self.unanswered.items():
+            if sequence >= first:
+                commit.body, commit.flags = VOID, 0
 
     def receive(self, frame: bytes, now: float) -> None:
         """Take in a message of the writer."""

@@ -22,9 +22,10 @@ def resolved_as(error: CommitUnknownError, convert: Callable[[Any], Any]) -> Com
     """The error, whose `resend` now returns what `convert` makes of its result.
 
     Each layer passes it on so, and in the end it returns what the call that
-    raised it would have returned.
+    raised it would have returned. One of another call, which a signal handler
+    let through, stays as it is.
     """
-    again = error.resender
+    again = None if error.is_foreign else error.resender
     if again is not None:
 
         def resend(timeout_s: float | None) -> Any:
@@ -53,14 +54,6 @@ def check_timeout(timeout_s: object) -> float:
     )
 
 
-class NotToRepeat(Exception):
-    """Carries an error out of `retrying`: what was attempted may have happened."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__()
-        self.error = error
-
-
 def retrying(
     attempt: Callable[[float], T], *, max_attempts: int, timeout_s: float, pause_max_s: float = _BACKOFF_MAX_S
 ) -> T:
@@ -81,9 +74,9 @@ def retrying(
     for left in range(max_attempts - 1, -1, -1):
         try:
             return attempt(max(deadline - time.monotonic(), 0.001))
-        except NotToRepeat as wrapped:
-            raise wrapped.error from None
         except RetryableError as error:
+            if error.is_foreign:
+                raise  # what was attempted may have happened
             is_next = isinstance(error, ConflictError) and error.is_next
             pause = 0.0 if is_next else random.uniform(0, ceiling)
             if not left or time.monotonic() + pause >= deadline:

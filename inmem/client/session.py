@@ -7,16 +7,16 @@ who has time to wait.
 
 An exception may come out of any line here: a signal handler can raise. What
 the link was doing is unknown then, so the next call drops it, connects anew
-and sends again what is unanswered. No exception of another kind than our own
-is used for control.
+and sends again what is unanswered. The commit that was interrupted is taken
+back: it took effect at once, or never will.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final, Protocol, TypeVar
 
 import msgpack
 
@@ -29,12 +29,16 @@ from inmem.errors import (
     ClosedError,
     CommitUnknownError,
     ForkError,
+    InmemError,
     WriterUnavailableError,
     from_wire,
 )
 from inmem.host.board import SUPPORTED, Board
 from inmem.host.control import EPOCH, Control, ControlState
+from inmem.host.interrupts import Exclusive, is_foreign, let_through
 from inmem.wire import APPLIED, FLAG_SYNC, GOODBYE, GOODBYE_HEADER
+
+T = TypeVar("T")
 
 _RETRY_S: Final = 0.002  # before another look at who serves; doubles
 _RETRY_MAX_S: Final = 0.1
@@ -54,24 +58,35 @@ class WriterAccess(Protocol):
     def board(self, path: str) -> Board: ...
 
 
-class Session:
-    """Commits in order. Its lock lets another thread resolve an unknown commit.
+class Session(Exclusive):
+    """Commits in order, one call at a time: another thread may resolve an unknown commit.
 
-    One call at a time: a call that comes in the middle of another one of the
-    same thread is refused. `inmem.client.attachment` gives it another session.
+    A call that comes in the middle of another one of the same thread is
+    refused. `inmem.client.attachment` gives it another session.
     """
 
     def __init__(self, access: WriterAccess) -> None:
         self._link: Link | None = None
         self._pid = os.getpid()
         self._access = access
-        self._lock = threading.RLock()
-        self._in_call = False
         self._is_whole = True  # False while a call uses the link: it is suspect if that was interrupted
+        self._to_void = 0  # then the number of the commit that nobody will ask for; 0 for none
         self._closed = False
         self.protocol = SessionProtocol(
             max_in_flight=access.settings.max_in_flight, patience_s=PATIENCE_S
         )
+
+    def what(self) -> str:
+        """See `Exclusive`."""
+        return "another call with this pipeline, transaction or commit"
+
+    def _own(self, deadline: float, call: Callable[..., T], *arguments: Any) -> T:
+        """Make a call when no other one uses the session, and see whose errors come out of it."""
+        try:
+            return self.alone(deadline, call, *arguments)
+        except InmemError as error:
+            error.is_foreign = is_foreign(error)
+            raise
 
     # --- commits ----------------------------------------------------------------------
 
@@ -83,35 +98,28 @@ class Session:
             CommitUnknownError: sent, and not answered before the deadline.
             InmemError: what the writer decided.
         """
-        with self._lock:
-            if self._in_call:
-                raise _nested()
-            self._in_call = True
-            try:
-                deadline = time.monotonic() + timeout_s
-                link, sequence = self._submit(body, sync, deadline)
-                came = link.wait(sequence)
-                if isinstance(came, tuple) and self.protocol.answer_of_only(sequence):
-                    self._is_whole = True
-                    return applied(came, body)
-                if came is not None:
-                    self._take(link, sequence, came, deadline)
-                return self._outcome(sequence, deadline, timeout_s, body)
-            finally:
-                self._in_call = False
+        deadline = time.monotonic() + timeout_s
+        return self._own(deadline, self._commit, body, sync, deadline, timeout_s)
+
+    def _commit(self, body: bytes, sync: bool, deadline: float, timeout_s: float) -> Applied:
+        link, sequence = self._submit(body, sync, deadline, is_awaited=True)
+        came = link.wait(sequence, deadline)
+        if isinstance(came, tuple) and self.protocol.answer_of_only(sequence):
+            self._is_whole = True
+            return applied(came)
+        if came is not None:
+            self._take(link, sequence, came, deadline)
+        return self._outcome(sequence, deadline, timeout_s)
 
     def submit(self, body: bytes, *, sync: bool, timeout_s: float) -> int:
         """Send a commit and do not wait; `outcome` fetches what became of it."""
-        with self._lock:
-            if self._in_call:
-                raise _nested()
-            self._in_call = True
-            try:
-                _, sequence = self._submit(body, sync, time.monotonic() + timeout_s)
-                self._is_whole = True
-                return sequence
-            finally:
-                self._in_call = False
+        deadline = time.monotonic() + timeout_s
+        return self._own(deadline, self._only_submit, body, sync, deadline)
+
+    def _only_submit(self, body: bytes, sync: bool, deadline: float) -> int:
+        _, sequence = self._submit(body, sync, deadline, is_awaited=False)
+        self._is_whole = True
+        return sequence
 
     def has_room(self, body: bytes) -> bool:
         """Whether a commit can be sent while the unanswered ones are under way."""
@@ -128,23 +136,23 @@ class Session:
 
     def outcome(self, sequence: int, timeout_s: float) -> Applied:
         """Wait for a submitted commit; raises like `commit`. It can be asked for until it is forgotten."""
+        deadline = time.monotonic() + timeout_s
+        return self._own(deadline, self._wait_for, sequence, deadline, timeout_s)
+
+    def _wait_for(self, sequence: int, deadline: float, timeout_s: float) -> Applied:
         self._refuse_in_child()
-        with self._lock:
-            if self._in_call:
-                raise _nested()
-            self._in_call = True
-            try:
-                self._begin()
-                return self._outcome(sequence, time.monotonic() + timeout_s, timeout_s, keep=True)
-            finally:
-                self._in_call = False
+        self._begin()
+        return self._outcome(sequence, deadline, timeout_s, keep=True)
 
     def _refuse_in_child(self) -> None:
         if self._pid != os.getpid():
             raise ForkError("this pipeline or transaction belongs to the parent process")
 
-    def _submit(self, body: bytes, sync: bool, deadline: float) -> tuple[Link, int]:
-        """Number and send a commit; the link stays suspect until the caller has done its part."""
+    def _submit(self, body: bytes, sync: bool, deadline: float, *, is_awaited: bool) -> tuple[Link, int]:
+        """Number and send a commit; the link stays suspect until the caller has done its part.
+
+        If it is awaited, nobody asks for it any more when the call is interrupted.
+        """
         self._refuse_in_child()  # a handler may have forked in the middle of this call
         if self._access.closed:  # by another thread, which does not close what this one uses
             raise ClosedError("the database is closed")
@@ -152,7 +160,8 @@ class Session:
         link = self._link
         if link is None or not self._is_whole or self._access.control.words[EPOCH] != link.epoch:
             link = self._ready(deadline)
-        self._is_whole = False
+        # One statement: what is in doubt is this commit, and no other.
+        self._is_whole, self._to_void = False, protocol.next_sequence if is_awaited else 0
         if protocol.unanswered:
             self._take_ready(link)
             link = self._make_room(link, body, deadline)
@@ -189,12 +198,10 @@ class Session:
             error = BusyError(
                 f"{count} commits of this thread are unanswered", what="commits in flight", limit=limit
             )
-        error.about = body
         raise error
 
     def _outcome(
-        self, sequence: int, deadline: float, timeout_s: float, body: bytes | None = None, *,
-        keep: bool = False,
+        self, sequence: int, deadline: float, timeout_s: float, *, keep: bool = False
     ) -> Applied:
         protocol = self.protocol
         fetch = protocol.peek if keep else protocol.fetch
@@ -207,9 +214,11 @@ class Session:
                     self._is_whole = True
                     raise self._unknown(sequence, f"no answer within {timeout_s} s", True)
         except (WriterUnavailableError, BusyError) as error:  # it is numbered, and may still be applied
+            let_through(error)
+            self._is_whole = True
             raise self._unknown(sequence, str(error), True) from None
         self._is_whole = True
-        return applied(answered, body)
+        return applied(answered)
 
     def _unknown(self, sequence: int, why: str, can_resend: bool) -> CommitUnknownError:
         error = CommitUnknownError(
@@ -222,21 +231,21 @@ class Session:
         return error
 
     def _resolve(self, sequence: int, timeout_s: float) -> Applied:
+        deadline = time.monotonic() + timeout_s
+        try:
+            return self._own(deadline, self._send_and_wait, sequence, deadline, timeout_s)
+        except BusyError as error:  # another thread uses the session for too long
+            let_through(error)
+            raise self._unknown(sequence, str(error), True) from None
+
+    def _send_and_wait(self, sequence: int, deadline: float, timeout_s: float) -> Applied:
         self._refuse_in_child()
-        with self._lock:
-            if self._in_call:
-                raise _nested()
-            self._in_call = True
-            try:
-                if self._closed:
-                    raise ClosedError("the database was closed")
-                deadline = time.monotonic() + timeout_s
-                self._begin()
-                if sequence in self.protocol.unanswered and self._link is not None:
-                    self._link.send(self.protocol.frame(sequence))
-                return self._outcome(sequence, deadline, timeout_s)
-            finally:
-                self._in_call = False
+        if self._closed:
+            raise ClosedError("the database was closed")
+        self._begin()
+        if sequence in self.protocol.unanswered and self._link is not None:
+            self._link.send(self.protocol.frame(sequence))
+        return self._outcome(sequence, deadline, timeout_s)
 
     # --- requests that change nothing -------------------------------------------------
 
@@ -246,22 +255,15 @@ class Session:
         Raises:
             WriterUnavailableError: no answer before the deadline.
         """
-        with self._lock:
-            if self._in_call:
-                raise _nested()
-            self._in_call = True
-            try:
-                status, version, result = self._ask(kind, timeout_s)
-            finally:
-                self._in_call = False
+        deadline = time.monotonic() + timeout_s
+        status, version, result = self._own(deadline, self._ask, kind, deadline, timeout_s)
         if status == APPLIED:
             return version, msgpack.unpackb(result)
         raise from_wire(msgpack.unpackb(result))
 
-    def _ask(self, kind: int, timeout_s: float) -> Answered:
-        deadline = time.monotonic() + timeout_s
+    def _ask(self, kind: int, deadline: float, timeout_s: float) -> Answered:
         link = self._ready(deadline)
-        self._is_whole = False
+        self._begin()
         number, frame = self.protocol.ask(kind)
         link.send(frame)
         while (reply := self.protocol.fetch_reply(number)) is None:
@@ -289,12 +291,14 @@ class Session:
         """A call uses the link from now on; one that an interrupt has left in doubt goes."""
         if not self._is_whole:
             self._settle()
-        self._is_whole = False
+        self._is_whole, self._to_void = False, 0
 
     def _settle(self) -> None:
         """A call was interrupted: what its link was doing is unknown."""
         self._drop_link()
         self.protocol.settle()
+        if self._to_void:
+            self.protocol.void(self._to_void)
         self._is_whole = True
 
     def _step(self, deadline: float, sequence: int | None) -> bool:
@@ -309,7 +313,7 @@ class Session:
         link = self._link
         if link is None:
             link = self._connect(deadline)
-        came = link.receive() if sequence is None else link.wait(sequence)
+        came = link.receive() if sequence is None else link.wait(sequence, deadline)
         if came is not None:
             self._take(link, sequence, came, deadline)
             return time.monotonic() < deadline or sequence not in protocol.unanswered
@@ -443,8 +447,8 @@ class Session:
             return
         try:
             link.use_board(self._access.board(path), slot)
-        except FileNotFoundError:
-            pass  # that writer has gone: the next wait will notice
+        except FileNotFoundError as error:
+            let_through(error)  # else that writer has gone: the next wait will notice
 
     def _drop_link(self) -> None:
         link, self._link = self._link, None
@@ -453,26 +457,21 @@ class Session:
 
     def close(self) -> None:
         """Say goodbye, if nothing is unanswered, and close the link."""
-        with self._lock:
-            self._closed = True
-            if self._in_call:
-                return  # the call below this one finds the database closed
-            if not self._is_whole:
-                self._settle()
-            link = self._link
-            if link is not None and not self.protocol.unanswered and not link.has_ended():
-                link.send(GOODBYE_HEADER.pack(GOODBYE, self.protocol.session_id))
-            self._drop_link()
+        self._closed = True
+        try:
+            self.alone(0.0, self._say_goodbye)
+        except BusyError as error:  # the call that is under way finds the database closed
+            let_through(error)
+
+    def _say_goodbye(self) -> None:
+        if not self._is_whole:
+            self._settle()
+        link = self._link
+        if link is not None and not self.protocol.unanswered and not link.has_ended():
+            link.send(GOODBYE_HEADER.pack(GOODBYE, self.protocol.session_id))
+        self._drop_link()
 
     def __del__(self) -> None:
         # A thread that ends takes its session with it. In a forked child it is the parent's.
         if self.__dict__.get("_link") is not None and self._pid == os.getpid():
             self.close()
-
-
-def _nested() -> BusyError:
-    return BusyError(
-        "this thread is in the middle of another call with this pipeline, transaction or commit",
-        what="calls at once", limit=1,
-        hint="A signal handler or finalizer must not use what the code that it interrupts is using.",
-    )

@@ -56,7 +56,6 @@ class OptimisticTransaction:
         self._late: dict[Footprint, list[Call]] = {}  # calls that have not run here, in order
         self._known: set[Footprint] = set()  # of calls that run here at once
         self._is_over = False
-        self.is_refused = False  # by the writer, or it was never sent
         self._incarnation = owner.incarnation
         self.version: int | None = None
 
@@ -302,8 +301,7 @@ class OptimisticTransaction:
         except CommitUnknownError as error:
             raise resolved_as(error, self._applied) from None
         except InmemError as error:
-            if error.about is body:  # else a signal handler raised it, and the commit may stand
-                self.is_refused = True
+            if not error.is_foreign:
                 self._forget()
             raise
         self._applied(applied)

@@ -26,6 +26,8 @@ import socket
 import time
 from typing import Final
 
+from inmem.host.interrupts import let_through
+
 _GREETING: Final = (b"\xff" + bytes(8) + b"\x7f" + b"\3\0" + b"NULL".ljust(20, b"\0") + bytes(32))
 _PROPERTY: Final = b"\x0bSocket-Type" + (6).to_bytes(4, "big") + b"DEALER"
 _READY: Final = b"\4%c" % (6 + len(_PROPERTY)) + b"\5READY" + _PROPERTY
@@ -63,7 +65,8 @@ class ZmtpConnection:
             try:
                 self._socket.connect(self._path)
                 break
-            except BlockingIOError:  # the queue of connections is full
+            except BlockingIOError as error:  # the queue of connections is full
+                let_through(error)
                 if time.monotonic() >= deadline:
                     return None
                 time.sleep(_RETRY_S)
@@ -93,9 +96,8 @@ class ZmtpConnection:
         return left_ms > 0
 
     def _end(self, error: OSError) -> None:
-        """The socket failed. An error without a number is not of the socket: a signal handler raised it."""
-        if error.errno is None:
-            raise error
+        """The socket failed, unless a signal handler raised that."""
+        let_through(error)
         self.ended = True
 
     def send(self, frame: bytes) -> None:
@@ -111,7 +113,8 @@ class ZmtpConnection:
             return
         try:
             sent = self._send(data, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
+        except BlockingIOError as error:
+            let_through(error)
             sent = 0
         except OSError as error:
             self._end(error)
@@ -124,7 +127,8 @@ class ZmtpConnection:
         try:
             while self._unsent:
                 del self._unsent[: self._send(memoryview(self._unsent)[:_CHUNK], socket.MSG_NOSIGNAL)]
-        except BlockingIOError:
+        except BlockingIOError as error:
+            let_through(error)
             return
         except OSError as error:
             self._end(error)
@@ -139,14 +143,15 @@ class ZmtpConnection:
     def receive(self, timeout_ms: float) -> bytes | None:
         """The next frame; None if none comes in time, or the connection has ended."""
         deadline = time.monotonic() + timeout_ms / 1000
+        left_ms = timeout_ms
         while True:
             while (item := self._next()) is not None:
                 if not item[0] & _COMMAND:
                     return item[1]
-            left_ms = (deadline - time.monotonic()) * 1000
-            if self.ended or left_ms <= 0:
+            if self.ended or left_ms < 0:
                 return None
-            self._exchange(left_ms)
+            self._exchange(left_ms)  # also with no time left: what has arrived is taken
+            left_ms = (deadline - time.monotonic()) * 1000
 
     def pump(self, timeout_ms: float) -> None:
         """Wait until the socket takes or has something, and serve it."""
@@ -160,7 +165,8 @@ class ZmtpConnection:
             if events & ~select.POLLOUT:
                 try:
                     data = self._socket.recv(_CHUNK)
-                except BlockingIOError:
+                except BlockingIOError as error:
+                    let_through(error)
                     continue
                 except OSError as error:
                     self._end(error)

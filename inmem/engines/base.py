@@ -135,7 +135,6 @@ class Draft(View, Sink, Protocol):
     """One attempt at a transaction: reads of one version, tracked, under its own writes."""
 
     version: int | None
-    is_refused: bool  # the commit was decided against, or never sent: it may be tried again
 
     @property
     def is_over(self) -> bool:

@@ -57,6 +57,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from inmem.host.files import open_private
+from inmem.host.interrupts import let_through
 
 SLOTS: Final = 4096  # sessions with a slot; more of them use the socket
 RING: Final = 32  # entries for answers that one session has not fetched
@@ -143,7 +144,8 @@ class Board:
         """
         try:
             os.posix_fallocate(self._file.fileno(), slot * _SLOT_BYTES, _SLOT_BYTES)
-        except OSError:
+        except OSError as error:
+            let_through(error)
             return False
         self._view[slot * _SLOT_BYTES : (slot + 1) * _SLOT_BYTES] = bytes(_SLOT_BYTES)
         self._words[_POSTED_WORD + slot] = 0

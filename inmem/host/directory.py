@@ -34,6 +34,7 @@ from inmem.errors import (
 )
 from inmem.host.control import Control
 from inmem.host.files import check_private_dir, make_private_dir, open_private, write_durably
+from inmem.host.interrupts import let_through
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class DataDirectory:
         try:
             return self.settings_file.exists()
         except PermissionError as error:
+            let_through(error)
             raise PermissionDeniedError(f"{self.path}: {error.strerror}", path=str(self.path)) from None
 
     def prepare(self) -> None:
@@ -100,6 +102,7 @@ class DataDirectory:
                 try:
                     os.chmod(self.path, 0o700)
                 except OSError as error:
+                    let_through(error)
                     raise PermissionDeniedError(
                         f"{self.path}: {error.strerror}", path=str(self.path)
                     ) from None
@@ -156,6 +159,7 @@ class DataDirectory:
             stored = check_stored(document["settings"], str(self.settings_file))
             return Identity(database_id, bool(document["ephemeral"]), stored)
         except (ValueError, KeyError, TypeError) as error:
+            let_through(error)
             raise CorruptionError(
                 f"{self.settings_file}: {error}", file=str(self.settings_file), offset=0
             ) from None
@@ -201,5 +205,6 @@ def leave_runtime_directory() -> None:
     for base in ("/dev/shm", "/tmp"):
         try:
             os.rmdir(f"{base}/inmem-{os.geteuid()}")
-        except OSError:
+        except OSError as error:
+            let_through(error)
             continue  # not there, or in use by another database

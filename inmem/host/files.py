@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inmem.errors import PermissionDeniedError
+from inmem.host.interrupts import let_through
 
 PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
@@ -34,8 +35,7 @@ def check_private_dir(path: Path) -> os.stat_result:
     except FileNotFoundError:
         raise
     except OSError as error:
-        if error.errno is None:  # a signal handler's, not the system's
-            raise
+        let_through(error)
         raise PermissionDeniedError(f"{path}: {error.strerror}", path=str(path)) from None
     if not stat.S_ISDIR(info.st_mode):
         kind = "a symlink" if stat.S_ISLNK(info.st_mode) else "not a directory"
@@ -58,13 +58,15 @@ def make_private_dir(path: Path) -> os.stat_result:
     while True:
         try:
             os.mkdir(path, PRIVATE_DIR)
-        except FileExistsError:
-            pass
+        except FileExistsError as error:
+            let_through(error)
         except OSError as error:
+            let_through(error)
             raise PermissionDeniedError(f"{path}: {error.strerror}", path=str(path)) from None
         try:
             return check_private_dir(path)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            let_through(error)
             continue  # another process removed it, empty, in between
 
 
@@ -77,11 +79,13 @@ def open_private(path: Path, flags: int) -> io.FileIO:
         flags |= os.O_NOFOLLOW | os.O_CLOEXEC
         file = next(map(io.FileIO, map(os.open, (path,), (flags,), (PRIVATE_FILE,)), (mode,)))
     except IsADirectoryError as error:
+        let_through(error)
         if not isinstance(error.filename, int):
             raise
         os.close(error.filename)  # it was opened, and no file object takes it
         raise PermissionDeniedError(f"{path} is not a regular file of this user", path=str(path)) from None
     except OSError as error:
+        let_through(error)
         if error.errno not in _FORBIDDEN:
             raise
         raise PermissionDeniedError(f"{path}: {error.strerror}", path=str(path)) from None
@@ -158,7 +162,8 @@ class FileLock:
     def _try(self, kind: int) -> bool:
         try:
             fcntl.flock(self._file, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BlockingIOError as error:
+            let_through(error)
             return False
         return True
 
@@ -170,7 +175,8 @@ class FileLock:
         """Whether the path still names the locked file."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            let_through(error)
             return False
 
     def close(self) -> None:

@@ -20,8 +20,10 @@ snapshots. So at least one of the two sees the other.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -39,11 +41,13 @@ from inmem.errors import (
 )
 from inmem.host.clock import boot_us
 from inmem.host.control import CLOCK, GENERATION, Control
+from inmem.host.interrupts import let_through
 from inmem.storage.environment import Table, open_for_reading
 
 VERSION_KEY: Final = b"version"
 _ATTACH_PATIENCE_S: Final = 10.0  # a switch of image takes milliseconds, a recovery may take seconds
 _RETRY_S: Final = 0.001
+_MANY: Final = 64  # noted snapshots, at which those that were dropped are looked for
 
 
 class _Opened:
@@ -56,20 +60,39 @@ class _Opened:
         self.env, self.tables = open_for_reading(path)
         self.data = self.tables[Table.DATA]
         self.generation = generation
-        self.live: dict[int, tuple[Any, float]] = {}  # snapshot -> transaction, end of its time
+        # Transactions of open snapshots, and when their time ends. One that is dropped ends without a
+        # finalizer of ours, in which the exception of a signal handler would be lost.
+        self.live: dict[weakref.ref[Any], float] = {}
         self.is_left = False  # no snapshot may begin here any more
+
+    def begin(self, max_age_s: float) -> tuple[Any, weakref.ref[Any]]:
+        """A transaction that reads, and under what it is noted."""
+        transaction = self.env.begin(self.data)
+        noted = weakref.ref(transaction)
+        self.live[noted] = time.monotonic() + max_age_s
+        if len(self.live) > _MANY:
+            self._forget_dropped()
+        return transaction, noted
+
+    def _forget_dropped(self) -> None:
+        for noted in list(self.live):
+            if noted() is None:
+                self.live.pop(noted, None)
+
+    def has_snapshots(self) -> bool:
+        """Whether a snapshot is open."""
+        return any(noted() is not None for noted in list(self.live))
 
     def is_needed(self) -> bool:
         """Whether a snapshot is open that is young enough to be read."""
         now = time.monotonic()
-        return any(end >= now for _, end in list(self.live.values()))
+        return any(end >= now and noted() is not None for noted, end in list(self.live.items()))
 
-    def end(self, snapshot: int) -> None:
+    def end(self, transaction: Any, noted: weakref.ref[Any]) -> None:
         """End a snapshot; the last one of an image that was left closes the image."""
-        found = self.live.pop(snapshot, None)
-        if found is not None:
-            found[0].abort()
-            if self.is_left and not self.live:
+        if self.live.pop(noted, None) is not None:
+            transaction.abort()
+            if self.is_left and not self.has_snapshots():
                 self.close()
 
     def close(self) -> None:
@@ -87,8 +110,9 @@ class Image:
         self._control = control
         self._stem = stem
         self._revive = revive
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._is_moving = False  # a thread, the holder of the lock, opens or closes the image
+        self._was_moving = False  # when a fork began: a signal handler may have done that
         self._now: _Opened | None = None
         self._before: _Opened | None = None  # the generation before, while snapshots are open in it
         self._closed = False
@@ -102,9 +126,11 @@ class Image:
             try:
                 record: bytes | None = now.env.begin(now.data).get(key)
                 return record
-            except lmdb.ReadersFullError:
+            except lmdb.ReadersFullError as error:
+                let_through(error)
                 self._free_reader_slots(now.env)
             except lmdb.Error as error:
+                let_through(error)
                 if not now.is_left:
                     raise _as_corruption(error, now.env) from error
                 self._attach()  # it was closed for a fork or a switch: read again
@@ -112,7 +138,7 @@ class Image:
     def snapshot(self, max_age_s: float) -> ImageSnapshot:
         """A snapshot of the newest committed version, until it is closed or too old. Cost: about 3 µs."""
         if self._before is not None:
-            with self._lock:
+            with self.lock:
                 self._leave_before()
         while True:
             now = self._now
@@ -120,9 +146,11 @@ class Image:
                 now = self._attach()
             try:
                 snapshot = ImageSnapshot(self, now, max_age_s)
-            except lmdb.ReadersFullError:
+            except lmdb.ReadersFullError as error:
+                let_through(error)
                 self._free_reader_slots(now.env)
             except lmdb.Error as error:
+                let_through(error)
                 if not now.is_left:
                     raise _as_corruption(error, now.env) from error
             else:
@@ -147,7 +175,7 @@ class Image:
         """Open the image that the control file names now; without one, start a writer and wait."""
         deadline = time.monotonic() + _ATTACH_PATIENCE_S
         while True:
-            with self._lock:
+            with self.lock:
                 if self._is_moving:
                     raise BusyError(
                         "this thread is in the middle of opening or closing the image",
@@ -189,15 +217,23 @@ class Image:
         self._leave()
         if self._before is not None and self._before.path == state.image:
             self._leave_before(at_once=True)  # LMDB would not open it twice
+        pid = os.getpid()
         try:
             opened = _Opened(path, state.generation)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            let_through(error)
             return None  # replaced or removed just now; the control file will say
         except lmdb.Error as error:
+            let_through(error)
             if not path.is_dir() or self._control.words[GENERATION] != state.generation:
                 return None
             raise CorruptionError(f"{path}: {error}", file=state.image, offset=0) from error
-        self._now = opened
+        self._now = opened  # with nothing in between: a traceback would hold what nobody closes
+        if pid != os.getpid():  # a signal handler forked: what was opened is the parent's
+            self._now = None
+            _INHERITED.append(opened)
+            _STRANDED.add(opened.path)
+            raise ForkError("the process forked while the image was opened")
         if self._closed:  # by a call in the middle of this one
             self._leave()
             raise ClosedError("the database is closed")
@@ -225,7 +261,7 @@ class Image:
 
     def close(self) -> None:
         """Close the image; open snapshots of it end."""
-        with self._lock:
+        with self.lock:
             self._closed = True
             if not self._is_moving:
                 self._leave()
@@ -235,26 +271,25 @@ class Image:
     # that no other thread opens the image again inside the window.
 
     def before_fork(self) -> None:
-        """Close the image unless a snapshot is open on it."""
-        self._lock.acquire()
-        self._is_moving = True
+        """Close the image unless a snapshot is open on it. The caller has taken the lock."""
+        self._was_moving, self._is_moving = self._is_moving, True
         now = self._now
-        if now is not None and not now.live:
+        if now is not None and not now.has_snapshots():
             now.close()
             self._now = None
 
     def after_fork_in_parent(self) -> None:
         """Go on; the next read opens the image again."""
-        self._is_moving = False
-        self._lock.release()
+        self._is_moving = self._was_moving
+        self.lock.release()
 
     def after_fork_in_child(self) -> None:
         """Start afresh, or refuse what the parent had snapshots open in."""
-        self._lock = threading.RLock()
-        self._is_moving = False
+        self.lock = threading.RLock()
+        self._is_moving = self._was_moving
         for opened in (self._now, self._before):
             if opened is not None:
-                _INHERITED.append((opened, opened.live))
+                _INHERITED.append((opened, [noted() for noted in opened.live]))
                 _STRANDED.add(opened.path)
                 opened.live = {}  # a snapshot that is dropped here must not touch its transaction
         self._now = self._before = None
@@ -269,16 +304,15 @@ _STRANDED: set[str] = set()
 class ImageSnapshot:
     """One committed version of the image, for one thread."""
 
-    __slots__ = ("_born", "_ended_by", "_home", "_max_age_s", "_txn", "now_us")
+    __slots__ = ("_born", "_ended_by", "_home", "_max_age_s", "_noted", "_txn", "now_us")
 
     def __init__(self, image: Image, home: _Opened, max_age_s: float) -> None:
-        self._txn: Any = None
         self._home = home
-        self._txn = home.env.begin(home.data)
+        self._txn: Any
+        self._txn, self._noted = home.begin(max_age_s)
         self._born = time.monotonic()
         self._max_age_s = max_age_s
         self._ended_by: str | None = None
-        home.live[id(self)] = self._txn, self._born + max_age_s
         self.now_us = image.now_us()
 
     def _open(self) -> Any:
@@ -287,7 +321,7 @@ class ImageSnapshot:
             if self._ended_by is not None:
                 raise SnapshotTooOldError(self._ended_by)  # as often as it is asked: why does not change
             raise ClosedError("the snapshot is closed")
-        if id(self) not in self._home.live:
+        if self._noted not in self._home.live:
             self._txn = None
             self._ended_by = "the image of this snapshot was replaced"
             raise SnapshotTooOldError(self._ended_by)
@@ -310,11 +344,12 @@ class ImageSnapshot:
         try:
             record: bytes | None = txn.get(key)
         except lmdb.Error as error:
+            let_through(error)
             raise self._ended(error) from error
         return record
 
     def _ended(self, error: lmdb.Error) -> InmemError:
-        if id(self) in self._home.live:
+        if self._noted in self._home.live:
             return _as_corruption(error, self._home.env)
         return SnapshotTooOldError("the image of this snapshot was replaced")
 
@@ -324,6 +359,7 @@ class ImageSnapshot:
         try:
             yield from scan(txn.cursor(), start, end, reverse)
         except lmdb.Error as error:
+            let_through(error)
             raise self._ended(error) from error
 
     def table(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
@@ -332,19 +368,14 @@ class ImageSnapshot:
         try:
             yield from txn.cursor(self._home.tables[table])
         except lmdb.Error as error:
+            let_through(error)
             raise self._ended(error) from error
 
     def close(self) -> None:
         """End the snapshot; the memory that it pinned can be used again."""
         txn, self._txn = self._txn, None
         if txn is not None:
-            self._home.end(id(self))
-
-    def __del__(self) -> None:
-        # A forgotten snapshot must not pin memory, nor its id stand for another object. One whose making was
-        # interrupted has nothing yet.
-        if getattr(self, "_txn", None) is not None:
-            self.close()
+            self._home.end(txn, self._noted)
 
 
 def scan(cursor: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[tuple[bytes, bytes]]:

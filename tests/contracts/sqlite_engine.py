@@ -131,10 +131,8 @@ class SqliteStore:
             try:
                 applied = self._decided(State(connection), body)
                 connection.execute("commit")
-            except BaseException as error:
+            except BaseException:
                 connection.execute("rollback")
-                if isinstance(error, InmemError):
-                    error.about = body
                 raise
             finally:
                 self.give_back(connection)

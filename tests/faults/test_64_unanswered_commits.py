@@ -23,7 +23,7 @@ AGAIN_S = 1.0
 )
 def test_they_are_settled_by_the_next_calls(store_path: Path, count: int) -> None:
     with inmem.open(store_path) as db, inmem.open(store_path, timeout_s=0.004) as quick:
-        quick.kv.put(RUN, "first", 0)
+        db.kv.put(RUN, "first", 0)
         pid = writer_pid(store_path)
         unknown = 0
         os.kill(pid, signal.SIGSTOP)
@@ -73,7 +73,7 @@ def test_a_patient_caller_waits_for_its_own_answer_only(store_path: Path) -> Non
 def test_a_writer_killed_meanwhile(store_path: Path) -> None:
     """What was sent to it is settled with the next one, in order, once each."""
     with inmem.open(store_path) as db, inmem.open(store_path, timeout_s=0.004) as quick:
-        quick.kv.put(RUN, "first", 0)
+        db.kv.put(RUN, "first", 0)
         pid = writer_pid(store_path)
         os.kill(pid, signal.SIGSTOP)
         unknown = 0

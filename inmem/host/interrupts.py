@@ -1,0 +1,100 @@
+"""Signal handlers and finalizers, which run in the middle of our code.
+
+A handler runs between any two steps of the main thread, a finalizer in any
+thread. Both may call what they interrupt. A handler may also raise whatever it
+likes: what a system call, or this package itself, would have raised there. Who
+catches an exception to go on must not take such a one for its own.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar
+
+from inmem.errors import BusyError
+
+T = TypeVar("T")
+
+_TURN_POLL_S: Final = 0.001
+_OURS: Final = sys.stdlib_module_names | {__name__.partition(".")[0]}
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether code of somebody else raised it, in the middle of ours.
+
+    For the one who caught it. What the package calls is in itself, in the
+    standard library or in C; a handler leaves a frame of another module.
+    """
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in _OURS:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def let_through(error: BaseException) -> None:
+    """Raise it again if it is foreign. The first line of a block that goes on after an exception."""
+    if is_foreign(error):
+        raise error
+
+
+class Exclusive:
+    """What one call at a time uses, of all threads of this process.
+
+    It is no lock: after `acquire` and before the block that releases it, a
+    handler can raise, and the lock is never free again. Here a call takes its
+    turn inside the block that ends it, and waits for others until its deadline.
+    """
+
+    _turn: list[int] | None = None  # the call under way, by its thread
+
+    def alone(self, deadline: float, call: Callable[..., T], *arguments: Any) -> T:
+        """Make the call when no other one is under way. `deadline` is of `time.monotonic`.
+
+        Raises:
+            BusyError: it comes in the middle of another one of this thread, which cannot go on before this
+                one ends; or another thread's does not end before the deadline.
+        """
+        turn = [threading.get_ident()]
+        try:
+            while (taken := self.__dict__.setdefault("_turn", turn)) is not turn:  # one step, for all threads
+                if taken[0] == turn[0]:
+                    raise BusyError(
+                        f"this thread is in the middle of {self.what()}", what="calls at once", limit=1,
+                        hint="A signal handler or finalizer must not use what the code that it interrupts "
+                        "is using: let it try again later.",
+                    )
+                if time.monotonic() >= deadline:
+                    raise BusyError(
+                        f"another thread is in the middle of {self.what()}", what="calls at once", limit=1
+                    )
+                time.sleep(_TURN_POLL_S)
+            return call(*arguments)
+        finally:
+            if self._turn is turn:
+                del self._turn  # nothing is called here, so no handler runs before it is done
+
+    def what(self) -> str:
+        """What a call is in the middle of, for messages."""
+        return "another call"
+
+
+class Living(Generic[T]):
+    """Some objects, as long as others hold them. No code runs when one of them goes."""
+
+    def __init__(self) -> None:
+        self._found: list[weakref.ref[Any]] = []
+
+    def add(self, one: T) -> T:
+        """Note one, and give it back."""
+        self._found = [each for each in self._found if each() is not None] + [weakref.ref(one)]
+        return one
+
+    def __iter__(self) -> Iterator[T]:
+        return iter([one for each in self._found if (one := each()) is not None])
