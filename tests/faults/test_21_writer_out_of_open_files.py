@@ -9,8 +9,8 @@ from pathlib import Path
 
 from crash_workers import RUN, hold_open
 from fault_workers import measured_adds
+from processes import descriptors
 from support import Workers, alive, control_state, wait_until, writer_pid
-from test_faults_hostile import descriptors
 
 import inmem
 
@@ -28,7 +28,7 @@ def test_a_writer_that_runs_out_of_open_files(store_path: Path, workers: Workers
         crowd = []
         try:
             for _ in range(18):
-                # libzmq accepts what has connected while the guard waits for its turn on a busy machine.
+                # libzmq accepts what has connected while load shedding waits for its turn on a busy machine.
                 # So each is greeted or shut before the next ones come: the spare suffices for one batch.
                 crowd += (new := [connect(address) for _ in range(50)])
                 wait_until(lambda new=new: not alive(pid) or not waiting(new), "all are greeted, or shut")

@@ -28,11 +28,11 @@ from support import (
 )
 
 import inmem
-from inmem.config import Settings
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
 
 PROGRAMS = 10
+
 
 WRITING = """
 import sys, inmem
@@ -42,6 +42,8 @@ with inmem.open(sys.argv[1]) as db:
     print(db.status().writer_pid, flush=True)
     sys.stdin.read()
 """
+
+
 READING = """
 import sys, json, inmem
 with inmem.open(sys.argv[1]) as db:
@@ -165,29 +167,6 @@ def test_a_socket_that_somebody_else_bound_is_not_believed(store_path: Path) -> 
         impostor.listen()
         with inmem.open(store_path, timeout_s=10.0) as db:
             assert db.kv.put(RUN, "k", 2) and db.kv.get(RUN, "k") == 2
-
-
-def test_stored_settings_win_over_those_of_a_respawning_client(
-    store_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with inmem.open(store_path, durability="sync") as db:
-        db.kv.put(RUN, "k", 1)
-        with pytest.raises(inmem.ConfigMismatchError) as caught:
-            inmem.open(store_path, durability="buffered")
-        assert (caught.value.setting, caught.value.stored) == ("durability", "sync")
-        monkeypatch.setenv("INMEM_DURABILITY", "memory")
-        monkeypatch.setenv("INMEM_QUOTA_BYTES", str(8 << 20))
-        with pytest.raises(inmem.ConfigMismatchError):
-            inmem.open(store_path)
-        kill_writer(store_path)
-        db.kv.put(RUN, "k", 2)  # this process, with those variables, starts the next writer
-        status = db.status()
-        assert (status.durability, status.quota_bytes) == ("sync", Settings().quota_bytes)
-        assert status.durable_version >= db.kv.get_versioned(RUN, "k").version, "it syncs before it answers"
-    monkeypatch.delenv("INMEM_DURABILITY")
-    monkeypatch.delenv("INMEM_QUOTA_BYTES")
-    with inmem.open(store_path, durability="sync") as db:
-        assert db.kv.get(RUN, "k") == 2
 
 
 def test_a_forked_child_that_holds_the_client_lock_keeps_the_writer_only_while_it_lives(

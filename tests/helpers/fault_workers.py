@@ -19,7 +19,7 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def measured_adds(words: Any, index: int, path: str, pause_s: float) -> dict[str, Any]:
-    """Small commits at a leisurely pace until told; latencies by phase, the phase being word 200."""
+    """Small commits without haste until told; latencies by phase, the phase being word 200."""
     latencies: dict[int, list[float]] = {}
     with inmem.open(path, timeout_s=DEADLINE_S) as db:
         n = 0

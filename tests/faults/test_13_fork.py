@@ -1,10 +1,4 @@
-"""Children of every kind work or raise `ForkError`; parent and child never read a wrong row.
-
-What is feared: a child that touches the parent's LMDB objects frees the
-parent's reader slot; the writer then reuses pages that the parent still
-reads, and the parent gets wrong rows without an error. So after each fork
-the writer churns, and the parent compares every row with what it wrote.
-"""
+"""Children of every kind work or raise `ForkError`; parent and child never read a wrong row."""
 
 from __future__ import annotations
 
@@ -14,49 +8,23 @@ import pickle
 import subprocess
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import lmdb
 import pytest
 from crash_workers import RUN, write_until_told
+from forks import in_child
 from support import Workers, wait_until
 
 import inmem
 
 ROWS = 400
 CHURN = 300  # commits of the churning process after a fork: each frees and reuses pages
-
 # Python warns of a fork beside threads; that is the case under test.
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
-
-
-def in_child(work: Callable[[], Any], deadline_s: float = 30.0) -> str:
-    """Fork; the child runs `work`. Its name for what happened: ok, the error's class, or a traceback."""
-    read_fd, write_fd = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(read_fd)
-            try:
-                work()
-                said = "ok"
-            except inmem.InmemError as error:
-                said = type(error).__name__
-            except BaseException:
-                said = traceback.format_exc()
-            os.write(write_fd, said.encode())
-        finally:
-            os._exit(0)
-    os.close(write_fd)
-    with os.fdopen(read_fd, "rb") as pipe:
-        said = pipe.read().decode()
-    wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid, "the child ends", deadline_s)
-    return said
 
 
 def fill(db: inmem.Database) -> dict[str, str]:
