@@ -59,7 +59,7 @@ def shut_connections(pid: int, path: str) -> int:
 
 
 def test_connections_shut_under_work(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As load shedding does it, time and again: clients connect anew, and what was under way is sent again."""
+    """As load shedding does, time and again: clients connect anew, and what was under way is sent again."""
     monkeypatch.setattr(session_module, "PATIENCE_S", PATIENCE_S)
     rounds = 8
     wrong: list[BaseException] = []
