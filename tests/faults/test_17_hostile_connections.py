@@ -202,7 +202,7 @@ def garbage(rng: random.Random, database_id: bytes) -> list[bytes]:
     for sequence, some in enumerate(bodies, 1):
         frames.append(wire.COMMIT_HEADER.pack(wire.COMMIT, 0, session, sequence, sequence) + some)
         frames.append(wire.COMMIT_HEADER.pack(wire.COMMIT, 255, rng.randbytes(16), sequence, 1 << 63) + some)
-        frames.append(bytes([rng.randrange(256)]) + body)
+        frames.append(bytes([rng.randrange(256)]) + some)
     for name in hello:
         frames += [wire.hello(**hello | {name: wrong}) for wrong in (None, "x" * 1000, -1, [[]], 1 << 63)]
         frames.append(wire.hello(**{k: v for k, v in hello.items() if k != name}))
