@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
 import re
@@ -15,13 +14,12 @@ from typing import Any
 import invariant_workers
 import pytest
 from forms import new_run
+from invariants import Stop, contents, fill, in_threads, rows
 from support import Workers, in_parallel, kill_writer, wait_until, writer_pid
 
 import inmem
-from inmem import Custom, Decision, ErrorTrace, NewTrace, Query, RunStatus, Thought, ToolCall
-from inmem.keys import MAX_KEY_BYTES, Key, TypeTag, owner_of
-from inmem.primitives.server import INDEX_TAGS, entries_of
-from inmem.record import payload_of
+from inmem import Custom, Decision, ErrorTrace, NewTrace, Query, Thought, ToolCall
+from inmem.keys import Key, TypeTag
 
 TESTS = Path(__file__).parents[1]
 
@@ -31,50 +29,6 @@ def db(home: Any) -> Iterator[inmem.Database]:
     """A namespace of its own."""
     with home.open(agent=new_run()) as database:
         yield database
-
-
-def rows(db: inmem.Database) -> dict[bytes, bytes]:
-    """All stored records of a database's namespace, raw."""
-    found = db.engine.latest().scan(b"\0", b"\xff" * MAX_KEY_BYTES)
-    return {bytes(key): bytes(record) for key, record in found if key.startswith(db.namespace.prefix())}
-
-
-def in_threads(count: int, work: Callable[[int], None]) -> None:
-    errors: list[BaseException] = []
-
-    def guarded(i: int) -> None:
-        try:
-            work(i)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    if errors:
-        raise errors[0]
-
-
-def fill(db: inmem.Database, run_id: str, name: str = "same") -> None:
-    """One name in all five primitives."""
-    db.runs.create_run(run_id=run_id, tags=[name], metadata={name: 1})
-    db.kv.put(run_id, name, "kv")
-    db.events.append(run_id, name, "event")
-    db.cells.init(run_id, name, "cell")
-    db.traces.record(run_id, Custom(name, "trace"), id=name, tags=[name])
-
-
-def contents(db: inmem.Database, run_id: str) -> list[Any]:
-    """What each of the five primitives says of a run."""
-    with db.snapshot(run_id) as view:
-        return [
-            view.kv.list_with_values(), view.events.read_range(0),
-            [(name, view.cells.read(name)) for name in view.cells.list()],
-            view.traces.list(), view.runs.get_run(),
-        ]
 
 
 def test_invariant_01_of_the_five_primitives_none_sees_keys_of_another(db: inmem.Database) -> None:
@@ -152,10 +106,6 @@ def test_invariant_05_cells_traces_and_runs_are_listed_in_one_order(db: inmem.Da
     assert [run.run_id for run in db.runs.query_runs()] == names
 
 
-class Stop(Exception):
-    pass
-
-
 def change_all(txn: inmem.Transaction) -> None:
     """One change in each of the five primitives."""
     txn.kv.put("new", 1)
@@ -192,268 +142,6 @@ def test_invariant_06_an_aborted_transaction_leaves_nothing_in_any_primitive(db:
     assert changed == {Key.run(db.namespace, "r")}
     assert db.cells.init("r", "new", 1) == 1
     assert db.events.append("r", "t").sequence == 1
-
-
-def test_invariant_12_cell_versions_only_grow(db: inmem.Database) -> None:
-    rng = random.Random(12)
-    highest: dict[str, int] = {}
-    for i in range(120):
-        name = rng.choice("abc")
-        if rng.random() < 0.3:
-            db.cells.delete("r", name)
-            continue
-        version = db.cells.set("r", name, i)
-        assert version > highest.get(name, 0)
-        for old in range(version):
-            if rng.random() < 0.1:
-                with pytest.raises(inmem.VersionMismatchError):
-                    db.cells.cas("r", name, old, "stale")
-        highest[name] = version
-    assert db.cells.init("fresh", "a", 1) == 1
-
-
-def test_invariant_12_also_after_recovery(store_path: Path) -> None:
-    with inmem.open(store_path) as db:
-        for i in range(5):
-            db.cells.set("r", "c", i)
-        db.cells.delete("r", "c")
-        kill_writer(store_path)
-        assert db.cells.init("r", "c", "again") == 6
-        kill_writer(store_path)
-        with pytest.raises(inmem.VersionMismatchError):
-            db.cells.cas("r", "c", 5, "stale")
-        assert db.cells.cas("r", "c", 6, "new") == 7
-
-
-def test_invariant_13_no_update_is_lost_under_concurrent_cas(db: inmem.Database) -> None:
-    version = db.cells.init("r", "n", 0)
-    won: list[list[int]] = [[] for _ in range(4)]
-
-    def work(worker: int) -> None:
-        while len(won[worker]) < 40:
-            state = db.cells.read("r", "n")
-            assert state is not None
-            try:
-                won[worker].append(db.cells.cas("r", "n", state.version, state.value + 1))
-            except inmem.VersionMismatchError as error:
-                assert error.expected == state.version
-                assert error.actual > state.version
-
-    in_threads(4, work)
-    assert sorted(v for versions in won for v in versions) == list(range(version + 1, version + 161))
-    state = db.cells.read("r", "n")
-    assert state is not None
-    assert (state.value, state.version) == (160, version + 160)
-
-
-def test_invariant_14_a_second_init_fails_and_changes_nothing(db: inmem.Database) -> None:
-    winners: list[int] = []
-
-    def work(worker: int) -> None:
-        try:
-            db.cells.init("r", "c", worker)
-            winners.append(worker)
-        except inmem.CellExistsError as error:
-            assert (error.name, error.version) == ("c", 1)
-
-    in_threads(6, work)
-    assert len(winners) == 1
-    before = rows(db)
-    with db.transaction("r") as txn:
-        for cells in (txn.cells, db.run("r").cells):
-            with pytest.raises(inmem.CellExistsError):
-                cells.init("c", "second")
-    assert rows(db) == before
-    assert db.cells.read("r", "c").value == winners[0]  # type: ignore[union-attr]
-
-
-def test_invariant_15_transition_may_run_its_function_again_and_is_still_right(db: inmem.Database) -> None:
-    db.cells.init("r", "n", 0)
-    seen: list[int] = []
-
-    def increment(state: inmem.State) -> tuple[int, int]:
-        seen.append(state.version)
-        if len(seen) <= 3:
-            db.cells.set("r", "n", state.value + 10)  # somebody else, in between
-        return state.value + 1, state.value
-
-    assert db.cells.transition("r", "n", increment) == 30, "the result is that of the run that counted"
-    assert seen == [1, 2, 3, 4]
-    assert db.cells.read("r", "n").value == 31  # type: ignore[union-attr]
-
-    def work(_: int) -> None:
-        for _ in range(40):
-            db.cells.transition("r", "n", lambda state: (state.value + 1, None))
-
-    in_threads(4, work)
-    assert db.cells.read("r", "n").value == 31 + 160  # type: ignore[union-attr]
-
-
-A, C, F, X, P, Z = RunStatus
-ALLOWED = {(A, C), (A, F), (A, X), (A, P), (A, Z), (P, A), (P, X), (P, Z), (C, Z), (F, Z), (X, Z)}
-
-
-def test_invariant_16_the_status_table_all_36_pairs(db: inmem.Database) -> None:
-    assert [A, C, F, X, P, Z] == [
-        RunStatus.ACTIVE, RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.PAUSED,
-        RunStatus.ARCHIVED,
-    ]
-    allowed = set()
-    for before in RunStatus:
-        for after in RunStatus:
-            for how in ("commit", "transaction"):
-                run_id = f"{before}-{after}-{how}"
-                db.runs.create_run(run_id=run_id)
-                if before is not A:
-                    db.runs.update_status(run_id, before)
-                old = db.runs.get_run(run_id)
-                try:
-                    if how == "commit":
-                        db.runs.update_status(run_id, after)
-                    else:
-                        with db.transaction(run_id) as txn:
-                            txn.runs.update_status(after)
-                    allowed.add((before, after))
-                    assert db.runs.get_run(run_id).status is after  # type: ignore[union-attr]
-                except inmem.InvalidTransitionError as error:
-                    assert (error.from_status, error.to_status) == (before, after)
-                    assert db.runs.get_run(run_id) == old
-    assert allowed == ALLOWED
-    assert {(b, a) for b in RunStatus for a in RunStatus if inmem.is_valid_transition(b, a)} == ALLOWED
-
-
-def test_invariant_17_what_has_ended_never_comes_back(db: inmem.Database) -> None:
-    for ended in (C, F, X, Z):
-        run_id = ended.value
-        db.runs.create_run(run_id=run_id)
-        db.runs.update_status(run_id, ended)
-        old = db.runs.get_run(run_id)
-        for back in (A, P):
-            with pytest.raises(inmem.InvalidTransitionError):
-                db.runs.update_status(run_id, back)
-            with pytest.raises(inmem.InvalidTransitionError), db.transaction(run_id) as txn:
-                txn.runs.update_status(back)
-        with pytest.raises(inmem.RunExistsError):
-            db.runs.create_run(run_id=run_id)
-        assert db.runs.get_run(run_id) == old
-        db.runs.delete_run(run_id)
-        with pytest.raises(inmem.RunDeletedError):
-            db.runs.create_run(run_id=run_id)
-        assert db.runs.get_run(run_id) is None
-
-
-def test_invariant_18_archived_is_terminal_and_its_data_readable(db: inmem.Database) -> None:
-    fill(db, "r")
-    before = contents(db, "r")
-    db.runs.archive_run("r")
-    for status in RunStatus:
-        with pytest.raises(inmem.InvalidTransitionError):
-            db.runs.update_status("r", status)
-    assert contents(db, "r")[:4] == before[:4]
-    assert db.runs.get_run("r").status is Z  # type: ignore[union-attr]
-    assert (db.runs.query_runs(), db.runs.list_runs()) == ([], [])
-    assert [run.run_id for run in db.runs.query_runs(include_archived=True)] == ["r"]
-
-
-NEIGHBOURS = ["a.b", "a-", "ab", "a:", "A", "aa", "a0"]
-
-
-def test_invariant_19_delete_cascades_spares_others_and_fences(db: inmem.Database) -> None:
-    for run_id in ("a", *NEIGHBOURS):
-        fill(db, run_id)
-    db.shared("agent").kv.put("shared", 1)
-    before = rows(db)
-    assert db.runs.delete_run("a") == inmem.DeletedRun("a", 1, 1, 1, 1, True)
-    owner = db.namespace.run_prefix("a")
-    gone = {key for key in before if owner_of(key) == owner}
-    gone |= {k for k in before if Key(k).split_key()[0] == db.namespace.prefix()
-             and Key(k).split_key()[1] in INDEX_TAGS and Key(k).split_key()[2].split(b"\0", 1)[1][8:] == b"a"}
-    assert rows(db) == {key: record for key, record in before.items() if key not in gone}
-    txn = db.transaction("ab")
-    txn.kv.put("k", 1)
-    txn.at("a").events.append("late")
-    for call in (txn.commit, lambda: db.cells.set("a", "c", 1), lambda: db.runs.create_run(run_id="a")):
-        with pytest.raises(inmem.RunDeletedError):
-            call()
-    assert not db.kv.exists("ab", "k")
-
-
-def test_invariant_19_also_after_recovery(store_path: Path) -> None:
-    with inmem.open(store_path) as db:
-        fill(db, "a")
-        fill(db, "ab")
-        db.runs.delete_run("a")
-        kill_writer(store_path)
-        for call in (lambda: db.kv.put("a", "k", 1), lambda: db.runs.create_run(run_id="a")):
-            with pytest.raises(inmem.RunDeletedError):
-                call()
-        assert len(db.kv.list("ab")) == 1
-        assert db.check().problems == []
-
-
-def test_invariant_20_status_changes_commit_or_roll_back_with_the_rest(db: inmem.Database) -> None:
-    fill(db, "r")
-    with pytest.raises(Stop), db.transaction("r") as txn:
-        txn.runs.complete_run()
-        txn.kv.put("done", True)
-        raise Stop
-    assert (db.runs.get_run("r").status, db.kv.exists("r", "done")) == (A, False)  # type: ignore[union-attr]
-    txn = db.transaction("r")
-    txn.runs.complete_run()
-    txn.kv.put("done", txn.kv.get("same"))
-    db.kv.put("r", "same", "changed")
-    with pytest.raises(inmem.ConflictError):
-        txn.commit()
-    assert (db.runs.get_run("r").status, db.kv.exists("r", "done")) == (A, False)  # type: ignore[union-attr]
-    with db.transaction("r") as txn:
-        txn.runs.complete_run()
-        txn.kv.put("done", True)
-    assert (db.runs.get_run("r").status, db.kv.exists("r", "done")) == (C, True)  # type: ignore[union-attr]
-    assert [run.run_id for run in db.runs.query_runs(status=C)] == ["r"]
-
-
-def test_invariant_21_every_index_equals_what_the_records_ask_for(db: inmem.Database) -> None:
-    rng = random.Random(21)
-    runs = ["a", "a.b", "ab", "b"]
-    for i in range(300):
-        run_id = rng.choice(runs)
-        step = rng.randrange(7)
-        try:
-            if step == 0:
-                parent_run = rng.choice([None, *runs])
-                db.runs.create_run(run_id=run_id, tags=rng.sample("xyz", 2), parent_run=parent_run)
-            elif step == 1:
-                db.runs.update_status(run_id, rng.choice(list(RunStatus)))
-            elif step == 2:
-                db.runs.add_tags(run_id, [rng.choice("xyz")])
-            elif step == 3:
-                db.events.append(run_id, rng.choice("xyz"), i)
-            elif step == 4:
-                parents = [t.id for t in db.traces.list(run_id)]
-                body = rng.choice([Thought("x"), Custom("y", 1)])
-                db.traces.record(run_id, body, tags=rng.sample("xyz", 2), timestamp=rng.choice([None, 1, 2]),
-                                 parent_id=rng.choice([None, *parents]))
-            elif step == 5:
-                with db.transaction(run_id) as txn:
-                    root = txn.traces.record(Thought("x"), tags=["t"])
-                    txn.traces.record_child(root, Thought("y"))
-                    txn.runs.add_tags(["t"])
-                    txn.events.append("t")
-            elif run_id == "ab" and i > 150:
-                db.runs.delete_run(run_id)
-        except (inmem.AlreadyExistsError, inmem.NotFoundError, inmem.InvariantError, inmem.InvalidRunIdError):
-            continue
-    stored, expected = set(), set()
-    for key, record in rows(db).items():
-        prefix, tag, rest = Key(key).split_key()
-        if tag in INDEX_TAGS:
-            stored.add(key)
-        else:
-            expected.update(entries_of(prefix, tag, rest, payload_of(record)))
-    assert stored == expected
-    assert {Key(key).split_key()[1] for key in stored} == INDEX_TAGS, "every index took part"
-    assert dataclasses.astuple(db.repair_indices()) == (0, 0, [])
-    assert db.check().problems == []
 
 
 def test_invariant_22_a_commit_over_all_five_is_seen_whole_or_not_at_all(db: inmem.Database) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 from crash_workers import RUN, move
+from small_disks import ballast, needs_root, tmpfs
 from support import Workers, control_state, kill_writer, processes_of, stop_writer, wait_until, writer_pid
-from test_limits import ballast, needs_root, tmpfs
 
 import inmem
 from inmem.errors import (
@@ -145,20 +145,20 @@ def test_there_and_back(store_path: Path, scratch: Path, durability: str, state:
     assert report.source == ("image" if durability == "memory" else "replay")
     assert report.version >= last
     assert stat.S_IMODE(file.stat().st_mode) == 0o600 and file.stat().st_size == report.bytes
-    stand, tables = content(file)
-    assert stand.database == DataDirectory(store_path).identity().database_id
+    header, tables = content(file)
+    assert header.database == DataDirectory(store_path).identity().database_id
     assert sum(map(len, tables.values())) == report.entries and tables[Table.FENCES]
     assert check(file).problems == []
 
     made = restore(file, path)
-    assert made.backup_version == stand.version
+    assert made.backup_version == header.version
     assert made.durability == durability.replace("memory", "buffered")
     assert bool(made.notes) is (durability == "memory")
     assert names(path) >= {"settings.json", "control", "wal", "checkpoints"}
     assert check(path).problems == []
     (only,) = checkpoint_files(path / "checkpoints")
     again, restored = content(only)
-    assert again.database not in (stand.database, bytes(16)) and again.version > stand.version
+    assert again.database not in (header.database, bytes(16)) and again.version > header.version
     assert restored.pop(Table.SESSIONS) == [] and tables.pop(Table.SESSIONS)
     assert restored == tables
     with inmem.open(path) as copy:
@@ -351,9 +351,9 @@ def test_a_damaged_backup_makes_no_database(sample: Path, scratch: Path, rng: ra
 
 
 def test_settings_of_another_release_are_refused(sample: Path, scratch: Path) -> None:
-    stand, _ = verify_checkpoint(sample / "file")
+    header, _ = verify_checkpoint(sample / "file")
     strange = scratch / "strange"
-    write_checkpoint(strange, replace(stand, settings=dict(stand.settings) | {"novel": 1}), [])
+    write_checkpoint(strange, replace(header, settings=dict(header.settings) | {"novel": 1}), [])
     with pytest.raises(InvalidInputError, match="stored settings"):
         restore(strange, scratch / "new")
     assert "stored settings" in check(strange).problems[0]
@@ -362,10 +362,10 @@ def test_settings_of_another_release_are_refused(sample: Path, scratch: Path) ->
 
 def test_what_a_check_finds_in_a_backup(sample: Path, scratch: Path) -> None:
     """Whole frames with wrong content: the same rules as for an image."""
-    stand, tables = content(sample / "file")
+    header, tables = content(sample / "file")
     lacking = [item for item in tables[Table.DATA] if b"\0\x12" not in item[0]]  # the index by type
     file = scratch / "lacking"
-    write_checkpoint(file, stand, [(Table.DATA, lacking), (Table.EXPIRY, [])])
+    write_checkpoint(file, header, [(Table.DATA, lacking), (Table.EXPIRY, [])])
     problems = check(file).problems
     assert any("EVENT_BY_TYPE" in problem for problem in problems)
     assert any("order of expiry" in problem for problem in problems)

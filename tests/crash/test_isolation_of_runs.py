@@ -5,16 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from primitive_workers import (
-    READY,
-    Rows,
-    check_run,
-    open_store,
-    rows_of,
-    run_name,
-    write_parts,
-    write_until_refused,
-)
+from primitive_workers import READY, Rows, open_store, rows_of
+from run_workers import check_run, run_name, write_parts, write_until_refused
 from support import Workers, in_parallel, kill_writer, stop_writer, wait_until
 
 import inmem

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from primitive_workers import STORIES, live_and_die, race_for_status, recount
+from run_workers import STORIES, live_and_die, race_for_status, recount
 from support import Workers, kill_writer
 
 import inmem

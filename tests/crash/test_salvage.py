@@ -6,7 +6,6 @@ must be one of its states, the one before the damage, and never another.
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import shutil
@@ -16,8 +15,8 @@ from typing import Any
 
 import pytest
 from crash_workers import RUN
+from damaged_store import Bench, History, flip, make_history, segment
 from support import control_state, kill_writer, stop_writer, writer_pid
-from test_recovery import Bench, History, make_history, segment
 
 import inmem
 from inmem import values
@@ -33,22 +32,10 @@ from inmem.storage.checkpoint import checkpoint_files, verify_checkpoint
 from inmem.storage.environment import Table
 from inmem.storage.rebuild import replay_privately
 from inmem.storage.store import Store
-from inmem.storage.wal.files import Files, segment_files
-from inmem.storage.wal.format import PUT
-from inmem.storage.wal.log import Wal
-from inmem.storage.wal.salvage import scan_pieces
+from inmem.storage.wal.files import segment_files
 from inmem.storage.wal.scan import scan
 
-MIB = 1 << 20
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))
-DATABASE = bytes(range(16))
-
-
-def flip(file: Path, *offsets: int) -> None:
-    data = bytearray(file.read_bytes())
-    for offset in offsets:
-        data[offset] ^= 0x41
-    file.write_bytes(data)
 
 
 def files_of(path: Path) -> dict[str, bytes]:
@@ -168,7 +155,7 @@ def test_nothing_wrong_loses_nothing(bench: tuple[Bench, History], scratch: Path
         assert db.check().problems == []
 
 
-# --- with a checkpoint ------------------------------------------------------------------------------
+# --- with a checkpoint ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -235,8 +222,8 @@ def test_damage_in_the_log_before_the_checkpoint_does_no_harm(damaged: Path, scr
     ((_, first), *_) = segment_files(damaged / "wal")
     identity = DataDirectory(damaged).identity()
     found = scan(damaged / "wal", identity.database_id)
-    stand = verify_checkpoint(checkpoint_files(damaged / "checkpoints")[0])[0]
-    at = found.find(stand.version, stand.checksum)
+    header = verify_checkpoint(checkpoint_files(damaged / "checkpoints")[0])[0]
+    at = found.find(header.version, header.checksum)
     assert at is not None and at.segment == found.segments[0].number
     flip(first, 20)  # the header of the segment
     with pytest.raises(CorruptionError):
@@ -319,7 +306,7 @@ def test_a_checkpoint_of_which_nothing_can_be_said(damaged: Path, scratch: Path)
     assert sorted(os.listdir(scratch)) == ["store"]
 
 
-# --- the image ----------------------------------------------------------------------------------------
+# --- the image ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -398,7 +385,7 @@ def test_a_memory_store_whose_writer_was_killed(store_path: Path, scratch: Path)
         assert db.kv.get(RUN, "k") == 1
 
 
-# --- refused ------------------------------------------------------------------------------------------
+# --- refused --------------------------------------------------------------------------------------
 
 
 def test_a_store_that_is_served_is_refused(store_path: Path, scratch: Path) -> None:
@@ -423,95 +410,7 @@ def test_targets_that_hold_something_and_sources_that_are_none(source: Path, scr
     assert sorted(os.listdir(scratch)) == ["full"]
 
 
-# --- the scan ---------------------------------------------------------------------------------------
-
-
-class Unreadable(Files):
-    """A disk that cannot read some blocks of any file."""
-
-    def __init__(self, *blocks: int) -> None:
-        self.blocks = blocks
-
-    def read(self, fd: int, count: int, offset: int) -> bytes:
-        if any(offset < (block + 1) * 4096 and offset + count > block * 4096 for block in self.blocks):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return super().read(fd, count, offset)
-
-
-def small_log(directory: Path, *, size: int = 10, records: int = 8, segment_bytes: int = 320) -> list[int]:
-    """A closed log, by default of several segments; its versions."""
-    log = Wal.create(directory, DATABASE, segment_bytes=segment_bytes)
-    for version in range(1, records + 1):
-        ops = [(PUT, 0, b"key%d" % version, bytes([version]) * size)]
-        log.append(ops, version=version, epoch=1, clock_us=1)
-    log.close()
-    return list(range(1, records + 1))
-
-
-def versions(
-    directory: Path, files: Files | None = None
-) -> tuple[list[list[int]], list[tuple[str, int, int]]]:
-    """The versions in each piece, and the gaps."""
-    pieces, gaps = scan_pieces(directory, DATABASE, files=files)
-    found = [[record.version for record in piece.iter_records()] for piece in pieces]
-    for piece, some in zip(pieces, found, strict=True):
-        assert (piece.first_version, piece.last_version, piece.records) == (some[0], some[-1], len(some))
-    return found, [(gap.file.name, gap.begin, gap.end) for gap in gaps]
-
-
-def test_a_whole_log_is_one_piece(tmp_path: Path) -> None:
-    everything = small_log(tmp_path / "wal")
-    assert len(segment_files(tmp_path / "wal")) >= 3
-    assert versions(tmp_path / "wal") == ([everything], [])
-    assert versions(tmp_path / "missing") == ([], [])
-
-
-def test_every_byte_of_a_log_flipped(tmp_path: Path) -> None:
-    """What is hit is missing, and nothing else; two pieces never follow on each other by mistake."""
-    everything = small_log(tmp_path / "wal")
-    flips = 0
-    for number, file in segment_files(tmp_path / "wal"):
-        whole = file.read_bytes()
-        for offset in range(len(whole)):
-            flip(file, offset)
-            found, gaps = versions(tmp_path / "wal")
-            missing = sorted(set(everything) - {version for piece in found for version in piece})
-            assert sum(map(len, found)) + len(missing) == len(everything)
-            if offset < 64:  # a header's end is found by the record behind it
-                assert missing == [] and found == [everything], (number, offset)
-                assert gaps == [(file.name, 0, 64)]
-            else:
-                assert len(missing) == 1, (number, offset)
-                ((name, begin, end),) = gaps
-                assert name == file.name and begin <= offset < end
-                assert all(piece[-1] < missing[0] or piece[0] > missing[0] for piece in found)
-            file.write_bytes(whole)
-            flips += 1
-    print(f"{flips} flips, wrong 0")
-    assert flips > 900
-
-
-def test_what_the_disk_cannot_read_is_a_gap(tmp_path: Path) -> None:
-    everything = small_log(tmp_path / "wal", size=1000, records=40, segment_bytes=MIB)
-    found, gaps = versions(tmp_path / "wal", Unreadable(3))
-    missing = set(everything) - {version for piece in found for version in piece}
-    assert 3 <= len(missing) <= 6 and len(found) == 2
-    ((_, begin, end),) = gaps
-    assert begin <= 3 * 4096 and end >= 4 * 4096
-    assert versions(tmp_path / "wal", Unreadable()) == ([everything], [])
-
-
-def test_records_of_another_log_are_pieces_of_their_own(tmp_path: Path) -> None:
-    """A segment of an earlier life of the store is whole, but nothing leads to it."""
-    small_log(tmp_path / "old", records=4, segment_bytes=MIB)
-    small_log(tmp_path / "wal", size=31, records=4, segment_bytes=MIB)
-    (_, old), = segment_files(tmp_path / "old")
-    (_, file), = segment_files(tmp_path / "wal")
-    with file.open("ab") as log:
-        log.write(old.read_bytes()[64:])
-    assert versions(tmp_path / "wal") == ([[1, 2, 3, 4], [1, 2, 3, 4]], [])
-    pieces, _ = scan_pieces(tmp_path / "wal", bytes(16))
-    assert pieces == []
+# --- the control file -----------------------------------------------------------------------------
 
 
 def test_without_a_control_file(bench: tuple[Bench, History], scratch: Path) -> None:

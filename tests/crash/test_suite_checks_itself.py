@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from left_behind import VARIABLE
-from support import TESTS, alive, wait_until
+from support import TESTS, alive, kill, wait_until
 
 import inmem
 
@@ -123,3 +124,10 @@ def test_the_sign_of_this_run_reaches_detached_writers(store_path: Path) -> None
     with inmem.open(store_path) as db:
         environment = Path(f"/proc/{db.status().writer_pid}/environ").read_bytes()
     assert f"{VARIABLE}={os.environ[VARIABLE]}".encode() in environment.split(b"\0")
+
+
+def test_a_kill_is_a_kill() -> None:
+    """The helper of these tests does what it says: or else they would prove little."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    kill(child.pid)
+    assert child.wait(5) == -signal.SIGKILL

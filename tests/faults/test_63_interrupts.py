@@ -5,50 +5,32 @@ The commit happened or did not, once; the next call works at once; nothing is he
 
 from __future__ import annotations
 
-import gc
-import os
 import signal
 import threading
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from calls import RUN, Calls
-from injecting import Interrupt
+from injecting import Interrupt, descriptors
 
 import inmem
-from inmem.host.files import FileLock
 
-# What is raised inside a finalizer, Python reports and drops.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    # What is raised inside a finalizer, Python reports and drops.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("dropped_sockets_may_be_seen"),
+]
 
 OUTER = (
     "put", "add", "append", "get", "snapshot", "status", "stream", "transact", "pipeline", "transition",
     "connect", "attach", "second",
 )
-EVERY = 1 if os.environ.get("INMEM_EXHAUSTIVE") else 25  # of the places of opening another store
 SOON_S = 5.0  # for a call that takes a millisecond when nothing else runs
 
 
 class TimeIsUp(TimeoutError):
     """Of a kind that the code under it might take for its own."""
-
-
-@pytest.fixture(autouse=True)
-def dropped_sockets_may_be_seen() -> Iterator[None]:
-    """What an interrupted call had open is closed when it is dropped, of which Python warns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-
-
-def descriptors() -> int:
-    """How many files this process has open."""
-    gc.collect()
-    gc.collect()  # what a finalizer has let go of
-    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize("kind", OUTER)
@@ -96,36 +78,6 @@ def test_at_every_place(db: inmem.Database, store_path: Path, kind: str) -> None
     assert descriptors() <= before + 2  # the image, if nothing had read it before
     assert db.check().problems == []
     print(f"{kind}: {at} places, the call took effect at {happened} of them")
-
-
-def test_opening_another_store(db: inmem.Database, scratch: Path) -> None:
-    """Every 25th place, from another one in each run of the suite; nobody holds the store afterwards."""
-    path = scratch / "another"
-    inmem.open(path).close()
-    before = descriptors()
-    at = int(time.time()) % EVERY
-    print(f"from place {at}")
-    while True:
-        def interrupt() -> None:
-            raise KeyboardInterrupt
-
-        injection = Interrupt(at, interrupt)
-        try:
-            injection.run(lambda: inmem.open(path).close())
-        except KeyboardInterrupt:
-            pass
-        if at >= injection.seen:
-            break
-        at += EVERY
-        assert descriptors() <= before, injection.where
-        with inmem.open(path) as again:
-            again.kv.add(RUN, "n")
-    lock = FileLock(path / "clients.lock")
-    try:
-        assert lock.try_exclusive(), "somebody is still a client"
-    finally:
-        lock.close()
-    assert at > 500
 
 
 def test_a_storm_of_interrupts(db: inmem.Database, store_path: Path) -> None:

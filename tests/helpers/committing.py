@@ -20,7 +20,7 @@ from inmem.record import is_live, payload_of, version_of
 from inmem.storage.environment import Table
 from inmem.storage.store import Position, PublishError, Store, StoreTransaction
 from inmem.storage.wal.format import DELETE, PUT, Op
-from inmem.wire import APPLIED
+from inmem.wire import APPLIED, REFUSED
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
 
 NS = Namespace()
@@ -31,6 +31,11 @@ QUOTA = 64 * 1024 * 1024
 
 def kv_key(run: str, name: str) -> bytes:
     return bytes(Key.kv(NS, run, name))
+
+
+def key(name: str) -> bytes:
+    """The key of a KV entry of the run "r"."""
+    return kv_key("r", name)
 
 
 def put(key: bytes, value: Any, expires: int = 0) -> list[Any]:
@@ -55,6 +60,13 @@ def body(
     ranges: Sequence[tuple[bytes, bytes, int]] = (), snapshot: int = 0, expiry: int = 0,
 ) -> bytes:
     return WriteSet(snapshot, expiry, dict(reads or {}), list(ranges), list(ops)).encode()
+
+
+def refusal(answer: Answer) -> str:
+    """Why a commit was refused, by its code."""
+    assert answer.status == REFUSED
+    code: str = msgpack.unpackb(answer.result)[0]
+    return code
 
 
 def error_of(answer: Answer) -> InmemError:

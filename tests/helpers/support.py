@@ -343,7 +343,7 @@ def in_parallel(workers: Workers, target: Callable[..., Any], count: int, *argum
 
 def main() -> int:
     module, function, words, result, arguments = sys.argv[1:]
-    sys.path[:0] = [str(TESTS), str(TESTS / "crash")]
+    sys.path[:0] = [str(TESTS), str(TESTS / "crash"), str(TESTS / "faults")]
     try:
         value = getattr(importlib.import_module(module), function)(Words(Path(words)), *json.loads(arguments))
     except BaseException:

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 from support import TESTS, Workers, control_state, stop_writer, wait_until, writer_pid
 
-sys.path.append(str(TESTS / "crash"))
+sys.path += [str(TESTS / "crash"), str(TESTS / "faults")]
+import test_01_writer_killed_at_a_step
 import test_contention
-import test_writer_kill
 from histories.recording import Recorded, recorded_run
 from histories.test_serializable import SEED, assert_serializable, killer
 
@@ -53,7 +53,7 @@ def an_anomaly_is_refused(at: Place) -> None:
 
 
 def killed_at_a_step_of_a_commit(at: Place) -> None:
-    test_writer_kill.test_killed_at_a_step_of_a_commit(
+    test_01_writer_killed_at_a_step.test_killed_at_a_step_of_a_commit(
         at.store, at.scratch, at.monkeypatch, "buffered", "published"
     )
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of commits: the commit layer without its process."""
+"""Fixtures of the tests of commits, the commit layer without its process, and of those of checks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checking import killed
 from committing import Bench, Client
+
+__all__ = ["bench", "client", "killed"]
 
 
 @pytest.fixture

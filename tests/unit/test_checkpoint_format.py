@@ -30,7 +30,7 @@ from inmem.storage.environment import Table
 
 GOLDEN = Path(__file__).parent / "golden" / "checkpoint.hex"
 # Each field has bytes that occur nowhere else, so that two fields exchanged cannot go unseen.
-STAND = CheckpointHeader(
+HEADER = CheckpointHeader(
     bytes(range(16)), 0x0102030405060708, 0x1112131415161718, 0x2122232425262728, 0x3132333435363738,
     {"durability": "sync", "quota_bytes": 1 << 30, "linger_s": 2.0},
 )
@@ -74,7 +74,7 @@ def frames_of(data: bytes) -> list[tuple[int, int]]:
 
 
 def make(path: Path, tables: list[tuple[Table, Items]] = TABLES) -> bytes:
-    write_checkpoint(path, STAND, tables)
+    write_checkpoint(path, HEADER, tables)
     return path.read_bytes()
 
 
@@ -86,8 +86,8 @@ def test_the_file_is_golden(tmp_path: Path) -> None:
     assert data.hex() == GOLDEN.read_text().strip()
     golden = tmp_path / "golden"
     golden.write_bytes(bytes.fromhex(GOLDEN.read_text()))
-    stand, tables = read(golden)
-    assert stand == STAND
+    header, tables = read(golden)
+    assert header == HEADER
     assert tables == [table for table in TABLES if table[1]]
 
 
@@ -104,8 +104,8 @@ def test_the_fields_lie_where_the_table_says(tmp_path: Path) -> None:
         assert seed == checksum
         contents.append(msgpack.unpackb(payload))
     assert contents[0] == {
-        "database": STAND.database, "version": STAND.version, "checksum": STAND.checksum,
-        "epoch": STAND.epoch, "clock_us": STAND.clock_us, "settings": STAND.settings,
+        "database": HEADER.database, "version": HEADER.version, "checksum": HEADER.checksum,
+        "epoch": HEADER.epoch, "clock_us": HEADER.clock_us, "settings": HEADER.settings,
     }  # fmt: skip
     assert contents[1] == [0, [b"a\0\1k", b"\0value", b"a\0\1l", b""]]
     assert contents[-1] == [-1, 4]
@@ -123,16 +123,16 @@ def test_it_is_private_durable_and_never_replaces(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "fsync", fsync)
     old = os.umask(0)
     try:
-        written = write_checkpoint(path, STAND, TABLES)
+        written = write_checkpoint(path, HEADER, TABLES)
     finally:
         os.umask(old)
     assert synced == [str(path), str(tmp_path)], "the file first, then its name"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert written == Written(4, path.stat().st_size)
-    assert verify_checkpoint(path) == (STAND, written)
+    assert verify_checkpoint(path) == (HEADER, written)
     with pytest.raises(FileExistsError):
-        write_checkpoint(path, STAND, [])
-    assert verify_checkpoint(path) == (STAND, written)
+        write_checkpoint(path, HEADER, [])
+    assert verify_checkpoint(path) == (HEADER, written)
 
 
 def test_frames_end_by_size_and_hold_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +237,7 @@ def rebuilt(head: bytes, payloads: list[Any]) -> bytes:
 
 
 def fields(**changes: Any) -> dict[str, Any]:
-    return {name: getattr(STAND, name) for name in module._FIELDS} | changes
+    return {name: getattr(HEADER, name) for name in module._FIELDS} | changes
 
 
 def head(version: int = 1, flags: int = 0) -> bytes:

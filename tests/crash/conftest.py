@@ -1,0 +1,5 @@
+"""Fixtures that the tests of this folder share."""
+
+from boards import board
+
+__all__ = ["board"]

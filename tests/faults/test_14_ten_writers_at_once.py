@@ -1,0 +1,58 @@
+"""Ten writers are started at once, without a launcher between: one wins, the others say so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fault_workers import RUN
+from support import epoch, stop_writer, wait_until, writer_pid
+
+import inmem
+
+TRIALS = int(os.environ.get("INMEM_TEST_TRIALS", "1"))
+
+
+@pytest.mark.timeout(120 + 10 * TRIALS)
+def test_ten_writers_started_at_once(store_path: Path) -> None:
+    """The writers themselves, without a launcher that lets only one start: one wins, the others say so."""
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "k", 0)
+    for trial in range(TRIALS):
+        wait_until(lambda: not writer_pid(store_path) or stop_writer(store_path) is None, "no writer")
+        before = epoch(store_path)
+        some = [
+            subprocess.Popen(
+                [sys.executable, "-m", "inmem.writer", str(store_path)], stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            )
+            for _ in range(10)
+        ]
+        try:
+            losers = wait_until(
+                lambda w=some: (found := [one for one in w if one.poll() is not None])
+                and len(found) >= 9 and found, "nine give up",
+            )
+            assert len(losers) == 9
+            for one in losers:
+                assert one.returncode == 1 and one.stderr and "has a writer already" in one.stderr.read()
+            winner = next(one for one in some if one not in losers)
+            wait_until(lambda p=winner.pid: writer_pid(store_path) == p, "the one serves")
+            assert epoch(store_path) == before + 1
+            with inmem.open(store_path, autostart=False) as db:
+                db.kv.put(RUN, "k", trial)
+                assert db.status().writer_pid == winner.pid
+            winner.send_signal((signal.SIGTERM, signal.SIGKILL)[trial % 2])
+            winner.wait(10)
+        finally:
+            for one in some:
+                if one.poll() is None:
+                    one.kill()
+                one.wait()
+                assert one.stderr is not None
+                one.stderr.close()
+    print(f"{TRIALS} trials of ten writers, winners 1 each")

@@ -1,0 +1,15 @@
+"""Fault 64: the same with as many as a session may have unanswered, and one more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from unanswered import settled_by_the_next_calls
+
+from inmem.config import MAX_IN_FLIGHT
+
+
+@pytest.mark.parametrize("count", [MAX_IN_FLIGHT, MAX_IN_FLIGHT + 1])
+def test_they_are_settled_by_the_next_calls(store_path: Path, count: int) -> None:
+    settled_by_the_next_calls(store_path, count)
