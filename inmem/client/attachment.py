@@ -117,10 +117,18 @@ class Place(Exclusive):
 
     def give_back(self, hold: Hold) -> None:
         """A handle gives up its share."""
-        self._given_back.append(hold)
-        self._take_back()
+        try:
+            self._given_back.append(hold)
+        finally:
+            self._take_back()
 
     def _take_back(self) -> None:
+        try:
+            self._end_all()
+        finally:
+            self._end_all()  # for what an interrupt has ended in the middle
+
+    def _end_all(self) -> None:
         while self._given_back:
             try:
                 self.alone(0.0, self._end)
@@ -130,7 +138,7 @@ class Place(Exclusive):
 
     def _end(self) -> None:
         while self._given_back:
-            hold = self._given_back[0]  # it stays until all is done: an interrupt leaves the rest to the next
+            hold = self._given_back[0]  # it stays until all is done
             attachment = hold.attachment
             if attachment.holds == {hold.share}:
                 if _registry.get(self._path) is attachment:
@@ -159,7 +167,7 @@ class Hold:
             _place(attachment.path).give_back(self)
 
     def __del__(self) -> None:
-        if "attachment" in self.__dict__:
+        if "attachment" in self.__dict__ and not self.attachment.closed:  # else there may be no module any more
             self.release()
 
 

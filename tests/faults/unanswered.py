@@ -20,7 +20,7 @@ AGAIN_S = 1.0
 def settled_by_the_next_calls(store_path: Path, count: int) -> None:
     """Leave so many commits of one thread unanswered; once the writer is back, it writes again."""
     with inmem.open(store_path) as db, inmem.open(store_path, timeout_s=0.004) as quick:
-        quick.kv.put(RUN, "first", 0)
+        db.kv.put(RUN, "first", 0)
         pid = writer_pid(store_path)
         unknown = 0
         os.kill(pid, signal.SIGSTOP)
