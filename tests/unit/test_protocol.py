@@ -20,11 +20,11 @@ import msgpack
 import pytest
 
 from inmem import wire
-from inmem.client.protocol import BUSY_DELAY_S, PATIENCE_S, SessionProtocol
+from inmem.client.protocol import BUSY_DELAY_S, PATIENCE_S, VOID, SessionProtocol
 from inmem.commit.outcomes import GAP, Outcome, Sessions, describe_refusal
 
 DATABASE = b"d" * 16
-DEPTH = 11 if os.environ.get("INMEM_EXHAUSTIVE") else 9
+DEPTH = 11 if os.environ.get("INMEM_EXHAUSTIVE") else 8
 WALKS, STEPS = 400, 120
 MOST_IN_FLIGHT = 3
 
@@ -41,6 +41,8 @@ class World:
         self.submitted: list[int] = []  # sequence of each commit; its body is its place here
         self.applied: list[int] = []  # places, in the order in which they took effect
         self.told: dict[int, int] = {}  # place -> version, as the client was told
+        self.voided: set[int] = set()  # places of interrupted commits, which nobody asks for
+        self.never: set[int] = set()  # of these, the ones that were not sent before
         self.buffer: list[bytes] = []  # on the board: one commit, sent while no other was under way
         self.to_writer: list[bytes] = []  # through the socket, in order
         self.to_client: list[bytes] = []
@@ -73,6 +75,7 @@ class World:
             [(n, c.sent, c.under_way) for n, c in protocol.unanswered.items()], sorted(protocol._answers),
             protocol._send_from, protocol._busy_from, protocol._silent_since is None, sessions, self.applied,
             self.buffer, self.to_writer, self.to_client, self.late, self.is_connected, self.left, self.told,
+            sorted(self.voided), sorted(self.never), [c.body for c in protocol.unanswered.values()],
         ))
 
     # --- the client ---------------------------------------------------------------------
@@ -91,12 +94,24 @@ class World:
         else:
             self.send([frame])
 
-    def submit_interrupted(self) -> None:
-        """Numbered, and interrupted before it was sent."""
+    def submit_interrupted(self, *, is_awaited: bool) -> None:
+        """Numbered, and interrupted before it was sent; if it was awaited, nobody asks for it any more."""
         sequence, _ = self.protocol.submit(b"%d" % len(self.submitted), 0)
         self.submitted.append(sequence)
         self.left -= 1
+        if is_awaited:
+            self.never.add(len(self.submitted) - 1)
+            self.interrupt_awaited()
+        else:
+            self.interrupt()
+
+    def interrupt_awaited(self) -> None:
+        """Interrupted while the last commit was waited for."""
         self.interrupt()
+        if self.protocol.unanswered:
+            last = max(self.protocol.unanswered)
+            self.protocol.void(last)
+            self.voided.add(self.submitted.index(last))
 
     def interrupt(self) -> None:
         self.break_off()
@@ -139,7 +154,7 @@ class World:
     def fetch(self) -> None:
         for place, sequence in enumerate(self.submitted):
             answered = self.protocol.fetch(sequence)
-            if answered is not None:
+            if answered is not None and place not in self.voided:
                 status, version, _ = answered
                 assert place not in self.told and sequence not in self.protocol.unanswered
                 assert status == wire.APPLIED, "the writer refused for good what it never saw before"
@@ -151,10 +166,11 @@ class World:
         """Decide a commit, as the committer does, and answer on the connection that it came over."""
         _, _, session, sequence, answered_below = wire.COMMIT_HEADER.unpack_from(frame)
         body = frame[wire.COMMIT_HEADER.size :]
-        digest = int(body)
+        digest = -1 if body == VOID else int(body)
         known = self.sessions.find(session, sequence, answered_below, digest)
         if known is None:
-            self.applied.append(digest)
+            if body != VOID:
+                self.applied.append(digest)
             known = Outcome(digest, wire.APPLIED, len(self.applied), b"\x90")
             self.sessions.record(session, sequence, answered_below, 0, known)
         if isinstance(known, Outcome):
@@ -175,9 +191,12 @@ class World:
         if self.left:
             if self.is_connected:
                 yield "submit", World.submit
-            yield "submit, interrupted", World.submit_interrupted
+            yield "submit, interrupted", lambda w: w.submit_interrupted(is_awaited=False)
+            yield "submit and wait, interrupted", lambda w: w.submit_interrupted(is_awaited=True)
         if self.is_connected:
             yield "interrupt", World.interrupt
+            if self.protocol.unanswered:
+                yield "interrupt who waits", World.interrupt_awaited
             yield "wait", lambda w: w.wait(2 * PATIENCE_S)
             if self.protocol._busy_from:
                 yield "wait a little", lambda w: w.wait(BUSY_DELAY_S)
@@ -200,6 +219,7 @@ class World:
     def check(self) -> None:
         assert len(set(self.applied)) == len(self.applied), f"applied twice: {self.applied}"
         assert self.applied == sorted(self.applied), f"out of order: {self.applied}"
+        assert not self.never & set(self.applied), "applied after it was taken back"
         for place, version in self.told.items():
             assert self.applied[version - 1] == place, "told of another commit's outcome"
 
@@ -221,7 +241,7 @@ class World:
             if sequence in self.protocol.lost:
                 assert place not in self.told
             else:
-                assert place in self.told, f"commit {place} is neither answered nor lost"
+                assert place in self.told or place in self.voided, f"commit {place} is neither answered nor lost"
 
 
 def explore(world: World, depth: int, seen: set[str], trace: tuple[str, ...], counts: list[int]) -> None:
