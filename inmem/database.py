@@ -17,11 +17,11 @@ from inmem.engines.local import open_local
 from inmem.errors import ClosedError, InvalidInputError, RunDeletedError
 from inmem.keys import Namespace, check_run_id
 from inmem.maintenance.check_report import CheckReport, check_in_process
-from inmem.primitives.event_log import EventLog
-from inmem.primitives.kv import KVStore
-from inmem.primitives.run_index import RunIndex
-from inmem.primitives.state_cell import StateCell
-from inmem.primitives.trace_store import TraceStore
+from inmem.primitives.cells.facade import StateCell
+from inmem.primitives.events.facade import EventLog
+from inmem.primitives.kv.facade import KVStore
+from inmem.primitives.runs.facade import RunIndex
+from inmem.primitives.traces.facade import TraceStore
 from inmem.scopes import (
     MAX_ATTEMPTS,
     TRANSACT_TIMEOUT_S,

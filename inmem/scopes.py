@@ -23,11 +23,17 @@ from inmem.errors import (
     RetryableError,
 )
 from inmem.keys import shorten
-from inmem.primitives.event_log import EventReads, PipedEvents, PipelineEvents, RunEvents, TransactionEvents
-from inmem.primitives.kv import KVReads, PipedKV, PipelineKV, RunKV, TransactionKV
-from inmem.primitives.run_index import RunReads, Runs
-from inmem.primitives.state_cell import CellReads, RunCells, TransactionCells
-from inmem.primitives.trace_store import TraceReads, Traces
+from inmem.primitives.cells.facade import CellReads, RunCells, TransactionCells
+from inmem.primitives.events.facade import (
+    EventReads,
+    PipedEvents,
+    PipelineEvents,
+    RunEvents,
+    TransactionEvents,
+)
+from inmem.primitives.kv.facade import KVReads, PipedKV, PipelineKV, RunKV, TransactionKV
+from inmem.primitives.runs.facade import RunReads, Runs
+from inmem.primitives.traces.facade import TraceReads, Traces
 
 if TYPE_CHECKING:
     from inmem.database import Database

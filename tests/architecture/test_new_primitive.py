@@ -276,9 +276,9 @@ def test_what_goes_over_the_table_names_no_primitive() -> None:
     """Names of single type tags belong to primitives, and to the screens of the command line."""
     package = Path(inmem.__file__).parent
     files = [
-        *(package / "maintenance").glob("*.py"), package / "primitives" / "server.py",
+        *(package / "maintenance").glob("*.py"), *(package / "primitives").glob("*.py"),
         package / "exchange" / "import_.py", package / "exchange" / "line_reader.py",
-        package / "commit" / "run_procedures.py", package / "primitives" / "record_type.py",
+        package / "primitives" / "runs" / "procedures.py",
     ]
     assert len(files) > 12
     for file in files:

@@ -26,15 +26,17 @@ from support import Workers, control_state, wait_until, writer_pid
 
 import inmem
 from inmem import values, wire
-from inmem.commit.committer import NoLog, Request
-from inmem.commit.outcomes import Outcome, Sessions
-from inmem.commit.procedures import PROCEDURES
 from inmem.config import FORMAT_VERSION, PROTOCOL_VERSION
 from inmem.errors import CorruptionError, LimitError
 from inmem.keys import MAX_KEY_BYTES, Namespace
-from inmem.model import event_log, run, trace
+from inmem.primitives.events import rules as event_log
+from inmem.primitives.runs import rules as run
+from inmem.primitives.server import PROCEDURES
+from inmem.primitives.traces import rules as trace
 from inmem.storage.wal.format import decode_ops
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
+from inmem.writer.committer import NoLog, Request
+from inmem.writer.outcomes import Outcome, Sessions
 from inmem.writeset import MalformedError, WriteSet, decode
 
 PAYLOADS = int(os.environ.get("INMEM_TEST_PAYLOADS", "20000"))

@@ -18,8 +18,7 @@ from primitive_workers import (
 from support import Workers, in_parallel, kill_writer, stop_writer, wait_until
 
 import inmem
-from inmem.commit.workspace import fence_of
-from inmem.keys import Namespace, TypeTag
+from inmem.keys import Namespace, TypeTag, fence_of
 from inmem.storage.environment import Table
 
 RUNS = 100

@@ -25,18 +25,18 @@ from support import Workers, control_state, epoch, kill, kill_writer, stop_write
 
 import inmem
 from inmem import wire
-from inmem.commit.committer import Committer, Request
-from inmem.commit.outcomes import Sessions
-from inmem.commit.procedures import PROCEDURES
 from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT, MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 from inmem.host.directory import DataDirectory
-from inmem.model.event_log import CHAIN_IDS
+from inmem.primitives.events.rules import CHAIN_IDS
+from inmem.primitives.server import PROCEDURES
 from inmem.storage.environment import Table
 from inmem.storage.store import Store
 from inmem.storage.wal.files import Files
 from inmem.storage.wal.log import Wal, WalBrokenError
 from inmem.storage.wal.scan import rewrite_tail, scan
 from inmem.wire import APPLIED
+from inmem.writer.committer import Committer, Request
+from inmem.writer.outcomes import Sessions
 
 MIB = 1 << 20
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting and chown need root")

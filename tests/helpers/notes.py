@@ -15,13 +15,13 @@ from typing import Any, Final
 
 import msgpack
 
-from inmem.commit import procedures
 from inmem.commit.arguments import check_name, check_prefix
-from inmem.commit.import_procedures import importing_records
 from inmem.commit.workspace import Workspace
 from inmem.errors import InvalidInputError
 from inmem.keys import TypeTag
 from inmem.primitives import server
+from inmem.primitives import server as procedures
+from inmem.primitives.importing import importing_records
 from inmem.primitives.line_fields import LineFields
 from inmem.primitives.record_type import Document, LineForm, RecordsOfRun, RecordType, check_each
 from inmem.record import payload_of

@@ -63,7 +63,7 @@ def ack_before_logging() -> None:
 
 def publish_before_sync() -> None:
     """In `sync` mode a group is visible before the log is durable; it is answered afterwards."""
-    from inmem.commit.committer import Committer
+    from inmem.writer.committer import Committer
 
     publish = Committer._publish
 
@@ -79,7 +79,7 @@ def publish_before_sync() -> None:
 
 def drop_deduplication() -> None:
     """A commit that arrives again is taken for a new one."""
-    from inmem.commit.outcomes import Outcome, Sessions
+    from inmem.writer.outcomes import Outcome, Sessions
 
     find = Sessions.find
 

@@ -25,7 +25,6 @@ from committing import (
     results_of,
 )
 
-from inmem.commit.committer import Answer, NoLog, Request
 from inmem.commit.decide import decide
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import ConflictError, InvalidInputError, InvariantError, StoreFullError
@@ -36,6 +35,7 @@ from inmem.storage.store import PublishError
 from inmem.storage.wal.log import Wal, WalBrokenError
 from inmem.storage.wal.scan import scan
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
+from inmem.writer.committer import Answer, NoLog, Request
 from inmem.writeset import OP_PUT
 
 RUN = NS.run_prefix("r")
@@ -372,7 +372,7 @@ class TestPublishFails:
         client = bench.client()
         bench.store.plan = [False]
         monkeypatch.setattr(
-            "inmem.commit.committer.decide",
+            "inmem.writer.committer.decide",
             lambda *args, **kwargs: decide(*args, **kwargs)._replace(fences=[b"fence"]),
         )
         with pytest.raises(PublishError):

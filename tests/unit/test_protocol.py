@@ -21,7 +21,7 @@ import pytest
 
 from inmem import wire
 from inmem.client.protocol import BUSY_DELAY_S, PATIENCE_S, SessionProtocol
-from inmem.commit.outcomes import GAP, Outcome, Sessions, describe_refusal
+from inmem.writer.outcomes import GAP, Outcome, Sessions, describe_refusal
 
 DATABASE = b"d" * 16
 DEPTH = 11 if os.environ.get("INMEM_EXHAUSTIVE") else 9
