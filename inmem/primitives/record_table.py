@@ -22,12 +22,6 @@ def add(record_type: RecordType) -> None:
     INDEX_TAGS.update(record_type.index_tags)
 
 
-def remove(record_type: RecordType) -> None:
-    """Take a record type out again."""
-    del RECORD_TYPES[record_type.tag]
-    INDEX_TAGS.difference_update(record_type.index_tags)
-
-
 def counted() -> Iterator[tuple[str, RecordType]]:
     """What is counted in a run, with its record type."""
     return ((one.counted, one) for one in RECORD_TYPES.values() if one.counted is not None)

@@ -84,7 +84,10 @@ GIVEN = frozenset({"inmem.writer.committer", "inmem.writer.outcomes", "inmem.wri
 
 # In `primitives`: what is of no single primitive lies beside their folders, and knows none of them. Only
 # these do, by what each folder has for them.
-COLLECTORS = {"inmem.primitives.server": frozenset({"procedures", "records"})}
+COLLECTORS = {
+    "inmem.primitives.server": frozenset({"procedures", "records"}),
+    "inmem.primitives.facades": frozenset({"facade"}),
+}
 # The table is filled by `server`. Others import it from there, or it may be empty.
 TABLE = "inmem.primitives.record_table"
 KNOW_TABLE = frozenset({"inmem.primitives.server", "inmem.primitives.runs.procedures"})
@@ -309,6 +312,8 @@ BYSTANDERS = dict.fromkeys(
         ("inmem.primitives.counts", "from .kv import rules", "of no single primitive"),
         ("inmem.primitives.kv.procedures", "from inmem.primitives import server", "do not know their table"),
         ("inmem.primitives.server", "from inmem.primitives.kv import rules", "only procedures and records"),
+        ("inmem.primitives.facades", "from inmem.primitives.kv import rules", "only facade"),
+        ("inmem.primitives.kv.facade", "from inmem.primitives.facades import ScopeFacades", "their table"),
         ("inmem.primitives.server", "from inmem.primitives.kv import facade", "later layer"),
         ("inmem.primitives.kv.facade", "from inmem.primitives.kv import procedures", "asks the writer"),
         ("inmem.primitives.kv.procedures", "from inmem.primitives.record_table import add", "which fills it"),
@@ -356,6 +361,7 @@ def test_the_checker_sees(module: str, source: str, problem: str) -> None:
         ("inmem.primitives.kv.procedures", "from inmem.primitives.kv import rules\nfrom .. import counts"),
         ("inmem.primitives.kv.procedures", "from inmem.commit.workspace import Workspace"),
         ("inmem.primitives.server", "from inmem.primitives.kv import procedures"),
+        ("inmem.primitives.facades", "from inmem.primitives.kv.facade import KVStore"),
         ("inmem.primitives.runs.procedures", "from inmem.primitives import record_table"),
         ("inmem.primitives.runs.import_procedures", "from inmem.primitives.cells import rules as cell"),
         (
