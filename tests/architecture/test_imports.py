@@ -232,6 +232,8 @@ BYSTANDERS = dict.fromkeys(
         "inmem.primitives.facades",
         "inmem.primitives.record_table",
         "inmem.primitives.server",
+        "inmem.primitives.cells.__init__",
+        "inmem.primitives.cells.rules",
         "inmem.primitives.events.__init__",
         "inmem.primitives.events.facade",
         "inmem.primitives.events.rules",

@@ -321,13 +321,15 @@ if __name__ == "__main__":
 """
 
 
-class TestFacades:
-    @pytest.fixture(scope="class")
-    def home(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        home = package_with_notes(tmp_path_factory.mktemp("package"))
-        (home / "every_form.py").write_text(EVERY_FORM, "utf-8")
-        return home
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package that has the primitive."""
+    home = package_with_notes(tmp_path_factory.mktemp("package"))
+    (home / "every_form.py").write_text(EVERY_FORM, "utf-8")
+    return home
 
+
+class TestFacades:
     def test_they_work_in_every_form(
         self, home: Path, store_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
