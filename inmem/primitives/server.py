@@ -3,6 +3,15 @@
 Check, index repair, salvage, deletion, export and import go through the
 record types, the writer and transactions through the procedures. None of them
 knows a primitive by name. It imports no facade: the writer loads it.
+
+Invariant: a procedure is a pure function of a workspace and its arguments,
+checks its arguments before it changes anything, and is registered by name;
+code is never shipped. Because it sees the state at commit time, hot logs,
+counters and cells never conflict. Arguments and result are MessagePack-able.
+
+The footprint of a procedure is what it may look at and change. A transaction
+may call those that have one: it runs a call itself only once it has looked at
+something that the call concerns.
 """
 
 from __future__ import annotations
@@ -33,7 +42,7 @@ from inmem.primitives.traces import records as trace_records
 Procedure = Callable[..., Any]
 
 PROCEDURES: Final[dict[str, Procedure]] = {}  # by name: `(workspace, *arguments) -> result`
-FOOTPRINTS: Final[dict[str, Callable[..., Footprint]]] = {}  # of those that transactions may call
+FOOTPRINTS: Final[dict[str, Callable[..., Footprint]]] = {}  # by the same names: `(*arguments) -> footprint`
 
 
 def add(

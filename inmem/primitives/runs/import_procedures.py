@@ -1,12 +1,13 @@
-"""Procedures of imports: records as they were elsewhere, into a run that nobody has yet.
+"""Procedures that begin and end the import of a run: records as they were elsewhere, which nobody has yet.
 
 Invariant: an imported run keeps the rules that every run keeps: sequences
 contiguous, hashes those of the content, versions above 0, parents before
 children, indices complete.
 
 `begin` closes an empty run to all others. The records follow, in as many
-commits as it takes. `finish` gives the run its record and opens it, if all
-records have come. A run that fits one commit has all of this in that commit.
+commits as it takes, through a procedure of each primitive. `finish` gives the
+run its record and opens it, if all records have come. A run that fits one
+commit has all of this in that commit.
 
 Each call names the token of its import. If a later import has begun anew,
 what the earlier one still sends is refused.
