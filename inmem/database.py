@@ -112,6 +112,7 @@ class Database(DatabaseFacades):
         self._levels: dict[str, RunScope] = {}
         self.settings = engine.settings
         self.namespace = namespace
+        self.namespace_prefix = namespace.prefix()  # the facades of each transaction and snapshot have it
         self.path = engine.path
         super().__init__(self)
 

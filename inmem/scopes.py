@@ -60,7 +60,7 @@ class RunScope(ScopeFacades):
         self._database = database
         self.prefix = prefix
         self.name = name
-        engine, namespace = database.engine, database.namespace.prefix()
+        engine, namespace = database.engine, database.namespace_prefix
         super().__init__(engine.latest(), engine.direct(), prefix, namespace, name, self.transact)
 
     def __repr__(self) -> str:
@@ -135,7 +135,7 @@ class Snapshot(SnapshotFacades):
         self._database = database
         self._view = view
         self.run_id = scope.run_id
-        super().__init__(view, scope.prefix, database.namespace.prefix(), scope.name)
+        super().__init__(view, scope.prefix, database.namespace_prefix, scope.name)
 
     @classmethod
     def begin(cls, database: Database, scope: RunScope) -> Snapshot:
@@ -186,7 +186,7 @@ class Transaction(TransactionFacades):
         self._database = database
         self._draft = draft
         self.run_id = scope.run_id
-        super().__init__(draft, scope.prefix, database.namespace.prefix(), scope.name)
+        super().__init__(draft, scope.prefix, database.namespace_prefix, scope.name)
 
     @classmethod
     def begin(

@@ -152,7 +152,7 @@ def problems(module: str, target: str) -> Iterator[str]:
         yield f"{part} may not reach this of {other}"
     if target == TABLE and module not in KNOW_TABLE:
         yield "the table is imported from server, which fills it"
-    if primitive_of(module) or part.startswith("primitives"):
+    if part.startswith("primitives"):
         yield from problems_of_a_primitive(module, target)
 
 
