@@ -17,11 +17,7 @@ from inmem.engines.local import open_local
 from inmem.errors import ClosedError, InvalidInputError, RunDeletedError
 from inmem.keys import Namespace, check_run_id
 from inmem.maintenance.check_report import CheckReport, check_in_process
-from inmem.primitives.event_log import EventLog
-from inmem.primitives.kv import KVStore
-from inmem.primitives.run_index import RunIndex
-from inmem.primitives.state_cell import StateCell
-from inmem.primitives.trace_store import TraceStore
+from inmem.primitives.facades import DatabaseFacades
 from inmem.scopes import (
     MAX_ATTEMPTS,
     TRANSACT_TIMEOUT_S,
@@ -102,7 +98,7 @@ class RepairReport:
     repaired: list[str]
 
 
-class Database:
+class Database(DatabaseFacades):
     """One database, seen from one namespace. Made by `inmem.open`.
 
     Safe to share between threads; pickles as its path and settings; works
@@ -116,12 +112,9 @@ class Database:
         self._levels: dict[str, RunScope] = {}
         self.settings = engine.settings
         self.namespace = namespace
+        self.namespace_prefix = namespace.prefix()  # the facades of each transaction and snapshot have it
         self.path = engine.path
-        self.kv = KVStore(self)
-        self.events = EventLog(self)
-        self.cells = StateCell(self)
-        self.traces = TraceStore(self)
-        self.runs = RunIndex(self)
+        super().__init__(self)
 
     def __repr__(self) -> str:
         state = "" if self._engine is not None else ", closed"

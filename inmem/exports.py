@@ -61,22 +61,20 @@ from inmem.keys import (
 from inmem.maintenance.check_report import (
     CheckReport as CheckReport,
 )
-from inmem.model.cell import (
-    State as State,
-)
-from inmem.model.event_log import (
+from inmem.primitives.cells.rules import State as State
+from inmem.primitives.events.rules import (
     Appended as Appended,
     ChainVerification as ChainVerification,
     Event as Event,
 )
-from inmem.model.run import (
+from inmem.primitives.runs.rules import (
     DeletedRun as DeletedRun,
     RunMetadata as RunMetadata,
     RunStats as RunStats,
     RunStatus as RunStatus,
     is_valid_transition as is_valid_transition,
 )
-from inmem.model.trace import (
+from inmem.primitives.traces.rules import (
     Custom as Custom,
     Decision as Decision,
     ErrorTrace as ErrorTrace,
@@ -86,28 +84,19 @@ from inmem.model.trace import (
     Trace as Trace,
     TraceTree as TraceTree,
 )
-from inmem.primitives.event_log import (
-    EventLog as EventLog,
-    PendingAppend as PendingAppend,
-)
-from inmem.primitives.kv import (
+from inmem.primitives.events.facade import EventLog as EventLog, PendingAppend as PendingAppend
+from inmem.primitives.kv.facade import (
     KVStore as KVStore,
     PendingNumber as PendingNumber,
     Versioned as Versioned,
 )
-from inmem.primitives.run_index import (
+from inmem.primitives.runs.facade import (
     CreateRunOptions as CreateRunOptions,
     RunIndex as RunIndex,
     RunQuery as RunQuery,
 )
-from inmem.primitives.state_cell import (
-    PendingVersion as PendingVersion,
-    StateCell as StateCell,
-)
-from inmem.primitives.trace_store import (
-    NewTrace as NewTrace,
-    TraceStore as TraceStore,
-)
+from inmem.primitives.cells.facade import PendingVersion as PendingVersion, StateCell as StateCell
+from inmem.primitives.traces.facade import NewTrace as NewTrace, TraceStore as TraceStore
 from inmem.scopes import (
     Pipeline as Pipeline,
     RunScope as RunScope,

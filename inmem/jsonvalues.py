@@ -24,7 +24,6 @@ import json
 import math
 import re
 import struct
-from base64 import b64decode, b64encode
 from typing import Any, Final
 
 from inmem import values
@@ -66,8 +65,12 @@ def to_json(value: Any) -> Any:
     if kind is float:
         return value if math.isfinite(value) else {"$float": _named(value)}
     if kind is bytes:
-        return {"$bytes": b64encode(value).decode()}
+        return {"$bytes": _base64(value)}
     raise ValueError(f"a {kind.__name__} is no value of the store")
+
+
+def _base64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()  # without `base64`, which the writer would load
 
 
 def needs_marks(encoded: bytes) -> bool:
@@ -141,10 +144,10 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
 def _meant(key: str, item: Any) -> Any:
     if type(item) is str and key == "$bytes":
         try:
-            data = b64decode(item, validate=True)
-        except (binascii.Error, ValueError):
+            data = binascii.a2b_base64(item)
+        except ValueError:
             data = None
-        if data is not None and b64encode(data).decode() == item:
+        if data is not None and _base64(data) == item:
             return data
     elif type(item) is str and key == "$float":
         if item in _NAMES:

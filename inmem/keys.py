@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+import xxhash
+
 from inmem.config import MAX_TAGS
 from inmem.errors import InvalidInputError, InvalidKeyError, InvalidRunIdError, LimitError
 
@@ -326,6 +328,11 @@ def owner_of(key: bytes) -> bytes:
     if key[cut + 1 : cut + 2] == _RUN_TAG:
         return key[:cut] + b"/" + key[cut + 2 :]
     return key[:cut]
+
+
+def fence_of(owner: bytes) -> bytes:
+    """The digest of a run's prefix: under it the run's fence lies, or the mark of its import."""
+    return xxhash.xxh3_128_digest(owner)
 
 
 def range_of(prefix: bytes, tag: int, rest: bytes = b"") -> tuple[bytes, bytes]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from inmem.client.retry import check_timeout, resolved_as, retrying
 from inmem.config import DURABILITIES
-from inmem.engines.base import Draft, Engine, MomentView, Sink
+from inmem.engines.base import Draft, Engine, MomentView
 from inmem.errors import (
     CommitUnknownError,
     ConfigMismatchError,
@@ -22,11 +22,13 @@ from inmem.errors import (
     InvalidInputError,
 )
 from inmem.keys import shorten
-from inmem.primitives.event_log import EventReads, PipedEvents, PipelineEvents, RunEvents, TransactionEvents
-from inmem.primitives.kv import KVReads, PipedKV, PipelineKV, RunKV, TransactionKV
-from inmem.primitives.run_index import RunReads, Runs
-from inmem.primitives.state_cell import CellReads, RunCells, TransactionCells
-from inmem.primitives.trace_store import TraceReads, Traces
+from inmem.primitives.facades import (
+    PipelinedFacades,
+    PipelineFacades,
+    ScopeFacades,
+    SnapshotFacades,
+    TransactionFacades,
+)
 
 if TYPE_CHECKING:
     from inmem.database import Database
@@ -40,7 +42,7 @@ TRANSACT_TIMEOUT_S = 30.0
 _MAX_RUNS = 8192  # of one pipeline, kept for reuse
 
 
-class RunScope:
+class RunScope(ScopeFacades):
     """The facades bound to one run, or to what the runs of a level share.
 
     >>> import inmem
@@ -51,18 +53,14 @@ class RunScope:
     'green'
     """
 
-    __slots__ = ("_database", "cells", "events", "kv", "name", "prefix", "runs", "traces")
+    __slots__ = ("_database", "name", "prefix")
 
     def __init__(self, database: Database, prefix: bytes, name: str) -> None:
         self._database = database
         self.prefix = prefix
         self.name = name
-        view, sink = database.engine.latest(), database.engine.direct()
-        self.kv = RunKV(view, sink, prefix, self.transact)
-        self.events = RunEvents(view, sink, prefix)
-        self.cells = RunCells(view, sink, prefix)
-        self.traces = Traces(view, sink, prefix)
-        self.runs = Runs(view, sink, database.namespace.prefix(), name)
+        engine, namespace = database.engine, database.namespace_prefix
+        super().__init__(engine.latest(), engine.direct(), prefix, namespace, name, self.transact)
 
     def __repr__(self) -> str:
         return f"RunScope({self.prefix.decode()!r})"
@@ -110,7 +108,7 @@ class RunScope:
         return Snapshot.begin(self._database, self)
 
 
-class Snapshot:
+class Snapshot(SnapshotFacades):
     """Read-only facades that all see one commit version.
 
     Use it as a context manager: an open snapshot keeps memory from being
@@ -126,17 +124,13 @@ class Snapshot:
     'green'
     """
 
-    __slots__ = ("_database", "_view", "cells", "events", "kv", "run_id", "runs", "traces")
+    __slots__ = ("_database", "_view", "run_id")
 
     def __init__(self, database: Database, view: MomentView, scope: RunScope) -> None:
         self._database = database
         self._view = view
         self.run_id = scope.run_id
-        self.kv = KVReads(view, scope.prefix)
-        self.events = EventReads(view, scope.prefix)
-        self.cells = CellReads(view, scope.prefix)
-        self.traces = TraceReads(view, scope.prefix)
-        self.runs = RunReads(view, database.namespace.prefix(), scope.name)
+        super().__init__(view, scope.prefix, database.namespace_prefix, scope.name)
 
     @classmethod
     def begin(cls, database: Database, scope: RunScope) -> Snapshot:
@@ -166,7 +160,7 @@ class Snapshot:
         self.close()
 
 
-class Transaction:
+class Transaction(TransactionFacades):
     """Facades whose reads are of one version and whose writes happen together, or not at all.
 
     Reads see the transaction's own writes. Leaving the `with` block commits;
@@ -181,17 +175,13 @@ class Transaction:
     (0, 1)
     """
 
-    __slots__ = ("_database", "_draft", "cells", "events", "kv", "run_id", "runs", "traces")
+    __slots__ = ("_database", "_draft", "run_id")
 
     def __init__(self, database: Database, draft: Draft, scope: RunScope) -> None:
         self._database = database
         self._draft = draft
         self.run_id = scope.run_id
-        self.kv = TransactionKV(draft, draft, scope.prefix)
-        self.events = TransactionEvents(draft, draft, scope.prefix)
-        self.cells = TransactionCells(draft, draft, scope.prefix)
-        self.traces = Traces(draft, draft, scope.prefix)
-        self.runs = Runs(draft, draft, database.namespace.prefix(), scope.name)
+        super().__init__(draft, scope.prefix, database.namespace_prefix, scope.name)
 
     @classmethod
     def begin(
@@ -237,7 +227,7 @@ class Transaction:
             self.commit()
 
 
-class Pipeline:
+class Pipeline(PipelineFacades):
     """Blind writes that are sent without waiting for each answer.
 
     Writes take effect in the order in which they were made; consecutive
@@ -257,14 +247,13 @@ class Pipeline:
     def __init__(self, database: Database, sync: bool) -> None:
         self._database = database
         self._batches = database.engine.pipeline(sync=sync)
-        self._runs: dict[str | RunScope, PipelinedRun] = {}
-        self.kv = PipelineKV(self)
-        self.events = PipelineEvents(self)
+        self._runs: dict[str | RunScope, PipelinedFacades] = {}
+        super().__init__(self)
 
     def __repr__(self) -> str:
         return f"Pipeline({self._database!r}, in_flight={self._batches.in_flight()})"
 
-    def run(self, run_id: str | RunScope) -> PipelinedRun:
+    def run(self, run_id: str | RunScope) -> PipelinedFacades:
         """The writes of one run, or of a shared scope."""
         try:
             return self._runs[run_id]
@@ -272,7 +261,7 @@ class Pipeline:
             scope = self._database.scope(run_id)
         if len(self._runs) >= _MAX_RUNS:
             self._runs.clear()
-        run = self._runs[run_id] = PipelinedRun(self._batches.sink(), scope.prefix)
+        run = self._runs[run_id] = PipelinedFacades(self._batches.sink(), scope.prefix)
         return run
 
     def flush(self) -> None:
@@ -298,16 +287,6 @@ class Pipeline:
             error.add_note(f"a pipelined write failed too: {first}")
         finally:
             self._batches.close()
-
-
-class PipelinedRun:
-    """What a pipeline writes into one run."""
-
-    __slots__ = ("events", "kv")
-
-    def __init__(self, sink: Sink, prefix: bytes) -> None:
-        self.kv = PipedKV(sink, prefix)
-        self.events = PipedEvents(sink, prefix)
 
 
 def wants_sync(durability: str | None, database: Database) -> bool:

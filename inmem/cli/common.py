@@ -22,7 +22,7 @@ from inmem.cli.text import plain
 from inmem.errors import InmemError, InvalidInputError, RunNotFoundError
 from inmem.host.directory import DataDirectory
 from inmem.keys import Namespace
-from inmem.model.run import RunMetadata
+from inmem.primitives.runs.rules import RunMetadata
 from inmem.reading.database_source import DatabaseSource
 from inmem.reading.run import StoredRun
 

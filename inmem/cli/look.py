@@ -31,7 +31,7 @@ from inmem.cli.listing import Listing, note
 from inmem.cli.text import clock, day, padded, plain, short_time
 from inmem.errors import InvalidInputError, SnapshotTooOldError, WriterUnavailableError
 from inmem.jsonvalues import to_json
-from inmem.model.event_log import HASH_BYTES
+from inmem.primitives.events.rules import HASH_BYTES
 from inmem.reading.database_source import DatabaseSource
 from inmem.reading.run import Logged, StoredRun
 

@@ -40,9 +40,9 @@ from inmem.cli.scale import Scale
 from inmem.cli.text import clock, day, full_time, indented, one_line, plain, span
 from inmem.cli.traces import duration_s, one_line_of, tree_of
 from inmem.host.files import write_durably
-from inmem.model.event_log import ChainVerification
-from inmem.model.run import RunMetadata
-from inmem.model.trace import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace
+from inmem.primitives.events.rules import ChainVerification
+from inmem.primitives.runs.rules import RunMetadata
+from inmem.primitives.traces.rules import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace
 from inmem.reading.database_source import DatabaseSource
 from inmem.reading.run import Logged, StoredRun
 

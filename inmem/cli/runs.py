@@ -40,7 +40,7 @@ from inmem.cli.text import (
 from inmem.cli.tree import drawn
 from inmem.jsonvalues import to_json
 from inmem.keys import check_run_id
-from inmem.model.run import RunMetadata, RunStatus
+from inmem.primitives.runs.rules import RunMetadata, RunStatus
 from inmem.reading.database_source import DatabaseSource
 from inmem.reading.run import StoredRun, metadata_of
 from inmem.reading.runs import RunFinder

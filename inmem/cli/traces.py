@@ -30,7 +30,7 @@ from inmem.cli.tree import drawn
 from inmem.errors import TraceNotFoundError
 from inmem.jsonvalues import to_json
 from inmem.keys import TypeTag, encode_id, encode_label
-from inmem.model.trace import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace
+from inmem.primitives.traces.rules import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace
 from inmem.reading.run import StoredRun
 
 _USUAL: Final = 500  # traces that are shown unless more are wanted

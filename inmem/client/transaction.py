@@ -23,9 +23,9 @@ from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations,
 from inmem.client.retry import resolved_as
 from inmem.client.tracking import DraftWorkspace, StoredVersion, TrackedReads
 from inmem.commit.footprint import Footprint, Range, exactly
-from inmem.commit.procedures import FOOTPRINTS, PROCEDURES
 from inmem.engines.base import Item, Pending, View
 from inmem.errors import ClosedError, CommitUnknownError, ForkError, InmemError, InvariantError
+from inmem.primitives.server import FOOTPRINTS, PROCEDURES
 from inmem.record import is_live, pack
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
 

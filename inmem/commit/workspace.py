@@ -17,8 +17,7 @@ from sortedcontainers import SortedList
 
 from inmem.changes import DELETE, DELETE_RANGE, PUT, Table
 from inmem.errors import BusyError, RunDeletedError
-from inmem.keys import Key, TypeTag, bucket_of, owner_of
-from inmem.model.importing import fence_of as fence_of
+from inmem.keys import Key, TypeTag, bucket_of, fence_of, owner_of
 from inmem.record import is_live, pack, payload_of
 
 DATA = int(Table.DATA)

@@ -16,7 +16,7 @@ from inmem.config import Settings
 from inmem.engines.base import Engine
 from inmem.errors import InvalidInputError
 from inmem.keys import MAX_KEY_BYTES
-from inmem.model.event_log import CHAIN_IDS
+from inmem.primitives.events.rules import CHAIN_IDS
 from inmem.storage.snapshot import ImageSnapshot
 
 

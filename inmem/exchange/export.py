@@ -25,8 +25,9 @@ from inmem.exchange.reading import source_at, source_of
 from inmem.host.files import open_private, sync_directory
 from inmem.jsonvalues import dumps
 from inmem.keys import Namespace, TypeTag, check_run_id, range_of
-from inmem.model import cell, event_log
 from inmem.primitives import server
+from inmem.primitives.cells import rules as cell
+from inmem.primitives.events import rules as event_log
 from inmem.primitives.record_type import LineForm
 from inmem.reading.moment import Moment
 from inmem.reading.run import StoredRun

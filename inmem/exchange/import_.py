@@ -7,8 +7,8 @@ killed, importing the file again begins such a run anew, and leaves finished
 runs alone.
 
 The writer checks the rules that an imported run has to keep, see
-`inmem.commit.import_procedures`. The file is checked too, so that an error
-names its line.
+`inmem.primitives.importing`. The file is checked too, so that an error names
+its line.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from inmem.exchange.counted import Counted
 from inmem.exchange.export import checksum_of
 from inmem.exchange.line_reader import LineReader, LineRecord, RunEnd, RunStart
 from inmem.exchange.reading import source_of
-from inmem.keys import check_run_id
-from inmem.model import importing
-from inmem.model.counts import pack
-from inmem.model.importing import TOKEN_BYTES, fence_of
+from inmem.keys import check_run_id, fence_of
+from inmem.primitives import import_mark
+from inmem.primitives.counts import pack
+from inmem.primitives.import_mark import TOKEN_BYTES
 from inmem.reading.runs import is_whole, unfinished
 from inmem.storage.environment import Table
 from inmem.writeset import OP_CALL, WriteSet
@@ -142,7 +142,7 @@ def _prove(
     """Read all of the file, and compare it with what is stored."""
     source, namespace = source_of(database), database.namespace
     with source.moment() as moment:
-        deleted = {bytes(d) for d, v in moment.rows(Table.FENCES) if not importing.is_mark(v)}
+        deleted = {bytes(d) for d, v in moment.rows(Table.FENCES) if not import_mark.is_mark(v)}
     plan = _Plan()
     reader = LineReader(stream, str(path))
     there = False

@@ -22,10 +22,11 @@ from inmem.exchange.lines import (
 )
 from inmem.jsonvalues import loads
 from inmem.keys import check_run_id
-from inmem.model import event_log, run
 from inmem.primitives import server
+from inmem.primitives.events import rules as event_log
 from inmem.primitives.line_fields import LineFields
 from inmem.primitives.record_type import LineForm
+from inmem.primitives.runs import rules as run
 
 MAX_LINE_BYTES: Final = 256 * 1024 * 1024  # a trace may hold two values, and text grows sixfold in ASCII
 

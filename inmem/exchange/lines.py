@@ -12,8 +12,9 @@ from typing import Final
 import xxhash
 
 from inmem.jsonvalues import dumps, to_json
-from inmem.model import event_log, run
 from inmem.primitives import server
+from inmem.primitives.events import rules as event_log
+from inmem.primitives.runs import rules as run
 
 SCHEMA: Final = "inmem-export"
 FIRST_VERSION: Final = 1  # of a file that has only kinds of records which the first release had

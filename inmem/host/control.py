@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -60,7 +59,7 @@ assert _IMAGE + 32 * 8 == _ENDPOINT and MAX_CONTROL_PATH <= 32 * 8 - 1 and _ENDP
 
 def boot_id() -> bytes:
     """The identity of this boot of the machine, 16 bytes."""
-    return uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip()).bytes
+    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
 
 
 def pid_namespace() -> int:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +123,8 @@ class DataDirectory:
 
         The caller holds the launch lock, or no other process knows the directory.
         """
+        import uuid  # brings `platform`: who opens what is there need not wait for that to load
+
         database_id = database_id or uuid.uuid4().bytes
         make_private_dir(self.wal)
         write_durably(self.control_file, Control.initial(database_id))

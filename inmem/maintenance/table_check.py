@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
-from inmem.commit.outcomes import Sessions
-from inmem.commit.workspace import fence_of
-from inmem.keys import Key
+from inmem.keys import Key, fence_of
 from inmem.maintenance.findings import Findings
 from inmem.maintenance.prefix_check import PrefixCheck, header_problem
 from inmem.primitives import server
@@ -20,6 +18,7 @@ from inmem.reading.moment import Moment
 from inmem.reading.source import Source
 from inmem.record import expires_at
 from inmem.storage.environment import Table
+from inmem.writer.outcomes import Sessions
 
 _CHUNK: Final = 50_000  # keys, or runs, that are in memory at a time
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+from inmem.keys import MAX_NAME_BYTES
 from inmem.primitives.line_fields import LineFields
 
 Document = dict[str, Any]
@@ -75,3 +76,9 @@ class RecordType(NamedTuple):
 def check_each(check: RecordCheck) -> Callable[[], RecordCheck]:
     """For records that are checked one by one, whatever came before."""
     return lambda: check
+
+
+def name_problem(rest: bytes) -> str | None:
+    """What is wrong with the name of an entry, a cell, a trace or a run; raises if it is no UTF-8."""
+    rest.decode()
+    return "is no name" if not 0 < len(rest) <= MAX_NAME_BYTES or b"\0" in rest else None

@@ -1,62 +1,64 @@
-"""The server table: what the store knows of each primitive's records.
+"""The server table: what the store knows of each primitive, one line for each.
 
-Check, index repair, salvage, deletion, export and import go through this
-table and know no primitive by name, so a new primitive is one line here. It
-imports no facade: the writer loads it.
+Check, index repair, salvage, deletion, export and import go through the
+record types, the writer and transactions through the procedures. None of them
+knows a primitive by name. It imports no facade: the writer loads it.
+
+Invariant: a procedure is a pure function of a workspace and its arguments,
+checks its arguments before it changes anything, and is registered by name;
+code is never shipped. Because it sees the state at commit time, hot logs,
+counters and cells never conflict. Arguments and result are MessagePack-able.
+
+The footprint of a procedure is what it may look at and change. A transaction
+may call those that have one: it runs a call itself only once it has looked at
+something that the call concerns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
-from inmem.primitives.cell_records import CELL, CELL_MARK
-from inmem.primitives.event_records import EVENT
-from inmem.primitives.kv_records import KV
-from inmem.primitives.record_type import LineForm, RecordType
-from inmem.primitives.run_records import RUN
-from inmem.primitives.trace_records import TRACE
+from inmem.commit.footprint import Footprint
+from inmem.primitives import record_table
+from inmem.primitives.cells import procedures as cell_procedures
+from inmem.primitives.cells import records as cell_records
+from inmem.primitives.events import procedures as event_procedures
+from inmem.primitives.events import records as event_records
+from inmem.primitives.kv import procedures as kv_procedures
+from inmem.primitives.kv import records as kv_records
+from inmem.primitives.record_table import INDEX_TAGS as INDEX_TAGS
+from inmem.primitives.record_table import RECORD_TYPES as RECORD_TYPES
+from inmem.primitives.record_table import counted as counted
+from inmem.primitives.record_table import entries_of as entries_of
+from inmem.primitives.record_table import line_forms as line_forms
+from inmem.primitives.record_table import record_type_of as record_type_of
+from inmem.primitives.record_type import RecordType
+from inmem.primitives.runs import procedures as run_procedures
+from inmem.primitives.runs import records as run_records
+from inmem.primitives.traces import procedures as trace_procedures
+from inmem.primitives.traces import records as trace_records
 
-RECORD_TYPES: Final[dict[int, RecordType]] = {}  # by type tag, in the order of their lines in an export
-INDEX_TAGS: Final[set[int]] = set()
+Procedure = Callable[..., Any]
 
-
-def add(record_type: RecordType) -> None:
-    """Enter a record type, after those that are there."""
-    RECORD_TYPES[record_type.tag] = record_type
-    INDEX_TAGS.update(record_type.index_tags)
-
-
-for _type in (KV, CELL, CELL_MARK, EVENT, TRACE, RUN):
-    add(_type)
-
-
-def counted() -> Iterator[tuple[str, RecordType]]:
-    """What is counted in a run, with its record type."""
-    return ((one.counted, one) for one in RECORD_TYPES.values() if one.counted is not None)
-
-
-def record_type_of(tag: int) -> RecordType | None:
-    """The record type that a type tag is of, or whose index it is."""
-    indexed = (one for one in RECORD_TYPES.values() if tag in one.index_tags)
-    return RECORD_TYPES.get(tag) or next(indexed, None)
+PROCEDURES: Final[dict[str, Procedure]] = {}  # by name: `(workspace, *arguments) -> result`
+FOOTPRINTS: Final[dict[str, Callable[..., Footprint]]] = {}  # by the same names: `(*arguments) -> footprint`
 
 
-def line_forms() -> list[tuple[str, LineForm]]:
-    """What is counted, with the form of its lines, in the order in which a run's lines come."""
-    return [(name, one.lines) for name, one in counted() if one.lines is not None]
+def add(
+    record_types: Iterable[RecordType], procedures: Mapping[str, Procedure],
+    footprints: Mapping[str, Callable[..., Footprint]],
+) -> None:
+    """Enter a primitive, after those that are there."""
+    for record_type in record_types:
+        record_table.add(record_type)
+    PROCEDURES.update(procedures)
+    FOOTPRINTS.update(footprints)
 
 
-def entries_of(prefix: bytes, tag: int, rest: bytes, payload: bytes) -> list[bytes]:
-    """The index keys of one primary record; none for a primitive without indices.
-
-    Raises:
-        ValueError: the payload is not of the tag's type.
-    """
-    found = RECORD_TYPES.get(tag)
-    if found is None or found.index_keys is None:
-        return []
-    try:
-        return found.index_keys(prefix, rest, payload)
-    except (TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"not a record of its type: {error}") from None
+# In the order of their lines in an export.
+add(kv_records.RECORD_TYPES, kv_procedures.PROCEDURES, kv_procedures.FOOTPRINTS)
+add(cell_records.RECORD_TYPES, cell_procedures.PROCEDURES, cell_procedures.FOOTPRINTS)
+add(event_records.RECORD_TYPES, event_procedures.PROCEDURES, event_procedures.FOOTPRINTS)
+add(trace_records.RECORD_TYPES, trace_procedures.PROCEDURES, trace_procedures.FOOTPRINTS)
+add(run_records.RECORD_TYPES, run_procedures.PROCEDURES, run_procedures.FOOTPRINTS)

@@ -20,13 +20,13 @@ from inmem.keys import (
     encode_sequence,
     range_of,
 )
-from inmem.model import cell as cell_rules
-from inmem.model import event_log
-from inmem.model import trace as trace_rules
-from inmem.model.event_log import ChainVerification, Event
-from inmem.model.run import RunMetadata, run_key, unpack
-from inmem.model.trace import Trace
 from inmem.primitives import server
+from inmem.primitives.cells import rules as cell_rules
+from inmem.primitives.events import rules as event_log
+from inmem.primitives.events.rules import ChainVerification, Event
+from inmem.primitives.runs.rules import RunMetadata, run_key, unpack
+from inmem.primitives.traces import rules as trace_rules
+from inmem.primitives.traces.rules import Trace
 from inmem.reading.moment import Reads, readable
 from inmem.record import expires_at, payload_of, timestamp_of, version_of
 

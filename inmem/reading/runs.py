@@ -13,8 +13,8 @@ from typing import Final
 
 from inmem.errors import SnapshotTooOldError
 from inmem.keys import Namespace, TypeTag, encode_label, range_of
-from inmem.model import importing
-from inmem.model.run import RunMetadata, RunStatus, run_key
+from inmem.primitives import import_mark
+from inmem.primitives.runs.rules import RunMetadata, RunStatus, run_key
 from inmem.reading.moment import Moment, readable
 from inmem.reading.run import StoredRun, metadata_of
 from inmem.reading.source import Source
@@ -157,5 +157,5 @@ def is_whole(moment: Moment, namespace: Namespace, run_id: str) -> bool:
 def unfinished(moment: Moment, namespace: Namespace) -> list[str]:
     """The runs whose import is not finished, in order. Cost: linear in the runs that were ever deleted."""
     head = namespace.prefix() + b"/"
-    prefixes = (importing.unpack(v).prefix for _, v in moment.rows(Table.FENCES) if importing.is_mark(v))
+    prefixes = (import_mark.unpack(v).prefix for _, v in moment.rows(Table.FENCES) if import_mark.is_mark(v))
     return sorted(prefix[len(head) :].decode() for prefix in prefixes if prefix.startswith(head))

@@ -11,8 +11,8 @@ import threading
 import time
 from typing import NoReturn
 
-from inmem.commit.committer import Log
 from inmem.storage.wal.log import WalBrokenError
+from inmem.writer.committer import Log
 from inmem.writer.journal import Journal
 
 journal = Journal()

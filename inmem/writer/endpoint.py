@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from inmem.commit.committer import Answer, Request
 from inmem.host.board import RESULT_BYTES, RING, SUPPORTED, Board
 from inmem.host.control import Control
 from inmem.host.directory import runtime_directory
 from inmem.wire import FAILED, answer
+from inmem.writer.committer import Answer, Request
 from inmem.writer.journal import Journal
 from inmem.writer.mailbox import Mailbox
 from inmem.writer.slots import Slots

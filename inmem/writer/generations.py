@@ -15,7 +15,6 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
-from inmem.commit.committer import Committer
 from inmem.config import MIB
 from inmem.errors import InmemError, StoreFullError
 from inmem.host import failpoints
@@ -23,6 +22,7 @@ from inmem.host.control import Control
 from inmem.host.files import make_private_dir
 from inmem.storage.environment import create_image, free_bytes, remove_image
 from inmem.storage.store import PublishError, Store
+from inmem.writer.committer import Committer
 from inmem.writer.journal import Journal
 from inmem.writer.presence import GONE
 from inmem.writer.watch import Watch

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from inmem.commit.outcomes import Sessions
 from inmem.config import FORMAT_VERSION, PROTOCOL_VERSION
 from inmem.errors import BusyError, FormatVersionError, InmemError, StoreFullError, to_wire
 from inmem.wire import GOODBYE_HEADER, parse_hello, welcome
 from inmem.writer.endpoint import Endpoint
+from inmem.writer.outcomes import Sessions
 from inmem.writer.refusals import Refusals
 from inmem.writer.watch import is_running
 

@@ -18,21 +18,20 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from inmem.commit.committer import Answer, Committer, Log, NoLog, Request
-from inmem.commit.outcomes import Sessions
-from inmem.commit.procedures import PROCEDURES
 from inmem.host import failpoints
 from inmem.host.clock import StoreClock
 from inmem.host.control import ACTIVE, CLOCK, DURABLE, VERSION, boot_id, pid_namespace
 from inmem.host.directory import DataDirectory, leave_runtime_directory, runtime_directory
 from inmem.host.files import FileLock
-from inmem.model.event_log import CHAIN_IDS
+from inmem.primitives.events.rules import CHAIN_IDS
+from inmem.primitives.server import PROCEDURES
 from inmem.storage.environment import Table, free_bytes, remove_image, remove_images
 from inmem.storage.recovery import Recovered, recover
 from inmem.storage.wal.log import WalBrokenError
 from inmem.wire import COMMIT, COMMIT_HEADER, FLAG_SYNC, GOODBYE, HELLO
 from inmem.writer.checkpoints import Checkpoints
 from inmem.writer.commands import Commands
+from inmem.writer.committer import Answer, Committer, Log, NoLog, Request
 from inmem.writer.durability import end_process, sync_at_intervals
 from inmem.writer.endpoint import Endpoint
 from inmem.writer.generations import Generations
@@ -41,6 +40,7 @@ from inmem.writer.housekeeping import Housekeeping
 from inmem.writer.journal import Journal
 from inmem.writer.mailbox import TICK_S
 from inmem.writer.orphans import remove_orphans
+from inmem.writer.outcomes import Sessions
 from inmem.writer.parts import Parts
 from inmem.writer.presence import Presence
 from inmem.writer.refusals import Refusals

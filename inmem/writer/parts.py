@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inmem.commit.committer import Committer, Log
 from inmem.config import Settings
 from inmem.host.clock import StoreClock
 from inmem.host.control import Control
 from inmem.writer.checkpoints import Checkpoints
+from inmem.writer.committer import Committer, Log
 from inmem.writer.endpoint import Endpoint
 from inmem.writer.generations import Generations
 from inmem.writer.greeting import Greeter

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from inmem.commit.committer import Counters
 from inmem.errors import InmemError
+from inmem.writer.committer import Counters
 from inmem.writer.journal import Journal
 
 journal = Journal()

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from inmem.commit.committer import Request
 from inmem.errors import InmemError
+from inmem.writer.committer import Request
 from inmem.writeset import OP_CALL, MalformedError, decode
 
 _EVERY_S: Final = 0.01  # between two samples: at 10 µs each, a thousandth of the writer's time

@@ -14,9 +14,14 @@ COMPUTED = frozenset({"__import__", "import_module", "importlib.import_module"})
 
 def real_modules() -> dict[str, str]:
     """Name (packages as `x.__init__`) and source of every module of `inmem`."""
+    return modules_of(PACKAGE)
+
+
+def modules_of(package: Path) -> dict[str, str]:
+    """The same of a copy of the package."""
     return {
-        ".".join(("inmem", *path.relative_to(PACKAGE).with_suffix("").parts)): path.read_text("utf-8")
-        for path in sorted(PACKAGE.rglob("*.py"))
+        ".".join(("inmem", *path.relative_to(package).with_suffix("").parts)): path.read_text("utf-8")
+        for path in sorted(package.rglob("*.py"))
     }
 
 

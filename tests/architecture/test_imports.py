@@ -7,6 +7,7 @@ TYPE_CHECKING too.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 
@@ -19,13 +20,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("record", "changes", "keys", "values", "writeset", "wire", "jsonvalues"),
     ("host",),
     ("engines.base",),
-    ("model",),
-    ("primitives.server",),
-    ("storage",),
     ("commit",),
+    ("primitives",),
+    ("storage",),
     ("writer",),
     ("client",),
-    ("primitives",),
+    ("primitives.facades",),
     ("reading",),
     ("engines",),
     ("maintenance",),
@@ -39,26 +39,28 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # From a part of the package: the parts that it must not import, although the order would allow it.
 NEVER: dict[str, frozenset[str]] = {
-    "storage": frozenset({"model", "wire"}),  # knows bytes: no type tags, no messages
+    "storage": frozenset({"commit", "primitives", "wire"}),  # knows bytes: no type tags, no messages
     "client": frozenset({"writer"}),
     "engines": frozenset({"commit", "writer"}),
-    "primitives": frozenset({"commit", "writer"}),
+    "primitives.facades": frozenset({"commit", "writer"}),
     "scopes": frozenset({"commit", "writer"}),
     "database": frozenset({"commit", "writer"}),
-    "reading": frozenset({"commit", "writer", "client", "primitives"}),  # knows what is stored, and nobody
+    # It knows what is stored, and nobody.
+    "reading": frozenset({"commit", "writer", "client", "primitives.facades"}),
     "exchange": frozenset({"commit", "writer"}),  # public, as the facades are: it asks the writer as they do
-    "writer": frozenset({"client", "primitives", "scopes", "database"}),  # knows procedures, not facades
+    # It knows procedures, and no facades.
+    "writer": frozenset({"client", "primitives.facades", "scopes", "database"}),
 }
 # These read, and reach nothing of storage that could write.
-SNAPSHOT_ONLY = frozenset({"client", "engines", "primitives", "scopes", "database"})
+SNAPSHOT_ONLY = frozenset({"client", "engines", "primitives.facades", "scopes", "database"})
 SNAPSHOT = "inmem.storage.snapshot"
 # Of one part, the modules that another part may import: nothing else of it.
 ONLY: dict[tuple[str, str], frozenset[str]] = {
     # A transaction runs the writer's procedures itself. Deciding and publishing stay the writer's.
-    ("client", "commit"): frozenset({
-        "inmem.commit.footprint", "inmem.commit.procedures", "inmem.commit.workspace",
-    }),
-    ("primitives", "client"): frozenset({"inmem.client.retry"}),  # facades know engines by their protocols
+    ("client", "commit"): frozenset({"inmem.commit.footprint", "inmem.commit.workspace"}),
+    ("client", "primitives"): frozenset({"inmem.primitives.server"}),
+    # Facades know engines by their protocols.
+    ("primitives.facades", "client"): frozenset({"inmem.client.retry"}),
     ("scopes", "client"): frozenset({"inmem.client.retry"}),
     ("database", "client"): frozenset({"inmem.client.retry"}),
 }
@@ -77,18 +79,39 @@ FOREIGN: dict[str, frozenset[str] | None] = {
 CODE_IN_DATA = frozenset({"pickle", "_pickle", "cPickle", "shelve", "marshal", "dill", "cloudpickle"})
 # What commit is given from outside, so that it can be tested exhaustively: messages, time and chance.
 PASSED_IN = frozenset({"zmq", "socket", "time", "random", "os", "datetime", "secrets", "uuid"})
+# So are procedures, and these of the writer.
+GIVEN = frozenset({"inmem.writer.committer", "inmem.writer.outcomes", "inmem.writer.turns"})
+
+# In `primitives`: what is of no single primitive lies beside their folders, and knows none of them. Only
+# these do, by what each folder has for them.
+COLLECTORS = {
+    "inmem.primitives.server": frozenset({"procedures", "records"}),
+    "inmem.primitives.facades": frozenset({"facade"}),
+}
+# The table is filled by `server`. Others import it from there, or it may be empty.
+TABLE = "inmem.primitives.record_table"
+KNOW_TABLE = frozenset({"inmem.primitives.server", "inmem.primitives.runs.procedures"})
+FACADE_MODULES = frozenset({"facade", "facades", "_byrun", "_common"})
+# One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
+NEIGHBOURS = frozenset({("inmem.primitives.runs.import_procedures", "inmem.primitives.cells.rules")})
 
 
 def part_of(module: str) -> str:
     """`inmem.storage.wal` is of the part `storage`, `inmem.__init__` of `__init__`.
 
-    What the server table describes is a part of its own below the facades: the writer loads it.
+    Facades are a part of their own, above the client: the writer does not load them.
     """
     part, _, name = module.removeprefix("inmem.").partition(".")
     if part == "engines" and name == "base":
         return "engines.base"
-    is_server = name in ("server", "record_type", "line_fields") or name.endswith("_records")
-    return "primitives.server" if part == "primitives" and is_server else part
+    is_facade = part == "primitives" and name.rpartition(".")[2] in FACADE_MODULES
+    return "primitives.facades" if is_facade else part
+
+
+def primitive_of(module: str) -> str:
+    """The folder of a primitive that a module is in, empty for what is of no single one."""
+    parts = module.split(".")
+    return parts[2] if parts[1:2] == ["primitives"] and len(parts) > 3 else ""
 
 
 def violations(modules: Mapping[str, str]) -> list[str]:
@@ -113,7 +136,7 @@ def problems(module: str, target: str) -> Iterator[str]:
         yield "a name that is computed cannot be checked"
         return
     if not target.startswith("inmem."):
-        yield from foreign_problems(part, target.split(".")[0])
+        yield from foreign_problems(module, target.split(".")[0])
         return
     other = part_of(target)
     if other not in RANK:
@@ -127,17 +150,31 @@ def problems(module: str, target: str) -> Iterator[str]:
         yield f"{part} may reach {SNAPSHOT} only"
     if target not in ONLY.get((part, other), (target,)):
         yield f"{part} may not reach this of {other}"
-    if part == other == "primitives" and module != "inmem.primitives.__init__":
-        name = target.split(".")[2]
-        if name == "__init__" or not name.startswith("_"):
-            yield "primitives do not know each other"
+    if target == TABLE and module not in KNOW_TABLE:
+        yield "the table is imported from server, which fills it"
+    if part.startswith("primitives"):
+        yield from problems_of_a_primitive(module, target)
 
 
-def foreign_problems(part: str, top: str) -> Iterator[str]:
+def problems_of_a_primitive(module: str, target: str) -> Iterator[str]:
+    own, other, name = primitive_of(module), primitive_of(target), target.rpartition(".")[2]
+    if module in COLLECTORS:
+        if other and name not in COLLECTORS[module]:
+            yield f"of a primitive only {' and '.join(sorted(COLLECTORS[module]))} belong here"
+    elif target in COLLECTORS:
+        yield "primitives do not know their table"
+    elif other and own != other and (module, target) not in NEIGHBOURS:
+        yield "primitives do not know each other" if own else "this is of no single primitive"
+    if part_of(module) == "primitives.facades" and other and name not in ("facade", "rules"):
+        yield "a facade knows the rules, and asks the writer for the rest"
+
+
+def foreign_problems(module: str, top: str) -> Iterator[str]:
+    part = part_of(module)
     if top in CODE_IN_DATA:
         yield "data must never be able to run"
-    if part == "commit" and top in PASSED_IN:
-        yield "commit is given sockets, time and chance from outside"
+    if (part in ("commit", "primitives") or module in GIVEN) and top in PASSED_IN:
+        yield f"{part} is given sockets, time and chance from outside"
     if top in FOREIGN:
         allowed = FOREIGN[top]
         if allowed is not None and part not in allowed:
@@ -152,6 +189,16 @@ def test_the_package_keeps_the_order() -> None:
     assert not violations(modules), "\n" + "\n".join(violations(modules))
 
 
+def test_the_writer_loads_no_facade() -> None:
+    """Nor does a helper. The imports of modules that are loaded in turn count here too."""
+    for module in ("inmem.writer.__main__", "inmem.maintenance.__main__", "inmem.primitives.server"):
+        code = f"import sys, {module}; print(*sys.modules)"
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        loaded = [name for name in ran.stdout.split() if name.startswith("inmem.")]
+        assert "inmem.primitives.kv.procedures" in loaded
+        assert [name for name in loaded if part_of(name) == "primitives.facades"] == []
+
+
 # The checker itself. The bystanders make `from package import module` resolvable.
 BYSTANDERS = dict.fromkeys(
     [
@@ -161,28 +208,39 @@ BYSTANDERS = dict.fromkeys(
         "inmem.errors",
         "inmem.keys",
         "inmem.wire",
-        "inmem.model.__init__",
-        "inmem.model.kv",
         "inmem.storage.__init__",
         "inmem.storage.snapshot",
         "inmem.storage.store",
         "inmem.storage.wal",
         "inmem.commit.__init__",
-        "inmem.commit.committer",
-        "inmem.commit.outcomes",
+        "inmem.commit.decide",
         "inmem.commit.workspace",
         "inmem.engines.__init__",
         "inmem.engines.base",
         "inmem.engines.local",
         "inmem.writer.__init__",
+        "inmem.writer.committer",
         "inmem.writer.loop",
+        "inmem.writer.outcomes",
         "inmem.client.__init__",
         "inmem.client.retry",
         "inmem.client.session",
         "inmem.client.transaction",
         "inmem.primitives.__init__",
-        "inmem.primitives._base",
-        "inmem.primitives.kv",
+        "inmem.primitives._common",
+        "inmem.primitives.counts",
+        "inmem.primitives.facades",
+        "inmem.primitives.record_table",
+        "inmem.primitives.server",
+        "inmem.primitives.cells.__init__",
+        "inmem.primitives.cells.rules",
+        "inmem.primitives.events.__init__",
+        "inmem.primitives.events.facade",
+        "inmem.primitives.events.rules",
+        "inmem.primitives.kv.__init__",
+        "inmem.primitives.kv.facade",
+        "inmem.primitives.kv.procedures",
+        "inmem.primitives.kv.rules",
         "inmem.database",
     ],
     "",
@@ -202,10 +260,13 @@ BYSTANDERS = dict.fromkeys(
         ("inmem.errors", "def f():\n    import inmem.keys as k", "later layer"),
         ("inmem.errors", "if TYPE_CHECKING:\n    from inmem.keys import Key", "later layer"),
         ("inmem.errors", "try:\n    pass\nexcept E:\n    from inmem.keys import Key", "later layer"),
-        ("inmem.model.kv", "from ..storage import snapshot", "later layer"),
-        ("inmem.model.__init__", "from ..storage import snapshot", "later layer"),
-        ("inmem.storage.wal", "from inmem.commit import committer", "later layer"),
-        ("inmem.commit.committer", "from inmem.writer.loop import Writer", "later layer"),
+        ("inmem.primitives.kv.rules", "from ...storage import snapshot", "later layer"),
+        ("inmem.primitives.kv.__init__", "from ...storage import snapshot", "later layer"),
+        ("inmem.storage.wal", "from inmem.writer import committer", "later layer"),
+        ("inmem.commit.decide", "from inmem.primitives.kv import rules", "later layer"),
+        ("inmem.commit.decide", "from inmem.primitives.server import PROCEDURES", "later layer"),
+        ("inmem.primitives.kv.procedures", "from inmem.primitives.kv.facade import KVStore", "later layer"),
+        ("inmem.commit.decide", "from inmem.writer.loop import Writer", "later layer"),
         ("inmem.keys", "import inmem", "later layer"),
         ("inmem.database", "from inmem import open", "later layer"),
         ("inmem.cli.main", "from inmem import *", "later layer"),
@@ -214,36 +275,61 @@ BYSTANDERS = dict.fromkeys(
         ("inmem.client.session", "from inmem.storage import store", "snapshot only"),
         ("inmem.client.session", "from inmem.storage import snapshot, wal", "snapshot only"),
         ("inmem.client.session", "import inmem.storage", "snapshot only"),
-        ("inmem.primitives.kv", "from ..storage.wal import Wal", "snapshot only"),
+        ("inmem.primitives.kv.facade", "from ...storage.wal import Wal", "snapshot only"),
         ("inmem.database", "from inmem.storage import Table", "snapshot only"),
-        ("inmem.client.session", "from inmem.commit import committer", "may not reach this"),
-        ("inmem.client.session", "from inmem.commit.outcomes import Sessions", "may not reach this"),
-        ("inmem.primitives.kv", "from inmem.client.transaction import Transaction", "may not reach this"),
-        ("inmem.primitives.kv", "from inmem.engines.local import LocalEngine", "later layer"),
+        ("inmem.client.session", "from inmem.commit import decide", "may not reach this"),
+        ("inmem.client.session", "from inmem.writer.outcomes import Sessions", "must not know writer"),
+        ("inmem.client.session", "from inmem.primitives.kv import procedures", "may not reach this"),
+        (
+            "inmem.primitives.kv.facade",
+            "from inmem.client.transaction import Transaction",
+            "may not reach this",
+        ),
+        ("inmem.primitives.kv.facade", "from inmem.engines.local import LocalEngine", "later layer"),
         ("inmem.client.session", "from inmem.engines.local import LocalEngine", "later layer"),
         ("inmem.engines.base", "from inmem.client.session import Session", "later layer"),
-        ("inmem.primitives.kv", "import inmem.writer.loop", "must not know writer"),
+        ("inmem.primitives.kv.facade", "import inmem.writer.loop", "must not know writer"),
         ("inmem.database", "from .writer import loop", "must not know writer"),
         ("inmem.writer.loop", "from inmem.client import session", "must not know client"),
-        ("inmem.writer.loop", "from inmem.primitives import kv", "must not know primitives"),
+        ("inmem.writer.loop", "from inmem.primitives.kv import facade", "must not know primitives.facades"),
+        ("inmem.writer.loop", "from inmem.primitives import facades", "must not know primitives.facades"),
         ("inmem.writer.loop", "from inmem.database import Database", "must not know database"),
         # who knows what
-        ("inmem.storage.store", "from inmem.model import kv", "must not know model"),
+        ("inmem.storage.store", "from inmem.primitives.kv import rules", "must not know primitives"),
         ("inmem.storage.store", "from inmem.wire import HELLO", "must not know wire"),
-        ("inmem.primitives.event_log", "from inmem.primitives.kv import KVStore", "know each other"),
-        ("inmem.primitives.event_log", "from . import kv", "know each other"),
-        ("inmem.primitives.event_log", "from inmem.primitives import KVStore", "know each other"),
-        ("inmem.primitives._base", "from .kv import KVStore", "know each other"),
+        (
+            "inmem.primitives.events.facade",
+            "from inmem.primitives.kv.facade import KVStore",
+            "know each other",
+        ),
+        ("inmem.primitives.events.facade", "from ..kv import facade", "know each other"),
+        ("inmem.primitives.events.procedures", "from inmem.primitives.kv import rules", "know each other"),
+        (
+            "inmem.primitives.runs.import_procedures",
+            "from inmem.primitives.kv import rules",
+            "know each other",
+        ),
+        ("inmem.primitives.runs.procedures", "from inmem.primitives.cells import rules", "know each other"),
+        ("inmem.primitives._common", "from .kv.facade import KVStore", "of no single primitive"),
+        ("inmem.primitives.counts", "from .kv import rules", "of no single primitive"),
+        ("inmem.primitives.kv.procedures", "from inmem.primitives import server", "do not know their table"),
+        ("inmem.primitives.server", "from inmem.primitives.kv import rules", "only procedures and records"),
+        ("inmem.primitives.facades", "from inmem.primitives.kv import rules", "only facade"),
+        ("inmem.primitives.kv.facade", "from inmem.primitives.facades import ScopeFacades", "their table"),
+        ("inmem.primitives.server", "from inmem.primitives.kv import facade", "later layer"),
+        ("inmem.primitives.kv.facade", "from inmem.primitives.kv import procedures", "asks the writer"),
+        ("inmem.primitives.kv.procedures", "from inmem.primitives.record_table import add", "which fills it"),
+        ("inmem.maintenance.check", "from inmem.primitives import record_table", "which fills it"),
         # packages from elsewhere
         ("inmem.client.session", "import lmdb", "belongs to storage"),
-        ("inmem.commit.committer", "from lmdb import Error", "belongs to storage"),
+        ("inmem.writer.committer", "from lmdb import Error", "belongs to storage"),
         ("inmem.database", "import zmq", "belongs to writer"),
         ("inmem.storage.wal", "import zmq.asyncio", "belongs to writer"),
-        ("inmem.commit.committer", "import zmq", "from outside"),
-        ("inmem.commit.committer", "import socket", "from outside"),
-        ("inmem.commit.committer", "from time import monotonic", "from outside"),
-        ("inmem.commit.committer", "import random", "from outside"),
-        ("inmem.commit.committer", "import os.path", "from outside"),
+        ("inmem.commit.decide", "import zmq", "from outside"),
+        ("inmem.primitives.kv.procedures", "import socket", "from outside"),
+        ("inmem.writer.committer", "from time import monotonic", "from outside"),
+        ("inmem.writer.outcomes", "import random", "from outside"),
+        ("inmem.commit.decide", "import os.path", "from outside"),
         ("inmem.database", "import rich", "belongs to cli"),
         ("inmem.database", "import requests", "no dependency"),
         ("inmem.keys", "import pickle", "able to run"),
@@ -271,22 +357,36 @@ def test_the_checker_sees(module: str, source: str, problem: str) -> None:
         ("inmem.keys", "from . import errors\nfrom .errors import InmemError"),
         ("inmem.keys", "import inmem.errors"),
         ("inmem.writeset", "from inmem.keys import Key\nimport msgpack, xxhash"),
-        ("inmem.model.kv", "from ..keys import Key\nfrom sortedcontainers import SortedDict"),
+        ("inmem.primitives.kv.rules", "from ...keys import Key\nfrom sortedcontainers import SortedDict"),
         ("inmem.storage.store", "import lmdb\nfrom .snapshot import Snapshot\nfrom inmem.storage import wal"),
-        ("inmem.commit.committer", "from inmem.storage import store\nfrom inmem.model.kv import Entry"),
-        ("inmem.commit.committer", "from inmem.host.clock import StoreClock"),
-        ("inmem.writer.loop", "import zmq, os, time\nfrom inmem.commit.committer import Committer"),
+        ("inmem.writer.committer", "from inmem.storage import store\nfrom inmem.commit.decide import decide"),
+        ("inmem.primitives.kv.procedures", "from inmem.primitives.kv import rules\nfrom .. import counts"),
+        ("inmem.primitives.kv.procedures", "from inmem.commit.workspace import Workspace"),
+        ("inmem.primitives.server", "from inmem.primitives.kv import procedures"),
+        ("inmem.primitives.facades", "from inmem.primitives.kv.facade import KVStore"),
+        ("inmem.primitives.runs.procedures", "from inmem.primitives import record_table"),
+        ("inmem.primitives.runs.import_procedures", "from inmem.primitives.cells import rules as cell"),
+        (
+            "inmem.writer.loop",
+            "from inmem.primitives.server import PROCEDURES\nfrom inmem.primitives.events import rules",
+        ),
+        ("inmem.writer.committer", "from inmem.host.clock import StoreClock"),
+        ("inmem.writer.loop", "import zmq, os, time\nfrom inmem.writer.committer import Committer"),
         ("inmem.client.session", "import socket\nfrom inmem.storage.snapshot import Snapshot"),
         ("inmem.client.session", "from inmem.storage import snapshot"),
-        ("inmem.primitives.kv", "from inmem.primitives._base import Facade\nfrom ..client import retry"),
-        ("inmem.primitives.kv", "from inmem.engines.base import View"),
+        (
+            "inmem.primitives.kv.facade",
+            "from inmem.primitives._common import check_limit\nfrom ...client import retry",
+        ),
+        ("inmem.primitives.kv.facade", "from inmem.engines.base import View\nfrom .rules import Number"),
         ("inmem.client.session", "from inmem.engines.base import Pending"),
         ("inmem.client.transaction", "from inmem.commit.workspace import Workspace"),
+        ("inmem.client.transaction", "from inmem.primitives.server import PROCEDURES"),
         ("inmem.engines.local", "from inmem.client.session import Session\nfrom .base import Engine"),
-        ("inmem.primitives.kv", "from ._base import Facade"),
-        ("inmem.primitives.__init__", "from inmem.primitives.kv import KVStore"),
+        ("inmem.primitives.kv.facade", "from .._common import check_limit"),
+        ("inmem.database", "from inmem.primitives.kv.facade import KVStore"),
         ("inmem.maintenance.check", "from inmem.storage.wal import scan"),
-        ("inmem.database", "from inmem.primitives import KVStore\nfrom inmem.storage.snapshot import Image"),
+        ("inmem.database", "from inmem.storage.snapshot import Image"),
         ("inmem.cli.main", "import typer\nfrom rich.table import Table\nfrom inmem.database import Database"),
         ("inmem.__init__", "from inmem.database import Database\nfrom inmem.keys import Key"),
         ("inmem.__init__", "from . import keys"),

@@ -1,6 +1,7 @@
-"""A new primitive is one line in the server table: all that goes over records then knows it.
+"""A new primitive is a folder, a line in the server table, its tags and attributes: all else then knows it.
 
-`tests/helpers/notes.py` is the primitive. It is driven by its procedures.
+`tests/helpers/notes` is the folder. What goes over records is driven by the
+primitive's procedures; its facades are tried in a copy of the package.
 """
 
 from __future__ import annotations
@@ -8,13 +9,21 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import pytest
-from notes import COLORS, ENVIRONMENT, NOTE, NOTE_BY_COLOR, NOTES, added, index_keys, note_key
+from adding_notes import ENVIRONMENT, LINES, added, package_with_notes
+from architecture.known import CIRCLES
+from architecture.modules import circles, import_graph, imports_of, modules_of, real_modules
+from architecture.test_imports import primitive_of, violations
+from notes.procedures import FOOTPRINTS, PROCEDURES
+from notes.records import RECORD_TYPES
+from notes.rules import COLORS, NOTE, NOTE_BY_COLOR, index_keys, note_key
 from support import control_state, kill_writer, stop_writer
 
 import inmem
@@ -166,7 +175,7 @@ class TestExport:
             with pytest.raises(FormatVersionError, match="an export of version 2"):
                 list(LineReader(io.BytesIO(out.getvalue()), "x"))
         finally:
-            server.add(NOTES)
+            server.add(RECORD_TYPES, PROCEDURES, FOOTPRINTS)
 
     def test_a_file_that_claims_the_first_version_cannot_have_it(self, db: inmem.Database) -> None:
         fill(db)
@@ -272,13 +281,128 @@ def stored_size(path: Path) -> int:
     return sum(file.stat().st_size for _, file in segment_files(path / "wal"))
 
 
+# --- its facades ------------------------------------------------------------------------------------
+
+EVERY_FORM = """
+from typing import assert_type
+
+import inmem
+
+
+def use(path: str) -> None:
+    with inmem.open(path) as db:
+        scope = db.run("run")
+        assert_type(scope.notes.put("a", "first"), bool)
+        assert_type(db.notes.put("run", "b", text="second", color="blue"), bool)
+        assert db.notes.put("run", "b", "again") is False
+        assert_type(db.notes.get("run", "a"), str | None)
+        with db.snapshot("run") as view:
+            assert scope.notes.put("c", "third") is True
+            assert (view.notes.get("c"), scope.notes.get("c")) == (None, "third")
+            assert_type(view.notes.of_color("red"), list[str])
+        with db.transaction("run") as txn:
+            late = txn.notes.put("d", "fourth", "blue")
+            assert_type(late, inmem.Pending[bool])
+            assert txn.notes.of_color("blue") == ["d"]
+            assert late.value is True
+            assert repr(txn.at("other").notes.put("d", "waits")) == "Pending(None)"
+        with db.pipeline() as pipe:
+            piped = [pipe.notes.put("run", "p", "x"), pipe.run("run").notes.put("d", "x")]
+        assert [one.value for one in piped] == [True, False]
+        assert scope.notes.of_color("red") == ["a", "b", "c", "d", "p"]
+        assert db.runs.delete_run("run").others == {"notes": 5}
+        assert db.check().problems == []
+
+
+if __name__ == "__main__":
+    import sys
+
+    use(sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package that has the primitive."""
+    home = package_with_notes(tmp_path_factory.mktemp("package"))
+    (home / "every_form.py").write_text(EVERY_FORM, "utf-8")
+    return home
+
+
+class TestFacades:
+    def test_they_work_in_every_form(
+        self, home: Path, store_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("INMEM_TEST_PRIMITIVE")
+        monkeypatch.setenv("PYTHONPATH", str(home))
+        done = subprocess.run(
+            [sys.executable, str(home / "every_form.py"), str(store_path)], capture_output=True, text=True,
+            timeout=60, cwd=home,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_they_are_typed_in_full(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MYPYPATH", str(home))
+        config = ["--config-file", str(Path(__file__).parents[2] / "pyproject.toml")]
+        done = subprocess.run(
+            [sys.executable, "-m", "mypy", "--strict", *config, "every_form.py"], capture_output=True,
+            text=True, timeout=110, cwd=home,
+        )
+        assert done.returncode == 0, done.stdout
+
+    def test_the_order_of_imports_is_kept(self, home: Path) -> None:
+        modules = modules_of(home / "inmem")
+        assert "inmem.primitives.notes.facade" in modules
+        assert violations(modules) == [] and circles(import_graph(modules)) == CIRCLES
+
+
+def test_what_a_new_primitive_changes() -> None:
+    """Three files, besides `exports`, `__init__`, its page and the screens of the command line."""
+    assert set(LINES) == {"keys.py", "primitives/server.py", "primitives/facades.py"}
+
+
+# Who knows a single primitive, besides its own folder, the tables of `primitives`, the command line and
+# `exports`: (module, primitive).
+KNOWS_A_PRIMITIVE: Final[frozenset[tuple[str, str]]] = frozenset({
+    # The numbers of the chains, which are a setting of the store.
+    ("inmem.engines.local", "events"),
+    ("inmem.writer.loop", "events"),
+    # The lines that begin and end a run of an export: its record, its head of the chain, its mark of cells.
+    ("inmem.exchange.export", "cells"),
+    ("inmem.exchange.export", "events"),
+    ("inmem.exchange.line_reader", "events"),
+    ("inmem.exchange.line_reader", "runs"),
+    ("inmem.exchange.lines", "events"),
+    ("inmem.exchange.lines", "runs"),
+    # Deprecated: recorded runs of agents become traces.
+    ("inmem.exchange.recorded.traces", "traces"),
+    ("inmem.exchange.recorded.trajectory", "traces"),
+    # What the screens show of a run, and the list of runs.
+    ("inmem.reading.run", "cells"),
+    ("inmem.reading.run", "events"),
+    ("inmem.reading.run", "runs"),
+    ("inmem.reading.run", "traces"),
+    ("inmem.reading.runs", "runs"),
+})
+
+
+def test_who_knows_single_primitives() -> None:
+    found = {
+        (module, name) for module, source in real_modules().items()
+        if not module.startswith(("inmem.primitives.", "inmem.cli.", "inmem.exports"))
+        for _, target in imports_of(module, source, frozenset(real_modules()))
+        if (name := primitive_of(target))
+    }
+    assert found == KNOWS_A_PRIMITIVE
+
+
 def test_what_goes_over_the_table_names_no_primitive() -> None:
     """Names of single type tags belong to primitives, and to the screens of the command line."""
     package = Path(inmem.__file__).parent
     files = [
-        *(package / "maintenance").glob("*.py"), package / "primitives" / "server.py",
+        *(package / "maintenance").glob("*.py"), *(package / "primitives").glob("*.py"),
         package / "exchange" / "import_.py", package / "exchange" / "line_reader.py",
-        package / "commit" / "run_procedures.py", package / "primitives" / "record_type.py",
+        package / "primitives" / "runs" / "procedures.py",
     ]
     assert len(files) > 12
     for file in files:

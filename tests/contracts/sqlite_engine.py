@@ -25,12 +25,12 @@ from inmem.client.pipeline import PipelinedWrites
 from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.commit.decide import decide
-from inmem.commit.procedures import PROCEDURES
 from inmem.commit.validation import RecentWrites
 from inmem.config import Settings
 from inmem.engines.base import Engine, Item
 from inmem.errors import ClosedError, InmemError, InvalidInputError
-from inmem.model.importing import is_mark
+from inmem.primitives.import_mark import is_mark
+from inmem.primitives.server import PROCEDURES
 from inmem.wire import STATUS, SYNC
 from inmem.writeset import MalformedError
 from inmem.writeset import decode as decode_request

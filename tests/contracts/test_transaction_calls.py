@@ -18,9 +18,14 @@ import inmem
 from inmem import scopes
 from inmem.client import batch, pipeline, tracking
 from inmem.client import transaction as client
-from inmem.commit import cell_procedures, procedures, workspace
+from inmem.commit import workspace
 from inmem.keys import Key
-from inmem.primitives import event_log, kv, state_cell
+from inmem.primitives.cells import facade as state_cell
+from inmem.primitives.cells import procedures as cell_procedures
+from inmem.primitives.events import facade as event_log
+from inmem.primitives.events import procedures as event_procedures
+from inmem.primitives.kv import facade as kv
+from inmem.primitives.kv import procedures as kv_procedures
 from inmem.writeset import OP_CALL, WriteSet, decode
 
 
@@ -449,8 +454,8 @@ class TestNested:
         nested_run = new_run()
         files = {
             str(module.__file__) for module in (
-                client, batch, tracking, workspace, procedures, cell_procedures, scopes, kv, event_log,
-                state_cell
+                client, batch, tracking, workspace, kv_procedures, event_procedures, cell_procedures,
+                scopes, kv, event_log, state_cell
             )
         }
 

@@ -11,7 +11,7 @@ from support import kill_writer
 
 import inmem
 from inmem.config import MAX_TRANSACTION_OPS
-from inmem.model.trace import TraceTree
+from inmem.primitives.traces.rules import TraceTree
 
 DEPTH = 10_000
 RUN = "deep"

@@ -10,8 +10,7 @@ from run_workers import check_run, run_name, write_parts, write_until_refused
 from support import Workers, in_parallel, kill_writer, stop_writer, wait_until
 
 import inmem
-from inmem.commit.workspace import fence_of
-from inmem.keys import Namespace, TypeTag
+from inmem.keys import Namespace, TypeTag, fence_of
 from inmem.storage.environment import Table
 
 RUNS = 100

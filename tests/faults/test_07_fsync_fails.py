@@ -12,16 +12,16 @@ import pytest
 from damaged_log import TINY, Failing, Log, expected, load, recover_and_append
 from small_disks import MIB
 
-from inmem.commit.committer import Committer, Request
-from inmem.commit.outcomes import Sessions
-from inmem.commit.procedures import PROCEDURES
-from inmem.model.event_log import CHAIN_IDS
+from inmem.primitives.events.rules import CHAIN_IDS
+from inmem.primitives.server import PROCEDURES
 from inmem.storage.environment import Table
 from inmem.storage.store import Store
 from inmem.storage.wal.files import Files
 from inmem.storage.wal.log import Wal, WalBrokenError
 from inmem.storage.wal.scan import rewrite_tail, scan
 from inmem.wire import APPLIED
+from inmem.writer.committer import Committer, Request
+from inmem.writer.outcomes import Sessions
 
 
 def test_a_failed_fsync_is_never_tried_again(tmp_path: Path) -> None:

@@ -16,14 +16,16 @@ from committing import Bench, call, kv_key, put
 from hostile_bytes import ARGUMENTS, HOME, PREFIX, documents, payloads, sessions_of
 
 from inmem import values, wire
-from inmem.commit.committer import NoLog, Request
-from inmem.commit.outcomes import Outcome
-from inmem.commit.procedures import PROCEDURES
 from inmem.errors import CorruptionError, LimitError
 from inmem.keys import MAX_KEY_BYTES
-from inmem.model import event_log, run, trace
+from inmem.primitives.events import rules as event_log
+from inmem.primitives.runs import rules as run
+from inmem.primitives.server import PROCEDURES
+from inmem.primitives.traces import rules as trace
 from inmem.storage.wal.format import decode_ops
 from inmem.wire import APPLIED, FAILED
+from inmem.writer.committer import NoLog, Request
+from inmem.writer.outcomes import Outcome
 from inmem.writeset import MalformedError, decode
 
 PAYLOADS = int(os.environ.get("INMEM_TEST_PAYLOADS", "20000"))

@@ -77,7 +77,7 @@ def test_at_every_place(db: inmem.Database, store_path: Path, kind: str) -> None
                 assert at >= injection.seen or dropped, f"{error!r} was lost at {injection.where}"
             if at >= injection.seen:
                 break
-            for _ in range(3):  # of another thread, over another connection: the writer has read what was sent
+            for _ in range(3):  # over another connection: the writer has read what was sent
                 pool.submit(db.status).result(SOON_S)
             more = sum(calls.stored().values()) - stored
             began = time.monotonic()

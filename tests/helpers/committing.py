@@ -10,17 +10,16 @@ import lmdb
 import msgpack
 
 from inmem import values
-from inmem.commit.committer import Answer, Committer, NoLog, Request
-from inmem.commit.outcomes import Sessions
-from inmem.commit.procedures import PROCEDURES
-from inmem.commit.workspace import fence_of
 from inmem.errors import InmemError, from_wire
-from inmem.keys import Key, Namespace
+from inmem.keys import Key, Namespace, fence_of
+from inmem.primitives.server import PROCEDURES
 from inmem.record import is_live, payload_of, version_of
 from inmem.storage.environment import Table
 from inmem.storage.store import Position, PublishError, Store, StoreTransaction
 from inmem.storage.wal.format import DELETE, PUT, Op
 from inmem.wire import APPLIED, REFUSED
+from inmem.writer.committer import Answer, Committer, NoLog, Request
+from inmem.writer.outcomes import Sessions
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
 
 NS = Namespace()

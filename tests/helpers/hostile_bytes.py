@@ -10,11 +10,11 @@ import msgpack
 from committing import call, delete, kv_key, put
 
 from inmem import values
-from inmem.commit.outcomes import Sessions
-from inmem.commit.procedures import PROCEDURES
 from inmem.config import FORMAT_VERSION, PROTOCOL_VERSION
 from inmem.keys import MAX_KEY_BYTES, Namespace
-from inmem.model import event_log
+from inmem.primitives.events import rules as event_log
+from inmem.primitives.server import PROCEDURES
+from inmem.writer.outcomes import Sessions
 
 PREFIX = Namespace().run_prefix("run")
 HOME = Namespace().prefix()

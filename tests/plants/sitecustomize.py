@@ -7,7 +7,7 @@ directory on PYTHONPATH, a writer (and no other process) does what these name:
     INMEM_TEST_PLANTED  a file; a line is added to it when the bug first has its effect
     INMEM_TEST_SYNCED   a file; it always says how much of which log segment has been synced
 
-and writers and helpers have the primitive of `tests/helpers/notes.py` with
+and writers and helpers have the primitive of `tests/helpers/notes` with
 
     INMEM_TEST_PRIMITIVE    anything; the tests' directory is on PYTHONPATH too
 
@@ -63,7 +63,7 @@ def ack_before_logging() -> None:
 
 def publish_before_sync() -> None:
     """In `sync` mode a group is visible before the log is durable; it is answered afterwards."""
-    from inmem.commit.committer import Committer
+    from inmem.writer.committer import Committer
 
     publish = Committer._publish
 
@@ -79,7 +79,7 @@ def publish_before_sync() -> None:
 
 def drop_deduplication() -> None:
     """A commit that arrives again is taken for a new one."""
-    from inmem.commit.outcomes import Outcome, Sessions
+    from inmem.writer.outcomes import Outcome, Sessions
 
     find = Sessions.find
 
@@ -129,6 +129,6 @@ if sys.orig_argv[1:3] == ["-m", "inmem.writer"]:
 if "INMEM_TEST_PRIMITIVE" in os.environ and sys.orig_argv[1:3] in (
     ["-m", "inmem.writer"], ["-m", "inmem.maintenance"]
 ):  # fmt: skip
-    import notes
+    import adding_notes
 
-    notes.add()
+    adding_notes.add()

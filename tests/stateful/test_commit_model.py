@@ -35,10 +35,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inmem import values
-from inmem.commit.committer import Answer, Request
 from inmem.keys import TypeTag, range_of
-from inmem.model import event_log
+from inmem.primitives.events import rules as event_log
 from inmem.wire import APPLIED, FAILED
+from inmem.writer.committer import Answer, Request
 
 RUNS = ("r", "s")
 NAMES = "abcd"

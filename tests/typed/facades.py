@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, assert_type
 
 import inmem
-from inmem.model.event_log import Appended
+from inmem.primitives.events.rules import Appended
 
 
 def direct(db: inmem.Database, scope: inmem.RunScope) -> None:

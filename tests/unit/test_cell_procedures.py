@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from procedures import BAD_NAMES, BAD_PREFIXES, RUN, Stored
 
 from inmem import values
-from inmem.commit import cell_procedures as cells
-from inmem.commit.workspace import fence_of
 from inmem.errors import (
     CellExistsError,
     CellNotFoundError,
@@ -21,8 +19,9 @@ from inmem.errors import (
     RunDeletedError,
     VersionMismatchError,
 )
-from inmem.keys import Key
-from inmem.model import cell
+from inmem.keys import Key, fence_of
+from inmem.primitives.cells import procedures as cells
+from inmem.primitives.cells import rules as cell
 from inmem.record import timestamp_of, version_of
 from inmem.writeset import OP_DELETE, OP_PUT
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from inmem.errors import CellExistsError, CellNotFoundError, VersionMismatchError
 from inmem.keys import Key, Namespace, TypeTag, range_of
-from inmem.model import cell
+from inmem.primitives.cells import rules as cell
 
 NS = Namespace()
 RUN = NS.run_prefix("r")

@@ -17,7 +17,7 @@ from inmem.keys import Key, Namespace, TypeTag
 from inmem.maintenance import table_check as tables
 from inmem.maintenance.check import check
 from inmem.maintenance.check_report import check_in_process
-from inmem.model import event_log
+from inmem.primitives.events import rules as event_log
 from inmem.record import pack, payload_of
 from inmem.storage.environment import Table
 from inmem.storage.store import POSITION_KEY, Store

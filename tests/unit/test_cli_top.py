@@ -21,9 +21,9 @@ from unit.test_cli_look import invoke
 
 import inmem
 from inmem.cli.top import curve, ending, rates
-from inmem.commit.committer import Request
 from inmem.database import Status
 from inmem.keys import Namespace
+from inmem.writer.committer import Request
 from inmem.writer.sampler import Sampler
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 

@@ -26,13 +26,13 @@ from committing import (
     results_of,
 )
 
-from inmem.commit.committer import Answer, Request
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import ConflictError, InvalidInputError, InvariantError
 from inmem.keys import Key, TypeTag, range_of
 from inmem.storage.environment import Table
 from inmem.storage.store import PublishError
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
+from inmem.writer.committer import Answer, Request
 from inmem.writeset import OP_PUT
 
 RUN = NS.run_prefix("r")

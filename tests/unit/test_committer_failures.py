@@ -21,7 +21,6 @@ from committing import (
     results_of,
 )
 
-from inmem.commit.committer import NoLog, Request
 from inmem.commit.decide import decide
 from inmem.errors import StoreFullError
 from inmem.storage import environment
@@ -29,6 +28,7 @@ from inmem.storage.store import PublishError
 from inmem.storage.wal.log import Wal, WalBrokenError
 from inmem.storage.wal.scan import scan
 from inmem.wire import APPLIED, FAILED
+from inmem.writer.committer import NoLog, Request
 
 
 class TestPublishFails:
@@ -87,7 +87,7 @@ class TestPublishFails:
         client = bench.client()
         bench.store.plan = [False]
         monkeypatch.setattr(
-            "inmem.commit.committer.decide",
+            "inmem.writer.committer.decide",
             lambda *args, **kwargs: decide(*args, **kwargs)._replace(fences=[b"fence"]),
         )
         with pytest.raises(PublishError):

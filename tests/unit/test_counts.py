@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inmem.model import counts
-from inmem.model.counts import FIRST, FIRST_DELETED, add, pack, unpack
-from inmem.primitives import server
+from inmem.primitives import counts, server
+from inmem.primitives.counts import FIRST, FIRST_DELETED, add, pack, unpack
 
 names = st.sampled_from([*FIRST, "notes", "queues"])
 

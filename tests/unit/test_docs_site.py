@@ -30,7 +30,7 @@ from inmem.config import (
     Settings,
 )
 from inmem.keys import MAX_COMPONENT_CHARS, MAX_LABEL_BYTES, MAX_NAME_BYTES, MAX_RUN_CHARS
-from inmem.model.run import TRANSITIONS
+from inmem.primitives.runs.rules import TRANSITIONS
 from inmem.values import MAX_DEPTH, MAX_VALUE_BYTES
 
 ROOT = Path(__file__).parents[2]
@@ -100,9 +100,9 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert len(named) == len(set(named))
     wanted = {f"inmem.{name}" for name in set(inmem.__all__) - set(errors.__all__) - {"__version__"}}
     wanted |= {  # what `db.run(run_id)` has: its methods are those of the facades that take the run first
-        "inmem.primitives.kv.RunKV", "inmem.primitives.event_log.RunEvents",
-        "inmem.primitives.state_cell.RunCells", "inmem.primitives.trace_store.Traces",
-        "inmem.primitives.run_index.Runs",
+        "inmem.primitives.kv.facade.RunKV", "inmem.primitives.events.facade.RunEvents",
+        "inmem.primitives.cells.facade.RunCells", "inmem.primitives.traces.facade.Traces",
+        "inmem.primitives.runs.facade.Runs",
     }
     wanted |= {f"inmem.exchange.{name}" for name in inmem.exchange.__all__}
     assert set(named) == wanted | {"inmem.errors"}  # which shows all of its own

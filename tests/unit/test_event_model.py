@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inmem import values
-from inmem.model import event_log
-from inmem.model.event_log import NO_HASH, StoredEvent, follow, pack, unpack, verify
+from inmem.primitives.events import rules as event_log
+from inmem.primitives.events.rules import NO_HASH, StoredEvent, follow, pack, unpack, verify
 
 XXH3, SHA256 = event_log.CHAIN_IDS["xxh3"], event_log.CHAIN_IDS["sha256"]
 TIME = 1_700_000_000_000_000

@@ -13,11 +13,11 @@ import pytest
 
 from inmem import values
 from inmem.commit.footprint import Footprint, Range, exactly, overlap
-from inmem.commit.procedures import FOOTPRINTS, PROCEDURES
 from inmem.commit.workspace import Workspace
 from inmem.errors import InmemError
 from inmem.keys import Key, Namespace, TypeTag, range_of
-from inmem.model import run
+from inmem.primitives.runs import rules as run
+from inmem.primitives.server import FOOTPRINTS, PROCEDURES
 
 NS = Namespace()
 RUN = NS.run_prefix("r")

@@ -9,7 +9,6 @@ import pytest
 from committing import NS, Bench, Client, append, call, delete, error_of, kv_key, put, results_of
 
 from inmem import values
-from inmem.commit.workspace import fence_of
 from inmem.errors import (
     BusyError,
     CellExistsError,
@@ -21,10 +20,11 @@ from inmem.errors import (
     TraceExistsError,
     TraceNotFoundError,
 )
-from inmem.keys import Key
-from inmem.model import event_log, importing
-from inmem.model.event_log import NO_HASH, chain_hash
-from inmem.model.importing import Mark
+from inmem.keys import Key, fence_of
+from inmem.primitives import import_mark as importing
+from inmem.primitives.events import rules as event_log
+from inmem.primitives.events.rules import NO_HASH, chain_hash
+from inmem.primitives.import_mark import Mark
 from inmem.primitives.server import INDEX_TAGS, entries_of
 from inmem.record import payload_of, timestamp_of
 from inmem.storage.environment import Table

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from inmem.commit import outcomes
-from inmem.commit.outcomes import FORGOTTEN, FULL, GAP, MISMATCH, UNKNOWN, Outcome, Sessions
 from inmem.config import MIN_SESSION_IDLE_S
 from inmem.errors import BusyError, CorruptionError
 from inmem.wire import APPLIED, FAILED
+from inmem.writer import outcomes
+from inmem.writer.outcomes import FORGOTTEN, FULL, GAP, MISMATCH, UNKNOWN, Outcome, Sessions
 
 A, B = b"a" * 16, b"b" * 16
 S = 1_000_000

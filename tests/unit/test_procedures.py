@@ -28,11 +28,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inmem import values
-from inmem.commit.procedures import PROCEDURES
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import InmemError, InvalidInputError, LimitError, RunDeletedError
 from inmem.keys import MAX_KEY_BYTES, MAX_LABEL_BYTES, Key, TypeTag, range_of
-from inmem.model import event_log
+from inmem.primitives.events import rules as event_log
+from inmem.primitives.server import PROCEDURES
 from inmem.wire import APPLIED, FAILED
 from inmem.writeset import OP_PUT
 

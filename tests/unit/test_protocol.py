@@ -21,7 +21,7 @@ import pytest
 
 from inmem import wire
 from inmem.client.protocol import BUSY_DELAY_S, PATIENCE_S, VOID, SessionProtocol
-from inmem.commit.outcomes import GAP, Outcome, Sessions, describe_refusal
+from inmem.writer.outcomes import GAP, Outcome, Sessions, describe_refusal
 
 DATABASE = b"d" * 16
 DEPTH = 11 if os.environ.get("INMEM_EXHAUSTIVE") else 8
@@ -241,7 +241,8 @@ class World:
             if sequence in self.protocol.lost:
                 assert place not in self.told
             else:
-                assert place in self.told or place in self.voided, f"commit {place} is neither answered nor lost"
+                is_settled = place in self.told or place in self.voided
+                assert is_settled, f"commit {place} is neither answered nor lost"
 
 
 def explore(world: World, depth: int, seen: set[str], trace: tuple[str, ...], counts: list[int]) -> None:

@@ -15,8 +15,8 @@ from inmem.exchange.reading import source_of
 from inmem.host.directory import DataDirectory
 from inmem.keys import Namespace, TypeTag, range_of
 from inmem.maintenance.backup import backup
-from inmem.model.run import RunMetadata
-from inmem.model.trace import Trace
+from inmem.primitives.runs.rules import RunMetadata
+from inmem.primitives.traces.rules import Trace
 from inmem.reading import moment as module
 from inmem.reading.database_source import DatabaseSource
 from inmem.reading.moment import Moment

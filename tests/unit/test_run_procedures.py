@@ -12,11 +12,7 @@ from hypothesis import strategies as st
 from procedures import BAD_IDS, BAD_MAPS, BAD_PREFIXES, BAD_TAGS, RUN, Stored
 
 from inmem import values
-from inmem.commit import cell_procedures, run_procedures, trace_procedures
 from inmem.commit.arguments import check_namespace
-from inmem.commit.procedures import event_append
-from inmem.commit.run_procedures import create, delete, repair_indices, update
-from inmem.commit.workspace import fence_of
 from inmem.config import MAX_TAGS
 from inmem.errors import (
     CorruptionError,
@@ -28,10 +24,15 @@ from inmem.errors import (
     RunExistsError,
     RunNotFoundError,
 )
-from inmem.keys import Key, Namespace, TypeTag, owner_of
-from inmem.model import run
-from inmem.model.run import RunMetadata, RunStatus
+from inmem.keys import Key, Namespace, TypeTag, fence_of, owner_of
+from inmem.primitives.cells import procedures as cell_procedures
+from inmem.primitives.events.procedures import append as event_append
+from inmem.primitives.runs import procedures as run_procedures
+from inmem.primitives.runs import rules as run
+from inmem.primitives.runs.procedures import create, delete, repair_indices, update
+from inmem.primitives.runs.rules import RunMetadata, RunStatus
 from inmem.primitives.server import INDEX_TAGS
+from inmem.primitives.traces import procedures as trace_procedures
 from inmem.record import pack
 
 HOME = NS.prefix()

@@ -13,8 +13,8 @@ import inmem
 from inmem import values
 from inmem.errors import InvalidInputError, InvalidTransitionError, LimitError
 from inmem.keys import Key, Namespace, TypeTag, range_of
-from inmem.model import run
-from inmem.model.run import RunMetadata, RunStatus, is_valid_transition
+from inmem.primitives.runs import rules as run
+from inmem.primitives.runs.rules import RunMetadata, RunStatus, is_valid_transition
 
 NS = Namespace()
 PREFIX = NS.prefix()

@@ -12,9 +12,6 @@ from hypothesis import strategies as st
 from procedures import BAD_IDS, BAD_PREFIXES, BAD_TAGS, RUN, Stored
 
 from inmem import values
-from inmem.commit.procedures import PROCEDURES
-from inmem.commit.trace_procedures import record
-from inmem.commit.workspace import fence_of
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import (
     InmemError,
@@ -24,8 +21,11 @@ from inmem.errors import (
     TraceExistsError,
     TraceNotFoundError,
 )
-from inmem.model import trace
-from inmem.model.trace import Thought, Trace
+from inmem.keys import fence_of
+from inmem.primitives.server import PROCEDURES
+from inmem.primitives.traces import rules as trace
+from inmem.primitives.traces.procedures import record
+from inmem.primitives.traces.rules import Thought, Trace
 from inmem.record import payload_of
 
 EMPTY = values.encode({})

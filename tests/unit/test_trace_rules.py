@@ -14,8 +14,17 @@ from hypothesis import strategies as st
 from inmem import values
 from inmem.errors import InvalidInputError, InvalidValueError, LimitError
 from inmem.keys import Key, Namespace, TypeTag, range_of
-from inmem.model import trace
-from inmem.model.trace import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace, TraceTree
+from inmem.primitives.traces import rules as trace
+from inmem.primitives.traces.rules import (
+    Custom,
+    Decision,
+    ErrorTrace,
+    Query,
+    Thought,
+    ToolCall,
+    Trace,
+    TraceTree,
+)
 
 NS = Namespace()
 RUN = NS.run_prefix("r")

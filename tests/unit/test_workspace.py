@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inmem.commit.workspace import DATA, Workspace, fence_of
+from inmem.commit.workspace import DATA, Workspace
 from inmem.errors import RunDeletedError
-from inmem.keys import Key, Namespace, TypeTag, bucket_of, range_of
+from inmem.keys import Key, Namespace, TypeTag, bucket_of, fence_of, range_of
 from inmem.record import pack, version_of
 from inmem.storage.environment import Table
 from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT

@@ -19,8 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from inmem.model.trace import Custom, ErrorTrace, Thought, ToolCall
-from inmem.primitives.trace_store import NewTrace
+from inmem.primitives.traces.facade import NewTrace
+from inmem.primitives.traces.rules import Custom, ErrorTrace, Thought, ToolCall
 
 # What a shell, an editor or a tool says when something went wrong.
 _FAILURES: Final = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inmem.exchange.storable import restore
-from inmem.primitives.trace_store import NewTrace
+from inmem.primitives.traces.facade import NewTrace
 
 Event = tuple[str, Any]  # type, payload
 

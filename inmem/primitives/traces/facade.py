@@ -2,7 +2,7 @@
 
 Invariant: a trace is written with all of its index entries or not at all; ids
 are unique in a run, and a parent exists before its child. The record, its
-index keys and its bodies are `model.trace`.
+index keys and its bodies are in `rules`.
 
 Built for debugging, not for volume: each trace is four records (itself and
 its places by type, parent and time), and one more for each tag.
@@ -19,10 +19,10 @@ from inmem import values
 from inmem.engines.base import Sink, View
 from inmem.errors import InvalidInputError, TraceNotFoundError
 from inmem.keys import RunId, TypeTag, encode_id, encode_label, range_of, shorten
-from inmem.model import trace as rules
-from inmem.model.trace import Body, Trace, TraceTree
 from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit, check_metadata, check_tags
+from inmem.primitives.traces import rules
+from inmem.primitives.traces.rules import Body, Trace, TraceTree
 from inmem.record import payload_of
 
 T = TypeVar("T")

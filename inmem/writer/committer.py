@@ -20,18 +20,18 @@ import msgpack
 import xxhash
 
 from inmem.commit.decide import NO_RESULTS, Procedures, decide
-from inmem.commit.outcomes import GAP, Outcome, Sessions, describe_refusal
-from inmem.commit.turns import Turns
 from inmem.commit.validation import RecentWrites
 from inmem.commit.workspace import DATA
 from inmem.errors import ConflictError, InmemError, InvalidInputError, StoreFullError, to_wire
-from inmem.model.importing import is_mark
+from inmem.primitives.import_mark import is_mark
 from inmem.record import is_live
 from inmem.storage.environment import Table
 from inmem.storage.store import Position, PublishError, Store, StoreTransaction, entry_bytes
 from inmem.storage.wal.format import DELETE, PUT, Op
 from inmem.storage.wal.log import WalBrokenError
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
+from inmem.writer.outcomes import GAP, Outcome, Sessions, describe_refusal
+from inmem.writer.turns import Turns
 from inmem.writeset import MalformedError, decode
 
 _SESSIONS = int(Table.SESSIONS)

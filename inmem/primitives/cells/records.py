@@ -8,10 +8,16 @@ from typing import Any, Final
 from inmem import values
 from inmem.jsonvalues import encoded_to_json
 from inmem.keys import TypeTag
-from inmem.model import cell
-from inmem.primitives.kv_records import name_problem
+from inmem.primitives.cells import rules as cell
 from inmem.primitives.line_fields import LineFields
-from inmem.primitives.record_type import Document, LineForm, RecordsOfRun, RecordType, check_each
+from inmem.primitives.record_type import (
+    Document,
+    LineForm,
+    RecordsOfRun,
+    RecordType,
+    check_each,
+    name_problem,
+)
 from inmem.record import payload_of, timestamp_of
 
 
@@ -54,3 +60,4 @@ CELL: Final = RecordType(
     lines=LineForm("cell", "import.cells", _documents, _parser, since=1),
 )
 CELL_MARK: Final = RecordType(tag=TypeTag.STATE_MARK, name="state", check=check_each(_check_mark))
+RECORD_TYPES: Final = (CELL, CELL_MARK)

@@ -15,9 +15,9 @@ from inmem import values
 from inmem.engines.base import Item, Pending, Sink, View
 from inmem.errors import AppendOnlyError, InvalidInputError
 from inmem.keys import TypeTag, encode_label, encode_sequence, range_of
-from inmem.model.event_log import HASH_BYTES, Appended, ChainVerification, Event, unpack, verify
 from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit
+from inmem.primitives.events.rules import HASH_BYTES, Appended, ChainVerification, Event, unpack, verify
 from inmem.record import payload_of
 
 A = TypeVar("A")  # where an event went, or what will say so

@@ -1,6 +1,6 @@
 """RunIndex: the life of runs, and finding them.
 
-Invariant: a status changes only as the table in `model.run` allows, decided
+Invariant: a status changes only as the table in `rules` allows, decided
 in the writer on the status of that moment; records and indices of runs live
 under the namespace, apart from what the runs store.
 """
@@ -16,10 +16,10 @@ from inmem import values
 from inmem.engines.base import Sink, View
 from inmem.errors import InvalidInputError, InvalidRunIdError
 from inmem.keys import RunId, TypeTag, check_run_id, range_of, shorten
-from inmem.model import run as rules
-from inmem.model.run import DeletedRun, RunMetadata, RunStats, RunStatus
 from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit, check_metadata, check_tags
+from inmem.primitives.runs import rules
+from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
 from inmem.record import payload_of
 
 _EMPTY: Final = values.encode({})

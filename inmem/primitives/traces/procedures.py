@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from inmem.commit.arguments import check_labels, check_prefix, check_time, check_type
 from inmem.commit.footprint import Footprint
@@ -10,7 +11,8 @@ from inmem.commit.workspace import Workspace
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import InvalidInputError, LimitError, TraceExistsError, TraceNotFoundError
 from inmem.keys import TypeTag, encode_id, encode_label, range_of
-from inmem.model import trace
+from inmem.primitives.importing import importing_records, parts, past
+from inmem.primitives.traces import rules as trace
 
 
 def record(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[int]:
@@ -56,6 +58,22 @@ def _record(workspace: Workspace, prefix: bytes, item: Any) -> int:
     return when
 
 
+def import_traces(workspace: Workspace, prefix: bytes, token: bytes, items: list[Any]) -> None:
+    """Traces as `trace.record` takes them, each with its timestamp; parents before children."""
+    with importing_records(workspace, prefix, token, "traces", items):
+        for item in items:
+            past(parts(item, 8)[2])
+        record(workspace, prefix, items)
+
+
 def footprint(prefix: bytes, *_: Any) -> Footprint:
     """The run's traces. Their indices are changed by nothing else."""
     return Footprint.of(range_of(prefix, TypeTag.TRACE))
+
+
+PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
+    "import.traces": import_traces,
+    "trace.record": record,
+}
+
+FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = {"trace.record": footprint}

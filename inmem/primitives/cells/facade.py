@@ -1,7 +1,7 @@
 """StateCell: versioned values that change by compare-and-swap.
 
 Invariant: a version names one value of one cell for ever; of concurrent
-changes from one version exactly one happens. The rules are `model.cell`.
+changes from one version exactly one happens. The rules are in `rules`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from inmem.client.retry import resolved_as, retrying
 from inmem.engines.base import Pending, Sink, View
 from inmem.errors import CommitUnknownError, ConflictError, InvalidInputError, VersionMismatchError
 from inmem.keys import MAX_NAME_BYTES, TypeTag, encode_name, encode_prefix, range_of, shorten
-from inmem.model import cell as rules
-from inmem.model.cell import State
 from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit
+from inmem.primitives.cells import rules
+from inmem.primitives.cells.rules import State
 from inmem.record import payload_of, timestamp_of
 from inmem.values import decode
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from inmem.commit.arguments import check_labels, check_map, check_namespace, check_prefix, check_type
 from inmem.commit.footprint import Footprint
 from inmem.commit.workspace import Workspace
 from inmem.errors import CorruptionError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
 from inmem.keys import Key, check_run_id, range_of, shorten, successor
-from inmem.model import run
-from inmem.model.counts import FIRST_DELETED, others_in
-from inmem.primitives import server
+from inmem.primitives import record_table
+from inmem.primitives.counts import FIRST_DELETED, others_in
+from inmem.primitives.runs import import_procedures
+from inmem.primitives.runs import rules as run
 
 
 def create(
@@ -94,7 +96,7 @@ def delete(workspace: Workspace, namespace: bytes, run_id: str) -> list[Any]:
         raise RunNotFoundError(f"there is no run {run_id}, and nothing is stored in it", run_id=run_id)
     counts = {
         name: sum(1 for _ in workspace.scan(*range_of(prefix, counted.tag)))
-        for name, counted in server.counted()
+        for name, counted in record_table.counted()
     }
     workspace.delete_range(start, end)
     if stored is not None:
@@ -118,11 +120,11 @@ def repair_indices(workspace: Workspace, prefix: bytes) -> list[int]:
     stored: set[bytes] = set()
     for key, payload in workspace.scan(prefix + b"\0", successor(prefix + b"\0")):
         _, tag, rest = Key(key).split_key()
-        if tag in server.INDEX_TAGS:
+        if tag in record_table.INDEX_TAGS:
             stored.add(key)
         else:
             try:
-                expected.update(server.entries_of(prefix, tag, rest, payload))
+                expected.update(record_table.entries_of(prefix, tag, rest, payload))
             except ValueError as error:
                 raise CorruptionError(f"{Key(key)!r} does not say what its indices are: {error}") from None
     for key in sorted(expected - stored):
@@ -130,3 +132,14 @@ def repair_indices(workspace: Workspace, prefix: bytes) -> list[int]:
     for key in sorted(stored - expected):
         workspace.delete(key)
     return [len(expected - stored), len(stored - expected)]
+
+
+PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
+    "index.repair": repair_indices,
+    "run.create": create,
+    "run.delete": delete,
+    "run.update": update,
+    **import_procedures.PROCEDURES,
+}
+
+FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = {"run.create": footprint, "run.update": footprint}

@@ -27,9 +27,8 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import msgpack
-import xxhash
 
-from inmem.model import counts as counting
+from inmem.primitives import counts as counting
 
 _HEAD: Final = struct.Struct(">QB16s")
 _COUNTS_1: Final = struct.Struct(">4Q")
@@ -39,11 +38,6 @@ assert _HEAD.size == 25 and _COUNTS_1.size == 32 and _LENGTH.size == 2
 _FORM: Final = 2
 FENCE_BYTES: Final = 8  # of a fence; a mark is longer
 TOKEN_BYTES: Final = 16
-
-
-def fence_of(owner: bytes) -> bytes:
-    """The digest of a run's prefix: under it the run's fence lies, or its mark."""
-    return xxhash.xxh3_128_digest(owner)
 
 
 class Mark(NamedTuple):

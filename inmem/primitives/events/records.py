@@ -8,7 +8,7 @@ from typing import Any, Final
 from inmem import values
 from inmem.jsonvalues import needs_marks, to_json
 from inmem.keys import TypeTag, encode_label
-from inmem.model import event_log
+from inmem.primitives.events import rules as event_log
 from inmem.primitives.line_fields import LineFields
 from inmem.primitives.record_type import Document, LineForm, RecordCheck, RecordsOfRun, RecordType
 from inmem.record import payload_of
@@ -113,3 +113,4 @@ EVENT: Final = RecordType(
         "event", "import.events", _documents, _parser, since=1, place=lambda chain, before: [chain, before]
     ),
 )
+RECORD_TYPES: Final = (EVENT,)

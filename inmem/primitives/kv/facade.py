@@ -17,9 +17,9 @@ from inmem import values
 from inmem.engines.base import Item, Pending, Sink, View
 from inmem.errors import InvalidInputError
 from inmem.keys import TypeTag, encode_name, encode_prefix, range_of
-from inmem.model import kv as rules
 from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit, expiry_us
+from inmem.primitives.kv import rules
 from inmem.record import expires_at, payload_of, timestamp_of, version_of
 from inmem.values import decode
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT

@@ -7,10 +7,16 @@ from typing import Any, Final
 
 from inmem.jsonvalues import to_json
 from inmem.keys import TypeTag, encode_id
-from inmem.model import trace
-from inmem.primitives.kv_records import name_problem
 from inmem.primitives.line_fields import LineFields
-from inmem.primitives.record_type import Document, LineForm, RecordsOfRun, RecordType, check_each
+from inmem.primitives.record_type import (
+    Document,
+    LineForm,
+    RecordsOfRun,
+    RecordType,
+    check_each,
+    name_problem,
+)
+from inmem.primitives.traces import rules as trace
 from inmem.record import payload_of
 
 _BODY_NAMES: Final = {body: name for name, body in trace.BODY_NAMES.items()}
@@ -123,3 +129,4 @@ TRACE: Final = RecordType(
     index_keys=trace.index_keys,
     lines=LineForm("trace", "import.traces", _documents, _parser, since=1),
 )
+RECORD_TYPES: Final = (TRACE,)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from inmem.keys import TypeTag
-from inmem.model import run
-from inmem.primitives.kv_records import name_problem
-from inmem.primitives.record_type import RecordType, check_each
+from inmem.primitives.record_type import RecordType, check_each, name_problem
+from inmem.primitives.runs import rules as run
 
 
 def _check(rest: bytes, payload: bytes) -> str | None:
@@ -22,3 +21,4 @@ RUN: Final = RecordType(
     index_tags=frozenset({TypeTag.RUN_BY_STATUS, TypeTag.RUN_BY_TAG, TypeTag.RUN_BY_PARENT}),
     index_keys=run.index_keys,
 )
+RECORD_TYPES: Final = (RUN,)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
-from inmem.commit.arguments import check_name, check_prefix, check_type
+from inmem.commit.arguments import check_name, check_prefix, check_time, check_type
 from inmem.commit.footprint import Footprint, exactly
 from inmem.commit.workspace import Workspace
+from inmem.errors import CellExistsError, InvalidInputError
 from inmem.keys import MAX_NAME_BYTES
-from inmem.model import cell
+from inmem.primitives.cells import rules as cell
+from inmem.primitives.importing import importing_records, parts, past
 
 
 class _Cell:
@@ -63,6 +66,21 @@ def delete(workspace: Workspace, prefix: bytes, name: bytes) -> bool:
     return True
 
 
+def import_cells(workspace: Workspace, prefix: bytes, token: bytes, items: list[Any]) -> None:
+    """Cells: `[name, version, timestamp, value]`."""
+    with importing_records(workspace, prefix, token, "cells", items):
+        for item in items:
+            name, version, timestamp, value = parts(item, 4)
+            text = check_name(name, MAX_NAME_BYTES)
+            check_type("value", value, bytes)
+            if check_time(version, "version") < 1:
+                raise InvalidInputError(f"cell {text!r} has version 0: they begin at 1", argument="version")
+            key = cell.cell_key(prefix, name)
+            if workspace.record(key) is not None:
+                raise CellExistsError(f"cell {text!r} comes twice", name=text)
+            workspace.put(key, cell.pack(version, value), timestamp=past(timestamp))
+
+
 def assign_footprint(prefix: bytes, name: bytes, *_: Any) -> Footprint:
     """Of `init` and `set`: the cell, whose first version depends on the run's mark."""
     key = exactly(cell.cell_key(prefix, name))
@@ -77,3 +95,19 @@ def cas_footprint(prefix: bytes, name: bytes, *_: Any) -> Footprint:
 def delete_footprint(prefix: bytes, name: bytes) -> Footprint:
     """Of `delete`: the cell and the run's mark."""
     return Footprint.of(exactly(cell.cell_key(prefix, name)), exactly(cell.mark_key(prefix)))
+
+
+PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
+    "cell.cas": cas,
+    "cell.delete": delete,
+    "cell.init": init,
+    "cell.set": assign,
+    "import.cells": import_cells,
+}
+
+FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = {
+    "cell.cas": cas_footprint,
+    "cell.delete": delete_footprint,
+    "cell.init": assign_footprint,
+    "cell.set": assign_footprint,
+}

@@ -7,16 +7,17 @@ from typing import Any, Final
 
 from inmem import values
 from inmem.jsonvalues import encoded_to_json
-from inmem.keys import MAX_NAME_BYTES, TypeTag
+from inmem.keys import TypeTag
 from inmem.primitives.line_fields import LineFields
-from inmem.primitives.record_type import Document, LineForm, RecordsOfRun, RecordType, check_each
+from inmem.primitives.record_type import (
+    Document,
+    LineForm,
+    RecordsOfRun,
+    RecordType,
+    check_each,
+    name_problem,
+)
 from inmem.record import expires_at, payload_of, timestamp_of
-
-
-def name_problem(rest: bytes) -> str | None:
-    """What is wrong with the name of an entry, a cell, a trace or a run; raises if it is no UTF-8."""
-    rest.decode()
-    return "is no name" if not 0 < len(rest) <= MAX_NAME_BYTES or b"\0" in rest else None
 
 
 def _check(rest: bytes, payload: bytes) -> str | None:
@@ -55,3 +56,4 @@ KV: Final = RecordType(
     tag=TypeTag.KV, name="kv", counted="kv", check=check_each(_check),
     lines=LineForm("kv", "import.entries", _documents, _parser, since=1),
 )
+RECORD_TYPES: Final = (KV,)

@@ -1,0 +1,123 @@
+"""Procedures of events: an event gets its sequence, time and hash from the log as it is at the commit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from inmem.commit.arguments import check_name, check_time, check_type
+from inmem.commit.footprint import Footprint
+from inmem.commit.workspace import Workspace
+from inmem.config import MAX_TRANSACTION_OPS
+from inmem.errors import InvalidInputError, InvariantError, LimitError
+from inmem.keys import MAX_KEY_BYTES, MAX_LABEL_BYTES, TypeTag, encode_sequence, range_of
+from inmem.primitives.events import rules as event_log
+from inmem.primitives.importing import importing_records, parts
+
+_MAX_PREFIX_BYTES: Final = MAX_KEY_BYTES - MAX_LABEL_BYTES - 11  # NUL, tag, NUL and sequence of the index
+
+
+def append(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[Any]:
+    """Append `[type, payload, timestamp (0: now)]` items to a log: `[first sequence, [hash, ...]]`."""
+    check_type("prefix", prefix, bytes)
+    if not prefix or b"\0" in prefix or len(prefix) > _MAX_PREFIX_BYTES:
+        raise InvalidInputError("prefix is empty, too long or has NUL", argument="prefix")
+    check_type("items", items, list)
+    if len(items) > MAX_TRANSACTION_OPS:  # each is two writes: one call must not outgrow a transaction
+        raise LimitError(
+            f"{len(items)} events of one append, the limit is {MAX_TRANSACTION_OPS}",
+            what="events of one append", size=len(items), limit=MAX_TRANSACTION_OPS,
+        )
+    workspace.check_open(b"%b\0%c" % (prefix, TypeTag.EVENT))
+    head = last_event(workspace, prefix)
+    first = 0 if head is None else head.sequence + 1
+    hashes = []
+    for item in items:
+        check_type("items", item, list)
+        if len(item) != 3:
+            raise InvalidInputError("items must be [type, payload, timestamp]", argument="items")
+        event_type, payload, timestamp = item
+        check_type("event_type", event_type, bytes)
+        check_type("payload", payload, bytes)
+        check_type("timestamp", timestamp, int)
+        if not 0 < len(event_type) <= MAX_LABEL_BYTES or b"\0" in event_type or not _is_text(event_type):
+            raise InvalidInputError(
+                "event_type is empty, too long, has NUL or is no UTF-8", argument="event_type"
+            )
+        if not 0 <= timestamp < 1 << 63:
+            raise InvalidInputError("timestamp is outside 0 to 2**63-1", argument="timestamp")
+        head = event_log.follow(
+            head, workspace.chain, timestamp or workspace.stamp_us, event_type, payload
+        )
+        sequence = encode_sequence(head.sequence)
+        workspace.put(b"%b\0%c%b" % (prefix, TypeTag.EVENT, sequence), event_log.pack(head))
+        workspace.put(b"%b\0%c%b\0%b" % (prefix, TypeTag.EVENT_BY_TYPE, event_type, sequence), b"")
+        hashes.append(head.hash)
+    return [first, hashes]
+
+
+def footprint(prefix: bytes, *_: Any) -> Footprint:
+    """Of an append: the whole log, for where an event goes depends on all before it."""
+    return _log_footprint(prefix)
+
+
+@functools.lru_cache(maxsize=256)  # each append in a transaction asks
+def _log_footprint(prefix: bytes) -> Footprint:
+    return Footprint.of(range_of(prefix, TypeTag.EVENT), range_of(prefix, TypeTag.EVENT_BY_TYPE))
+
+
+def last_event(workspace: Workspace, prefix: bytes) -> event_log.StoredEvent | None:
+    """The head of a log."""
+    found = workspace.last(*range_of(prefix, TypeTag.EVENT))
+    if found is None:
+        return None
+    key, payload = found
+    return event_log.unpack(int.from_bytes(key[-8:], "big"), payload)
+
+
+def import_events(
+    workspace: Workspace, prefix: bytes, token: bytes, chain: int, first: int, items: list[Any]
+) -> None:
+    """Events from sequence `first` on: `[type, payload, timestamp, hash]`; each has to follow the one before.
+
+    `chain` is the number of the log's hash; it is the same in all of a log.
+    """
+    with importing_records(workspace, prefix, token, "events", items) as mark:
+        if chain not in event_log.CHAIN_IDS.values():
+            raise InvalidInputError(f"there is no chain {chain!r:.20}", argument="chain")
+        following = mark.counts.get("events", 0)
+        if first != following:
+            raise InvariantError(f"event {first!r:.20} does not follow: {following} is next")
+        head = last_event(workspace, prefix) if first else None
+        for number, item in enumerate(items):
+            event_type, payload, timestamp, digest = parts(item, 4)
+            check_name(event_type, MAX_LABEL_BYTES, "event_type")
+            check_type("payload", payload, bytes)
+            check_type("hash", digest, bytes)
+            event = event_log.StoredEvent(
+                first + number, chain, check_time(timestamp), event_type,
+                event_log.NO_HASH if head is None else head.hash, digest, payload,
+            )
+            problem = event_log.problem_with(head, event)
+            if problem is not None:
+                raise InvariantError(f"event {event.sequence} breaks the chain: {problem}")
+            workspace.put(event_log.event_key(prefix, event.sequence), event_log.pack(event))
+            workspace.put(event_log.index_key(prefix, event_type, event.sequence), b"")
+            head = event
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
+    "event.append": append,
+    "import.events": import_events,
+}
+
+FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = {"event.append": footprint}

@@ -1,0 +1,96 @@
+"""The facade attributes of a database, and of what belongs to one run: a new primitive has a line in each.
+
+Invariant: a primitive has the same name everywhere. A snapshot has its reading
+half, a pipeline its writing half, if it has writes that need no answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from inmem.engines.base import Draft, Sink, View
+from inmem.primitives._byrun import Host
+from inmem.primitives.cells.facade import CellReads, RunCells, StateCell, TransactionCells
+from inmem.primitives.events.facade import (
+    EventLog,
+    EventReads,
+    PipedEvents,
+    PipelineEvents,
+    RunEvents,
+    TransactionEvents,
+)
+from inmem.primitives.kv.facade import KVReads, KVStore, PipedKV, PipelineKV, RunKV, TransactionKV
+from inmem.primitives.runs.facade import RunIndex, RunReads, Runs
+from inmem.primitives.traces.facade import TraceReads, Traces, TraceStore
+
+
+class DatabaseFacades:
+    """Of a database: the run comes first."""
+
+    def __init__(self, database: Host) -> None:
+        self.kv = KVStore(database)
+        self.events = EventLog(database)
+        self.cells = StateCell(database)
+        self.traces = TraceStore(database)
+        self.runs = RunIndex(database)
+
+
+class ScopeFacades:
+    """Of a run: each write is a commit of its own."""
+
+    __slots__ = ("cells", "events", "kv", "runs", "traces")
+
+    def __init__(
+        self, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
+        transact: Callable[..., Any],
+    ) -> None:
+        self.kv = RunKV(view, sink, prefix, transact)
+        self.events = RunEvents(view, sink, prefix)
+        self.cells = RunCells(view, sink, prefix)
+        self.traces = Traces(view, sink, prefix)
+        self.runs = Runs(view, sink, namespace, run_id)
+
+
+class SnapshotFacades:
+    """Of a run at one moment: no writes."""
+
+    __slots__ = ("cells", "events", "kv", "runs", "traces")
+
+    def __init__(self, view: View, prefix: bytes, namespace: bytes, run_id: str) -> None:
+        self.kv = KVReads(view, prefix)
+        self.events = EventReads(view, prefix)
+        self.cells = CellReads(view, prefix)
+        self.traces = TraceReads(view, prefix)
+        self.runs = RunReads(view, namespace, run_id)
+
+
+class TransactionFacades:
+    """Of a run in a transaction."""
+
+    __slots__ = ("cells", "events", "kv", "runs", "traces")
+
+    def __init__(self, draft: Draft, prefix: bytes, namespace: bytes, run_id: str) -> None:
+        self.kv = TransactionKV(draft, draft, prefix)
+        self.events = TransactionEvents(draft, draft, prefix)
+        self.cells = TransactionCells(draft, draft, prefix)
+        self.traces = Traces(draft, draft, prefix)
+        self.runs = Runs(draft, draft, namespace, run_id)
+
+
+class PipelineFacades:
+    """Of a pipeline: the run comes first."""
+
+    def __init__(self, pipeline: Host) -> None:
+        self.kv = PipelineKV(pipeline)
+        self.events = PipelineEvents(pipeline)
+
+
+class PipelinedFacades:
+    """Of a run in a pipeline: no reads."""
+
+    __slots__ = ("events", "kv")
+
+    def __init__(self, sink: Sink, prefix: bytes) -> None:
+        self.kv = PipedKV(sink, prefix)
+        self.events = PipedEvents(sink, prefix)
