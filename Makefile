@@ -28,7 +28,7 @@ chaos: compiled ## ten minutes of work while writer and workers are killed, stop
 test: lint compiled ## everything that must pass: ruff, mypy --strict, pytest
 	@# A short place for temporary files: the path of a Unix socket has 107 characters at most.
 	place=$$(mktemp -d /tmp/it-XXXXXX) && trap "rm -rf $$place" EXIT && \
-	$(BIN)/python -m pytest -n 2 --dist loadfile --basetemp=$$place/p $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --basetemp=$$place/p $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy only
 	$(BIN)/python -m ruff check .

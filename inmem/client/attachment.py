@@ -167,7 +167,7 @@ class Hold:
             _place(attachment.path).give_back(self)
 
     def __del__(self) -> None:
-        if "attachment" in self.__dict__ and not self.attachment.closed:  # else there may be no module any more
+        if "attachment" in self.__dict__ and not self.attachment.closed:  # as it is when Python ends
             self.release()
 
 

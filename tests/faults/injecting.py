@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 import inmem
 
 PACKAGE = str(Path(inmem.__file__).parent)
+_LIBRARIES = re.compile("/(lmdb|hypothesis)/")  # the second has the collector call it
 
 
 class _Injection:
@@ -110,12 +112,12 @@ class Interrupt(_Injection):
 def _is_inside(frame: FrameType | None) -> bool:
     """Whether the package's code is at work, or what it has called.
 
-    Python drops what a finalizer raises. py-lmdb crashes if its own Python
+    Python drops what a finalizer raises, or what the collector calls. py-lmdb crashes if its own Python
     code raises while it opens an environment; signals are held back there.
     """
     inside = False
     while frame is not None:
-        if frame.f_code.co_name == "__del__" or "/lmdb/" in frame.f_code.co_filename:
+        if frame.f_code.co_name == "__del__" or _LIBRARIES.search(frame.f_code.co_filename):
             return False
         inside = inside or frame.f_code.co_filename.startswith(PACKAGE)
         frame = frame.f_back
