@@ -19,7 +19,6 @@ SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))
 STEPS = int(os.environ.get("INMEM_TEST_CLOCK_STEPS", "16"))
 HOUR_US = 3600 * 10**6
 
-
 SITE = """
 import mmap, os, time
 _file = open({path!r}, "rb")
@@ -41,7 +40,15 @@ class WallClock:
         (site / "sitecustomize.py").write_text(SITE.format(path=str(file)))
         self.site = site
         with file.open("r+b") as opened:
-            self._words = memoryview(mmap.mmap(opened.fileno(), 4096)).cast("q")
+            self._map = mmap.mmap(opened.fileno(), 4096)
+        self._view = memoryview(self._map)
+        self._words = self._view.cast("q")
+
+    def close(self) -> None:
+        """Unmap."""
+        self._words.release()
+        self._view.release()
+        self._map.close()
 
     @property
     def off_us(self) -> int:
@@ -61,6 +68,7 @@ def wall(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WallClock]:
     before = [path for path in [os.environ.get("PYTHONPATH")] if path]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(clock.site), *before]))
     yield clock
+    clock.close()
 
 
 def test_the_clock_steps_under_a_living_store(store_path: Path, wall: WallClock) -> None:
