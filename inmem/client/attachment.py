@@ -186,7 +186,7 @@ class Attachment:
         self.control = directory.control()
         self.closed = False
         self._board: Board | None = None
-        self._sessions = ThreadSessions(self)
+        self._sessions: ThreadSessions | None = ThreadSessions(self)
         self.image = Image(self.control, directory.stem(self.identity), self.ensure_writer)
         self._client_lock = FileLock(directory.clients_lock)
         _alive.add(self)
@@ -218,7 +218,10 @@ class Attachment:
 
     def session(self) -> ThreadSessions:
         """This thread's sessions."""
-        return self._sessions
+        sessions = self._sessions
+        if sessions is None:
+            raise ClosedError("the database is closed")
+        return sessions
 
     def board(self, path: str) -> Board:
         """The answer board of a writer, mapped once per process."""
@@ -230,9 +233,11 @@ class Attachment:
         return board
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give everything back, and let go of what refers to this: then all of it goes at once."""
         self.closed = True
-        self._sessions.close()
+        if self._sessions is not None:
+            self._sessions.close()
+            self._sessions = None
         self.image.close()
         self._client_lock.close()
 

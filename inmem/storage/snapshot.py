@@ -263,6 +263,7 @@ class Image:
         """Close the image; open snapshots of it end."""
         with self.lock:
             self._closed = True
+            self._revive = None  # it refers to who has this image
             if not self._is_moving:
                 self._leave()
                 self._leave_before(at_once=True)

@@ -60,10 +60,17 @@ class Session:
 
     def look(self) -> None:
         """Note the stores that are there: what they leave in memory is known by their names."""
-        for settings in [*self.root.glob("*/settings.json"), *self.root.glob("*/*/settings.json")]:
+        for settings in self._settings():
             directory = DataDirectory(settings.parent)
             with contextlib.suppress(InmemError, OSError):
                 self._stems[directory.stem(directory.identity())] = str(settings.parent)
+
+    def _settings(self) -> list[Path]:
+        """The settings of the stores that are there; a store may be removed in the middle of it."""
+        found = []
+        for place in [self.root, *_inside(self.root)]:
+            found += [each / "settings.json" for each in _inside(place) if (each / "settings.json").exists()]
+        return found
 
     def end(self) -> list[str]:
         """What is left, after some patience; it is removed, and the environment is as it was."""
@@ -184,6 +191,14 @@ def open_files() -> Counter[str]:
             if not target.startswith("/dev/shm/pym-"):  # multiprocessing keeps these for the next array
                 found[target] += 1
     return found
+
+
+def _inside(place: Path) -> list[Path]:
+    """What is in a directory; nothing if it has gone."""
+    try:
+        return list(place.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def files_left(before: Counter[str]) -> list[str]:
