@@ -19,11 +19,11 @@ pytestmark = [
     pytest.mark.usefixtures("dropped_sockets_may_be_seen"),
 ]
 
-EVERY = 1 if os.environ.get("INMEM_EXHAUSTIVE") else 25  # of the places of opening another store
+EVERY = 1 if os.environ.get("INMEM_EXHAUSTIVE") else 50  # of the places of opening another store
 
 
 def test_opening_another_store(db: inmem.Database, scratch: Path) -> None:
-    """Every 25th place, from another one in each run of the suite; nobody holds the store afterwards."""
+    """Every 50th place, from another one in each run of the suite; nobody holds the store afterwards."""
     path = scratch / "another"
     inmem.open(path).close()
     before = descriptors()
