@@ -101,6 +101,7 @@ class Place(Exclusive):
     """
 
     def __init__(self, path: str) -> None:
+        super().__init__()
         self._path = path
         self._given_back: deque[Hold] = deque()
 

@@ -60,7 +60,7 @@ class Link:
     def wait(self, sequence: int, deadline: float) -> tuple[int, int, bytes] | bytes | None:
         """The answer to a commit, or a frame that came instead; None after a slice without either.
 
-        A slice ends with the deadline (of `time.monotonic`).
+        A slice ends soon after the deadline (of `time.monotonic`): it is looked at after each sleep.
 
         It looks for a while before it sleeps, and for a shorter one if others
         commit too: with more runnable processes than cores, looking keeps
@@ -76,9 +76,9 @@ class Link:
         spin = _SPIN if self._control.words[ACTIVE] <= _CROWD else _SPIN_IN_CROWD
         pause_us = _SLEEP_US
         while not (found := board.look_for(slot, sequence, mail, spin)):
-            if pause_us > _SLEEP_MAX_US or (left_us := (deadline - time.monotonic()) * 1e6) <= 0:
+            if pause_us > _SLEEP_US and (pause_us > _SLEEP_MAX_US or time.monotonic() >= deadline):
                 return None
-            board.sleep(slot, sequence, mail, int(min(pause_us, left_us)))
+            board.sleep(slot, sequence, mail, pause_us)
             spin = 0
             pause_us *= 2
         if found == ANSWERED:

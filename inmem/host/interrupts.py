@@ -9,10 +9,10 @@ catches an exception to go on must not take such a one for its own.
 from __future__ import annotations
 
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
@@ -52,33 +52,43 @@ class Exclusive:
     turn inside the block that ends it, and waits for others until its deadline.
     """
 
-    _turn: list[int] | None = None  # the call under way, by its thread
+    def __init__(self) -> None:
+        self.turns: dict[int, list[int]] = {}  # under 0, the call under way: its thread
 
     def alone(self, deadline: float, call: Callable[..., T], *arguments: Any) -> T:
         """Make the call when no other one is under way. `deadline` is of `time.monotonic`.
 
         Raises:
-            BusyError: it comes in the middle of another one of this thread, which cannot go on before this
-                one ends; or another thread's does not end before the deadline.
+            BusyError: see `wait_for_turn`.
         """
-        turn = [threading.get_ident()]
+        turns, turn = self.turns, [get_ident()]
         try:
-            while (taken := self.__dict__.setdefault("_turn", turn)) is not turn:  # one step, for all threads
-                if taken[0] == turn[0]:
-                    raise BusyError(
-                        f"this thread is in the middle of {self.what()}", what="calls at once", limit=1,
-                        hint="A signal handler or finalizer must not use what the code that it interrupts "
-                        "is using: let it try again later.",
-                    )
-                if time.monotonic() >= deadline:
-                    raise BusyError(
-                        f"another thread is in the middle of {self.what()}", what="calls at once", limit=1
-                    )
-                time.sleep(_TURN_POLL_S)
+            if turns.setdefault(0, turn) is not turn:  # one step, for all threads
+                self.wait_for_turn(turn, deadline)
             return call(*arguments)
         finally:
-            if self._turn is turn:
-                del self._turn  # nothing is called here, so no handler runs before it is done
+            if 0 in turns and turns[0] is turn:
+                del turns[0]  # nothing is called here, so no handler runs before it is done
+
+    def wait_for_turn(self, turn: list[int], deadline: float) -> None:
+        """Wait until the call under way has ended, and take the turn.
+
+        Raises:
+            BusyError: this one comes in the middle of another one of this thread, which cannot go on before
+                this one ends; or another thread's does not end before the deadline.
+        """
+        while (taken := self.turns.setdefault(0, turn)) is not turn:
+            if taken[0] == turn[0]:
+                raise BusyError(
+                    f"this thread is in the middle of {self.what()}", what="calls at once", limit=1,
+                    hint="A signal handler or finalizer must not use what the code that it interrupts "
+                    "is using: let it try again later.",
+                )
+            if time.monotonic() >= deadline:
+                raise BusyError(
+                    f"another thread is in the middle of {self.what()}", what="calls at once", limit=1
+                )
+            time.sleep(_TURN_POLL_S)
 
     def what(self) -> str:
         """What a call is in the middle of, for messages."""

@@ -155,7 +155,7 @@ def test_resolving_in_another_thread_does_not_hold_this_one_beyond_its_deadline(
             resolved: list[int] = []
             thread = threading.Thread(target=lambda: resolved.append(unknown.value.resend(30.0)))
             thread.start()
-            wait_until(lambda: db.engine.attachment.session()._free[0]._turn is not None, "it resolves")
+            wait_until(lambda: db.engine.attachment.session()._free[0].turns, "it resolves")
             began = time.monotonic()
             with pytest.raises(BusyError, match="another thread"):
                 quick.kv.add(RUN, "n")
