@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 import zmq
 
 import inmem
-from inmem.client import link, session
+from inmem.client import link
 
 KINDS = ("own", "dealer")
 WAYS = ("board", "socket")
@@ -61,13 +62,11 @@ class DealerConnection:
         self._socket.close()
 
 
-def put_for(kind: str, way: str, path: str, seconds: float) -> int:
+def put_for(kind: str, path: str, seconds: float) -> int:
     """How many puts a process makes in that time."""
     if kind == "dealer":
         setattr(link, "ZmtpConnection", DealerConnection)  # noqa: B010 - the module does not export it
-    if way == "socket":
-        setattr(session, "SUPPORTED", False)  # noqa: B010
-    with inmem.open(path) as db:
+    with inmem.open(path, autostart=False) as db:
         put, run = db.run(f"run-{os.getpid()}").kv.put, 0
         put("key", run)
         end = time.perf_counter() + seconds
@@ -90,11 +89,51 @@ def busy(count: int) -> Iterator[None]:
             process.wait()
 
 
+# A writer as on a processor that has no boards.
+WITHOUT_BOARD = """
+import sys
+from inmem.host import board
+board.SUPPORTED = False
+from inmem.writer.__main__ import main
+sys.exit(main())
+"""
+
+
+@contextlib.contextmanager
+def served(path: str, way: str) -> Iterator[None]:
+    """A store with a writer that answers that way."""
+    writer = None
+    with inmem.open(path) as db:
+        pid = db.status().writer_pid
+    if way == "socket":
+        os.kill(pid, signal.SIGTERM)
+        while os.path.exists(f"/proc/{pid}"):
+            time.sleep(0.01)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WITHOUT_BOARD, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+    try:
+        with inmem.open(path, autostart=writer is None) as db:
+            while writer is not None:
+                try:
+                    db.status()
+                    break
+                except inmem.WriterUnavailableError:
+                    if writer.poll() is not None:
+                        raise
+                    time.sleep(0.01)
+            yield
+    finally:
+        if writer is not None:
+            writer.terminate()
+            writer.wait()
+
+
 def rate(kind: str, way: str, processes: int, seconds: float) -> float:
     """Puts a second of so many processes on a store of their own."""
-    with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as place, inmem.open(f"{place}/store"):
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as place, served(f"{place}/store", way):
         program = [sys.executable, "-m", "bench.connection", "--child"]
-        arguments = [kind, way, f"{place}/store", str(seconds)]
+        arguments = [kind, f"{place}/store", str(seconds)]
         children = [subprocess.Popen(program + arguments, stdout=subprocess.PIPE) for _ in range(processes)]
         return sum(int(child.communicate()[0]) for child in children) / seconds
 
@@ -104,11 +143,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        kind, way, path, seconds = options.child
-        print(put_for(kind, way, path, float(seconds)))
+        kind, path, seconds = options.child
+        print(put_for(kind, path, float(seconds)))
         return
     print("| way | processes | busy beside | own/s | DEALER/s | own / DEALER |")
     print("|---|---:|---:|---:|---:|---:|")
