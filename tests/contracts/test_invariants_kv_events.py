@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import pytest
 from forms import new_run
+from invariants import in_threads
+from support import wait_until
 
 import inmem
 
@@ -24,33 +25,6 @@ DEADLINE_S = 30.0
 @pytest.fixture
 def db(shared_db: inmem.Database) -> inmem.Database:
     return shared_db
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
-
-
-def in_threads(count: int, work: Callable[[int], None]) -> None:
-    """Run `work(i)` in threads; the first error of any is raised here."""
-    errors: list[BaseException] = []
-
-    def guarded(i: int) -> None:
-        try:
-            work(i)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(DEADLINE_S)
-        assert not thread.is_alive()
-    if errors:
-        raise errors[0]
 
 
 def test_invariant_01_keys_of_one_primitive_are_invisible_to_the_others(db: inmem.Database) -> None:
@@ -236,7 +210,7 @@ def test_invariant_11_also_after_recovery(store_path: Path) -> None:
         db.events.append_many("r", [("t", i) for i in range(20)])
         db.kv.put("r", "k", 1)
         head, pid = db.events.head("r"), db.status().writer_pid
-    eventually(lambda: not Path(f"/proc/{pid}").exists())
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the writer ends")
     with inmem.open(store_path) as db:
         assert db.status().writer_pid != pid
         assert (db.events.len("r"), db.events.head("r")) == (20, head)
