@@ -60,6 +60,17 @@ def stores_of_a_test(test_session: Session) -> Iterator[None]:
 @pytest.fixture
 def scratch(test_session: Session) -> Iterator[Path]:
     """A short, private directory; when the test ends, no store in it has left a process or memory."""
+    yield from place(test_session)
+
+
+@pytest.fixture(scope="module")
+def module_scratch(test_session: Session) -> Iterator[Path]:
+    """The same for all tests of a module, which only read what is there."""
+    yield from place(test_session)
+
+
+def place(test_session: Session) -> Iterator[Path]:
+    """A directory, and what is done with it afterwards."""
     path = test_session.scratch()
     try:
         yield path

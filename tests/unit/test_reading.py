@@ -43,9 +43,12 @@ def fill(path: Path) -> None:
         db.shared("agent").kv.put("all", 1)
 
 
-@pytest.fixture(params=["served", "killed", "stopped", "backup", "checkpoint"])
-def source(request: pytest.FixtureRequest, store_path: Path, scratch: Path) -> Iterator[Source]:
+@pytest.fixture(scope="module", params=["served", "killed", "stopped", "backup", "checkpoint"])
+def source(request: pytest.FixtureRequest, module_scratch: Path) -> Iterator[Source]:
     """The same data, wherever it may be read from."""
+    scratch = module_scratch / request.param
+    scratch.mkdir()
+    store_path = scratch / "store"
     fill(store_path)
     directory = DataDirectory(store_path)
     if request.param == "served":
