@@ -110,18 +110,31 @@ class StoredRun:
     def events(
         self, start: int = 0, event_type: str | None = None, *, reverse: bool = False
     ) -> Iterator[Logged]:
-        """The events from a sequence on, of one type if one is named."""
+        """The events from a sequence on, of one type if one is named.
+
+        Raises:
+            RunDeletedError: the run was deleted in the middle of it.
+        """
         sequence = encode_sequence(start, "from")
         log, end = range_of(self.prefix, TypeTag.EVENT)
+        place = None
         if event_type is None:
             for key, record in self.reads.walk(log + sequence, end, reverse=reverse):
+                place = key[-8:]
                 yield self._event(key, record)
-            return
-        head = b"%b\0%c%b\0" % (self.prefix, TypeTag.EVENT_BY_TYPE, encode_label(event_type, "type"))
-        for key, _ in self.reads.walk(head + sequence, head + b"\xff" * 9, reverse=reverse):
-            found = self.reads.read(log + key[-8:])
-            if found is not None:
-                yield self._event(key, found)
+        else:
+            head = b"%b\0%c%b\0" % (self.prefix, TypeTag.EVENT_BY_TYPE, encode_label(event_type, "type"))
+            for key, _ in self.reads.walk(head + sequence, head + b"\xff" * 9, reverse=reverse):
+                found = self.reads.read(log + key[-8:])
+                if found is not None:
+                    place = key[-8:]
+                    yield self._event(key, found)
+        self._check_not_deleted(log, place)
+
+    def _check_not_deleted(self, log: bytes, place: bytes | None) -> None:
+        """Events go with their whole run only: the last one that was read must be there still."""
+        if place is not None and self.reads.read(log + place) is None:
+            raise event_log.deleted_in_the_middle(int.from_bytes(place, "big"))
 
     def _event(self, key: bytes, record: bytes) -> Logged:
         sequence = int.from_bytes(key[-8:], "big")
@@ -140,11 +153,14 @@ class StoredRun:
         return self._event(*last).event if last else None
 
     def verify(self, anchor: tuple[int, bytes] | None = None) -> ChainVerification:
-        """The verdict on the whole log, as far as it goes when it is reached."""
-        records = self.records(TypeTag.EVENT)
-        return event_log.verify(
-            ((int.from_bytes(name, "big"), payload_of(record)) for name, record in records), anchor
-        )
+        """The verdict on the whole log, as far as it goes when it is reached. Raises as `events`."""
+        return event_log.verify(self._links(), anchor)
+
+    def _links(self) -> Iterator[tuple[int, bytes]]:
+        name = None
+        for name, record in self.records(TypeTag.EVENT):
+            yield int.from_bytes(name, "big"), payload_of(record)
+        self._check_not_deleted(range_of(self.prefix, TypeTag.EVENT)[0], name)
 
     # --- cells and entries ----------------------------------------------------------------
 

@@ -17,7 +17,15 @@ from inmem.errors import AppendOnlyError, InvalidInputError
 from inmem.keys import TypeTag, encode_label, encode_sequence, range_of
 from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit
-from inmem.primitives.events.rules import HASH_BYTES, Appended, ChainVerification, Event, unpack, verify
+from inmem.primitives.events.rules import (
+    HASH_BYTES,
+    Appended,
+    ChainVerification,
+    Event,
+    deleted_in_the_middle,
+    unpack,
+    verify,
+)
 from inmem.record import payload_of
 
 A = TypeVar("A")  # where an event went, or what will say so
@@ -116,18 +124,26 @@ class EventReads(_AppendOnly):
 
         Takes a new snapshot for each 512 events, so events appended
         meanwhile are seen too, and nothing is pinned for long.
+
+        Raises:
+            RunDeletedError: the run was deleted in the middle of it.
         """
         encode_sequence(start, "start")
         return (_event(item) for item in self._stream(start))
 
     def _stream(self, start: int) -> Iterator[Item]:
+        last = None
         while True:
             first = self._start + start.to_bytes(8, "big")
             items = self._view.scan(first, self._end, limit=_CHUNK)
+            # Events go with their whole run only. So if the last one is there still, this is the end.
+            if not items and last is not None and self._view.read(last) is None:
+                raise deleted_in_the_middle(int.from_bytes(last[-8:], "big"))
             yield from items
             if len(items) < _CHUNK:
                 return
-            start = int.from_bytes(items[-1][0][-8:], "big") + 1
+            last = items[-1][0]
+            start = int.from_bytes(last[-8:], "big") + 1
 
     def read_by_type(
         self, event_type: str, *, limit: int | None = None, reverse: bool = False
@@ -148,6 +164,9 @@ class EventReads(_AppendOnly):
 
         `anchor` is a `(sequence, hash)` that you kept elsewhere; with it a
         log that was cut or replaced is noticed too, which a bare chain cannot.
+
+        Raises:
+            RunDeletedError: the run was deleted in the middle of it.
         """
         if anchor is not None:
             if not isinstance(anchor, tuple | list) or len(anchor) != 2:

@@ -29,6 +29,7 @@ from typing import Any, Final
 import xxhash
 
 from inmem import values
+from inmem.errors import RunDeletedError
 from inmem.keys import TypeTag
 
 _HEAD: Final = struct.Struct(">BQB")
@@ -169,6 +170,13 @@ def unpack(sequence: int, data: bytes) -> StoredEvent:
     return StoredEvent(
         sequence, chain, timestamp, data[10:at], data[at : at + size] + pad,
         data[at + size : at + 2 * size] + pad, data[at + 2 * size :],
+    )
+
+
+def deleted_in_the_middle(sequence: int) -> RunDeletedError:
+    """What a stream raises whose run is deleted behind this event: it must not end as if it were whole."""
+    return RunDeletedError(
+        f"the run was deleted while its events were read; the last one that was read has sequence {sequence}"
     )
 
 
