@@ -42,6 +42,14 @@ def timestamp_of(record: bytes) -> int:
     return int.from_bytes(record[8:16], "big")
 
 
+def end_of(expires: int, now_us: int) -> int:
+    """When what is written now expires, 0 for never: `expires` is a moment, or below 0 how long it lasts.
+
+    How long something lasts counts from its commit, which is decided here: it may have waited for that.
+    """
+    return expires if expires >= 0 else now_us - expires
+
+
 def expires_at(record: bytes) -> int:
     """The expiry in microseconds, 0 for never."""
     return int.from_bytes(record[16:24], "big") if record[0] & 0x80 else 0

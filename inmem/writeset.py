@@ -12,7 +12,7 @@ A request's body is MessagePack:
 
 with the operations, in the order in which the program made them,
 
-    [0, key, payload, expires at (0: never)]     put
+    [0, key, payload, expires]                   put; 0: never, above: a moment, below: how long it lasts
     [1, key]                                     delete
     [2, procedure, [argument, ...]]              call
     [2, procedure, [argument, ...], time]        call that a transaction has run already, at this time
@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import msgpack
 
-from inmem.config import MAX_READ_SET, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPS
+from inmem.config import MAX_READ_SET, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPS, MAX_TTL_S
 from inmem.errors import LimitError
 from inmem.keys import MAX_KEY_BYTES
 
@@ -74,6 +74,7 @@ def _limit(what: str, size: int, limit: int) -> None:
 
 
 _unpack: Final = msgpack.unpackb
+_LONGEST_US: Final = MAX_TTL_S * 1_000_000
 
 
 class MalformedError(ValueError):
@@ -121,7 +122,7 @@ def _check_op(op: Any) -> None:
         _check_key(key)
         # The key of the expiry order is 8 bytes longer and must fit the same limit.
         fits = not expires or len(key) <= MAX_KEY_BYTES - 8
-        if type(payload) is bytes and type(expires) is int and 0 <= expires < 1 << 63 and fits:
+        if type(payload) is bytes and type(expires) is int and -_LONGEST_US <= expires < 1 << 63 and fits:
             return
     elif kind == OP_DELETE and len(op) == 2:
         _check_key(op[1])

@@ -24,14 +24,11 @@ class Commits(Protocol):
 class DirectSink:
     """Commits of their own, of the thread that calls."""
 
-    __slots__ = ("_session", "_timeout_s", "now_us")
+    __slots__ = ("_session", "_timeout_s")
 
-    def __init__(
-        self, session: Callable[[], Commits], now_us: Callable[[], int], timeout_s: float
-    ) -> None:
+    def __init__(self, session: Callable[[], Commits], timeout_s: float) -> None:
         self._session = session
         self._timeout_s = timeout_s
-        self.now_us = now_us
 
     def put(self, key: bytes, payload: bytes, expires: int) -> int:
         """Write one record; its version."""

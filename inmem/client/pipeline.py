@@ -48,11 +48,10 @@ class SessionSource(Protocol):
 class PipelineSink:
     """Where the writes of one group of a pipeline go."""
 
-    __slots__ = ("_pipeline", "now_us")
+    __slots__ = ("_pipeline",)
 
-    def __init__(self, pipeline: PipelinedWrites, now_us: Callable[[], int]) -> None:
+    def __init__(self, pipeline: PipelinedWrites) -> None:
         self._pipeline = pipeline
-        self.now_us = now_us
 
     def put(self, key: bytes, payload: bytes, expires: int) -> None:
         """Write a record."""
@@ -100,10 +99,7 @@ class _Converted(Pending[T]):
 class PipelinedWrites:
     """The groups of one pipeline: the one that is filled, and those that are under way."""
 
-    def __init__(
-        self, sessions: SessionSource, now_us: Callable[[], int], settings: Settings, *, sync: bool
-    ) -> None:
-        self._now_us = now_us
+    def __init__(self, sessions: SessionSource, settings: Settings, *, sync: bool) -> None:
         self._settings = settings
         self._sync = sync
         self._sessions = sessions
@@ -120,7 +116,7 @@ class PipelinedWrites:
 
     def sink(self) -> PipelineSink:
         """Where the writes of one group go: consecutive ones travel together as one commit."""
-        return PipelineSink(self, self._now_us)
+        return PipelineSink(self)
 
     def in_flight(self) -> int:
         """How many commits are sent and not answered."""

@@ -97,29 +97,23 @@ class TrackedReads:
 class DraftWorkspace(Workspace):
     """A transaction's own writes over its reads.
 
-    The base shows what was live when the snapshot was taken. Own records are
-    judged by the clock: one may expire before the commit.
+    The base shows what was live when the snapshot was taken. Own records do not
+    expire in here: how long one lasts counts from the commit.
     """
 
-    __slots__ = ("_clock", "_reads")
+    __slots__ = ("_reads",)
 
-    def __init__(self, reads: TrackedReads, clock: Callable[[], int], *, chain: int) -> None:
+    def __init__(self, reads: TrackedReads, *, chain: int) -> None:
         super().__init__(reads, (), version=0, now_us=0, chain=chain)
         self._reads = reads
-        self._clock = clock
 
     def record(self, key: bytes) -> bytes | None:
         """The live record under a key; what it depends on is noted."""
         return self.own(key) if key in self._changed else self._reads.get(key)
 
     def own(self, key: bytes) -> bytes | None:
-        """The live record that this transaction has put under a key."""
-        record = self._changed.get(key)
-        if record is not None and record[0] & 0x80:
-            if not is_live(record, self._clock()):
-                return None
-            self._reads.met(record)
-        return record
+        """The record that this transaction has put under a key."""
+        return self._changed.get(key)
 
     def show(self, key: bytes, record: bytes | None) -> None:
         """Let reads see what a plain operation will make of a key."""

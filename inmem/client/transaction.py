@@ -26,7 +26,7 @@ from inmem.commit.footprint import Footprint, Range, exactly
 from inmem.engines.base import Item, Pending, View
 from inmem.errors import ClosedError, CommitUnknownError, ForkError, InmemError, InvariantError
 from inmem.primitives.server import FOOTPRINTS, PROCEDURES
-from inmem.record import is_live, pack
+from inmem.record import end_of, is_live, pack
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class OptimisticTransaction:
         self._sync = sync
         self.now_us = now_us
         self._reads = TrackedReads(begin)
-        self._work = DraftWorkspace(self._reads, now_us, chain=chain)
+        self._work = DraftWorkspace(self._reads, chain=chain)
         self._entries: list[Entry] = []
         self._late: dict[Footprint, list[Call]] = {}  # calls that have not run here, in order
         self._known: set[Footprint] = set()  # of calls that run here at once
@@ -149,7 +149,7 @@ class OptimisticTransaction:
         self.check_open()
         self._overwrite(key)
         # Version and time are those of the commit: not known yet, and shown as 0.
-        self._work.show(key, pack(0, 0, expires, payload))
+        self._work.show(key, pack(0, 0, end_of(expires, self.now_us()), payload))
         self._entries.append([OP_PUT, key, payload, expires])
 
     def write(self, ops: list[list[Any]]) -> None:

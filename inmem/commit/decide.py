@@ -17,7 +17,7 @@ from inmem.commit.validation import RecentWrites, validate
 from inmem.commit.workspace import DATA, BaseState, Workspace
 from inmem.errors import InmemError, InvalidInputError, InvariantError
 from inmem.keys import Key, TypeTag, bucket_of, shorten
-from inmem.record import pack
+from inmem.record import end_of, pack
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 Procedures = Mapping[str, Callable[..., Any]]
@@ -53,7 +53,7 @@ def decide(
         # The commonest commit, without a workspace: this is the hot path.
         _, key, payload, expires = request.ops[0]
         bucket = _check_plain(key)
-        record = pack(version, now_us, expires, payload)
+        record = pack(version, now_us, expires if expires >= 0 else end_of(expires, now_us), payload)
         return Effects([(PUT, DATA, key, record)], NO_RESULTS, (bucket,), (), _NOTHING)
     workspace = Workspace(state, fences, version=version, now_us=now_us, chain=chain, marks=marks)
     results = []
@@ -65,7 +65,7 @@ def decide(
         else:
             _check_plain(op[1])
             if op[0] == OP_PUT:
-                workspace.put(op[1], op[2], op[3])
+                workspace.put(op[1], op[2], end_of(op[3], now_us))
             else:
                 workspace.delete(op[1])
     packed = msgpack.packb(results) if results else NO_RESULTS

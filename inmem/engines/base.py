@@ -46,11 +46,8 @@ class View(Protocol):
 class Sink(Protocol):
     """Where writes go: each to a commit of its own, to a transaction's, or to a pipeline's."""
 
-    def now_us(self) -> int:
-        """Store time."""
-
     def put(self, key: bytes, payload: bytes, expires: int) -> Any:
-        """Write one record; the version of the commit."""
+        """Write one record; the version of the commit. `expires` is as `inmem.record.end_of` has it."""
 
     def write(self, ops: list[list[Any]]) -> Any:
         """Some operations of a write set, whose only result is the version of the commit."""

@@ -66,7 +66,7 @@ class LocalEngine:
 
     def direct(self) -> DirectSink:
         """A commit for each write."""
-        return DirectSink(self.attachment.session, self._now_us, self.settings.timeout_s)
+        return DirectSink(self.attachment.session, self.settings.timeout_s)
 
     def snapshot(self) -> SnapshotView:
         """One version, as of now."""
@@ -81,7 +81,7 @@ class LocalEngine:
 
     def pipeline(self, *, sync: bool) -> PipelinedWrites:
         """Writes without waiting for each."""
-        return PipelinedWrites(self.attachment.session(), self._now_us, self.settings, sync=sync)
+        return PipelinedWrites(self.attachment.session(), self.settings, sync=sync)
 
     def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
         """A question about the store as a whole: see `wire`."""

@@ -59,8 +59,8 @@ def check_metadata(metadata: object) -> dict[str, Any]:
     return dict(metadata)
 
 
-def expiry_us(ttl: object, now_us: int) -> int:
-    """The time at which a ttl from now ends, microseconds; 0 for None.
+def lasting(ttl: object) -> int:
+    """A ttl as an operation has it: see `inmem.record.end_of`. 0 for None.
 
     Raises:
         InvalidInputError: not a positive number of seconds (or `timedelta`) up to a century.
@@ -78,4 +78,4 @@ def expiry_us(ttl: object, now_us: int) -> int:
             f"not {shorten(ttl)}",
             argument="ttl",
         )
-    return now_us + max(1, round(seconds * 1e6))
+    return -max(1, round(seconds * 1e6))

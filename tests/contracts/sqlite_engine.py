@@ -239,7 +239,7 @@ class SqliteEngine:
             moment.close()
 
     def direct(self) -> DirectSink:
-        return DirectSink(lambda: self.store, self.now_us, self.settings.timeout_s)
+        return DirectSink(lambda: self.store, self.settings.timeout_s)
 
     def snapshot(self) -> SnapshotView:
         return SnapshotView(StoredMoment(self.store), self.now_us)
@@ -252,7 +252,7 @@ class SqliteEngine:
         )
 
     def pipeline(self, *, sync: bool) -> PipelinedWrites:
-        return PipelinedWrites(Session(self.store), self.now_us, self.settings, sync=sync)
+        return PipelinedWrites(Session(self.store), self.settings, sync=sync)
 
     def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
         """The version; what a status says beyond it is about a writer, which there is not."""

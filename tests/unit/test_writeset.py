@@ -97,7 +97,7 @@ BAD: dict[str, Any] = {
     **{f"expiry {c!r}": replaced(1, c) for c in BAD_COUNTS},
     **{f"read version {c!r}": replaced(2, 0, 1, c) for c in BAD_COUNTS},
     **{f"range count {c!r}": replaced(3, 0, 2, c) for c in BAD_COUNTS},
-    **{f"put expiry {c!r}": replaced(4, 0, 3, c) for c in [*BAD_COUNTS, 1 << 63]},
+    **{f"put expiry {c!r}": replaced(4, 0, 3, c) for c in [*BAD_COUNTS[1:], -(1 << 62), 1 << 63]},
     **{f"payload {p!r}": replaced(4, 0, 2, p) for p in [None, "", 1, []]},
     **{
         f"operation {o!r:.20}": replaced(4, 0, o)

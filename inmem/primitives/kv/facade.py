@@ -18,7 +18,7 @@ from inmem.engines.base import Item, Pending, Sink, View
 from inmem.errors import InvalidInputError
 from inmem.keys import TypeTag, encode_name, encode_prefix, range_of
 from inmem.primitives._byrun import ByRun, by_run
-from inmem.primitives._common import check_limit, expiry_us
+from inmem.primitives._common import check_limit, lasting
 from inmem.primitives.kv import rules
 from inmem.record import expires_at, payload_of, timestamp_of, version_of
 from inmem.values import decode
@@ -145,7 +145,7 @@ class KVWrites(Generic[V, N, B]):
         """Write an entry and return the commit version. Cost: one round trip.
 
         Reads nothing, so it never conflicts. `ttl` (seconds or `timedelta`)
-        makes it expire; without one an earlier expiry is cleared.
+        makes it expire, counted from the commit; without one an earlier expiry is cleared.
 
         Raises:
             InvalidValueError: the value would not come back with its type.
@@ -155,8 +155,7 @@ class KVWrites(Generic[V, N, B]):
             CommitUnknownError: no answer before the deadline.
         """
         stored = self._head + encode_name(key)
-        expires = expiry_us(ttl, self._sink.now_us()) if ttl is not None else 0
-        version: V = self._sink.put(stored, values.encode(value), expires)
+        version: V = self._sink.put(stored, values.encode(value), 0 if ttl is None else lasting(ttl))
         return version
 
     def put_with_ttl(self, key: str, value: Any, ttl: float | timedelta) -> V:
@@ -165,7 +164,7 @@ class KVWrites(Generic[V, N, B]):
 
     def put_many(self, mapping: Mapping[str, Any], *, ttl: Ttl = None) -> V:
         """Write many entries as one atomic commit; its version. Cost: one round trip."""
-        entries = _entries(self._head, mapping, expiry_us(ttl, self._sink.now_us()))
+        entries = _entries(self._head, mapping, lasting(ttl))
         version: V = self._sink.write(entries)
         return version
 
