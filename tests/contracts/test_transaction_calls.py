@@ -366,7 +366,8 @@ class TestTimes:
 
 class TestOwnExpiry:
     @pytest.mark.parametrize("look", [
-        lambda txn: txn.kv.get("k"), lambda txn: txn.kv.list(), lambda txn: txn.kv.add("k", 0), lambda txn: None,
+        lambda txn: txn.kv.get("k"), lambda txn: txn.kv.list(), lambda txn: txn.kv.add("k", 0),
+        lambda txn: None,
     ])
     def test_an_own_entry_lasts_from_the_commit(
         self, shared_db: inmem.Database, run: str, look: Any
