@@ -21,6 +21,7 @@ from inmem.errors import (
     InmemError,
     InvalidInputError,
 )
+from inmem.host.interrupts import called
 from inmem.keys import shorten
 from inmem.primitives.facades import (
     PipelinedFacades,
@@ -93,7 +94,7 @@ class RunScope(ScopeFacades):
         def attempt(left_s: float) -> T:
             txn = Transaction.begin(self._database, self, sync, left_s)
             with txn:
-                result = fn(txn)
+                result = called(fn, txn)
                 if not txn._draft.is_over:
                     try:
                         txn.commit()

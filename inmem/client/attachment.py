@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import resource
+import signal
 import tempfile
 import threading
 import time
@@ -374,9 +375,14 @@ def _close_all() -> None:
 # Before a fork all locks are taken that a child could inherit held; so each is free, and what it guards is
 # consistent, after it. Who holds one of them does not wait for another one for ever: all or none is taken.
 _taken_for_fork: list[Attachment] = []
+# Python drops what a handler raises in these functions, so signals are held back meanwhile.
+_mask: set[Any] = set()
 
 
 def _before_fork() -> None:
+    global _mask
+    _mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     while not _take_all():
         time.sleep(_FORK_RETRY_S)
     for attachment in _taken_for_fork:
@@ -403,6 +409,7 @@ def _after_fork_in_parent() -> None:
     while _taken_for_fork:
         _taken_for_fork.pop().image.after_fork_in_parent()
     launcher.starting.release()
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
 
 
 def _after_fork_in_child() -> None:
@@ -411,6 +418,7 @@ def _after_fork_in_child() -> None:
     _places.clear()
     while _taken_for_fork:
         _taken_for_fork.pop().after_fork_in_child()
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
 
 
 os.register_at_fork(

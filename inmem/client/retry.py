@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 from inmem.config import MAX_TIMEOUT_S
 from inmem.errors import CommitUnknownError, ConflictError, InvalidInputError, RetryableError
+from inmem.host.interrupts import is_foreign
 from inmem.keys import shorten
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ def retrying(
 ) -> T:
     """Run an attempt until it is not refused, within bounds; pauses are jittered.
 
-    `attempt` gets the seconds that are left.
+    `attempt` gets the seconds that are left. Functions of the user's are `called` by it.
 
     Raises:
         RetryableError: the last refusal, when attempts or time are used up.
@@ -75,8 +76,8 @@ def retrying(
         try:
             return attempt(max(deadline - time.monotonic(), 0.001))
         except RetryableError as error:
-            if error.is_foreign:
-                raise  # what was attempted may have happened
+            if is_foreign(error):
+                raise  # a signal handler's: what was attempted may have happened
             is_next = isinstance(error, ConflictError) and error.is_next
             pause = 0.0 if is_next else random.uniform(0, ceiling)
             if not left or time.monotonic() + pause >= deadline:

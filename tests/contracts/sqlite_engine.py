@@ -29,11 +29,14 @@ from inmem.commit.validation import RecentWrites
 from inmem.config import Settings
 from inmem.engines.base import Engine, Item
 from inmem.errors import ClosedError, InmemError, InvalidInputError
+from inmem.host import interrupts
 from inmem.primitives.import_mark import is_mark
 from inmem.primitives.server import PROCEDURES
 from inmem.wire import STATUS, SYNC
 from inmem.writeset import MalformedError
 from inmem.writeset import decode as decode_request
+
+interrupts.OURS.add(__name__.partition(".")[0])  # what is raised in here is no signal handler's
 
 TABLES = {Table.DATA: "data", Table.FENCES: "fences"}
 

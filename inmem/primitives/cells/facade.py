@@ -14,6 +14,7 @@ from inmem import values
 from inmem.client.retry import resolved_as, retrying
 from inmem.engines.base import Pending, Sink, View
 from inmem.errors import CommitUnknownError, ConflictError, InvalidInputError, VersionMismatchError
+from inmem.host.interrupts import called, let_through
 from inmem.keys import MAX_NAME_BYTES, TypeTag, encode_name, encode_prefix, range_of, shorten
 from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit
@@ -151,7 +152,7 @@ class RunCells(Cells[int]):
                 # was deleted, or it was created just now.
                 self._exchange(name, 0, None)
             state = _required(state, name)
-            value, result = _outcome(fn(state))
+            value, result = _outcome(called(fn, state))
             try:
                 self._exchange(name, state.version, value)
             except CommitUnknownError as error:
@@ -165,6 +166,7 @@ class RunCells(Cells[int]):
         try:
             self.cas(name, version, value)
         except VersionMismatchError as error:
+            let_through(error)
             raise ConflictError(
                 f"cell {name!r} was changed meanwhile", read_version=version, committed_version=error.actual
             ) from None
