@@ -416,8 +416,9 @@ def _after_fork_in_child() -> None:
     launcher.starting.release()
     launcher.after_fork_in_child()
     _places.clear()
-    while _taken_for_fork:
-        _taken_for_fork.pop().after_fork_in_child()
+    for attachment in _alive:  # also what another thread has opened since the locks were taken
+        attachment.after_fork_in_child()
+    _taken_for_fork.clear()
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask)
 
 

@@ -6,13 +6,15 @@ interrupt between two lines leaves a batch that can still be sent.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
 from inmem.engines.base import Pending
 from inmem.errors import InvariantError
 from inmem.writeset import OP_CALL
+
+_MOST_JOINED: Final = 10_000  # items of one call: some calls may each be legal, and as one too large
 
 
 class Call:
@@ -93,8 +95,8 @@ class JoinedCall(Call):
     def join(
         self, procedure: str, items: list[Any], pending: type[Pending[Any]]
     ) -> list[Pending[Any]] | None:
-        """Take in items; what waits for each. None for those of another procedure."""
-        if procedure != self.procedure:
+        """Take in items; what waits for each. None for those of another procedure, and for too many."""
+        if procedure != self.procedure or len(self._parts) // 2 + len(items) > max(_MOST_JOINED, len(items)):
             return None
         self._early = None  # what a run that was taken back came to
         if len(items) == 1:
@@ -117,6 +119,17 @@ class JoinedCall(Call):
 
 
 Entry = Call | list[Any]  # a list is a plain operation
+
+
+def size_of(parts: list[Any]) -> int:
+    """About how many bytes parts of a commit take: those of keys and values."""
+    size = 0
+    for part in parts:
+        if type(part) is bytes:
+            size += len(part)
+        elif type(part) is list:
+            size += size_of(part)
+    return size
 
 
 def operations(entries: list[Entry]) -> list[list[Any]]:

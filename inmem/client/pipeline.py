@@ -9,17 +9,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from inmem.client.applied import Applied
-from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
+from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all, size_of
+from inmem.client.retry import resolved_as
 from inmem.config import Settings
 from inmem.engines.base import Pending
-from inmem.errors import BusyError, ClosedError, InmemError
+from inmem.errors import BusyError, ClosedError, CommitUnknownError, InmemError
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 T = TypeVar("T")
 _this_frame = sys._getframe
+_GROUP_BYTES: Final = 1 << 20  # of writes that travel together: many large ones would be too large as one
 
 
 class Submits(Protocol):
@@ -55,17 +57,17 @@ class PipelineSink:
 
     def put(self, key: bytes, payload: bytes, expires: int) -> None:
         """Write a record."""
-        self._pipeline.add(self, [OP_PUT, key, payload, expires])
+        self._pipeline.add(self, len(payload), [OP_PUT, key, payload, expires])
 
     def write(self, ops: list[list[Any]]) -> None:
         """Some operations, in one commit."""
         entries: list[Entry] = [Call(op[1], op[2]) if op[0] == OP_CALL else op for op in ops]
-        self._pipeline.add(self, *entries)
+        self._pipeline.add(self, size_of(ops), *entries)
 
     def call(self, procedure: str, arguments: list[Any], pending: type[Pending[Any]]) -> Pending[Any]:
         """Run a procedure; the result is there after the flush."""
         result = pending()
-        self._pipeline.add(self, AwaitedCall(procedure, arguments, result))
+        self._pipeline.add(self, size_of(arguments), AwaitedCall(procedure, arguments, result))
         return result
 
     def join(
@@ -81,7 +83,7 @@ class PipelineSink:
     ) -> Pending[T]:
         """Run a procedure; what `convert` makes of its result is there after the flush."""
         result: _Converted[T] = _Converted(convert)
-        self._pipeline.add(self, AwaitedCall(procedure, arguments, result))
+        self._pipeline.add(self, size_of(arguments), AwaitedCall(procedure, arguments, result))
         return result
 
 
@@ -109,6 +111,7 @@ class PipelinedWrites:
         self._group: list[Entry] = []
         self._filled_for: PipelineSink | None = None
         self._count = 0  # writes in it
+        self._bytes = 0  # about as large as it is
         self._groups: list[list[Entry]] = []  # that are full: the first ones are submitted, none is settled
         self._first = 0  # the number of the first of them in its session
         self._error: InmemError | None = None
@@ -123,8 +126,8 @@ class PipelinedWrites:
         session = self._session
         return 0 if session is None or not self._first else session.next_sequence - self._first
 
-    def add(self, sink: PipelineSink, *entries: Entry) -> None:
-        """The next write.
+    def add(self, sink: PipelineSink, size: int, *entries: Entry) -> None:
+        """The next write, of about so many bytes.
 
         Raises:
             BusyError: called by a signal handler or finalizer in the middle of another call.
@@ -133,7 +136,7 @@ class PipelinedWrites:
             self._refuse_nested()
         try:
             self._inside = _this_frame()
-            self._room(sink).extend(entries)
+            self._room(sink, size).extend(entries)
         finally:
             self._inside = None
 
@@ -145,7 +148,7 @@ class PipelinedWrites:
             self._refuse_nested()
         try:
             self._inside = _this_frame()
-            group = self._room(sink)
+            group = self._room(sink, size_of(items))
             if not items:
                 return []
             last = group[-1] if group else None
@@ -172,15 +175,15 @@ class PipelinedWrites:
             frame = frame.f_back
         # The call that is noted was interrupted before it could say that it has ended.
 
-    def _room(self, sink: PipelineSink) -> list[Entry]:
-        """The group for the next write of a sink."""
-        if self._filled_for is sink and self._count < self._limit:
-            self._count += 1
+    def _room(self, sink: PipelineSink, size: int) -> list[Entry]:
+        """The group for the next write of a sink, of about so many bytes."""
+        if self._filled_for is sink and self._count < self._limit and self._bytes + size <= _GROUP_BYTES:
+            self._count, self._bytes = self._count + 1, self._bytes + size
             return self._group
         if self._is_closed:
             raise ClosedError("the pipeline is closed")
         self._send()
-        self._filled_for, self._count = sink, 1
+        self._filled_for, self._count, self._bytes = sink, 1, size
         return self._group
 
     def _send(self) -> None:
@@ -196,11 +199,11 @@ class PipelinedWrites:
         if not self._first:
             self._first = session.next_sequence
         while (index := session.next_sequence - self._first) < len(self._groups):
-            body = WriteSet(ops=operations(self._groups[index])).encode()
-            if index and (index >= self._settings.pipeline_window or not session.has_room(body)):
-                self._settle(session)
-                continue
             try:
+                body = WriteSet(ops=operations(self._groups[index])).encode()
+                if index and (index >= self._settings.pipeline_window or not session.has_room(body)):
+                    self._settle(session)
+                    continue
                 session.submit(body, sync=self._sync, timeout_s=self._settings.timeout_s)
             except InmemError as error:  # of earlier writes: not to be raised by the one that comes next
                 if error.is_foreign:
@@ -218,7 +221,9 @@ class PipelinedWrites:
         except InmemError as problem:
             if problem.is_foreign:
                 raise
-            error = problem
+            error, group = problem, self._groups[0]
+            if isinstance(problem, CommitUnknownError):
+                resolved_as(problem, lambda applied: resolve_all(group, applied.results))
         self._groups, self._first, self._error = self._groups[1:], sequence + 1, self._error or error
         session.forget(sequence)
 

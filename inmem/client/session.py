@@ -40,6 +40,7 @@ from inmem.host.interrupts import Exclusive, is_foreign, let_through
 from inmem.wire import APPLIED, FLAG_SYNC, GOODBYE, GOODBYE_HEADER
 
 T = TypeVar("T")
+_Found = list[Answered]  # where the answer of an unknown commit is kept, once it has come
 
 _RETRY_S: Final = 0.002  # before another look at who serves; doubles
 _RETRY_MAX_S: Final = 0.1
@@ -110,9 +111,7 @@ class Session(Exclusive):
             if isinstance(came, tuple) and self.protocol.answer_of_only(sequence):
                 self._is_whole = True
                 return applied(came)
-            if came is not None:
-                self._take(link, sequence, came, deadline)
-            return self._outcome(sequence, deadline, timeout_s)
+            return applied(self._answer(sequence, deadline, timeout_s, came=came))
         except InmemError as error:
             error.is_foreign = is_foreign(error)
             raise
@@ -151,7 +150,7 @@ class Session(Exclusive):
     def _wait_for(self, sequence: int, deadline: float, timeout_s: float) -> Applied:
         self._refuse_in_child()
         self._begin()
-        return self._outcome(sequence, deadline, timeout_s, keep=True)
+        return applied(self._answer(sequence, deadline, timeout_s, keep=True))
 
     def _refuse_in_child(self) -> None:
         if self._pid != os.getpid():
@@ -200,62 +199,74 @@ class Session(Exclusive):
             return link
         self._is_whole = True
         count, limit = len(protocol.unanswered), self._access.settings.max_in_flight
-        error = BusyError(
+        if count >= limit:
+            message = f"{count} commits of this thread are unanswered"
+            raise BusyError(message, what="commits in flight", limit=limit)
+        raise BusyError(
             f"the unanswered commits of this thread and this one of {len(body)} bytes are too large",
             what="bytes in flight", limit=MAX_IN_FLIGHT_BYTES,
         )
-        if count >= limit:
-            error = BusyError(
-                f"{count} commits of this thread are unanswered", what="commits in flight", limit=limit
-            )
-        raise error
 
-    def _outcome(
-        self, sequence: int, deadline: float, timeout_s: float, *, keep: bool = False
-    ) -> Applied:
+    def _answer(
+        self, sequence: int, deadline: float, timeout_s: float, *, keep: bool = False,
+        came: Answered | bytes | None = None, found: _Found | None = None,
+    ) -> Answered:
+        """Wait for the answer of a numbered commit. `came` came instead; `found` is where resends keep it.
+
+        Raises:
+            CommitUnknownError: whatever else keeps it away, for the commit may be applied.
+        """
         protocol = self.protocol
         fetch = protocol.peek if keep else protocol.fetch
+        why, can_resend = f"no answer within {timeout_s} s", True
         try:
+            if came is not None and self._link is not None:
+                self._take(self._link, sequence, came, deadline)
             while (answered := fetch(sequence)) is None:
                 if sequence in protocol.lost:
-                    self._is_whole = True
-                    raise self._unknown(sequence, "no writer knows its session any more", False)
-                if not self._step(deadline, sequence):
-                    self._is_whole = True
-                    raise self._unknown(sequence, f"no answer within {timeout_s} s", True)
-        except (WriterUnavailableError, BusyError) as error:  # it is numbered, and may still be applied
+                    why, can_resend = "no writer knows its session any more", False
+                elif sequence not in protocol.unanswered:
+                    why, can_resend = "its answer was fetched before", False
+                elif self._step(deadline, sequence):
+                    continue
+                break
+        except InmemError as error:
             let_through(error)
-            self._is_whole = True
-            raise self._unknown(sequence, str(error), True) from None
+            answered, why, can_resend = None, str(error), not (self._closed or self._access.closed)
         self._is_whole = True
-        return applied(answered)
+        if answered is None:
+            raise self._unknown(sequence, why, can_resend, [] if found is None else found)
+        return answered
 
-    def _unknown(self, sequence: int, why: str, can_resend: bool) -> CommitUnknownError:
+    def _unknown(self, sequence: int, why: str, can_resend: bool, found: _Found) -> CommitUnknownError:
         error = CommitUnknownError(
             f"the outcome of this commit is not known: {why}",
             commit_id=f"{self.protocol.session_id.hex()}:{sequence}",
         )
         if can_resend:
             default = self._access.settings.timeout_s
-            error.resender = lambda timeout_s: self._resolve(sequence, timeout_s or default)
+            error.resender = lambda timeout_s: self._resolve(sequence, timeout_s or default, found)
         return error
 
-    def _resolve(self, sequence: int, timeout_s: float) -> Applied:
-        deadline = time.monotonic() + timeout_s
-        try:
-            return self._own(deadline, self._send_and_wait, sequence, deadline, timeout_s)
-        except BusyError as error:  # another thread uses the session for too long
-            let_through(error)
-            raise self._unknown(sequence, str(error), True) from None
+    def _resolve(self, sequence: int, timeout_s: float, found: _Found) -> Applied:
+        if not found:
+            deadline = time.monotonic() + timeout_s
+            try:
+                self._own(deadline, self._send_and_wait, sequence, deadline, timeout_s, found)
+            except BusyError as error:  # another thread uses the session for too long
+                let_through(error)
+                raise self._unknown(sequence, str(error), True, found) from None
+        return applied(found[0])
 
-    def _send_and_wait(self, sequence: int, deadline: float, timeout_s: float) -> Applied:
+    def _send_and_wait(self, sequence: int, deadline: float, timeout_s: float, found: _Found) -> None:
         self._refuse_in_child()
         if self._closed:
             raise ClosedError("the database was closed")
         self._begin()
         if sequence in self.protocol.unanswered and self._link is not None:
             self._link.send(self.protocol.frame(sequence))
-        return self._outcome(sequence, deadline, timeout_s)
+        found.append(self._answer(sequence, deadline, timeout_s, keep=True, found=found))
+        self.protocol.fetch(sequence)
 
     # --- requests that change nothing -------------------------------------------------
 
@@ -336,9 +347,7 @@ class Session(Exclusive):
         self._send_outgoing(link, deadline)
         return now < deadline
 
-    def _take(
-        self, link: Link, sequence: int | None, came: Answered | bytes, deadline: float
-    ) -> None:
+    def _take(self, link: Link, sequence: int | None, came: Answered | bytes, deadline: float) -> None:
         """Take in the answer to a commit, or a frame."""
         protocol = self.protocol
         if isinstance(came, bytes):

@@ -83,9 +83,11 @@ class TrackedReads:
 
     def overlaps(self, start: bytes, end: bytes) -> bool:
         """Whether anything of a range was read."""
-        for key in self.reads:
-            if start <= key < end:
+        if end == start + b"\0":
+            if start in self.reads:
                 return True
+        elif any(start <= key < end for key in self.reads):
+            return True
         return any(start < e and s < end for s, e, _ in self.ranges) if self.ranges else False
 
     def close(self) -> None:

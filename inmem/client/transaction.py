@@ -14,7 +14,7 @@ are compared with those that were computed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -22,7 +22,7 @@ from inmem.client.applied import Applied
 from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
 from inmem.client.retry import resolved_as
 from inmem.client.tracking import DraftWorkspace, StoredVersion, TrackedReads
-from inmem.commit.footprint import Footprint, Range, exactly
+from inmem.commit.footprint import Footprint, Range, exactly, is_exact
 from inmem.engines.base import Item, Pending, View
 from inmem.errors import ClosedError, CommitUnknownError, ForkError, InmemError, InvariantError
 from inmem.primitives.server import FOOTPRINTS, PROCEDURES
@@ -54,6 +54,7 @@ class OptimisticTransaction:
         self._work = DraftWorkspace(self._reads, chain=chain)
         self._entries: list[Entry] = []
         self._late: dict[Footprint, list[Call]] = {}  # calls that have not run here, in order
+        self._wide: set[Footprint] = set()  # of these and earlier ones, those of more than single keys
         self._known: set[Footprint] = set()  # of calls that run here at once
         self._is_over = False
         self._incarnation = owner.incarnation
@@ -224,17 +225,26 @@ class OptimisticTransaction:
         else:
             self._entries.append(call)
             self._late[footprint] = [call]
+            if not all(is_exact(each) for each in footprint.looks_at + footprint.changes):
+                self._wide.add(footprint)
 
     def _has_met(self, footprint: Footprint) -> bool:
-        """Whether the transaction has read something that a call concerns, or put it."""
+        """Whether the transaction has read something that a call changes, or put it."""
         if self._known and footprint in self._known:
             return True
-        for start, end in footprint.looks_at:
+        for start, end in footprint.changes:
             is_put = end == start + b"\0" and self._work.has(start)
             if is_put or self._reads.overlaps(start, end):
                 self._known.add(footprint)
                 return True
         return False
+
+    def _near(self, ranges: tuple[Range, ...]) -> Iterable[Footprint]:
+        """The calls put off that may concern these ranges: for single keys, few of many."""
+        if not all(is_exact(each) for each in ranges):
+            return self._late
+        exact = [f for start, _ in ranges if (f := Footprint.of(exactly(start))) in self._late]
+        return exact + [f for f in self._wide if f in self._late]
 
     def _overwrite(self, key: bytes) -> None:
         """What comes next replaces what is under a key, whatever calls put off would make of it."""
@@ -246,7 +256,9 @@ class OptimisticTransaction:
     def _catch_up(self, *, looks_at: tuple[Range, ...] = (), changes: tuple[Range, ...] = ()) -> None:
         """Run the calls that were put off, if they concern what comes next."""
         due: list[Footprint] = []
-        while more := [f for f in self._late if f not in due and f.concerns(looks_at, changes)]:
+        while more := [
+            f for f in self._near(looks_at + changes) if f not in due and f.concerns(looks_at, changes)
+        ]:
             due += more  # these may depend on others
             looks_at = tuple(r for f in more for r in f.looks_at)
             changes = tuple(r for f in more for r in f.changes)

@@ -12,6 +12,11 @@ def exactly(key: bytes) -> Range:
     return key, key + b"\0"
 
 
+def is_exact(some: Range) -> bool:
+    """Whether a range is that of one key."""
+    return some[1] == some[0] + b"\0"
+
+
 def overlap(some: tuple[Range, ...], others: tuple[Range, ...]) -> bool:
     """Whether any range of some overlaps any of the others."""
     return any(start < e and s < end for start, end in some for s, e in others)

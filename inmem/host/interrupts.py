@@ -8,6 +8,7 @@ catches an exception to go on must not take such a one for its own.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 import weakref
@@ -108,12 +109,16 @@ class Living(Generic[T]):
     """Some objects, as long as others hold them. No code runs when one of them goes."""
 
     def __init__(self) -> None:
-        self._found: list[weakref.ref[Any]] = []
+        self._numbers = itertools.count()
+        self._found: dict[int, weakref.ref[Any]] = {}
 
     def add(self, one: T) -> T:
         """Note one, and give it back."""
-        self._found = [each for each in self._found if each() is not None] + [weakref.ref(one)]
+        self._found[next(self._numbers)] = weakref.ref(one)  # one step each: others may add meanwhile
+        for number, found in [*self._found.items()]:
+            if found() is None:
+                self._found.pop(number, None)
         return one
 
     def __iter__(self) -> Iterator[T]:
-        return iter([one for each in self._found if (one := each()) is not None])
+        return iter([one for each in [*self._found.values()] if (one := each()) is not None])

@@ -113,6 +113,7 @@ class Image:
         self.lock = threading.RLock()
         self._is_moving = False  # a thread, the holder of the lock, opens or closes the image
         self._was_moving = False  # when a fork began: a signal handler may have done that
+        self._opening: str | None = None  # the image that is being opened
         self._now: _Opened | None = None
         self._before: _Opened | None = None  # the generation before, while snapshots are open in it
         self._closed = False
@@ -217,7 +218,7 @@ class Image:
         self._leave()
         if self._before is not None and self._before.path == state.image:
             self._leave_before(at_once=True)  # LMDB would not open it twice
-        pid = os.getpid()
+        pid, self._opening = os.getpid(), state.image
         try:
             opened = _Opened(path, state.generation)
         except FileNotFoundError as error:
@@ -228,7 +229,9 @@ class Image:
             if not path.is_dir() or self._control.words[GENERATION] != state.generation:
                 return None
             raise CorruptionError(f"{path}: {error}", file=state.image, offset=0) from error
-        self._now = opened  # with nothing in between: a traceback would hold what nobody closes
+        finally:
+            self._opening = None
+        self._now = opened  # with nothing called in between: a traceback would hold what nobody closes
         if pid != os.getpid():  # a signal handler forked: what was opened is the parent's
             self._now = None
             _INHERITED.append(opened)
@@ -288,6 +291,8 @@ class Image:
         """Start afresh, or refuse what the parent had snapshots open in."""
         self.lock = threading.RLock()
         self._is_moving = self._was_moving
+        if self._opening is not None:  # by another thread, which is not in here, or below this call
+            _STRANDED.add(self._opening)
         for opened in (self._now, self._before):
             if opened is not None:
                 _INHERITED.append((opened, [noted() for noted in opened.live]))

@@ -1,0 +1,51 @@
+"""Fault 63: what cannot travel together travels apart; a group that is refused does not stop the others."""
+
+from __future__ import annotations
+
+import time
+
+import inmem
+
+RUN = "run"
+MIB = 1 << 20
+
+
+def test_many_large_values(db: inmem.Database) -> None:
+    """Each is legal, and a hundred of them are more than one commit may be."""
+    value = b"x" * MIB
+    with db.pipeline() as pipe:
+        for number in range(60):
+            pipe.kv.put(RUN, f"k-{number:02}", value)
+        pipe.kv.put("other-run", "k", 1)
+    assert db.kv.count(RUN) == 60 and db.kv.get("other-run", "k") == 1
+
+
+def test_appends_that_are_too_many_as_one(db: inmem.Database) -> None:
+    many = [("t", n) for n in range(60_000)]
+    with db.pipeline() as pipe:
+        pipe.events.append_many(RUN, many)
+        pipe.events.append_many(RUN, many)
+    assert db.events.len(RUN) == 120_000
+
+
+def test_thousands_of_calls_put_off(db: inmem.Database) -> None:
+    """What a read has to look at does not grow with the calls that do not concern it."""
+    count = 2000
+    began = time.monotonic()
+    with db.transaction(RUN) as txn:
+        for number in range(count):
+            txn.kv.add(f"n-{number}")
+        for number in range(count):
+            assert txn.kv.get(f"other-{number}") is None
+    assert time.monotonic() - began < 2.0, "3.7 s where each read looks at all of them, on a quiet machine"
+    assert db.kv.count(RUN, "n-") == count
+
+
+def test_a_cell_that_was_not_looked_at_does_not_conflict(db: inmem.Database) -> None:
+    """Setting a cell looks at the mark of the run's deleted cells, which others do not change."""
+    db.cells.init(RUN, "hot", 0)
+    with db.transaction(RUN) as txn:
+        txn.cells.init("mine", 1)
+        txn.cells.set("hot", 5)
+        db.cells.set(RUN, "hot", 4)
+    assert db.cells.read(RUN, "hot").value == 5
