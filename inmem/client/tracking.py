@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from inmem.commit.workspace import Workspace
 from inmem.engines.base import Item
 from inmem.errors import InvariantError
+from inmem.keys import fence_of, owner_of
+from inmem.primitives.import_mark import is_mark
 from inmem.record import ABSENT, expires_at, is_live, version_of
 
 
@@ -26,6 +28,8 @@ class StoredVersion(Protocol):
     def get(self, key: bytes) -> bytes | None: ...
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]: ...
+
+    def fence(self, digest: bytes) -> bytes | None: ...
 
     def close(self) -> None: ...
 
@@ -103,11 +107,27 @@ class DraftWorkspace(Workspace):
     expire in here: how long one lasts counts from the commit.
     """
 
-    __slots__ = ("_reads",)
+    __slots__ = ("_closed", "_looked", "_marked", "_reads")
 
     def __init__(self, reads: TrackedReads, *, chain: int) -> None:
-        super().__init__(reads, (), version=0, now_us=0, chain=chain)
+        # The deleted runs, and those that are being imported, as far as they were looked at.
+        self._closed: dict[bytes, bool] = {}
+        self._marked: dict[bytes, bytes] = {}
+        self._looked: set[bytes] = set()
+        super().__init__(reads, self._closed, version=0, now_us=0, chain=chain, marks=self._marked)
         self._reads = reads
+
+    def check_open(self, key: bytes) -> None:
+        """Refuse work in a run that the snapshot knows as closed, as the writer does."""
+        digest = fence_of(owner_of(key))
+        if digest not in self._looked:
+            found = self._reads.snapshot().fence(digest)
+            if found is not None and is_mark(found):
+                self._marked[digest] = found
+            elif found is not None:
+                self._closed[digest] = True
+            self._looked.add(digest)
+        super().check_open(key)
 
     def record(self, key: bytes) -> bytes | None:
         """The live record under a key; what it depends on is noted."""

@@ -354,6 +354,16 @@ class ImageSnapshot:
             raise self._ended(error) from error
         return record
 
+    def fence(self, digest: bytes) -> bytes | None:
+        """What the table of fences has under a run's digest: its deletion, or the mark of its import."""
+        txn = self._open()
+        try:
+            found: bytes | None = txn.get(digest, db=self._home.tables[Table.FENCES])
+        except lmdb.Error as error:
+            let_through(error)
+            raise self._ended(error) from error
+        return found
+
     def _ended(self, error: lmdb.Error) -> InmemError:
         if self._noted in self._home.live:
             return _as_corruption(error, self._home.env)

@@ -58,7 +58,7 @@ SNAPSHOT = "inmem.storage.snapshot"
 ONLY: dict[tuple[str, str], frozenset[str]] = {
     # A transaction runs the writer's procedures itself. Deciding and publishing stay the writer's.
     ("client", "commit"): frozenset({"inmem.commit.footprint", "inmem.commit.workspace"}),
-    ("client", "primitives"): frozenset({"inmem.primitives.server"}),
+    ("client", "primitives"): frozenset({"inmem.primitives.server", "inmem.primitives.import_mark"}),
     # Facades know engines by their protocols.
     ("primitives.facades", "client"): frozenset({"inmem.client.retry"}),
     ("scopes", "client"): frozenset({"inmem.client.retry"}),

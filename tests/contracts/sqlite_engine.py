@@ -77,6 +77,10 @@ class StoredMoment(State):
     def version(self) -> int:
         return self._version
 
+    def fence(self, digest: bytes) -> bytes | None:
+        row = self.connection.execute("select value from fences where key = ?", (digest,)).fetchone()
+        return None if row is None else bytes(row[0])
+
     def close(self) -> None:
         store, self._store = self._store, None
         if store is not None:

@@ -180,7 +180,10 @@ class TransactionCells(Cells[PendingVersion]):
     def transition(self, name: str, fn: Callable[[State], tuple[Any, T]]) -> T:
         """Change a cell by `fn(state) -> (new value, result)`; a conflict is the transaction's."""
         _callable(fn)
-        state = _required(self.read(name), name)
+        state = self.read(name)
+        if state is None:
+            self.cas(name, 0, None)  # it says why there is none, as outside of a transaction
+        state = _required(state, name)
         value, result = _outcome(fn(state))
         self.cas(name, state.version, value)
         return result
