@@ -54,7 +54,7 @@ class OptimisticTransaction:
         self._work = DraftWorkspace(self._reads, chain=chain)
         self._entries: list[Entry] = []
         self._late: dict[Footprint, list[Call]] = {}  # calls that have not run here, in order
-        self._wide: set[Footprint] = set()  # of these and earlier ones, those of more than single keys
+        self._wide: set[Footprint] = set()  # of these and earlier ones, those of more than one key
         self._known: set[Footprint] = set()  # of calls that run here at once
         self._is_over = False
         self._incarnation = owner.incarnation
@@ -225,7 +225,7 @@ class OptimisticTransaction:
         else:
             self._entries.append(call)
             self._late[footprint] = [call]
-            if not all(is_exact(each) for each in footprint.looks_at + footprint.changes):
+            if footprint != Footprint.of(footprint.changes[0]) or not is_exact(footprint.changes[0]):
                 self._wide.add(footprint)
 
     def _has_met(self, footprint: Footprint) -> bool:
@@ -243,8 +243,8 @@ class OptimisticTransaction:
         """The calls put off that may concern these ranges: for single keys, few of many."""
         if not all(is_exact(each) for each in ranges):
             return self._late
-        exact = [f for start, _ in ranges if (f := Footprint.of(exactly(start))) in self._late]
-        return exact + [f for f in self._wide if f in self._late]
+        exact = {f: None for start, _ in ranges if (f := Footprint.of(exactly(start))) in self._late}
+        return [*exact, *(f for f in self._wide if f in self._late)]
 
     def _overwrite(self, key: bytes) -> None:
         """What comes next replaces what is under a key, whatever calls put off would make of it."""
