@@ -289,6 +289,7 @@ class Database(DatabaseFacades):
             engine.close()
 
     def __enter__(self) -> Database:
+        _ = self.engine  # it is open
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -16,10 +16,12 @@ from inmem.client.retry import check_timeout, resolved_as, retrying
 from inmem.config import DURABILITIES
 from inmem.engines.base import Draft, Engine, MomentView
 from inmem.errors import (
+    ClosedError,
     CommitUnknownError,
     ConfigMismatchError,
     InmemError,
     InvalidInputError,
+    InvariantError,
 )
 from inmem.keys import shorten
 from inmem.primitives.facades import (
@@ -53,14 +55,15 @@ class RunScope(ScopeFacades):
     'green'
     """
 
-    __slots__ = ("_database", "name", "prefix")
+    __slots__ = ("_database", "name", "namespace", "prefix")
 
     def __init__(self, database: Database, prefix: bytes, name: str) -> None:
         self._database = database
         self.prefix = prefix
         self.name = name
-        engine, namespace = database.engine, database.namespace_prefix
-        super().__init__(engine.latest(), engine.direct(), prefix, namespace, name, self.transact)
+        self.namespace = database.namespace_prefix  # what is reached through this scope is of its namespace
+        engine = database.engine
+        super().__init__(engine.latest(), engine.direct(), prefix, self.namespace, name, self.transact)
 
     def __repr__(self) -> str:
         return f"RunScope({self.prefix.decode()!r})"
@@ -124,18 +127,20 @@ class Snapshot(SnapshotFacades):
     'green'
     """
 
-    __slots__ = ("_database", "_view", "run_id")
+    __slots__ = ("_database", "_is_nested", "_view", "_was_entered", "run_id")
 
-    def __init__(self, database: Database, view: MomentView, scope: RunScope) -> None:
-        self._database = database
+    def __init__(self, view: MomentView, scope: RunScope, *, is_nested: bool = False) -> None:
+        self._database = scope._database
         self._view = view
+        self._is_nested = is_nested
+        self._was_entered = False
         self.run_id = scope.run_id
-        super().__init__(view, scope.prefix, database.namespace_prefix, scope.name)
+        super().__init__(view, scope.prefix, scope.namespace, scope.name)
 
     @classmethod
     def begin(cls, database: Database, scope: RunScope) -> Snapshot:
         """A snapshot of now."""
-        return cls(database, database.engine.snapshot(), scope)
+        return cls(database.engine.snapshot(), scope)
 
     def __repr__(self) -> str:
         return f"Snapshot({self.run_id!r})"
@@ -146,14 +151,22 @@ class Snapshot(SnapshotFacades):
         return self._view.version
 
     def at(self, run: str | RunScope) -> Snapshot:
-        """Another run, or a shared scope, at the same moment."""
-        return Snapshot(self._database, self._view, self._database.scope(run))
+        """Another run, or a shared scope, at the same moment; the snapshot is not its to end.
+
+        A scope of another namespace stays of that; a name is one of the
+        namespace of what it is given to.
+        """
+        return Snapshot(self._view, self._database.scope(run), is_nested=True)
 
     def close(self) -> None:
-        """End it. May be called twice."""
-        self._view.close()
+        """End it, if it was not made by `at`. May be called twice."""
+        if not self._is_nested:
+            self._view.close()
 
     def __enter__(self) -> Snapshot:
+        _ = self._view.version  # it is open
+        if not self._is_nested:
+            self._was_entered = _entered(self._was_entered, "snapshot")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -175,20 +188,22 @@ class Transaction(TransactionFacades):
     (0, 1)
     """
 
-    __slots__ = ("_database", "_draft", "run_id")
+    __slots__ = ("_database", "_draft", "_is_nested", "_was_entered", "run_id")
 
-    def __init__(self, database: Database, draft: Draft, scope: RunScope) -> None:
-        self._database = database
+    def __init__(self, draft: Draft, scope: RunScope, *, is_nested: bool = False) -> None:
+        self._database = scope._database
         self._draft = draft
+        self._is_nested = is_nested
+        self._was_entered = False
         self.run_id = scope.run_id
-        super().__init__(draft, scope.prefix, database.namespace_prefix, scope.name)
+        super().__init__(draft, scope.prefix, scope.namespace, scope.name)
 
     @classmethod
     def begin(
         cls, database: Database, scope: RunScope, sync: bool, timeout_s: float | None
     ) -> Transaction:
         """A transaction that reads from now on."""
-        return cls(database, database.engine.transaction(timeout_s=timeout_s, sync=sync), scope)
+        return cls(database.engine.transaction(timeout_s=timeout_s, sync=sync), scope)
 
     def __repr__(self) -> str:
         return f"Transaction({self.run_id!r})"
@@ -199,8 +214,13 @@ class Transaction(TransactionFacades):
         return self._draft.version
 
     def at(self, run: str | RunScope) -> Transaction:
-        """Another run, or a shared scope, in the same transaction."""
-        return Transaction(self._database, self._draft, self._database.scope(run))
+        """Another run, or a shared scope, in the same transaction.
+
+        A scope of another namespace stays of that; a name is one of the
+        namespace of what it is given to. Used with `with`, leaving it ends
+        nothing: what was written in it is the transaction's.
+        """
+        return Transaction(self._draft, self._database.scope(run), is_nested=True)
 
     def commit(self) -> None:
         """Commit now instead of at the end of the block.
@@ -216,11 +236,17 @@ class Transaction(TransactionFacades):
         self._draft.abort()
 
     def __enter__(self) -> Transaction:
+        if self._draft.is_over:
+            raise ClosedError("the transaction is over")
+        if not self._is_nested:
+            self._was_entered = _entered(self._was_entered, "transaction")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._is_nested:
+            return
         if kind is not None:
             self._draft.abort()
         elif not self._draft.is_over:
@@ -248,6 +274,7 @@ class Pipeline(PipelineFacades):
         self._database = database
         self._batches = database.engine.pipeline(sync=sync)
         self._runs: dict[str | RunScope, PipelinedFacades] = {}
+        self._was_entered = False
         super().__init__(self)
 
     def __repr__(self) -> str:
@@ -273,6 +300,7 @@ class Pipeline(PipelineFacades):
         self._batches.flush()
 
     def __enter__(self) -> Pipeline:
+        self._was_entered = _entered(self._was_entered, "pipeline")
         return self
 
     def __exit__(
@@ -287,6 +315,20 @@ class Pipeline(PipelineFacades):
             error.add_note(f"a pipelined write failed too: {first}")
         finally:
             self._batches.close()
+
+
+def _entered(was_entered: bool, what: str) -> bool:
+    """Leaving the block ends what was entered: so there is one block.
+
+    Raises:
+        InvariantError: a block was entered before.
+    """
+    if was_entered:
+        raise InvariantError(
+            f"a block of this {what} was entered before",
+            hint=f"Use the {what} as it is inside its block, or begin another one.",
+        )
+    return True
 
 
 def wants_sync(durability: str | None, database: Database) -> bool:
