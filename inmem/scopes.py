@@ -8,10 +8,12 @@ at its end, a pipeline as it goes without waiting; a snapshot has no writes.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar, overload
 
+from inmem.callables import check_callable, check_result
 from inmem.client.retry import check_timeout, resolved_as, retrying
 from inmem.config import DURABILITIES
 from inmem.engines.base import Draft, Engine, MomentView
@@ -90,13 +92,13 @@ class RunScope(ScopeFacades):
     ) -> T:
         """Run `fn(txn)` with retries in this run. See `Database.transact`."""
         sync = wants_sync(durability, self._database)
-        if not callable(fn):
-            raise InvalidInputError("fn must be callable", argument="fn")
+        check_callable(fn)
 
         def attempt(left_s: float) -> T:
             txn = Transaction.begin(self._database, self, sync, left_s)
             with txn:
                 result = fn(txn)
+                check_result(result)
                 if not txn._draft.is_over:
                     try:
                         txn.commit()
@@ -356,24 +358,22 @@ def wants_sync(durability: str | None, database: Database) -> bool:
     return durability == "sync"
 
 
-class _Transactional(Generic[P, T]):
-    def __init__(self, fn: Callable[Concatenate[Any, P], T]) -> None:
-        self._fn = fn
-        functools.update_wrapper(self, fn)
-
-    def __call__(self, target: RunScope | Transaction, *args: P.args, **kwargs: P.kwargs) -> T:
-        if isinstance(target, Transaction):
-            return self._fn(target, *args, **kwargs)
-        if isinstance(target, RunScope):
-            return target.transact(lambda txn: self._fn(txn, *args, **kwargs))
-        raise InvalidInputError(
-            f"the first argument must be a RunScope or a Transaction, not {type(target).__name__}",
-            argument="target",
-        )
+S = TypeVar("S")
+_Target: TypeAlias = RunScope | Transaction
 
 
-def transactional(fn: Callable[Concatenate[Any, P], T]) -> _Transactional[P, T]:
+@overload
+def transactional(  # type: ignore[overload-overlap]  # a transaction is never `self`
+    fn: Callable[Concatenate[Transaction, P], T],
+) -> Callable[Concatenate[_Target, P], T]: ...
+@overload
+def transactional(
+    fn: Callable[Concatenate[S, Transaction, P], T],
+) -> Callable[Concatenate[S, _Target, P], T]: ...
+def transactional(fn: Any) -> Any:
     """Make `f(scope_or_txn, ...)`: retries when given a scope, composes when given a transaction.
+
+    A method has it after `self` or `cls`.
 
     >>> import inmem
     >>> @inmem.transactional
@@ -385,5 +385,48 @@ def transactional(fn: Callable[Concatenate[Any, P], T]) -> _Transactional[P, T]:
     ...         count(txn, "steps")
     ...     db.kv.get("run-1", "steps")
     2
+
+    Raises:
+        InvalidInputError: not callable, or a coroutine or generator function.
     """
-    return _Transactional(fn)
+    if isinstance(fn, classmethod | staticmethod):
+        return type(fn)(transactional(fn.__func__))
+    check_callable(fn)
+    names, is_method = _first_parameters(fn)
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        places = [n for n, one in enumerate(args[: 1 + is_method]) if isinstance(one, _Target)]
+        if places:
+            n = places[0]
+            return _with(args[n], lambda txn: fn(*args[:n], txn, *args[n + 1 :], **kwargs))
+        found = [name for name in names if isinstance(kwargs.get(name), _Target)]
+        if found:
+            name = found[0]
+            return _with(kwargs[name], lambda txn: fn(*args, **kwargs | {name: txn}))
+        given = args[is_method] if len(args) > is_method else None
+        raise InvalidInputError(
+            f"the first argument must be a RunScope or a Transaction, not {type(given).__name__}",
+            argument="target",
+        )
+
+    return call
+
+
+def _with(target: _Target, fn: Callable[[Transaction], T]) -> T:
+    if isinstance(target, RunScope):
+        return target.transact(fn)
+    result = fn(target)
+    check_result(result)
+    return result
+
+
+def _first_parameters(fn: Any) -> tuple[list[str], bool]:
+    """The names under which the target may be given, and whether it may be the second."""
+    try:
+        names = list(inspect.signature(fn).parameters)
+    except (ValueError, TypeError):
+        names = []  # written in C
+    owner = getattr(fn, "__qualname__", "").rpartition(".")[0]
+    is_method = names[:1] in (["self"], ["cls"]) or (owner != "" and not owner.endswith("<locals>"))
+    return names[: 1 + is_method], is_method
