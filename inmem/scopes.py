@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeAlias, TypeVar, overload
 
 from inmem.callables import check_callable, check_result
 from inmem.client.retry import check_timeout, resolved_as, retrying
@@ -70,6 +70,9 @@ class RunScope(ScopeFacades):
     def __repr__(self) -> str:
         return f"RunScope({self.prefix.decode()!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _scope_of, (self._database, self.name)
+
     @property
     def run_id(self) -> str:
         """The run's id; for a shared scope its level."""
@@ -113,6 +116,17 @@ class RunScope(ScopeFacades):
         return Snapshot.begin(self._database, self)
 
 
+def _scope_of(database: Database, name: str) -> RunScope:
+    return database.shared(name[1:]) if name.startswith("@") else database.run(name)
+
+
+def _stays_here(what: str) -> NoReturn:
+    raise InvalidInputError(
+        f"a {what} cannot be pickled or copied: it is of this process", argument=what,
+        hint="Hand over the Database, or a RunScope, and begin another one there.",
+    )
+
+
 class Snapshot(SnapshotFacades):
     """Read-only facades that all see one commit version.
 
@@ -143,6 +157,9 @@ class Snapshot(SnapshotFacades):
     def begin(cls, database: Database, scope: RunScope) -> Snapshot:
         """A snapshot of now."""
         return cls(database.engine.snapshot(), scope)
+
+    def __reduce__(self) -> NoReturn:
+        _stays_here("snapshot")
 
     def __repr__(self) -> str:
         return f"Snapshot({self.run_id!r})"
@@ -206,6 +223,9 @@ class Transaction(TransactionFacades):
     ) -> Transaction:
         """A transaction that reads from now on."""
         return cls(database.engine.transaction(timeout_s=timeout_s, sync=sync), scope)
+
+    def __reduce__(self) -> NoReturn:
+        _stays_here("transaction")
 
     def __repr__(self) -> str:
         return f"Transaction({self.run_id!r})"
@@ -278,6 +298,9 @@ class Pipeline(PipelineFacades):
         self._runs: dict[str | RunScope, PipelinedFacades] = {}
         self._was_entered = False
         super().__init__(self)
+
+    def __reduce__(self) -> NoReturn:
+        _stays_here("pipeline")
 
     def __repr__(self) -> str:
         return f"Pipeline({self._database!r}, in_flight={self._batches.in_flight()})"

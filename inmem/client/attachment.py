@@ -23,12 +23,21 @@ from inmem.client.applied import Applied
 from inmem.client.launcher import create_directory, ensure_writer, expired
 from inmem.client.session import Session
 from inmem.config import Configuration, Settings, load
-from inmem.errors import BusyError, ClosedError, InvalidInputError, LimitError, WriterUnavailableError
+from inmem.errors import (
+    BusyError,
+    ClosedError,
+    DatabaseGoneError,
+    InmemError,
+    InvalidInputError,
+    LimitError,
+    WriterUnavailableError,
+)
 from inmem.host.board import Board
 from inmem.host.control import ControlState
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
 from inmem.host.interrupts import Exclusive, Living, let_through
+from inmem.host.paths import check_path
 from inmem.storage.snapshot import Image
 
 T = TypeVar("T")
@@ -267,15 +276,21 @@ def _place(path: str) -> Place:
 
 def attach(
     path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool,
+    create: bool, known: bytes | None,
 ) -> tuple[Hold, Settings]:
-    """A share of the attachment of a path, and the handle's settings; creates the database if need be.
+    """A share of the attachment of a path, and the handle's settings; creates the database if it may.
+
+    `known` is the id of the database that it must be, of a handle that comes from elsewhere.
 
     Raises:
         ConfigMismatchError, PermissionDeniedError, WriterUnavailableError,
         FormatVersionError, CorruptionError, LimitError: see SPEC of `open`.
+        DatabaseGoneError: the one that is known is not there.
     """
-    if path is not None:
-        path = _checked(path)
+    if known is None and path is not None:
+        path = check_path(path)
+    if path is None and not create:
+        raise InvalidInputError("a store without a path is always created", argument="create")
     configuration = load(config, arguments)
     _check_files()
     deadline = time.monotonic() + configuration.settings.timeout_s
@@ -286,19 +301,27 @@ def attach(
             configuration = load(config, dict(arguments) | {"durability": "memory"})
     directory = DataDirectory(Path(path))
     return _place(str(directory.path)).use(
-        deadline, _attach, directory, configuration, ephemeral, autostart, deadline
+        deadline, _attach, directory, configuration, ephemeral, autostart, create, known, deadline
     )
 
 
 def _attach(
-    directory: DataDirectory, configuration: Configuration, ephemeral: bool, autostart: bool, deadline: float
+    directory: DataDirectory, configuration: Configuration, ephemeral: bool, autostart: bool, create: bool,
+    known: bytes | None, deadline: float,
 ) -> tuple[Hold, Settings]:
     key = str(directory.path)
     attachment = _registry.get(key)
     try:
         if attachment is None or not directory.exists():
             # Removed under us: what is there now, or will be, is another database.
-            _create(directory, configuration, ephemeral, autostart, deadline)
+            if create:
+                _create(directory, configuration, ephemeral, autostart, deadline)
+            elif not directory.exists():
+                raise _absent(directory, known)
+            attachment = None
+        if known is not None and directory.identity().database_id != known:
+            raise _absent(directory, known)
+        if attachment is None:
             attachment = Attachment(directory, autostart, deadline)
         settings = configuration.with_stored(attachment.identity.stored).settings
         if not attachment.holds:
@@ -313,17 +336,17 @@ def _attach(
             attachment.close()
 
 
-def _checked(path: object) -> str:
-    name = os.fspath(path) if isinstance(path, os.PathLike) else path
-    if not isinstance(name, str):
-        raise InvalidInputError(f"path must be a str or a path, not {type(path).__name__}", argument="path")
-    if not name or "\0" in name:
-        raise InvalidInputError("path must not be empty, nor have NUL in it", argument="path")
-    try:
-        os.fsencode(name)
-    except UnicodeEncodeError:
-        raise InvalidInputError("path has a character that no file name can have", argument="path") from None
-    return name
+def _absent(directory: DataDirectory, known: bytes | None) -> InmemError:
+    """What is to be said of a database that is not there, and must not be created."""
+    path = str(directory.path)
+    if known is None:
+        return InvalidInputError(
+            f"{path} holds no inmem database, and create is off", argument="path",
+            hint="Correct the path, or open it with create=True.",
+        )
+    if directory.exists():
+        return DatabaseGoneError(f"{path} holds another database than it did: it was made anew", path=path)
+    return DatabaseGoneError(f"{path} holds no database any more: it was removed or moved", path=path)
 
 
 def _check_files() -> None:

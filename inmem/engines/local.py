@@ -21,10 +21,13 @@ from inmem.storage.snapshot import ImageSnapshot
 
 
 def open_local(
-    path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool
+    path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool,
+    create: bool = True, known: bytes | None = None,
 ) -> LocalEngine:
-    """The engine for a data directory, which is created if need be. Raises as `inmem.open` does."""
-    return LocalEngine(*attach(path, config=config, arguments=arguments, autostart=autostart))
+    """The engine for a data directory. See `attach`; raises as `inmem.open` does."""
+    return LocalEngine(
+        *attach(path, config=config, arguments=arguments, autostart=autostart, create=create, known=known)
+    )
 
 
 def attachment_of(engine: Engine) -> Attachment:

@@ -1,4 +1,4 @@
-"""Every callable works where a function is taken, or is refused before it runs; nothing is skipped silently."""
+"""Every callable works as a function, or is refused before it runs; none silently does nothing."""
 
 from __future__ import annotations
 
