@@ -132,7 +132,7 @@ class Snapshot(SnapshotFacades):
 
     Use it as a context manager: an open snapshot keeps memory from being
     reused, and ends by itself after `snapshot_max_age_s`. `at` looks at other
-    runs at the same moment. Not to be shared between threads.
+    runs at the same moment. For one thread at a time.
 
     >>> import inmem
     >>> with inmem.open() as db:
@@ -196,7 +196,7 @@ class Transaction(TransactionFacades):
     """Facades whose reads are of one version and whose writes happen together, or not at all.
 
     Reads see the transaction's own writes. Leaving the `with` block commits;
-    an exception inside leaves nothing behind. Not to be shared between threads.
+    an exception inside leaves nothing behind. For one thread at a time.
 
     >>> import inmem
     >>> with inmem.open() as db:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from threading import get_ident
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations,
 from inmem.config import Settings
 from inmem.engines.base import Pending
 from inmem.errors import BusyError, ClosedError, InmemError
+from inmem.host.interrupts import OneThread
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 T = TypeVar("T")
@@ -97,12 +99,13 @@ class _Converted(Pending[T]):
         super().resolve(self._convert(result))
 
 
-class PipelinedWrites:
+class PipelinedWrites(OneThread):
     """The groups of one pipeline: the one that is filled, and those that are under way."""
 
     def __init__(
         self, sessions: SessionSource, now_us: Callable[[], int], settings: Settings, *, sync: bool
     ) -> None:
+        super().__init__()
         self._now_us = now_us
         self._settings = settings
         self._sync = sync
@@ -131,10 +134,13 @@ class PipelinedWrites:
         """The next write.
 
         Raises:
-            BusyError: called by a signal handler or finalizer in the middle of another call.
+            BusyError: called by a signal handler or finalizer in the middle of another call, or by another
+                thread while one is under way.
         """
         if self._inside is not None:
             self._refuse_nested()
+        if self.thread != get_ident():
+            self.take_over()
         try:
             self._inside = _this_frame()
             self._room(sink).extend(entries)
@@ -147,6 +153,8 @@ class PipelinedWrites:
         """The next write, in the call of the one before if that takes its items. Raises as `add`."""
         if self._inside is not None:
             self._refuse_nested()
+        if self.thread != get_ident():
+            self.take_over()
         try:
             self._inside = _this_frame()
             group = self._room(sink)
@@ -235,6 +243,8 @@ class PipelinedWrites:
         """
         if self._inside is not None:
             self._refuse_nested()
+        if self.thread != get_ident():
+            self.take_over()
         try:
             self._inside = _this_frame()
             self._send()
@@ -249,5 +259,5 @@ class PipelinedWrites:
     def close(self) -> None:
         """Take no more writes, and give the session back."""
         session, self._session, self._filled_for, self._is_closed = self._session, None, None, True
-        if session is not None:
-            self._sessions.give_back(session)
+        if session is not None and (self.thread == get_ident() or not self.is_inside()):
+            self._sessions.give_back(session)  # else another thread is using it

@@ -11,7 +11,7 @@ from inmem.client.attachment import Attachment, Hold, attach
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.transaction import OptimisticTransaction
-from inmem.client.views import LatestView, SnapshotView
+from inmem.client.views import LatestView, SnapshotView, closed
 from inmem.config import Settings
 from inmem.engines.base import Engine
 from inmem.errors import InvalidInputError
@@ -51,11 +51,18 @@ class LocalEngine:
         self.path = attachment.directory.path
         self._now_us = attachment.image.now_us
         self._chain = CHAIN_IDS[attachment.settings.chain]
+        self._is_closed = False
+        self._latest = LatestView(attachment.image.get, self.snapshot, self._now_us)
+        self._direct = DirectSink(attachment.session, self._now_us, settings.timeout_s)
 
     def _begin(self) -> ImageSnapshot:
+        if self._is_closed:
+            closed()
         return self.attachment.image.snapshot(self.settings.snapshot_max_age_s)
 
     def _commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied:
+        if self._is_closed:
+            closed()
         return self.attachment.session().commit(body, sync=sync, timeout_s=timeout_s)
 
     @property
@@ -65,11 +72,11 @@ class LocalEngine:
 
     def latest(self) -> LatestView:
         """The newest version at each call."""
-        return LatestView(self.attachment.image.get, self.snapshot, self._now_us)
+        return self._latest
 
     def direct(self) -> DirectSink:
         """A commit for each write."""
-        return DirectSink(self.attachment.session, self._now_us, self.settings.timeout_s)
+        return self._direct
 
     def snapshot(self) -> SnapshotView:
         """One version, as of now."""
@@ -109,4 +116,7 @@ class LocalEngine:
 
     def close(self) -> None:
         """Give it back; the last one in a process closes everything."""
+        self._is_closed = True
+        self._latest.close()
+        self._direct.close()
         self._hold.release()

@@ -115,7 +115,7 @@ class Image:
         self._was_moving = False  # when a fork began: a signal handler may have done that
         self._now: _Opened | None = None
         self._before: _Opened | None = None  # the generation before, while snapshots are open in it
-        self._closed = False
+        self.closed = False
 
     def get(self, key: bytes) -> bytes | None:
         """The record under a key in the newest committed version. Cost: about 1 µs."""
@@ -200,7 +200,7 @@ class Image:
 
     def _try_attach(self) -> _Opened | None:
         """The image that the control file names, opened; None if there is none at this moment."""
-        if self._closed:
+        if self.closed:
             raise ClosedError("the database is closed")
         state = self._control.read()
         if state is None:
@@ -234,7 +234,7 @@ class Image:
             _INHERITED.append(opened)
             _STRANDED.add(opened.path)
             raise ForkError("the process forked while the image was opened")
-        if self._closed:  # by a call in the middle of this one
+        if self.closed:  # by a call in the middle of this one
             self._leave()
             raise ClosedError("the database is closed")
         return opened
@@ -262,7 +262,7 @@ class Image:
     def close(self) -> None:
         """Close the image; open snapshots of it end."""
         with self.lock:
-            self._closed = True
+            self.closed = True
             self._revive = None  # it refers to who has this image
             if not self._is_moving:
                 self._leave()
@@ -303,11 +303,12 @@ _STRANDED: set[str] = set()
 
 
 class ImageSnapshot:
-    """One committed version of the image, for one thread."""
+    """One committed version of the image, for one thread at a time."""
 
-    __slots__ = ("_born", "_ended_by", "_home", "_max_age_s", "_noted", "_txn", "now_us")
+    __slots__ = ("_born", "_ended_by", "_home", "_image", "_max_age_s", "_noted", "_txn", "now_us")
 
     def __init__(self, image: Image, home: _Opened, max_age_s: float) -> None:
+        self._image = image
         self._home = home
         self._txn: Any
         self._txn, self._noted = home.begin(max_age_s)
@@ -324,6 +325,8 @@ class ImageSnapshot:
             raise ClosedError("the snapshot is closed")
         if self._noted not in self._home.live:
             self._txn = None
+            if self._image.closed:
+                raise ClosedError("the database is closed")
             self._ended_by = "the image of this snapshot was replaced"
             raise SnapshotTooOldError(self._ended_by)
         age = time.monotonic() - self._born
@@ -336,7 +339,12 @@ class ImageSnapshot:
     @property
     def version(self) -> int:
         """The commit version that this snapshot shows."""
-        data = self._open().get(VERSION_KEY, db=self._home.tables[Table.META])
+        txn = self._open()
+        try:
+            data = txn.get(VERSION_KEY, db=self._home.tables[Table.META])
+        except lmdb.Error as error:
+            let_through(error)
+            raise self._ended(error) from error
         return int.from_bytes(data, "big") if data else 0
 
     def get(self, key: bytes) -> bytes | None:
@@ -352,6 +360,10 @@ class ImageSnapshot:
     def _ended(self, error: lmdb.Error) -> InmemError:
         if self._noted in self._home.live:
             return _as_corruption(error, self._home.env)
+        if self._image.closed:
+            return ClosedError("the database is closed")
+        if self._txn is None:
+            return ClosedError("the snapshot is closed")  # by another thread
         return SnapshotTooOldError("the image of this snapshot was replaced")
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -371,6 +383,10 @@ class ImageSnapshot:
         except lmdb.Error as error:
             let_through(error)
             raise self._ended(error) from error
+
+    def leave(self) -> None:
+        """Let no other read begin: it ends with the one that is under way in another thread."""
+        self._txn = None
 
     def close(self) -> None:
         """End the snapshot; the memory that it pinned can be used again."""

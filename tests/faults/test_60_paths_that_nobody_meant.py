@@ -106,8 +106,9 @@ def test_create_off_opens_only_what_is_there(place: Path) -> None:
 
 
 COMMANDS = [
-    ["serve", "PATH"], ["start", "PATH"], ["status", "PATH"], ["check", "PATH"], ["kv", "get", "r", "k", "PATH"],
-    ["kv", "put", "r", "k", "1", "PATH"], ["runs", "PATH"], ["checkpoint", "PATH"],
+    ["serve", "PATH"], ["start", "PATH"], ["status", "PATH"], ["check", "PATH"],
+    ["kv", "get", "r", "k", "PATH"], ["kv", "put", "r", "k", "1", "PATH"], ["runs", "PATH"],
+    ["checkpoint", "PATH"],
     ["restore", "backup", "PATH"], ["salvage", "store", "PATH"], ["backup", "PATH", "copy"],
     ["import", "PATH", "lines"], ["export", "PATH", "-o", "lines2"], ["stop", "PATH"],
     ["config", "show", "PATH"],
