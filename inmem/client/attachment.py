@@ -13,10 +13,11 @@ import resource
 import tempfile
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from inmem.client import launcher
 from inmem.client.applied import Applied
@@ -27,6 +28,7 @@ from inmem.errors import (
     BusyError,
     ClosedError,
     DatabaseGoneError,
+    ForkError,
     InmemError,
     InvalidInputError,
     LimitError,
@@ -44,7 +46,18 @@ T = TypeVar("T")
 
 _POLL_S: Final = 0.003
 _FORK_RETRY_S: Final = 0.001
+_MANY: Final = 64  # noted transactions and pipelines, at which those that are over are dropped
 _SPARE_FILES: Final = 32  # starting a writer, opening and connecting take 20; a few threads may do so at once
+
+
+class Inherited(Protocol):
+    """What a process has begun, and its forked children find begun."""
+
+    @property
+    def is_over(self) -> bool: ...
+
+    def after_fork_in_child(self) -> bool:
+        """Leave it to the parent; whether the child may not use the database at all."""
 
 
 class ThreadSessions(threading.local):
@@ -195,6 +208,8 @@ class Attachment:
         self.incarnation = 0  # changes in a forked child: what belongs to the parent shows by it
         self.control = directory.control()
         self.closed = False
+        self._is_stranded = False  # forked inside a snapshot or transaction of the parent
+        self._noted: list[weakref.ref[Inherited]] = []
         self._board: Board | None = None
         self._sessions: ThreadSessions | None = ThreadSessions(self)
         self.image = Image(self.control, directory.stem(self.identity), self.ensure_writer)
@@ -230,8 +245,17 @@ class Attachment:
         """This thread's sessions."""
         sessions = self._sessions
         if sessions is None:
+            if self._is_stranded:
+                raise _forked_inside()
             raise ClosedError("the database is closed")
         return sessions
+
+    def note(self, one: Inherited) -> None:
+        """Something began that a forked child must not take for its own."""
+        self._noted.append(weakref.ref(one))
+        if len(self._noted) > _MANY:
+            alive = [(each, found) for each in self._noted if (found := each()) is not None]
+            self._noted = [each for each, found in alive if not found.is_over]
 
     def board(self, path: str) -> Board:
         """The answer board of a writer, mapped once per process."""
@@ -255,16 +279,26 @@ class Attachment:
         """Leave the parent's sessions and sockets alone and start without any.
 
         The client lock is inherited on purpose: it is shared by both and
-        falls when the last of them has closed it.
+        falls when the last of them has closed it. Inside a snapshot or a
+        transaction of the parent, nothing goes on here.
         """
         _INHERITED.append(self._sessions)
         self.incarnation += 1
         self._board = None
-        self._sessions = ThreadSessions(self)
-        self.image.after_fork_in_child()
+        is_open = self.image.after_fork_in_child()
+        for each in self._noted:
+            if (one := each()) is not None and not one.is_over:
+                is_open = one.after_fork_in_child() or is_open
+        self._noted = []
+        self._is_stranded = self._is_stranded or is_open
+        self._sessions = None if self._is_stranded else ThreadSessions(self)
+        if is_open:
+            self.image.is_refused = True
+            _stranded.add(self.path)
 
 
 _INHERITED: list[Any] = []  # a parent's sockets: kept, never closed
+_stranded: set[str] = set()  # paths of stores that this process may not use
 _registry: dict[str, Attachment] = {}  # what is open, by path
 _places: dict[str, Place] = {}
 _alive: Living[Attachment] = Living()  # also those that are being opened or closed
@@ -300,6 +334,8 @@ def attach(
         if configuration.origins["durability"] == "default":
             configuration = load(config, dict(arguments) | {"durability": "memory"})
     directory = DataDirectory(Path(path))
+    if str(directory.path) in _stranded:
+        raise _forked_inside()
     return _place(str(directory.path)).use(
         deadline, _attach, directory, configuration, ephemeral, autostart, create, known, deadline
     )
@@ -334,6 +370,10 @@ def _attach(
             if _registry.get(key) is attachment:
                 _registry.pop(key, None)
             attachment.close()
+
+
+def _forked_inside() -> ForkError:
+    return ForkError("the process forked while a snapshot or transaction was open")
 
 
 def _absent(directory: DataDirectory, known: bytes | None) -> InmemError:

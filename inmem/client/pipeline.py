@@ -16,7 +16,7 @@ from inmem.client.applied import Applied
 from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
 from inmem.config import Settings
 from inmem.engines.base import Pending
-from inmem.errors import BusyError, ClosedError, InmemError
+from inmem.errors import BusyError, ClosedError, ForkError, InmemError
 from inmem.host.interrupts import OneThread
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
@@ -112,6 +112,7 @@ class PipelinedWrites(OneThread):
         self._sessions = sessions
         self._session: Submits | None = None  # taken when there is something to send
         self._is_closed = False
+        self._is_inherited = False  # by a forked child
         self._limit = settings.pipeline_group
         self._group: list[Entry] = []
         self._filled_for: PipelineSink | None = None
@@ -120,6 +121,27 @@ class PipelinedWrites(OneThread):
         self._first = 0  # the number of the first of them in its session
         self._error: InmemError | None = None
         self._inside: FrameType | None = None  # the call that is under way
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was closed."""
+        return self._is_closed
+
+    def after_fork_in_child(self) -> bool:
+        """What was written to it the parent sends. The database can be used."""
+        self.thread, self._is_inherited = 0, True
+        return False
+
+    def take_over(self) -> None:
+        """See `OneThread`.
+
+        Raises:
+            ForkError: it belongs to the parent process.
+        """
+        if self._is_inherited:
+            self.thread = 0
+            raise ForkError("this pipeline belongs to the parent process")
+        super().take_over()
 
     def sink(self) -> PipelineSink:
         """Where the writes of one group go: consecutive ones travel together as one commit."""
@@ -259,5 +281,7 @@ class PipelinedWrites(OneThread):
     def close(self) -> None:
         """Take no more writes, and give the session back."""
         session, self._session, self._filled_for, self._is_closed = self._session, None, None, True
-        if session is not None and (self.thread == get_ident() or not self.is_inside()):
-            self._sessions.give_back(session)  # else another thread is using it
+        if session is None or self._is_inherited:
+            return
+        if self.thread == get_ident() or not self.is_inside():  # else another thread is using it
+            self._sessions.give_back(session)

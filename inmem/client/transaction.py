@@ -39,6 +39,8 @@ class Owner(Protocol):
 
     incarnation: int  # another one in a forked child
 
+    def note(self, one: Any) -> None: ...
+
 
 class OptimisticTransaction(OneThread):
     """An optimistic transaction: a View and a Sink. For one thread at a time."""
@@ -61,6 +63,11 @@ class OptimisticTransaction(OneThread):
         self._is_over = False
         self._incarnation = owner.incarnation
         self.version: int | None = None
+        owner.note(self)
+
+    def after_fork_in_child(self) -> bool:
+        """It is the parent's, and so is the database while it is open."""
+        return True
 
     def check_open(self) -> None:
         """Refuse to go on after the end, or in a child.

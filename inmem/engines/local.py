@@ -91,7 +91,9 @@ class LocalEngine:
 
     def pipeline(self, *, sync: bool) -> PipelinedWrites:
         """Writes without waiting for each."""
-        return PipelinedWrites(self.attachment.session(), self._now_us, self.settings, sync=sync)
+        pipeline = PipelinedWrites(self.attachment.session(), self._now_us, self.settings, sync=sync)
+        self.attachment.note(pipeline)
+        return pipeline
 
     def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
         """A question about the store as a whole: see `wire`."""

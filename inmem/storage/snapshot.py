@@ -53,7 +53,7 @@ _MANY: Final = 64  # noted snapshots, at which those that were dropped are looke
 class _Opened:
     """An image that this process has open, and its open snapshots."""
 
-    __slots__ = ("data", "env", "generation", "is_left", "live", "path", "tables")
+    __slots__ = ("data", "env", "generation", "is_inherited", "is_left", "live", "path", "tables")
 
     def __init__(self, path: Path, generation: int) -> None:
         self.path = str(path)
@@ -64,6 +64,7 @@ class _Opened:
         # finalizer of ours, in which the exception of a signal handler would be lost.
         self.live: dict[weakref.ref[Any], float] = {}
         self.is_left = False  # no snapshot may begin here any more
+        self.is_inherited = False  # by a forked child, which must not touch it
 
     def begin(self, max_age_s: float) -> tuple[Any, weakref.ref[Any]]:
         """A transaction that reads, and under what it is noted."""
@@ -116,6 +117,7 @@ class Image:
         self._now: _Opened | None = None
         self._before: _Opened | None = None  # the generation before, while snapshots are open in it
         self.closed = False
+        self.is_refused = False  # in a child that was forked inside a transaction
 
     def get(self, key: bytes) -> bytes | None:
         """The record under a key in the newest committed version. Cost: about 1 µs."""
@@ -212,7 +214,7 @@ class Image:
         # A copied directory names its original's image, which is none of its business.
         if not state.generation or not path.name.startswith(self._stem):
             return None
-        if state.image in _STRANDED:
+        if self.is_refused or state.image in _STRANDED:
             raise ForkError("the process forked while a snapshot or transaction was open")
         self._leave()
         if self._before is not None and self._before.path == state.image:
@@ -284,16 +286,20 @@ class Image:
         self._is_moving = self._was_moving
         self.lock.release()
 
-    def after_fork_in_child(self) -> None:
-        """Start afresh, or refuse what the parent had snapshots open in."""
+    def after_fork_in_child(self) -> bool:
+        """Start afresh, or refuse what the parent had snapshots open in: whether that is so."""
+        is_open = False
         self.lock = threading.RLock()
         self._is_moving = self._was_moving
         for opened in (self._now, self._before):
             if opened is not None:
                 _INHERITED.append((opened, [noted() for noted in opened.live]))
                 _STRANDED.add(opened.path)
+                is_open = is_open or opened.has_snapshots()
+                opened.is_inherited = True
                 opened.live = {}  # a snapshot that is dropped here must not touch its transaction
         self._now = self._before = None
+        return is_open
 
 
 # Objects of a parent's LMDB environment are kept alive in the child, never closed.
@@ -324,6 +330,8 @@ class ImageSnapshot:
                 raise SnapshotTooOldError(self._ended_by)  # as often as it is asked: why does not change
             raise ClosedError("the snapshot is closed")
         if self._noted not in self._home.live:
+            if self._home.is_inherited:
+                raise _of_the_parent()
             self._txn = None
             if self._image.closed:
                 raise ClosedError("the database is closed")
@@ -360,6 +368,8 @@ class ImageSnapshot:
     def _ended(self, error: lmdb.Error) -> InmemError:
         if self._noted in self._home.live:
             return _as_corruption(error, self._home.env)
+        if self._home.is_inherited:
+            return _of_the_parent()
         if self._image.closed:
             return ClosedError("the database is closed")
         if self._txn is None:
@@ -411,6 +421,10 @@ def scan(cursor: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[tuple
             if item[0] >= end:
                 return
             yield item
+
+
+def _of_the_parent() -> ForkError:
+    return ForkError("this snapshot belongs to the parent process")
 
 
 def _as_corruption(error: lmdb.Error, env: Any) -> InmemError:
