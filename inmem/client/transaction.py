@@ -39,8 +39,6 @@ class Owner(Protocol):
 
     incarnation: int  # another one in a forked child
 
-    def note(self, one: Any) -> None: ...
-
 
 class OptimisticTransaction(OneThread):
     """An optimistic transaction: a View and a Sink. For one thread at a time."""
@@ -63,7 +61,6 @@ class OptimisticTransaction(OneThread):
         self._is_over = False
         self._incarnation = owner.incarnation
         self.version: int | None = None
-        owner.note(self)
 
     def after_fork_in_child(self) -> bool:
         """It is the parent's, and so is the database while it is open."""

@@ -84,10 +84,12 @@ class LocalEngine:
 
     def transaction(self, *, timeout_s: float | None, sync: bool) -> OptimisticTransaction:
         """A transaction that reads from now on."""
-        return OptimisticTransaction(
+        draft = OptimisticTransaction(
             self._begin, self._commit, self._now_us, self.attachment, chain=self._chain,
             timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
         )
+        self.attachment.note(draft)
+        return draft
 
     def pipeline(self, *, sync: bool) -> PipelinedWrites:
         """Writes without waiting for each."""
