@@ -30,6 +30,7 @@ __all__ = [
     "CreateRunOptions",
     "Custom",
     "Database",
+    "DatabaseGoneError",
     "Decision",
     "DeletedRun",
     "ErrorTrace",

@@ -101,7 +101,8 @@ class RepairReport:
 class Database(DatabaseFacades):
     """One database, seen from one namespace. Made by `inmem.open`.
 
-    Safe to share between threads; pickles as its path and settings; works
+    Safe to share between threads; pickles as its path, the database's id and
+    its settings, and unpickled finds it, or raises `DatabaseGoneError`; works
     after a fork, or raises `ForkError`. Close it with `close()` or `with`.
     """
 
@@ -289,6 +290,7 @@ class Database(DatabaseFacades):
             engine.close()
 
     def __enter__(self) -> Database:
+        _ = self.engine  # it is open
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -298,12 +300,13 @@ class Database(DatabaseFacades):
 def open(
     path: str | os.PathLike[str] | None = None, *, durability: str | None = None, tenant: str = "default",
     app: str = "default", agent: str = "default", config: str | os.PathLike[str] | None = None,
-    autostart: bool = True, timeout_s: float | None = None,
+    autostart: bool = True, create: bool = True, timeout_s: float | None = None,
 ) -> Database:
     """Open a database, creating it and starting its writer if need be.
 
     The same call works in every process. Without a path it is a private,
     throw-away database in memory, removed when its last holder leaves.
+    What the directory lies in must be there; with `create` off, a database too.
     `tenant`, `app` and `agent` are the namespace. `timeout_s` (seconds,
     default 10) bounds opening and is the default deadline of a commit.
     `config` names a TOML file; `INMEM_*` variables override it, arguments
@@ -321,20 +324,35 @@ def open(
         WriterUnavailableError: no writer before the deadline, or none runs
             and `autostart` is off.
         FormatVersionError, CorruptionError: what is there cannot be used.
-        InvalidInputError: an argument is wrong.
+        InvalidInputError: an argument is wrong; the path is a URL, or has `~`, a variable or spaces that
+            nobody can have meant; or there is no database, and none may be created.
     """
+    return _open(
+        path, durability=durability, tenant=tenant, app=app, agent=agent, config=config, autostart=autostart,
+        create=create, timeout_s=timeout_s,
+    )
+
+
+def _open(
+    path: Any, *, durability: str | None = None, tenant: str, app: str, agent: str, config: Any,
+    autostart: bool, create: bool, timeout_s: float | None, known: bytes | None = None,
+) -> Database:
     namespace = Namespace(tenant, app, agent)
     if timeout_s is not None:
         timeout_s = check_timeout(timeout_s)
     arguments = {"durability": durability, "timeout_s": timeout_s}
-    engine = open_local(path, config=config, arguments=arguments, autostart=bool(autostart))
+    engine = open_local(
+        path, config=config, arguments=arguments, autostart=bool(autostart), create=bool(create), known=known
+    )
     reopen = {
         "tenant": tenant, "app": app, "agent": agent, "autostart": autostart,
         "timeout_s": engine.settings.timeout_s,
         "config": os.path.abspath(config) if config is not None else None,
+        "known": engine.attachment.database_id,
     }
     return Database(engine, namespace, reopen)
 
 
 def _reopen(path: str, arguments: dict[str, Any]) -> Database:
-    return open(path, **arguments)
+    """A handle that has travelled: it finds its database, and creates none."""
+    return _open(path, create=False, **arguments)

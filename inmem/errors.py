@@ -27,6 +27,7 @@ Invariant: each failure has exactly one class, and each class one stable
     │   └── BusyError
     ├── CommitUnknownError                it may or may not have happened
     ├── WriterUnavailableError            no writer could be reached or started
+    ├── DatabaseGoneError                 the directory of a handle is not there any more
     ├── StoreFullError                    the quota or the memory is used up
     ├── LimitError                        one thing is too big
     ├── CorruptionError                   stored bytes are not what was written
@@ -53,6 +54,7 @@ __all__ = [
     "ConfigMismatchError",
     "ConflictError",
     "CorruptionError",
+    "DatabaseGoneError",
     "ForkError",
     "FormatVersionError",
     "InmemError",
@@ -350,6 +352,15 @@ class WriterUnavailableError(InmemError):
     code = "writer_unavailable"
     retryable = True
     default_hint = "See writer.log in the data directory, or run `inmem serve PATH`."
+    field_names: ClassVar[tuple[str, ...]] = ("path",)
+    path: str | None
+
+
+class DatabaseGoneError(InmemError):
+    """The directory behind this handle was removed, moved, or made anew."""
+
+    code = "database_gone"
+    default_hint = "Open the store where it is now with inmem.open(): only that may create one."
     field_names: ClassVar[tuple[str, ...]] = ("path",)
     path: str | None
 

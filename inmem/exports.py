@@ -29,6 +29,7 @@ from inmem.errors import (
     ConfigMismatchError as ConfigMismatchError,
     ConflictError as ConflictError,
     CorruptionError as CorruptionError,
+    DatabaseGoneError as DatabaseGoneError,
     ForkError as ForkError,
     FormatVersionError as FormatVersionError,
     InmemError as InmemError,

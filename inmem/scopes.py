@@ -8,18 +8,22 @@ at its end, a pipeline as it goes without waiting; a snapshot has no writes.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeAlias, TypeVar, overload
 
+from inmem.callables import check_callable, check_result
 from inmem.client.retry import check_timeout, resolved_as, retrying
 from inmem.config import DURABILITIES
 from inmem.engines.base import Draft, Engine, MomentView
 from inmem.errors import (
+    ClosedError,
     CommitUnknownError,
     ConfigMismatchError,
     InmemError,
     InvalidInputError,
+    InvariantError,
 )
 from inmem.host.interrupts import called
 from inmem.keys import shorten
@@ -54,17 +58,21 @@ class RunScope(ScopeFacades):
     'green'
     """
 
-    __slots__ = ("_database", "name", "prefix")
+    __slots__ = ("_database", "name", "namespace", "prefix")
 
     def __init__(self, database: Database, prefix: bytes, name: str) -> None:
         self._database = database
         self.prefix = prefix
         self.name = name
-        engine, namespace = database.engine, database.namespace_prefix
-        super().__init__(engine.latest(), engine.direct(), prefix, namespace, name, self.transact)
+        self.namespace = database.namespace_prefix  # what is reached through this scope is of its namespace
+        engine = database.engine
+        super().__init__(engine.latest(), engine.direct(), prefix, self.namespace, name, self.transact)
 
     def __repr__(self) -> str:
         return f"RunScope({self.prefix.decode()!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _scope_of, (self._database, self.name)
 
     @property
     def run_id(self) -> str:
@@ -88,13 +96,13 @@ class RunScope(ScopeFacades):
     ) -> T:
         """Run `fn(txn)` with retries in this run. See `Database.transact`."""
         sync = wants_sync(durability, self._database)
-        if not callable(fn):
-            raise InvalidInputError("fn must be callable", argument="fn")
+        check_callable(fn)
 
         def attempt(left_s: float) -> T:
             txn = Transaction.begin(self._database, self, sync, left_s)
             with txn:
                 result = called(fn, txn)
+                check_result(result)
                 if not txn._draft.is_over:
                     try:
                         txn.commit()
@@ -109,12 +117,23 @@ class RunScope(ScopeFacades):
         return Snapshot.begin(self._database, self)
 
 
+def _scope_of(database: Database, name: str) -> RunScope:
+    return database.shared(name[1:]) if name.startswith("@") else database.run(name)
+
+
+def _stays_here(what: str) -> NoReturn:
+    raise InvalidInputError(
+        f"a {what} cannot be pickled or copied: it is of this process", argument=what,
+        hint="Hand over the Database, or a RunScope, and begin another one there.",
+    )
+
+
 class Snapshot(SnapshotFacades):
     """Read-only facades that all see one commit version.
 
     Use it as a context manager: an open snapshot keeps memory from being
     reused, and ends by itself after `snapshot_max_age_s`. `at` looks at other
-    runs at the same moment. Not to be shared between threads.
+    runs at the same moment. For one thread at a time.
 
     >>> import inmem
     >>> with inmem.open() as db:
@@ -125,18 +144,23 @@ class Snapshot(SnapshotFacades):
     'green'
     """
 
-    __slots__ = ("_database", "_view", "run_id")
+    __slots__ = ("_database", "_is_nested", "_view", "_was_entered", "run_id")
 
-    def __init__(self, database: Database, view: MomentView, scope: RunScope) -> None:
-        self._database = database
+    def __init__(self, view: MomentView, scope: RunScope, *, is_nested: bool = False) -> None:
+        self._database = scope._database
         self._view = view
+        self._is_nested = is_nested
+        self._was_entered = False
         self.run_id = scope.run_id
-        super().__init__(view, scope.prefix, database.namespace_prefix, scope.name)
+        super().__init__(view, scope.prefix, scope.namespace, scope.name)
 
     @classmethod
     def begin(cls, database: Database, scope: RunScope) -> Snapshot:
         """A snapshot of now."""
-        return cls(database, database.engine.snapshot(), scope)
+        return cls(database.engine.snapshot(), scope)
+
+    def __reduce__(self) -> NoReturn:
+        _stays_here("snapshot")
 
     def __repr__(self) -> str:
         return f"Snapshot({self.run_id!r})"
@@ -147,14 +171,22 @@ class Snapshot(SnapshotFacades):
         return self._view.version
 
     def at(self, run: str | RunScope) -> Snapshot:
-        """Another run, or a shared scope, at the same moment."""
-        return Snapshot(self._database, self._view, self._database.scope(run))
+        """Another run, or a shared scope, at the same moment; the snapshot is not its to end.
+
+        A scope of another namespace stays of that; a name is one of the
+        namespace of what it is given to.
+        """
+        return Snapshot(self._view, self._database.scope(run), is_nested=True)
 
     def close(self) -> None:
-        """End it. May be called twice."""
-        self._view.close()
+        """End it, if it was not made by `at`. May be called twice."""
+        if not self._is_nested:
+            self._view.close()
 
     def __enter__(self) -> Snapshot:
+        _ = self._view.version  # it is open
+        if not self._is_nested:
+            self._was_entered = _entered(self._was_entered, "snapshot")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -165,7 +197,7 @@ class Transaction(TransactionFacades):
     """Facades whose reads are of one version and whose writes happen together, or not at all.
 
     Reads see the transaction's own writes. Leaving the `with` block commits;
-    an exception inside leaves nothing behind. Not to be shared between threads.
+    an exception inside leaves nothing behind. For one thread at a time.
 
     >>> import inmem
     >>> with inmem.open() as db:
@@ -176,20 +208,25 @@ class Transaction(TransactionFacades):
     (0, 1)
     """
 
-    __slots__ = ("_database", "_draft", "run_id")
+    __slots__ = ("_database", "_draft", "_is_nested", "_was_entered", "run_id")
 
-    def __init__(self, database: Database, draft: Draft, scope: RunScope) -> None:
-        self._database = database
+    def __init__(self, draft: Draft, scope: RunScope, *, is_nested: bool = False) -> None:
+        self._database = scope._database
         self._draft = draft
+        self._is_nested = is_nested
+        self._was_entered = False
         self.run_id = scope.run_id
-        super().__init__(draft, scope.prefix, database.namespace_prefix, scope.name)
+        super().__init__(draft, scope.prefix, scope.namespace, scope.name)
 
     @classmethod
     def begin(
         cls, database: Database, scope: RunScope, sync: bool, timeout_s: float | None
     ) -> Transaction:
         """A transaction that reads from now on."""
-        return cls(database, database.engine.transaction(timeout_s=timeout_s, sync=sync), scope)
+        return cls(database.engine.transaction(timeout_s=timeout_s, sync=sync), scope)
+
+    def __reduce__(self) -> NoReturn:
+        _stays_here("transaction")
 
     def __repr__(self) -> str:
         return f"Transaction({self.run_id!r})"
@@ -200,8 +237,13 @@ class Transaction(TransactionFacades):
         return self._draft.version
 
     def at(self, run: str | RunScope) -> Transaction:
-        """Another run, or a shared scope, in the same transaction."""
-        return Transaction(self._database, self._draft, self._database.scope(run))
+        """Another run, or a shared scope, in the same transaction.
+
+        A scope of another namespace stays of that; a name is one of the
+        namespace of what it is given to. Used with `with`, leaving it ends
+        nothing: what was written in it is the transaction's.
+        """
+        return Transaction(self._draft, self._database.scope(run), is_nested=True)
 
     def commit(self) -> None:
         """Commit now instead of at the end of the block.
@@ -217,11 +259,17 @@ class Transaction(TransactionFacades):
         self._draft.abort()
 
     def __enter__(self) -> Transaction:
+        if self._draft.is_over:
+            raise ClosedError("the transaction is over")
+        if not self._is_nested:
+            self._was_entered = _entered(self._was_entered, "transaction")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._is_nested:
+            return
         if kind is not None:
             self._draft.abort()
         elif not self._draft.is_over:
@@ -249,7 +297,11 @@ class Pipeline(PipelineFacades):
         self._database = database
         self._batches = database.engine.pipeline(sync=sync)
         self._runs: dict[str | RunScope, PipelinedFacades] = {}
+        self._was_entered = False
         super().__init__(self)
+
+    def __reduce__(self) -> NoReturn:
+        _stays_here("pipeline")
 
     def __repr__(self) -> str:
         return f"Pipeline({self._database!r}, in_flight={self._batches.in_flight()})"
@@ -274,6 +326,7 @@ class Pipeline(PipelineFacades):
         self._batches.flush()
 
     def __enter__(self) -> Pipeline:
+        self._was_entered = _entered(self._was_entered, "pipeline")
         return self
 
     def __exit__(
@@ -288,6 +341,20 @@ class Pipeline(PipelineFacades):
             error.add_note(f"a pipelined write failed too: {first}")
         finally:
             self._batches.close()
+
+
+def _entered(was_entered: bool, what: str) -> bool:
+    """Leaving the block ends what was entered: so there is one block.
+
+    Raises:
+        InvariantError: a block was entered before.
+    """
+    if was_entered:
+        raise InvariantError(
+            f"a block of this {what} was entered before",
+            hint=f"Use the {what} as it is inside its block, or begin another one.",
+        )
+    return True
 
 
 def wants_sync(durability: str | None, database: Database) -> bool:
@@ -315,24 +382,22 @@ def wants_sync(durability: str | None, database: Database) -> bool:
     return durability == "sync"
 
 
-class _Transactional(Generic[P, T]):
-    def __init__(self, fn: Callable[Concatenate[Any, P], T]) -> None:
-        self._fn = fn
-        functools.update_wrapper(self, fn)
-
-    def __call__(self, target: RunScope | Transaction, *args: P.args, **kwargs: P.kwargs) -> T:
-        if isinstance(target, Transaction):
-            return self._fn(target, *args, **kwargs)
-        if isinstance(target, RunScope):
-            return target.transact(lambda txn: self._fn(txn, *args, **kwargs))
-        raise InvalidInputError(
-            f"the first argument must be a RunScope or a Transaction, not {type(target).__name__}",
-            argument="target",
-        )
+S = TypeVar("S")
+_Target: TypeAlias = RunScope | Transaction
 
 
-def transactional(fn: Callable[Concatenate[Any, P], T]) -> _Transactional[P, T]:
+@overload
+def transactional(  # type: ignore[overload-overlap]  # a transaction is never `self`
+    fn: Callable[Concatenate[Transaction, P], T],
+) -> Callable[Concatenate[_Target, P], T]: ...
+@overload
+def transactional(
+    fn: Callable[Concatenate[S, Transaction, P], T],
+) -> Callable[Concatenate[S, _Target, P], T]: ...
+def transactional(fn: Any) -> Any:
     """Make `f(scope_or_txn, ...)`: retries when given a scope, composes when given a transaction.
+
+    A method has it after `self` or `cls`.
 
     >>> import inmem
     >>> @inmem.transactional
@@ -344,5 +409,48 @@ def transactional(fn: Callable[Concatenate[Any, P], T]) -> _Transactional[P, T]:
     ...         count(txn, "steps")
     ...     db.kv.get("run-1", "steps")
     2
+
+    Raises:
+        InvalidInputError: not callable, or a coroutine or generator function.
     """
-    return _Transactional(fn)
+    if isinstance(fn, classmethod | staticmethod):
+        return type(fn)(transactional(fn.__func__))
+    check_callable(fn)
+    names, is_method = _first_parameters(fn)
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        places = [n for n, one in enumerate(args[: 1 + is_method]) if isinstance(one, _Target)]
+        if places:
+            n = places[0]
+            return _with(args[n], lambda txn: fn(*args[:n], txn, *args[n + 1 :], **kwargs))
+        found = [name for name in names if isinstance(kwargs.get(name), _Target)]
+        if found:
+            name = found[0]
+            return _with(kwargs[name], lambda txn: fn(*args, **kwargs | {name: txn}))
+        given = args[is_method] if len(args) > is_method else None
+        raise InvalidInputError(
+            f"the first argument must be a RunScope or a Transaction, not {type(given).__name__}",
+            argument="target",
+        )
+
+    return call
+
+
+def _with(target: _Target, fn: Callable[[Transaction], T]) -> T:
+    if isinstance(target, RunScope):
+        return target.transact(fn)
+    result = fn(target)
+    check_result(result)
+    return result
+
+
+def _first_parameters(fn: Any) -> tuple[list[str], bool]:
+    """The names under which the target may be given, and whether it may be the second."""
+    try:
+        names = list(inspect.signature(fn).parameters)
+    except (ValueError, TypeError):
+        names = []  # written in C
+    owner = getattr(fn, "__qualname__", "").rpartition(".")[0]
+    is_method = names[:1] in (["self"], ["cls"]) or (owner != "" and not owner.endswith("<locals>"))
+    return names[: 1 + is_method], is_method

@@ -21,6 +21,7 @@ from rich.table import Table
 from inmem.cli.common import AsJson, StorePath, command, console, database_at, print_fields, print_json, size
 from inmem.database import CHECKPOINT_TIMEOUT_S
 from inmem.database import open as open_database
+from inmem.host.paths import check_path
 from inmem.maintenance.backup import backup_in_process
 from inmem.maintenance.process import Progress
 from inmem.maintenance.restore import restore as restore_directory
@@ -73,7 +74,7 @@ def backup(path: First, file: NewFile = None, as_json: AsJson = False) -> None:
     """
     source, new = _source_and_new(path, file)
     with _progress(as_json) as progress:
-        report = backup_in_process(database_at(source).path, new, progress)
+        report = backup_in_process(database_at(source).path, Path(check_path(new, "FILE")), progress)
     if as_json:
         print_json(asdict(report))
     else:
@@ -104,7 +105,7 @@ def restore(
     Example: inmem restore ./data.backup ./data
     """
     with _progress(as_json) as progress:
-        report = restore_directory(file, path, progress)
+        report = restore_directory(file, Path(check_path(path)), progress)
     if as_json:
         print_json(asdict(report))
         return
@@ -132,7 +133,7 @@ def checkpoint(
 
     Example: inmem checkpoint ./data
     """
-    with open_database(database_at(path).path) as database, _progress(as_json) as progress:
+    with open_database(database_at(path).path, create=False) as database, _progress(as_json) as progress:
         progress("copying")
         report = database.checkpoint(timeout_s=timeout)
     if as_json:
@@ -162,7 +163,7 @@ def salvage(path: First, new: NewPath = None, as_json: AsJson = False) -> None:
     """
     source, target = _source_and_new(path, new)
     with _progress(as_json) as progress:
-        report = salvage_in_process(database_at(source).path, target, progress)
+        report = salvage_in_process(database_at(source).path, Path(check_path(target, "NEW")), progress)
     if as_json:
         print_json({"complete": not report.dropped} | asdict(report))
     else:

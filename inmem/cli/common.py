@@ -21,6 +21,7 @@ from rich.table import Table
 from inmem.cli.text import plain
 from inmem.errors import InmemError, InvalidInputError, RunNotFoundError
 from inmem.host.directory import DataDirectory
+from inmem.host.paths import check_path
 from inmem.keys import Namespace
 from inmem.primitives.runs.rules import RunMetadata
 from inmem.reading.database_source import DatabaseSource
@@ -94,7 +95,7 @@ def database_at(path: Path) -> DataDirectory:
         InvalidInputError: there is no database.
         InmemError: it is not this user's alone, or not of this release.
     """
-    directory = DataDirectory(path)
+    directory = DataDirectory(check_path(path))
     if not directory.exists():
         raise InvalidInputError(
             f"{directory.path} holds no inmem database", argument="path",

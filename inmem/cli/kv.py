@@ -129,7 +129,7 @@ def put(
         value = sys.stdin.read()
     content = value if text else _parsed(value)
     directory = database_at(path)
-    with open_database(directory.path, tenant=tenant, app=app, agent=agent) as database:
+    with open_database(directory.path, create=False, tenant=tenant, app=app, agent=agent) as database:
         version = _scope(database, run).kv.put(key, content, ttl=ttl)
     if as_json:
         print_json({"run": run, "key": key, "version": version})
@@ -165,7 +165,7 @@ def delete(
     Example: inmem kv del trip-to-oslo goal ./data
     """
     directory = database_at(path)
-    with open_database(directory.path, tenant=tenant, app=app, agent=agent) as database:
+    with open_database(directory.path, create=False, tenant=tenant, app=app, agent=agent) as database:
         if not _scope(database, run).kv.delete(key):
             raise _missing(run, key)
     if as_json:

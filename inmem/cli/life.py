@@ -26,6 +26,7 @@ from inmem.database import open as open_database
 from inmem.errors import BusyError, WriterUnavailableError
 from inmem.host.control import DURABLE, VERSION, Control, boot_id
 from inmem.host.directory import DataDirectory
+from inmem.host.paths import check_path
 from inmem.reading.live_image import is_served
 from inmem.storage.wal.files import segment_files
 from inmem.writer.__main__ import serve as serve_directory
@@ -63,7 +64,7 @@ def serve(
     Example: inmem serve ./data --durability sync
     """
     configuration = load(config, {"durability": durability})
-    directory = DataDirectory(path)
+    directory = DataDirectory(check_path(path))
     create_directory(directory, configuration.settings, time.monotonic() + timeout)
     configuration.with_stored(directory.identity().stored)
     hangup = signal.getsignal(signal.SIGHUP)
@@ -131,7 +132,7 @@ def start(
     Example: inmem start ./data
     """
     configuration = load(config, {"durability": durability})
-    directory = DataDirectory(path)
+    directory = DataDirectory(check_path(path))
     deadline = time.monotonic() + timeout
     create_directory(directory, configuration.settings, time.monotonic() + timeout)
     configuration.with_stored(directory.identity().stored)
@@ -191,7 +192,7 @@ def status(path: StorePath, timeout: Timeout = 5.0, as_json: AsJson = False) -> 
 def _asked(directory: DataDirectory, timeout_s: float) -> dict[str, Any] | None:
     """What the writer says of itself; None if it left before it could."""
     try:
-        with open_database(directory.path, autostart=False, timeout_s=timeout_s) as database:
+        with open_database(directory.path, create=False, autostart=False, timeout_s=timeout_s) as database:
             answer = asdict(database.status())
     except WriterUnavailableError:
         if is_served(directory):

@@ -110,7 +110,7 @@ class Watcher:
         try:
             if self._database is None:
                 self._database = open_database(
-                    self._directory.path, autostart=False, timeout_s=self._timeout_s
+                    self._directory.path, create=False, autostart=False, timeout_s=self._timeout_s
                 )
             status = self._database.status()
         except InmemError as error:

@@ -14,29 +14,51 @@ import signal
 import tempfile
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from inmem.client import launcher
 from inmem.client.applied import Applied
 from inmem.client.launcher import create_directory, ensure_writer, expired
 from inmem.client.session import Session
 from inmem.config import Configuration, Settings, load
-from inmem.errors import BusyError, ClosedError, InvalidInputError, LimitError, WriterUnavailableError
+from inmem.errors import (
+    BusyError,
+    ClosedError,
+    DatabaseGoneError,
+    ForkError,
+    InmemError,
+    InvalidInputError,
+    LimitError,
+    WriterUnavailableError,
+)
 from inmem.host.board import Board
 from inmem.host.control import ControlState
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
 from inmem.host.interrupts import Exclusive, Living, let_through
+from inmem.host.paths import check_path
 from inmem.storage.snapshot import Image
 
 T = TypeVar("T")
 
 _POLL_S: Final = 0.003
 _FORK_RETRY_S: Final = 0.001
+_MANY: Final = 64  # noted transactions and pipelines, at which those that are over are dropped
 _SPARE_FILES: Final = 32  # starting a writer, opening and connecting take 20; a few threads may do so at once
+
+
+class Inherited(Protocol):
+    """What a process has begun, and its forked children find begun."""
+
+    @property
+    def is_over(self) -> bool: ...
+
+    def after_fork_in_child(self) -> bool:
+        """Leave it to the parent; whether the child may not use the database at all."""
 
 
 class ThreadSessions(threading.local):
@@ -187,6 +209,8 @@ class Attachment:
         self.incarnation = 0  # changes in a forked child: what belongs to the parent shows by it
         self.control = directory.control()
         self.closed = False
+        self._is_stranded = False  # forked inside a snapshot or transaction of the parent
+        self._noted: list[weakref.ref[Inherited]] = []
         self._board: Board | None = None
         self._sessions: ThreadSessions | None = ThreadSessions(self)
         self.image = Image(self.control, directory.stem(self.identity), self.ensure_writer)
@@ -222,8 +246,17 @@ class Attachment:
         """This thread's sessions."""
         sessions = self._sessions
         if sessions is None:
+            if self._is_stranded:
+                raise _forked_inside()
             raise ClosedError("the database is closed")
         return sessions
+
+    def note(self, one: Inherited) -> None:
+        """Something began that a forked child must not take for its own."""
+        self._noted.append(weakref.ref(one))
+        if len(self._noted) > _MANY:
+            alive = [(each, found) for each in self._noted if (found := each()) is not None]
+            self._noted = [each for each, found in alive if not found.is_over]
 
     def board(self, path: str) -> Board:
         """The answer board of a writer, mapped once per process."""
@@ -247,16 +280,26 @@ class Attachment:
         """Leave the parent's sessions and sockets alone and start without any.
 
         The client lock is inherited on purpose: it is shared by both and
-        falls when the last of them has closed it.
+        falls when the last of them has closed it. Inside a snapshot or a
+        transaction of the parent, nothing goes on here.
         """
         _INHERITED.append(self._sessions)
         self.incarnation += 1
         self._board = None
-        self._sessions = ThreadSessions(self)
-        self.image.after_fork_in_child()
+        is_open = self.image.after_fork_in_child()
+        for each in self._noted:
+            if (one := each()) is not None and not one.is_over:
+                is_open = one.after_fork_in_child() or is_open
+        self._noted = []
+        self._is_stranded = self._is_stranded or is_open
+        self._sessions = None if self._is_stranded else ThreadSessions(self)
+        if is_open:
+            self.image.is_refused = True
+            _stranded.add(self.path)
 
 
 _INHERITED: list[Any] = []  # a parent's sockets: kept, never closed
+_stranded: set[str] = set()  # paths of stores that this process may not use
 _registry: dict[str, Attachment] = {}  # what is open, by path
 _places: dict[str, Place] = {}
 _alive: Living[Attachment] = Living()  # also those that are being opened or closed
@@ -268,15 +311,21 @@ def _place(path: str) -> Place:
 
 def attach(
     path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool,
+    create: bool, known: bytes | None,
 ) -> tuple[Hold, Settings]:
-    """A share of the attachment of a path, and the handle's settings; creates the database if need be.
+    """A share of the attachment of a path, and the handle's settings; creates the database if it may.
+
+    `known` is the id of the database that it must be, of a handle that comes from elsewhere.
 
     Raises:
         ConfigMismatchError, PermissionDeniedError, WriterUnavailableError,
         FormatVersionError, CorruptionError, LimitError: see SPEC of `open`.
+        DatabaseGoneError: the one that is known is not there.
     """
-    if path is not None:
-        path = _checked(path)
+    if known is None and path is not None:
+        path = check_path(path)
+    if path is None and not create:
+        raise InvalidInputError("a store without a path is always created", argument="create")
     configuration = load(config, arguments)
     _check_files()
     deadline = time.monotonic() + configuration.settings.timeout_s
@@ -286,20 +335,30 @@ def attach(
         if configuration.origins["durability"] == "default":
             configuration = load(config, dict(arguments) | {"durability": "memory"})
     directory = DataDirectory(Path(path))
+    if str(directory.path) in _stranded:
+        raise _forked_inside()
     return _place(str(directory.path)).use(
-        deadline, _attach, directory, configuration, ephemeral, autostart, deadline
+        deadline, _attach, directory, configuration, ephemeral, autostart, create, known, deadline
     )
 
 
 def _attach(
-    directory: DataDirectory, configuration: Configuration, ephemeral: bool, autostart: bool, deadline: float
+    directory: DataDirectory, configuration: Configuration, ephemeral: bool, autostart: bool, create: bool,
+    known: bytes | None, deadline: float,
 ) -> tuple[Hold, Settings]:
     key = str(directory.path)
     attachment = _registry.get(key)
     try:
         if attachment is None or not directory.exists():
             # Removed under us: what is there now, or will be, is another database.
-            _create(directory, configuration, ephemeral, autostart, deadline)
+            if create:
+                _create(directory, configuration, ephemeral, autostart, deadline)
+            elif not directory.exists():
+                raise _absent(directory, known)
+            attachment = None
+        if known is not None and directory.identity().database_id != known:
+            raise _absent(directory, known)
+        if attachment is None:
             attachment = Attachment(directory, autostart, deadline)
         settings = configuration.with_stored(attachment.identity.stored).settings
         if not attachment.holds:
@@ -314,17 +373,21 @@ def _attach(
             attachment.close()
 
 
-def _checked(path: object) -> str:
-    name = os.fspath(path) if isinstance(path, os.PathLike) else path
-    if not isinstance(name, str):
-        raise InvalidInputError(f"path must be a str or a path, not {type(path).__name__}", argument="path")
-    if not name or "\0" in name:
-        raise InvalidInputError("path must not be empty, nor have NUL in it", argument="path")
-    try:
-        os.fsencode(name)
-    except UnicodeEncodeError:
-        raise InvalidInputError("path has a character that no file name can have", argument="path") from None
-    return name
+def _forked_inside() -> ForkError:
+    return ForkError("the process forked while a snapshot or transaction was open")
+
+
+def _absent(directory: DataDirectory, known: bytes | None) -> InmemError:
+    """What is to be said of a database that is not there, and must not be created."""
+    path = str(directory.path)
+    if known is None:
+        return InvalidInputError(
+            f"{path} holds no inmem database, and create is off", argument="path",
+            hint="Correct the path, or open it with create=True.",
+        )
+    if directory.exists():
+        return DatabaseGoneError(f"{path} holds another database than it did: it was made anew", path=path)
+    return DatabaseGoneError(f"{path} holds no database any more: it was removed or moved", path=path)
 
 
 def _check_files() -> None:

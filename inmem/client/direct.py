@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 from inmem.client.applied import Applied
 from inmem.client.attachment import Attachment
 from inmem.client.retry import resolved_as
+from inmem.client.views import closed
 from inmem.engines.base import Pending
 from inmem.errors import CommitUnknownError
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet, encode_single
@@ -29,6 +30,10 @@ class DirectSink:
     def __init__(self, session: Callable[[], Commits], timeout_s: float) -> None:
         self._session = session
         self._timeout_s = timeout_s
+
+    def close(self) -> None:
+        """The handle was closed: whatever is bound to this is refused from now on."""
+        self._session = closed
 
     def put(self, key: bytes, payload: bytes, expires: int) -> int:
         """Write one record; its version."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from threading import get_ident
 from types import FrameType
 from typing import Any, Final, Protocol, TypeVar
 
@@ -16,7 +17,8 @@ from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations,
 from inmem.client.retry import resolved_as
 from inmem.config import Settings
 from inmem.engines.base import Pending
-from inmem.errors import BusyError, ClosedError, CommitUnknownError, InmemError
+from inmem.errors import BusyError, ClosedError, CommitUnknownError, ForkError, InmemError
+from inmem.host.interrupts import OneThread
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 T = TypeVar("T")
@@ -98,15 +100,17 @@ class _Converted(Pending[T]):
         super().resolve(self._convert(result))
 
 
-class PipelinedWrites:
+class PipelinedWrites(OneThread):
     """The groups of one pipeline: the one that is filled, and those that are under way."""
 
     def __init__(self, sessions: SessionSource, settings: Settings, *, sync: bool) -> None:
+        super().__init__()
         self._settings = settings
         self._sync = sync
         self._sessions = sessions
         self._session: Submits | None = None  # taken when there is something to send
         self._is_closed = False
+        self._is_inherited = False  # by a forked child
         self._limit = settings.pipeline_group
         self._group: list[Entry] = []
         self._filled_for: PipelineSink | None = None
@@ -116,6 +120,27 @@ class PipelinedWrites:
         self._first = 0  # the number of the first of them in its session
         self._error: InmemError | None = None
         self._inside: FrameType | None = None  # the call that is under way
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was closed."""
+        return self._is_closed
+
+    def after_fork_in_child(self) -> bool:
+        """What was written to it the parent sends. The database can be used."""
+        self.thread, self._is_inherited = 0, True
+        return False
+
+    def take_over(self) -> None:
+        """See `OneThread`.
+
+        Raises:
+            ForkError: it belongs to the parent process.
+        """
+        if self._is_inherited:
+            self.thread = 0
+            raise ForkError("this pipeline belongs to the parent process")
+        super().take_over()
 
     def sink(self) -> PipelineSink:
         """Where the writes of one group go: consecutive ones travel together as one commit."""
@@ -130,10 +155,13 @@ class PipelinedWrites:
         """The next write, of about so many bytes.
 
         Raises:
-            BusyError: called by a signal handler or finalizer in the middle of another call.
+            BusyError: called by a signal handler or finalizer in the middle of another call, or by another
+                thread while one is under way.
         """
         if self._inside is not None:
             self._refuse_nested()
+        if self.thread != get_ident():
+            self.take_over()
         try:
             self._inside = _this_frame()
             self._room(sink, size).extend(entries)
@@ -146,6 +174,8 @@ class PipelinedWrites:
         """The next write, in the call of the one before if that takes its items. Raises as `add`."""
         if self._inside is not None:
             self._refuse_nested()
+        if self.thread != get_ident():
+            self.take_over()
         try:
             self._inside = _this_frame()
             group = self._room(sink, size_of(items))
@@ -236,6 +266,8 @@ class PipelinedWrites:
         """
         if self._inside is not None:
             self._refuse_nested()
+        if self.thread != get_ident():
+            self.take_over()
         try:
             self._inside = _this_frame()
             self._send()
@@ -250,5 +282,7 @@ class PipelinedWrites:
     def close(self) -> None:
         """Take no more writes, and give the session back."""
         session, self._session, self._filled_for, self._is_closed = self._session, None, None, True
-        if session is not None:
+        if session is None or self._is_inherited:
+            return
+        if self.thread == get_ident() or not self.is_inside():  # else another thread is using it
             self._sessions.give_back(session)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, Protocol, TypeVar
 
 from inmem.client.applied import Applied
@@ -25,6 +26,7 @@ from inmem.client.tracking import DraftWorkspace, StoredVersion, TrackedReads
 from inmem.commit.footprint import Footprint, Range, exactly, is_exact
 from inmem.engines.base import Item, Pending, View
 from inmem.errors import ClosedError, CommitUnknownError, ForkError, InmemError, InvariantError
+from inmem.host.interrupts import OneThread
 from inmem.primitives.server import FOOTPRINTS, PROCEDURES
 from inmem.record import end_of, is_live, pack
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
@@ -38,13 +40,14 @@ class Owner(Protocol):
     incarnation: int  # another one in a forked child
 
 
-class OptimisticTransaction:
-    """An optimistic transaction: a View and a Sink. Not to be shared between threads."""
+class OptimisticTransaction(OneThread):
+    """An optimistic transaction: a View and a Sink. For one thread at a time."""
 
     def __init__(
         self, begin: Callable[[], StoredVersion], commit: Callable[..., Applied], now_us: Callable[[], int],
         owner: Owner, *, chain: int, timeout_s: float, sync: bool,
     ) -> None:
+        super().__init__()
         self._commit = commit
         self._owner = owner
         self._timeout_s = timeout_s
@@ -60,17 +63,24 @@ class OptimisticTransaction:
         self._incarnation = owner.incarnation
         self.version: int | None = None
 
+    def after_fork_in_child(self) -> bool:
+        """It is the parent's, and so is the database while it is open."""
+        return True
+
     def check_open(self) -> None:
         """Refuse to go on after the end, or in a child.
 
         Raises:
             ClosedError: the transaction was committed or aborted.
             ForkError: it belongs to the parent process, which may commit it.
+            BusyError: another thread is in the middle of a call with it.
         """
         if self._is_over:
             raise ClosedError("the transaction is over")
         if self._incarnation != self._owner.incarnation:
             raise ForkError("this transaction belongs to the parent process")
+        if self.thread != get_ident():
+            self.take_over()
 
     # --- reads ------------------------------------------------------------------------
 
@@ -349,7 +359,10 @@ class OptimisticTransaction:
 
     def abort(self) -> None:
         """End it; nothing is sent after this. May be called twice."""
-        if not self._is_over:
+        if self._is_over:
+            return
+        self._is_over = True
+        if self.thread == get_ident() or not self.is_inside():  # else its snapshot goes with it
             self._end()
             self._forget()
 

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
+from typing import NoReturn, Protocol
 
 from inmem.client.tracking import StoredVersion
 from inmem.engines.base import Item, View
+from inmem.errors import BusyError, ClosedError
+from inmem.host.interrupts import OneThread
 from inmem.record import is_live
 
 
-class SnapshotView:
-    """One committed version, without tracking."""
+class ReadVersion(StoredVersion, Protocol):
+    """One that can be left to who is reading it."""
 
-    def __init__(self, snapshot: StoredVersion, now_us: Callable[[], int]) -> None:
+    def leave(self) -> None: ...
+
+
+class SnapshotView(OneThread):
+    """One committed version, without tracking. For one thread at a time: LMDB lets others run meanwhile."""
+
+    def __init__(self, snapshot: ReadVersion, now_us: Callable[[], int]) -> None:
+        super().__init__()
+        self._is_over = False
         self._snapshot = snapshot
         self.now_us = now_us
 
     def read(self, key: bytes) -> bytes | None:
         """The live record under a key."""
+        if self.thread != get_ident():
+            self._take_over()
         record = self._snapshot.get(key)
         return record if record is not None and is_live(record, self._snapshot.now_us) else None
 
@@ -30,6 +44,8 @@ class SnapshotView:
         self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
     ) -> list[Item]:
         """The live records of a range."""
+        if self.thread != get_ident():
+            self._take_over()
         if limit == 0:
             return []
         found = []
@@ -43,6 +59,8 @@ class SnapshotView:
 
     def count(self, start: bytes, end: bytes) -> int:
         """How many live records a range has."""
+        if self.thread != get_ident():
+            self._take_over()
         now_us = self._snapshot.now_us
         return sum(is_live(record, now_us) for _, record in self._snapshot.scan(start, end))
 
@@ -54,11 +72,36 @@ class SnapshotView:
     @property
     def version(self) -> int:
         """The commit version that is seen."""
+        if self.thread != get_ident():
+            self._take_over()
         return self._snapshot.version
 
     def close(self) -> None:
-        """End it."""
+        """End it. What another thread is reading at this moment it reads to the end."""
+        self._is_over = True
+        if self.thread != get_ident():
+            self.thread = get_ident()  # before the look, as in `take_over`
+            if self.is_inside():
+                self._snapshot.leave()
+                return
         self._snapshot.close()
+
+    def _take_over(self) -> None:
+        try:
+            self.take_over()
+        except BusyError:
+            if self._is_over:
+                closed()
+            raise
+
+
+def closed(*_: object) -> NoReturn:
+    """What a handle that was closed calls.
+
+    Raises:
+        ClosedError: always.
+    """
+    raise ClosedError("the database is closed")
 
 
 class LatestView:
@@ -74,6 +117,10 @@ class LatestView:
         self._get = get
         self._begin = begin
         self.now_us = now_us
+
+    def close(self) -> None:
+        """The handle was closed: whatever is bound to this is refused from now on."""
+        self._get = self._begin = closed
 
     def read(self, key: bytes) -> bytes | None:
         """The live record under a key. Cost: about 1 µs."""

@@ -11,7 +11,7 @@ from inmem.client.attachment import Attachment, Hold, attach
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.transaction import OptimisticTransaction
-from inmem.client.views import LatestView, SnapshotView
+from inmem.client.views import LatestView, SnapshotView, closed
 from inmem.config import Settings
 from inmem.engines.base import Engine
 from inmem.errors import InvalidInputError
@@ -21,10 +21,13 @@ from inmem.storage.snapshot import ImageSnapshot
 
 
 def open_local(
-    path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool
+    path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool,
+    create: bool = True, known: bytes | None = None,
 ) -> LocalEngine:
-    """The engine for a data directory, which is created if need be. Raises as `inmem.open` does."""
-    return LocalEngine(*attach(path, config=config, arguments=arguments, autostart=autostart))
+    """The engine for a data directory. See `attach`; raises as `inmem.open` does."""
+    return LocalEngine(
+        *attach(path, config=config, arguments=arguments, autostart=autostart, create=create, known=known)
+    )
 
 
 def attachment_of(engine: Engine) -> Attachment:
@@ -48,11 +51,18 @@ class LocalEngine:
         self.path = attachment.directory.path
         self._now_us = attachment.image.now_us
         self._chain = CHAIN_IDS[attachment.settings.chain]
+        self._is_closed = False
+        self._latest = LatestView(attachment.image.get, self.snapshot, self._now_us)
+        self._direct = DirectSink(attachment.session, settings.timeout_s)
 
     def _begin(self) -> ImageSnapshot:
+        if self._is_closed:
+            closed()
         return self.attachment.image.snapshot(self.settings.snapshot_max_age_s)
 
     def _commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied:
+        if self._is_closed:
+            closed()
         return self.attachment.session().commit(body, sync=sync, timeout_s=timeout_s)
 
     @property
@@ -62,11 +72,11 @@ class LocalEngine:
 
     def latest(self) -> LatestView:
         """The newest version at each call."""
-        return LatestView(self.attachment.image.get, self.snapshot, self._now_us)
+        return self._latest
 
     def direct(self) -> DirectSink:
         """A commit for each write."""
-        return DirectSink(self.attachment.session, self.settings.timeout_s)
+        return self._direct
 
     def snapshot(self) -> SnapshotView:
         """One version, as of now."""
@@ -74,14 +84,18 @@ class LocalEngine:
 
     def transaction(self, *, timeout_s: float | None, sync: bool) -> OptimisticTransaction:
         """A transaction that reads from now on."""
-        return OptimisticTransaction(
+        draft = OptimisticTransaction(
             self._begin, self._commit, self._now_us, self.attachment, chain=self._chain,
             timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
         )
+        self.attachment.note(draft)
+        return draft
 
     def pipeline(self, *, sync: bool) -> PipelinedWrites:
         """Writes without waiting for each."""
-        return PipelinedWrites(self.attachment.session(), self.settings, sync=sync)
+        pipeline = PipelinedWrites(self.attachment.session(), self.settings, sync=sync)
+        self.attachment.note(pipeline)
+        return pipeline
 
     def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
         """A question about the store as a whole: see `wire`."""
@@ -106,4 +120,7 @@ class LocalEngine:
 
     def close(self) -> None:
         """Give it back; the last one in a process closes everything."""
+        self._is_closed = True
+        self._latest.close()
+        self._direct.close()
         self._hold.release()

@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from inmem.database import Database
-from inmem.errors import BusyError, CorruptionError, RunNotFoundError, SnapshotTooOldError
+from inmem.errors import (
+    BusyError,
+    CorruptionError,
+    InvalidInputError,
+    RunNotFoundError,
+    SnapshotTooOldError,
+)
 from inmem.exchange import lines
 from inmem.exchange.counted import Counted, no_records
 from inmem.exchange.lines import Checksum
@@ -86,7 +92,7 @@ def export_runs(
     """
     wanted = None if run_ids is None else sorted({check_run_id(run_id) for run_id in run_ids})
     if isinstance(database, Database):
-        return _export(source_of(database), database.namespace, wanted, file, progress)
+        return _export(source_of(database), _own(database, namespace), wanted, file, progress)
     with source_at(Path(database)) as source:
         return _export(source, namespace or Namespace(), wanted, file, progress)
 
@@ -94,9 +100,23 @@ def export_runs(
 def count_runs(database: Database | Path | str, namespace: Namespace | None = None) -> int:
     """How many runs have a record or data. Cost: about 5 µs a run."""
     if isinstance(database, Database):
-        return sum(1 for _ in run_ids(source_of(database), database.namespace))
+        return sum(1 for _ in run_ids(source_of(database), _own(database, namespace)))
     with source_at(Path(database)) as source:
         return sum(1 for _ in run_ids(source, namespace or Namespace()))
+
+
+def _own(database: Database, namespace: Namespace | None) -> Namespace:
+    """The namespace of an open database.
+
+    Raises:
+        InvalidInputError: another one was asked for.
+    """
+    if namespace not in (None, database.namespace):
+        raise InvalidInputError(
+            f"namespace is {namespace}, and the database is open in {database.namespace}",
+            argument="namespace", hint="Open it in the namespace that you mean, or give its path.",
+        )
+    return database.namespace
 
 
 def checksum_of(source: Source, namespace: Namespace, run_id: str, shown: str) -> str | None:

@@ -34,6 +34,7 @@ from inmem.errors import (
 from inmem.host.control import Control
 from inmem.host.files import check_private_dir, make_private_dir, open_private, write_durably
 from inmem.host.interrupts import let_through
+from inmem.host.paths import check_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +92,10 @@ class DataDirectory:
 
         Raises:
             PermissionDeniedError: owner, mode, symlink, or not writable.
-            InvalidInputError: not empty and no database.
+            InvalidInputError: not empty and no database; or what it lies in is not there.
         """
         if not self.path.exists() and not self.path.is_symlink():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            check_parent(self.path)
         elif not self.path.is_symlink() and self.path.is_dir() and self.path.stat().st_uid == os.geteuid():
             entries = set(os.listdir(self.path))
             if not entries:

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from threading import get_ident
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 from inmem.errors import BusyError
@@ -103,6 +103,48 @@ class Exclusive:
     def what(self) -> str:
         """What a call is in the middle of, for messages."""
         return "another call"
+
+
+class OneThread:
+    """What threads use one after the other: handed over without a word, refused during a call.
+
+    A call costs one comparison. Only the first call of another thread looks
+    who is inside: whether a method of this is on the stack of any thread. It
+    takes over before it looks, so of two that meet at least one is refused.
+    """
+
+    def __init__(self) -> None:
+        self.thread = get_ident()  # that has used it last
+
+    def take_over(self) -> None:
+        """The first line of a call, of another thread than the last one's.
+
+        Raises:
+            BusyError: another thread is in the middle of a call; this one has changed nothing.
+        """
+        self.thread = get_ident()
+        is_mine = False
+        try:
+            is_mine = not self.is_inside()
+        finally:
+            if not is_mine:
+                self.thread = 0  # whose it is now is for the next call of each to see
+        if not is_mine:
+            raise BusyError(
+                "another thread is in the middle of a call with this transaction, snapshot or pipeline",
+                what="threads at once", limit=1, hint="Give each thread one of its own, or let one wait.",
+            )
+
+    def is_inside(self) -> bool:
+        """Whether another thread is in the middle of a call."""
+        me = get_ident()
+        frame: FrameType | None
+        for thread, frame in sys._current_frames().items():
+            while frame is not None and thread != me:
+                if frame.f_locals.get("self") is self:
+                    return True
+                frame = frame.f_back
+        return False
 
 
 class Living(Generic[T]):

@@ -16,6 +16,7 @@ from pathlib import Path
 from inmem.errors import AlreadyExistsError, InmemError
 from inmem.host import failpoints
 from inmem.host.files import make_private_dir, sync_directory
+from inmem.host.paths import check_parent
 
 
 def left_behind(path: Path) -> list[Path]:
@@ -69,7 +70,7 @@ def appearing_directory(path: Path) -> Iterator[Path]:
     Killed meanwhile, it stays under its other name, and is no database
     unless it is whole; the next attempt removes it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_parent(path)
     for left in left_behind(path):
         shutil.rmtree(left, ignore_errors=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")

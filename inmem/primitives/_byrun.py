@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
+from inmem.errors import InvalidInputError
+
 F = TypeVar("F")
 F_co = TypeVar("F_co", covariant=True)
 P = ParamSpec("P")
@@ -27,6 +29,10 @@ class ByRun(Generic[F_co]):
     KIND: ClassVar[str]
 
     def __init__(self, database: Host) -> None:
+        if not callable(getattr(database, "run", None)):
+            raise InvalidInputError(
+                f"database must be a Database, not {type(database).__name__}", argument="database"
+            )
         self._database = database
 
     def __repr__(self) -> str:

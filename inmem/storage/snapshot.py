@@ -53,7 +53,7 @@ _MANY: Final = 64  # noted snapshots, at which those that were dropped are looke
 class _Opened:
     """An image that this process has open, and its open snapshots."""
 
-    __slots__ = ("data", "env", "generation", "is_left", "live", "path", "tables")
+    __slots__ = ("data", "env", "generation", "is_inherited", "is_left", "live", "path", "tables")
 
     def __init__(self, path: Path, generation: int) -> None:
         self.path = str(path)
@@ -64,6 +64,7 @@ class _Opened:
         # finalizer of ours, in which the exception of a signal handler would be lost.
         self.live: dict[weakref.ref[Any], float] = {}
         self.is_left = False  # no snapshot may begin here any more
+        self.is_inherited = False  # by a forked child, which must not touch it
 
     def begin(self, max_age_s: float) -> tuple[Any, weakref.ref[Any]]:
         """A transaction that reads, and under what it is noted."""
@@ -116,7 +117,8 @@ class Image:
         self._opening: str | None = None  # the image that is being opened
         self._now: _Opened | None = None
         self._before: _Opened | None = None  # the generation before, while snapshots are open in it
-        self._closed = False
+        self.closed = False
+        self.is_refused = False  # in a child that was forked inside a transaction
 
     def get(self, key: bytes) -> bytes | None:
         """The record under a key in the newest committed version. Cost: about 1 µs."""
@@ -201,7 +203,7 @@ class Image:
 
     def _try_attach(self) -> _Opened | None:
         """The image that the control file names, opened; None if there is none at this moment."""
-        if self._closed:
+        if self.closed:
             raise ClosedError("the database is closed")
         state = self._control.read()
         if state is None:
@@ -213,7 +215,7 @@ class Image:
         # A copied directory names its original's image, which is none of its business.
         if not state.generation or not path.name.startswith(self._stem):
             return None
-        if state.image in _STRANDED:
+        if self.is_refused or state.image in _STRANDED:
             raise ForkError("the process forked while a snapshot or transaction was open")
         self._leave()
         if self._before is not None and self._before.path == state.image:
@@ -237,7 +239,7 @@ class Image:
             _INHERITED.append(opened)
             _STRANDED.add(opened.path)
             raise ForkError("the process forked while the image was opened")
-        if self._closed:  # by a call in the middle of this one
+        if self.closed:  # by a call in the middle of this one
             self._leave()
             raise ClosedError("the database is closed")
         return opened
@@ -265,7 +267,7 @@ class Image:
     def close(self) -> None:
         """Close the image; open snapshots of it end."""
         with self.lock:
-            self._closed = True
+            self.closed = True
             self._revive = None  # it refers to who has this image
             if not self._is_moving:
                 self._leave()
@@ -287,8 +289,9 @@ class Image:
         self._is_moving = self._was_moving
         self.lock.release()
 
-    def after_fork_in_child(self) -> None:
-        """Start afresh, or refuse what the parent had snapshots open in."""
+    def after_fork_in_child(self) -> bool:
+        """Start afresh, or refuse what the parent had snapshots open in: whether that is so."""
+        is_open = False
         self.lock = threading.RLock()
         self._is_moving = self._was_moving
         if self._opening is not None:  # by another thread, which is not in here, or below this call
@@ -297,8 +300,11 @@ class Image:
             if opened is not None:
                 _INHERITED.append((opened, [noted() for noted in opened.live]))
                 _STRANDED.add(opened.path)
+                is_open = is_open or opened.has_snapshots()
+                opened.is_inherited = True
                 opened.live = {}  # a snapshot that is dropped here must not touch its transaction
         self._now = self._before = None
+        return is_open
 
 
 # Objects of a parent's LMDB environment are kept alive in the child, never closed.
@@ -308,11 +314,12 @@ _STRANDED: set[str] = set()
 
 
 class ImageSnapshot:
-    """One committed version of the image, for one thread."""
+    """One committed version of the image, for one thread at a time."""
 
-    __slots__ = ("_born", "_ended_by", "_home", "_max_age_s", "_noted", "_txn", "now_us")
+    __slots__ = ("_born", "_ended_by", "_home", "_image", "_max_age_s", "_noted", "_txn", "now_us")
 
     def __init__(self, image: Image, home: _Opened, max_age_s: float) -> None:
+        self._image = image
         self._home = home
         self._txn: Any
         self._txn, self._noted = home.begin(max_age_s)
@@ -328,7 +335,11 @@ class ImageSnapshot:
                 raise SnapshotTooOldError(self._ended_by)  # as often as it is asked: why does not change
             raise ClosedError("the snapshot is closed")
         if self._noted not in self._home.live:
+            if self._home.is_inherited:
+                raise _of_the_parent()
             self._txn = None
+            if self._image.closed:
+                raise ClosedError("the database is closed")
             self._ended_by = "the image of this snapshot was replaced"
             raise SnapshotTooOldError(self._ended_by)
         age = time.monotonic() - self._born
@@ -341,7 +352,12 @@ class ImageSnapshot:
     @property
     def version(self) -> int:
         """The commit version that this snapshot shows."""
-        data = self._open().get(VERSION_KEY, db=self._home.tables[Table.META])
+        txn = self._open()
+        try:
+            data = txn.get(VERSION_KEY, db=self._home.tables[Table.META])
+        except lmdb.Error as error:
+            let_through(error)
+            raise self._ended(error) from error
         return int.from_bytes(data, "big") if data else 0
 
     def get(self, key: bytes) -> bytes | None:
@@ -367,6 +383,12 @@ class ImageSnapshot:
     def _ended(self, error: lmdb.Error) -> InmemError:
         if self._noted in self._home.live:
             return _as_corruption(error, self._home.env)
+        if self._home.is_inherited:
+            return _of_the_parent()
+        if self._image.closed:
+            return ClosedError("the database is closed")
+        if self._txn is None:
+            return ClosedError("the snapshot is closed")  # by another thread
         return SnapshotTooOldError("the image of this snapshot was replaced")
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
@@ -386,6 +408,10 @@ class ImageSnapshot:
         except lmdb.Error as error:
             let_through(error)
             raise self._ended(error) from error
+
+    def leave(self) -> None:
+        """Let no other read begin: it ends with the one that is under way in another thread."""
+        self._txn = None
 
     def close(self) -> None:
         """End the snapshot; the memory that it pinned can be used again."""
@@ -410,6 +436,10 @@ def scan(cursor: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[tuple
             if item[0] >= end:
                 return
             yield item
+
+
+def _of_the_parent() -> ForkError:
+    return ForkError("this snapshot belongs to the parent process")
 
 
 def _as_corruption(error: lmdb.Error, env: Any) -> InmemError:

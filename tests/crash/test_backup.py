@@ -236,8 +236,9 @@ def test_an_empty_directory_takes_a_restored_store(sample: Path, scratch: Path) 
     restore(sample / "file", path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     assert check(path).problems == []
-    restore(sample / "file", scratch / "deep" / "er")
-    assert check(scratch / "deep" / "er").problems == []
+    with pytest.raises(InvalidInputError, match="no directory"):
+        restore(sample / "file", scratch / "deep" / "er")
+    assert not (scratch / "deep").exists()
 
 
 def test_a_damaged_store_gives_no_backup(sample: Path, scratch: Path) -> None:

@@ -44,6 +44,7 @@ TREE: dict[str, tuple[str, str, bool, tuple[str, ...]]] = {
     "BusyError": ("RetryableError", "busy", True, ("what", "limit")),
     "CommitUnknownError": ("InmemError", "commit_unknown", False, ("commit_id",)),
     "WriterUnavailableError": ("InmemError", "writer_unavailable", True, ("path",)),
+    "DatabaseGoneError": ("InmemError", "database_gone", False, ("path",)),
     "StoreFullError": ("InmemError", "store_full", False, ("used_bytes", "quota_bytes")),
     "LimitError": ("InmemError", "limit", False, ("what", "size", "limit")),
     "CorruptionError": ("InmemError", "corruption", False, ("file", "offset")),

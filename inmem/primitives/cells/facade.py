@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
 from inmem import values
+from inmem.callables import check_callable, check_result
 from inmem.client.retry import resolved_as, retrying
 from inmem.engines.base import Pending, Sink, View
 from inmem.errors import CommitUnknownError, ConflictError, InvalidInputError, VersionMismatchError
@@ -143,7 +144,7 @@ class RunCells(Cells[int]):
             ConflictError: it lost every race.
             CommitUnknownError: no answer in time; `fn` is not run again.
         """
-        _callable(fn)
+        check_callable(fn)
 
         def attempt(_: float) -> T:
             state = self.read(name)
@@ -179,7 +180,7 @@ class TransactionCells(Cells[PendingVersion]):
 
     def transition(self, name: str, fn: Callable[[State], tuple[Any, T]]) -> T:
         """Change a cell by `fn(state) -> (new value, result)`; a conflict is the transaction's."""
-        _callable(fn)
+        check_callable(fn)
         state = self.read(name)
         if state is None:
             self.cas(name, 0, None)  # it says why there is none, as outside of a transaction
@@ -229,11 +230,6 @@ def _version(expected: object) -> int:
     return expected
 
 
-def _callable(fn: object) -> None:
-    if not callable(fn):
-        raise InvalidInputError("fn must be callable", argument="fn")
-
-
 def _required(state: State | None, name: str) -> State:
     if state is None:
         rules.exchanged(name, None, 0)  # raises CellNotFoundError, in the rule's words
@@ -242,6 +238,9 @@ def _required(state: State | None, name: str) -> State:
 
 
 def _outcome(returned: tuple[Any, T]) -> tuple[Any, T]:
+    check_result(returned)
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise InvalidInputError("fn must return (new value, result)", argument="fn")
+    for part in returned:
+        check_result(part)
     return returned
