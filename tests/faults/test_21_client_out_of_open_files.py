@@ -64,7 +64,7 @@ def test_a_client_that_runs_out_of_open_files(store_path: Path) -> None:
         assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr}"
         said = [line.split(" ", 1) for line in done.stdout.splitlines()]
         assert [what for _, what in said[-2:]] == ["ok", "ok"], done.stdout + done.stderr
-        # What was sent to a writer that was killed then may be applied, whatever keeps this client from asking.
+        # What was sent to a writer that was killed may be applied, whatever keeps this client from asking.
         right = {"open": ("LimitError open files",)}
         right["later"] = (*right["open"], "CommitUnknownError open files")
         wrong = [line for line in said[:-2] if line[1] not in right[line[0].partition(":")[0]]]
