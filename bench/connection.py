@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import zmq
 
@@ -27,6 +27,7 @@ from inmem.client import link
 
 KINDS = ("own", "dealer")
 WAYS = ("board", "socket")
+START_S = 30.0  # for a writer to end, or to begin
 
 
 class DealerConnection:
@@ -99,6 +100,23 @@ sys.exit(main())
 """
 
 
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for a condition, within a bound."""
+    deadline = time.monotonic() + START_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {START_S} s: {what}")
+        time.sleep(0.01)
+
+
+def answers(db: inmem.Database) -> bool:
+    """Whether a writer serves a store."""
+    try:
+        return db.status().writer_pid > 0
+    except inmem.WriterUnavailableError:
+        return False
+
+
 @contextlib.contextmanager
 def served(path: str, way: str) -> Iterator[None]:
     """A store with a writer that answers that way."""
@@ -107,21 +125,14 @@ def served(path: str, way: str) -> Iterator[None]:
         pid = db.status().writer_pid
     if way == "socket":
         os.kill(pid, signal.SIGTERM)
-        while os.path.exists(f"/proc/{pid}"):
-            time.sleep(0.01)
+        wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the first writer ends")
         writer = subprocess.Popen(
             [sys.executable, "-c", WITHOUT_BOARD, path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
     try:
         with inmem.open(path, autostart=writer is None) as db:
-            while writer is not None:
-                try:
-                    db.status()
-                    break
-                except inmem.WriterUnavailableError:
-                    if writer.poll() is not None:
-                        raise
-                    time.sleep(0.01)
+            if writer is not None:
+                wait_until(lambda: answers(db), "the writer without boards serves")
             yield
     finally:
         if writer is not None:

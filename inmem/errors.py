@@ -302,10 +302,10 @@ class SnapshotTooOldError(RetryableError):
 
 
 class BusyError(RetryableError):
-    """A quota of work in flight is used up; nothing was applied."""
+    """Something is in use as far as it may be: work in flight, slots, or a turn. Nothing was applied."""
 
     code = "busy"
-    default_hint = "Wait for answers before sending more, then try again."
+    default_hint = "Wait for what is under way, then try again."
     field_names: ClassVar[tuple[str, ...]] = ("what", "limit")
     what: str | None
     limit: int | None

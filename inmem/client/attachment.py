@@ -1,8 +1,8 @@
 """The attachment: what one process holds of one database, shared by all its handles.
 
 Invariant: one image, one control mapping and one client lock per process
-and directory; one session per thread. A forked child
-starts with none of its parent's sessions, sockets or LMDB objects.
+and directory; a session for each call, of its thread's free ones. A forked
+child starts with none of its parent's sessions, sockets or LMDB objects.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ThreadSessions(threading.local):
 
     def commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied:
         """Commit and wait for the outcome. See `Session.commit`."""
-        free = self._free
+        free = self._free  # as `take` and `give_back`, without their calls: this is what a put costs
         try:
             session = free.pop()
         except IndexError as error:

@@ -60,6 +60,9 @@ class Exclusive:
     It is no lock: after `acquire` and before the block that releases it, a
     handler can raise, and the lock is never free again. Here a call takes its
     turn inside the block that ends it, and waits for others until its deadline.
+
+    It relies on CPython with its global lock: neither handlers nor other threads
+    run between two steps of which none is a call or a jump back.
     """
 
     def __init__(self) -> None:

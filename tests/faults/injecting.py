@@ -13,11 +13,14 @@ from a profile function is beyond CPython 3.11, and nothing has happened yet.)
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +29,8 @@ import inmem
 
 PACKAGE = str(Path(inmem.__file__).parent)
 _LIBRARIES = re.compile("/(lmdb|hypothesis)/")  # the second has the collector call it
+
+_LATER_S = 0.00005
 
 
 class _Injection:
@@ -115,13 +120,57 @@ def _is_inside(frame: FrameType | None) -> bool:
     Python drops what a finalizer raises, or what the collector calls. py-lmdb crashes if its own Python
     code raises while it opens an environment; signals are held back there.
     """
-    inside = False
+    if _is_dropped(frame):
+        return False
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextlib.contextmanager
+def alarms(error: Callable[[], BaseException]) -> Iterator[Callable[[float], None]]:
+    """Yields what has an exception raised out of this thread's code after some seconds; 0 for not at all.
+
+    Python drops what is raised inside a finalizer, or inside what the collector
+    calls: there it comes a little later. An interrupt between the making of a
+    socket and its keeping drops the socket: Python closes it, and says so.
+    """
+
+    wanted = False
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        del number
+        if not wanted:  # the timer had fired as it was stopped
+            return
+        if not _is_dropped(frame):
+            raise error()
+        signal.setitimer(signal.ITIMER_REAL, _LATER_S)
+
+    def after(seconds: float) -> None:
+        nonlocal wanted
+        wanted = seconds > 0
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        yield after
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
+            gc.collect()
+
+
+def _is_dropped(frame: FrameType | None) -> bool:
+    """Whether Python would drop what is raised here."""
     while frame is not None:
         if frame.f_code.co_name == "__del__" or _LIBRARIES.search(frame.f_code.co_filename):
-            return False
-        inside = inside or frame.f_code.co_filename.startswith(PACKAGE)
+            return True
         frame = frame.f_back
-    return inside
+    return False
 
 
 def descriptors() -> int:

@@ -38,7 +38,8 @@ for word in sys.argv[3:]:
             case(when, int(leave))
             said = "ok"
         except inmem.InmemError as error:
-            said = f"{type(error).__name__} {getattr(error, 'what', None)}"
+            reason = "open files" if "files are open" in str(error) else str(error)
+            said = f"{type(error).__name__} {reason}"
         while kept:
             os.close(kept.pop())
         with inmem.open(path) as db:
@@ -63,6 +64,9 @@ def test_a_client_that_runs_out_of_open_files(store_path: Path) -> None:
         assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr}"
         said = [line.split(" ", 1) for line in done.stdout.splitlines()]
         assert [what for _, what in said[-2:]] == ["ok", "ok"], done.stdout + done.stderr
-        wrong = [line for line in said[:-2] if line[1] != "LimitError open files"]
+        # What was sent to a writer that was killed may be applied, whatever keeps this client from asking.
+        right = {"open": ("LimitError open files",)}
+        right["later"] = (*right["open"], "CommitUnknownError open files")
+        wrong = [line for line in said[:-2] if line[1] not in right[line[0].partition(":")[0]]]
         assert len(said) == len(cases) + 2 and not wrong, f"{wrong}\n{done.stderr}"
     print(f"{len(cases)} cases of too few open files: clear errors {len(cases)}, aborts 0")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from injecting import Interrupt, NestedCall
+from injecting import Interrupt, NestedCall, alarms
 from support import writer_pid
 
 import inmem
@@ -28,18 +28,14 @@ PUTS = 100
 @pytest.fixture
 def alarm() -> Iterator[Callable[[float, BaseException], None]]:
     """Have an exception raised out of this thread's code after a while."""
-    before = signal.getsignal(signal.SIGALRM)
+    errors: list[BaseException] = []
+    with alarms(lambda: errors[-1]) as set_alarm:
 
-    def after(seconds: float, error: BaseException) -> None:
-        def handler(*_: object) -> None:
-            raise error
+        def after(seconds: float, error: BaseException) -> None:
+            errors.append(error)
+            set_alarm(seconds)
 
-        signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-    yield after
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
+        yield after
 
 
 def test_a_flush_that_was_interrupted_is_gone_on_with(

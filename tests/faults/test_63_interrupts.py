@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from pathlib import Path
 import lmdb
 import pytest
 from calls import RUN, Calls
-from injecting import Interrupt, descriptors
+from injecting import Interrupt, alarms, descriptors
 
 import inmem
 
@@ -106,29 +105,22 @@ def test_at_every_place(db: inmem.Database, store_path: Path, kind: str) -> None
 
 def test_a_storm_of_interrupts(db: inmem.Database, store_path: Path) -> None:
     """Thousands of them in seconds, as a time limit on every call would make them."""
-    def raise_it(*_: object) -> None:
-        raise TimeIsUp
-
     calls = Calls(db, store_path, "outer")
     kinds = ("add", "transact", "pipeline", "append")
-    before = signal.signal(signal.SIGALRM, raise_it)
     interrupts = 0
     end = time.monotonic() + 3.0
     number = 0
-    try:
+    with alarms(TimeIsUp) as alarm:
         while time.monotonic() < end:
             number += 1
             try:
                 try:
-                    signal.setitimer(signal.ITIMER_REAL, 0.00002 + number % 50 * 0.00001)
+                    alarm(0.00002 + number % 50 * 0.00001)
                     calls.make(kinds[number % len(kinds)])
                 finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    alarm(0)
             except TimeIsUp:
                 interrupts += 1
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     assert interrupts > 100
     began = time.monotonic()
     for kind in kinds:

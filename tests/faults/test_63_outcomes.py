@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from injecting import alarms
 from support import wait_until, writer_pid
 
 import inmem
@@ -93,34 +94,27 @@ def test_a_handler_that_loses_a_race_of_its_own(db: inmem.Database, kind: str) -
     db.kv.put(RUN, "n", 0)
     interrupts = doubled = calls = 0
 
-    def handler(*_: object) -> None:
-        raise ConflictError("a handler's")
-
     def call() -> None:
         if kind == "transact":
             db.transact(RUN, lambda txn: txn.kv.put("n", txn.kv.get("n") + 1))
         else:
             db.cells.transition(RUN, "cell", lambda state: (state.value + 1, None))
 
-    before = signal.signal(signal.SIGALRM, handler)
     end = time.monotonic() + 2.0
-    try:
+    with alarms(lambda: ConflictError("a handler's")) as alarm:
         while time.monotonic() < end:
             was = _count(db, kind)
             try:
                 try:
-                    signal.setitimer(signal.ITIMER_REAL, 0.00005 + calls % 60 * 0.000005)
+                    alarm(0.00005 + calls % 60 * 0.000005)
                     call()
                 finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    alarm(0)
             except ConflictError:
                 interrupts += 1
             calls += 1
             db.kv.put(RUN, "behind", calls)  # of the same session: it is after whatever was sent
             doubled += _count(db, kind) - was > 1
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     assert interrupts > 20 and doubled == 0
     print(f"{calls} calls, {interrupts} interrupted, 0 doubled")
 
