@@ -120,7 +120,7 @@ class LatestView:
 
     def close(self) -> None:
         """The handle was closed: whatever is bound to this is refused from now on."""
-        self._get = self._begin = closed
+        self._get = self._begin = self.now_us = closed
 
     def read(self, key: bytes) -> bytes | None:
         """The live record under a key. Cost: about 1 µs."""

@@ -94,8 +94,9 @@ class Interrupt(_Injection):
         try:
             return call()
         except TypeError as error:
-            # CPython 3.11 now and then goes wrong where a profile function raises as a property returns.
-            if str(error) != "'traceback' object is not callable":
+            # CPython 3.11 now and then goes wrong where a profile function raises as a property or generator
+            # returns: what lies on its stack is called instead.
+            if str(error) not in ("'traceback' object is not callable", "'list' object is not callable"):
                 raise
             self._action()
         finally:
