@@ -96,12 +96,13 @@ class JoinedCall(Call):
         self, procedure: str, items: list[Any], pending: type[Pending[Any]]
     ) -> list[Pending[Any]] | None:
         """Take in items; what waits for each. None for those of another procedure, and for too many."""
-        if procedure != self.procedure or len(self._parts) // 2 + len(items) > max(_MOST_JOINED, len(items)):
+        parts, more = self._parts, len(items)
+        if procedure != self.procedure or (parts and len(parts) // 2 + more > _MOST_JOINED):
             return None
         self._early = None  # what a run that was taken back came to
-        if len(items) == 1:
+        if more == 1:
             one = pending()
-            self._parts += items[0], one
+            parts += items[0], one
             return [one]
         added = [pending() for _ in items]
         self._parts += [part for both in zip(items, added, strict=True) for part in both]
@@ -127,8 +128,12 @@ def size_of(parts: list[Any]) -> int:
     for part in parts:
         if type(part) is bytes:
             size += len(part)
-        elif type(part) is list:
-            size += size_of(part)
+        elif type(part) is list:  # most are lists of bytes: those cost no call each
+            for inner in part:
+                if type(inner) is bytes:
+                    size += len(inner)
+                elif type(inner) is list:
+                    size += size_of(inner)
     return size
 
 
@@ -147,7 +152,7 @@ def resolve_all(entries: list[Entry], results: list[Any]) -> None:
     calls = [entry for entry in entries if isinstance(entry, Call)]
     for call, result in zip(calls, results, strict=True):
         call.resolve(result)
-        if wrong is None and call.differs(result):
+        if wrong is None and call._early is not None and call.differs(result):
             wrong = call
     if wrong is not None:
         raise InvariantError(

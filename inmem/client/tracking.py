@@ -87,12 +87,10 @@ class TrackedReads:
 
     def overlaps(self, start: bytes, end: bytes) -> bool:
         """Whether anything of a range was read."""
-        if end == start + b"\0":
-            if start in self.reads:
-                return True
-        elif any(start <= key < end for key in self.reads):
+        reads, ranges = self.reads, self.ranges
+        if reads and (start in reads or (end != start + b"\0" and any(start <= key < end for key in reads))):
             return True
-        return any(start < e and s < end for s, e, _ in self.ranges) if self.ranges else False
+        return bool(ranges) and any(start < e and s < end for s, e, _ in ranges)
 
     def close(self) -> None:
         """End the snapshot: what was read stays noted."""

@@ -251,10 +251,14 @@ class OptimisticTransaction(OneThread):
 
     def _near(self, ranges: tuple[Range, ...]) -> Iterable[Footprint]:
         """The calls put off that may concern these ranges: for single keys, few of many."""
-        if not all(is_exact(each) for each in ranges):
-            return self._late
-        exact = {f: None for start, _ in ranges if (f := Footprint.of(exactly(start))) in self._late}
-        return [*exact, *(f for f in self._wide if f in self._late)]
+        late = self._late
+        exact: set[Footprint] = set()
+        for each in ranges:
+            if not is_exact(each):
+                return late
+            if (alone := Footprint.of(each)) in late:
+                exact.add(alone)
+        return [*exact, *self._wide.intersection(late)] if exact or self._wide else ()
 
     def _overwrite(self, key: bytes) -> None:
         """What comes next replaces what is under a key, whatever calls put off would make of it."""

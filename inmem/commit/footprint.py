@@ -19,7 +19,11 @@ def is_exact(some: Range) -> bool:
 
 def overlap(some: tuple[Range, ...], others: tuple[Range, ...]) -> bool:
     """Whether any range of some overlaps any of the others."""
-    return any(start < e and s < end for start, end in some for s, e in others)
+    for start, end in some:  # a loop: a generator costs more than what it looks at
+        for s, e in others:
+            if start < e and s < end:
+                return True
+    return False
 
 
 class Footprint(NamedTuple):

@@ -47,7 +47,8 @@ def by_run(method: Callable[Concatenate[F, P], R]) -> Callable[Concatenate[ByRun
     """A method of a run's facade, as one that takes the run first."""
 
     def call(self: ByRun[F], run_id: str, *args: P.args, **kwargs: P.kwargs) -> R:
-        return method(self._of(run_id), *args, **kwargs)
+        # As `_of`, without its call.
+        return method(getattr(self._database.run(run_id), self.KIND), *args, **kwargs)
 
     functools.update_wrapper(call, method)
     del call.__wrapped__  # type: ignore[attr-defined]
