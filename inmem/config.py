@@ -45,6 +45,7 @@ MAX_IN_FLIGHT: Final = 1024  # unanswered commits of one session: bounds its out
 MAX_SESSIONS: Final = 65_536  # registered sessions; the longest idle leave first
 MIN_SESSION_IDLE_S: Final = 600  # a session idle for less is never dropped to make room
 MAX_RECENT_BUCKETS: Final = 65_536  # runs x types whose last write is remembered
+MAX_WRITER_DEATHS: Final = 2  # silent ones, while deciding one commit: one may be a kill from outside
 MAX_CONTROL_PATH: Final = 255  # bytes of a path in the control file
 MAX_SOCKET_PATH: Final = 107  # sun_path of Linux, less its NUL
 MAP_BYTES: Final = 1 << 38  # address space of the image: large, so that it is never remapped
