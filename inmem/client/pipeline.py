@@ -9,17 +9,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from inmem.client.applied import Applied
 from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
-from inmem.config import Settings
+from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES, Settings
 from inmem.engines.base import Pending
 from inmem.errors import BusyError, ClosedError, InmemError
-from inmem.writeset import OP_CALL, OP_PUT, WriteSet
+from inmem.writeset import OP_CALL, OP_PUT, WriteSet, weight_of
 
 T = TypeVar("T")
 _this_frame = sys._getframe
+_GROUP_BYTES: Final = MAX_COMMIT_BYTES // 4  # what a group of several writes may come to
 
 
 class Submits(Protocol):
@@ -56,17 +57,17 @@ class PipelineSink:
 
     def put(self, key: bytes, payload: bytes, expires: int) -> None:
         """Write a record."""
-        self._pipeline.add(self, [OP_PUT, key, payload, expires])
+        self._pipeline.add(self, ENTRY_BYTES + len(key) + len(payload), [OP_PUT, key, payload, expires])
 
     def write(self, ops: list[list[Any]]) -> None:
         """Some operations, in one commit."""
         entries: list[Entry] = [Call(op[1], op[2]) if op[0] == OP_CALL else op for op in ops]
-        self._pipeline.add(self, *entries)
+        self._pipeline.add(self, sum(map(weight_of, ops)) // 2, *entries)
 
     def call(self, procedure: str, arguments: list[Any], pending: type[Pending[Any]]) -> Pending[Any]:
         """Run a procedure; the result is there after the flush."""
         result = pending()
-        self._pipeline.add(self, AwaitedCall(procedure, arguments, result))
+        self._pipeline.add(self, weight_of(arguments), AwaitedCall(procedure, arguments, result))
         return result
 
     def join(
@@ -82,7 +83,7 @@ class PipelineSink:
     ) -> Pending[T]:
         """Run a procedure; what `convert` makes of its result is there after the flush."""
         result: _Converted[T] = _Converted(convert)
-        self._pipeline.add(self, AwaitedCall(procedure, arguments, result))
+        self._pipeline.add(self, weight_of(arguments), AwaitedCall(procedure, arguments, result))
         return result
 
 
@@ -113,6 +114,7 @@ class PipelinedWrites:
         self._group: list[Entry] = []
         self._filled_for: PipelineSink | None = None
         self._count = 0  # writes in it
+        self._weight = 0  # what they may come to
         self._groups: list[list[Entry]] = []  # that are full: the first ones are submitted, none is settled
         self._first = 0  # the number of the first of them in its session
         self._error: InmemError | None = None
@@ -127,17 +129,20 @@ class PipelinedWrites:
         session = self._session
         return 0 if session is None or not self._first else session.next_sequence - self._first
 
-    def add(self, sink: PipelineSink, *entries: Entry) -> None:
-        """The next write.
+    def add(self, sink: PipelineSink, weight: int, *entries: Entry) -> None:
+        """The next write, and what it may come to.
 
         Raises:
             BusyError: called by a signal handler or finalizer in the middle of another call.
+            LimitError: it is too much for a commit.
         """
         if self._inside is not None:
             self._refuse_nested()
         try:
             self._inside = _this_frame()
-            self._room(sink).extend(entries)
+            if weight > _GROUP_BYTES:
+                WriteSet(ops=operations([*entries])).encode()  # too much for a commit: say so here
+            self._room(sink, weight).extend(entries)
         finally:
             self._inside = None
 
@@ -149,7 +154,10 @@ class PipelinedWrites:
             self._refuse_nested()
         try:
             self._inside = _this_frame()
-            group = self._room(sink)
+            weight = weight_of(items)
+            if weight > _GROUP_BYTES:
+                WriteSet(ops=[[OP_CALL, procedure, [head, items]]]).encode()
+            group = self._room(sink, weight)
             if not items:
                 return []
             last = group[-1] if group else None
@@ -176,15 +184,19 @@ class PipelinedWrites:
             frame = frame.f_back
         # The call that is noted was interrupted before it could say that it has ended.
 
-    def _room(self, sink: PipelineSink) -> list[Entry]:
+    def _room(self, sink: PipelineSink, weight: int) -> list[Entry]:
         """The group for the next write of a sink."""
-        if self._filled_for is sink and self._count < self._limit:
+        if (
+            self._filled_for is sink and self._count < self._limit
+            and self._weight + weight <= _GROUP_BYTES
+        ):
             self._count += 1
+            self._weight += weight
             return self._group
         if self._is_closed:
             raise ClosedError("the pipeline is closed")
         self._send()
-        self._filled_for, self._count = sink, 1
+        self._filled_for, self._count, self._weight = sink, 1, weight
         return self._group
 
     def _send(self) -> None:

@@ -89,7 +89,8 @@ def test_it_is_refused_after_so_many_deaths_and_for_good(ends: Ends) -> None:
     request = end(guilty)
     for _ in range(MAX_WRITER_DEATHS):
         killed_with(ends, request)
-    answers = bench.commit(other.request(body(put(key("a"), 1))), request, other.request(body(put(key("b"), 2))))
+    first, last = (other.request(body(put(key(name), 1))) for name in "ab")
+    answers = bench.commit(first, request, last)
     assert [answer.status for answer in answers] == [APPLIED, FAILED, APPLIED]
     error = error_of(answers[1])
     assert (error.code, error.retryable, error.fields) == (
@@ -210,7 +211,8 @@ def test_what_another_boot_or_release_left_does_not_count(ends: Ends) -> None:
     killed_with(ends, request)
     with pytest.raises(Killed):
         bench.commit(request)
-    for epoch, same_boot, counted in ((bench.writers, True, MAX_WRITER_DEATHS), (9, True, 1), (bench.writers, False, 0)):
+    last = bench.writers
+    for epoch, same_boot, counted in ((last, True, MAX_WRITER_DEATHS), (9, True, 1), (last, False, 0)):
         page = memoryview(bytearray(ends.left))
         suspects = Suspects(page)
         suspects.take_over(epoch, same_boot=same_boot)
