@@ -272,11 +272,7 @@ class Committer:
             if ops or self.sessions.must_write:
                 if len(requests) > 1:
                     self._words[PUBLISHING] = len(requests)
-                    self._publish(txn, ops, now_us, sync)
-                    self._words[NAMED] = self._words[PUBLISHING] = 0
-                else:
-                    self._publish(txn, ops, now_us, sync)
-                    self._words[NAMED] = 0
+                self._publish(txn, ops, now_us, sync)
                 return answers
         except BaseException:
             # Nothing of the group is visible: be as before it.
@@ -373,6 +369,7 @@ class Committer:
             self.version += 1  # a group without commits moves the position too
         position = self._log.position()
         checksum = self._log.append(ops, version=self.version, epoch=self._epoch, clock_us=now_us)
+        self._words[NAMED] = self._words[PUBLISHING] = 0  # from here on it is recovery that repeats it
         try:
             self._reached("logged")
             if sync:

@@ -1,19 +1,21 @@
 """Suspects: which commit is being decided, so that one that ends writers is found and refused.
 
-Invariant: while a commit is decided the control page names it, by session,
-sequence and digest. A writer that dies leaves the name, and the next one
-counts a death for that commit. A commit is refused once it has ended a writer
+Invariant: from when a commit is looked at until it is logged the control page
+names it, by session, sequence and digest. A writer that dies meanwhile leaves
+the name, and the next one counts a death for that commit. (What is logged,
+recovery repeats, whoever sent it; so the name ends there, before any wait for
+the disk.) A commit is refused once it has ended a writer
 by an exception, or `MAX_WRITER_DEATHS` writers without a word: one of those
 may be a kill from outside, which is no fault of the commit.
 
-Several commits are published as one. Then no single one is named: the next
+Several commits are logged as one. Then no single one is named: the next
 writer publishes one at a time for a while, so that the name is that of the
 one which does it.
 
 Words of the control page, from `SUSPECTS` on:
 
     word   meaning
-    63     commits that are being published as one, 0 for fewer than two
+    63     commits that are being logged as one, 0 for fewer than two
     64-65  session of the commit that is being decided
     66     its sequence, 0 for none: they begin at 1
     67     its digest
