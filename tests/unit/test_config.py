@@ -280,8 +280,8 @@ class TestStored:
 class TestLimits:
     """Relations that the rest of the package relies on."""
 
-    def test_a_legal_commit_fits_a_message_and_a_batch(self) -> None:
-        assert config.MAX_TRANSACTION_BYTES < config.MAX_MESSAGE_BYTES <= config.MAX_BATCH_BYTES
+    def test_a_legal_commit_fits_a_message(self) -> None:
+        assert config.MAX_COMMIT_BYTES < config.MAX_TRANSACTION_BYTES < config.MAX_MESSAGE_BYTES
 
     def test_the_largest_value_fits_a_commit(self) -> None:
         from inmem.values import MAX_VALUE_BYTES
