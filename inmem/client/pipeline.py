@@ -13,14 +13,16 @@ from typing import Any, Final, Protocol, TypeVar
 
 from inmem.client.applied import Applied
 from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
-from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES, Settings
+from inmem.config import MAX_COMMIT_BYTES, MAX_TRANSACTION_OPS, Settings
 from inmem.engines.base import Pending
 from inmem.errors import BusyError, ClosedError, InmemError
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet, weight_of
 
 T = TypeVar("T")
 _this_frame = sys._getframe
-_GROUP_BYTES: Final = MAX_COMMIT_BYTES // 4  # what a group of several writes may come to
+# What a group of several writes may come to, so that it fits a commit. Of a put, its value counts.
+_GROUP_BYTES: Final = MAX_COMMIT_BYTES // 4
+_GROUP: Final = MAX_TRANSACTION_OPS // 2
 
 
 class Submits(Protocol):
@@ -57,7 +59,7 @@ class PipelineSink:
 
     def put(self, key: bytes, payload: bytes, expires: int) -> None:
         """Write a record."""
-        self._pipeline.add(self, ENTRY_BYTES + len(key) + len(payload), [OP_PUT, key, payload, expires])
+        self._pipeline.add(self, len(payload), [OP_PUT, key, payload, expires])
 
     def write(self, ops: list[list[Any]]) -> None:
         """Some operations, in one commit."""
@@ -110,7 +112,7 @@ class PipelinedWrites:
         self._sessions = sessions
         self._session: Submits | None = None  # taken when there is something to send
         self._is_closed = False
-        self._limit = settings.pipeline_group
+        self._limit = min(settings.pipeline_group, _GROUP)
         self._group: list[Entry] = []
         self._filled_for: PipelineSink | None = None
         self._count = 0  # writes in it
@@ -188,10 +190,10 @@ class PipelinedWrites:
         """The group for the next write of a sink."""
         if (
             self._filled_for is sink and self._count < self._limit
-            and self._weight + weight <= _GROUP_BYTES
+            and (total := self._weight + weight) <= _GROUP_BYTES
         ):
             self._count += 1
-            self._weight += weight
+            self._weight = total
             return self._group
         if self._is_closed:
             raise ClosedError("the pipeline is closed")
