@@ -5,8 +5,10 @@ names it, by session, sequence and digest. A writer that dies meanwhile leaves
 the name, and the next one counts a death for that commit. (What is logged,
 recovery repeats, whoever sent it; so the name ends there, before any wait for
 the disk.) A commit is refused once it has ended a writer
-by an exception, or `MAX_WRITER_DEATHS` writers without a word: one of those
-may be a kill from outside, which is no fault of the commit.
+by an exception, or `MAX_WRITER_DEATHS` writers without a word. A kill from
+outside looks the same, and the commit that it hit is the first that the next
+writer gets: among kills that come as clients reconnect, one in a hundred hits
+it again.
 
 Several commits are logged as one. Then no single one is named: the next
 writer publishes one at a time for a while, so that the name is that of the

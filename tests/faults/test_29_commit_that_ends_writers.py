@@ -69,7 +69,7 @@ def fatal(db: inmem.Database, how: str) -> inmem.InmemError:
 
 @pytest.mark.parametrize(
     ("how", "writers"),
-    [("raise", 1), ("recurse", 0), ("allocate", 0), ("kill", 2), ("crash", 2), ("grow", 2)],
+    [("raise", 1), ("recurse", 0), ("allocate", 0), ("kill", 3), ("crash", 3), ("grow", 3)],
 )
 @pytest.mark.parametrize("durability", ["memory", "buffered", "sync"])
 def test_a_commit_that_ends_its_writer(
