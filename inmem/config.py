@@ -33,8 +33,8 @@ MAX_TTL_S: Final = 100 * 366 * 86_400  # a century: beyond it a ttl is a mistake
 MAX_TIMEOUT_S: Final = 1e9  # thirty years: what has no deadline, in a number that clocks can hold
 MAX_MESSAGE_BYTES: Final = 64 * MIB  # one request or answer; checked before decoding
 # What a commit comes to, index entries included: keys and records, and ENTRY_BYTES for each of them. While
-# one is decided all others wait: 3 to 4 us for each entry, 5 to 10 ms for each MiB: some 100 ms at most but for
-# the largest values (up to 170 beside other work).
+# one is decided all others wait: 3 to 4 us for each entry, 5 to 10 ms for each MiB: some 100 ms at most, but
+# for the largest values (up to 170 beside other work).
 MAX_COMMIT_BYTES: Final = 17 * MIB  # the largest value and what goes with it
 ENTRY_BYTES: Final = 1536  # what a MiB and an entry cost, in bytes of the one
 MAX_TRANSACTION_BYTES: Final = 24 * MIB  # of a commit's encoded body: all of that, and what it has read
