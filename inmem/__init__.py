@@ -23,6 +23,7 @@ __all__ = [
     "CheckReport",
     "CheckpointReport",
     "ClosedError",
+    "CommitRefusedError",
     "CommitUnknownError",
     "ConfigMismatchError",
     "ConflictError",

@@ -32,24 +32,32 @@ MIB: Final = 1024 * 1024
 MAX_TTL_S: Final = 100 * 366 * 86_400  # a century: beyond it a ttl is a mistake in units
 MAX_TIMEOUT_S: Final = 1e9  # thirty years: what has no deadline, in a number that clocks can hold
 MAX_MESSAGE_BYTES: Final = 64 * MIB  # one request or answer; checked before decoding
-MAX_TRANSACTION_BYTES: Final = 48 * MIB  # of a commit's encoded body; leaves room for the envelope
-MAX_TRANSACTION_OPS: Final = 100_000  # writes and procedure calls in one commit: bounds a batch
+# What a commit comes to, index entries included: keys and records, and ENTRY_BYTES for each of them. While
+# one is decided all others wait: 3 to 4 us for each entry, 5 to 10 ms for each MiB: some 100 ms at most, but
+# for the largest values (up to 170 beside other work).
+MAX_COMMIT_BYTES: Final = 17 * MIB  # the largest value and what goes with it
+ENTRY_BYTES: Final = 1536  # what a MiB and an entry cost, in bytes of the one
+MAX_TRANSACTION_BYTES: Final = 24 * MIB  # of a commit's encoded body: all of that, and what it has read
+MAX_TRANSACTION_OPS: Final = 10_000  # writes and procedure calls in one commit: of small ones, no more fit
 MAX_READ_SET: Final = 200_000  # keys and ranges validated for one commit
+REPAIR_LIMIT: Final = 4000  # index entries that one commit repairs: see MAX_COMMIT_BYTES
 MAX_TAGS: Final = 256  # of one trace or run: each is an index entry
 MAX_RANGE_WALK: Final = 20_000  # records the writer walks to validate one range; then it is a conflict
 MAX_BATCH: Final = 512  # requests in one group commit: bounds latency under a flood
-MAX_BATCH_BYTES: Final = 64 * MIB  # bytes in one group commit: bounds memory and one WAL record
+MAX_BATCH_BYTES: Final = MIB  # a group of commits takes no more messages then: others wait for all of it
 MAX_MAILBOX_BYTES: Final = 4 * MAX_MESSAGE_BYTES  # waiting messages: beyond it senders are shut out
 MAX_IN_FLIGHT_BYTES: Final = MAX_MESSAGE_BYTES  # unanswered commits of one session: bounds both sides
 MAX_IN_FLIGHT: Final = 1024  # unanswered commits of one session: bounds its outcomes in the image
 MAX_SESSIONS: Final = 65_536  # registered sessions; the longest idle leave first
 MIN_SESSION_IDLE_S: Final = 600  # a session idle for less is never dropped to make room
 MAX_RECENT_BUCKETS: Final = 65_536  # runs x types whose last write is remembered
+MAX_WRITER_DEATHS: Final = 3  # silent ones, while deciding one commit: two may be kills from outside
 MAX_CONTROL_PATH: Final = 255  # bytes of a path in the control file
 MAX_SOCKET_PATH: Final = 107  # sun_path of Linux, less its NUL
 MAP_BYTES: Final = 1 << 38  # address space of the image: large, so that it is never remapped
 SWEEP_LIMIT: Final = 2_000  # expired records removed in one go
 
+assert MAX_COMMIT_BYTES < MAX_TRANSACTION_BYTES, "what a commit writes is in its body"
 assert MAX_TRANSACTION_BYTES < MAX_MESSAGE_BYTES, "a legal commit must fit a message"
 
 

@@ -30,6 +30,7 @@ Invariant: each failure has exactly one class, and each class one stable
     ├── DatabaseGoneError                 the directory of a handle is not there any more
     ├── StoreFullError                    the quota or the memory is used up
     ├── LimitError                        one thing is too big
+    ├── CommitRefusedError                it ended a writer
     ├── CorruptionError                   stored bytes are not what was written
     ├── FormatVersionError                another version of inmem wrote this
     ├── ConfigMismatchError               stored settings differ from the wish
@@ -50,6 +51,7 @@ __all__ = [
     "CellExistsError",
     "CellNotFoundError",
     "ClosedError",
+    "CommitRefusedError",
     "CommitUnknownError",
     "ConfigMismatchError",
     "ConflictError",
@@ -384,6 +386,18 @@ class LimitError(InmemError):
     what: str | None
     size: int | None
     limit: int | None
+
+
+class CommitRefusedError(InmemError):
+    """Deciding this commit ended writers, or would have: it is refused for good, and nothing of it is stored.
+
+    `writers` is how many ended while they decided it.
+    """
+
+    code = "commit_refused"
+    default_hint = "Do not send it again as it is; see writer.log in the data directory, and report it."
+    field_names: ClassVar[tuple[str, ...]] = ("writers",)
+    writers: int | None
 
 
 class CorruptionError(InmemError):

@@ -25,6 +25,7 @@ from inmem.errors import (
     CellExistsError as CellExistsError,
     CellNotFoundError as CellNotFoundError,
     ClosedError as ClosedError,
+    CommitRefusedError as CommitRefusedError,
     CommitUnknownError as CommitUnknownError,
     ConfigMismatchError as ConfigMismatchError,
     ConflictError as ConflictError,

@@ -28,13 +28,24 @@ from typing import Any, Final
 
 import msgpack
 
-from inmem.config import MAX_READ_SET, MAX_TRANSACTION_BYTES, MAX_TRANSACTION_OPS, MAX_TTL_S
+from inmem.config import (
+    ENTRY_BYTES,
+    MAX_COMMIT_BYTES,
+    MAX_READ_SET,
+    MAX_TRANSACTION_BYTES,
+    MAX_TRANSACTION_OPS,
+    MAX_TTL_S,
+)
 from inmem.errors import LimitError
 from inmem.keys import MAX_KEY_BYTES
 
 OP_PUT: Final = 0
 OP_DELETE: Final = 1
 OP_CALL: Final = 2
+
+
+_LIGHT_BYTES: Final = 1024 * 1024
+_LIGHT_OPS: Final = 100  # with these, and that many bytes, no commit is too heavy
 
 
 @dataclass(slots=True)
@@ -59,12 +70,34 @@ class WriteSet:
             [self.snapshot_version, self.expiry_us, list(self.reads.items()), self.ranges, self.ops]
         )
         _limit("bytes of one transaction", len(body), MAX_TRANSACTION_BYTES)
+        if len(body) > _LIGHT_BYTES or len(self.ops) > _LIGHT_OPS:
+            check_weight(sum(ENTRY_BYTES + sum(map(len, op[1:3])) for op in self.ops if op[0] != OP_CALL))
         return body
+
+
+def check_weight(weight: int) -> None:
+    """Refuse a commit that comes to more than others may have to wait for.
+
+    `weight` is the size of its keys and records, and `ENTRY_BYTES` for each of them.
+
+    Raises:
+        LimitError: it is too heavy; what it weighs so far, and the limit.
+    """
+    if weight > MAX_COMMIT_BYTES:
+        raise LimitError(
+            f"this commit comes to {weight} bytes or more, counting {ENTRY_BYTES} for each entry beside its "
+            f"key and value; the limit is {MAX_COMMIT_BYTES}, so that others need not wait",
+            what="bytes of what one commit writes", size=weight, limit=MAX_COMMIT_BYTES,
+            hint=f"Cut it into several commits, of {MAX_TRANSACTION_OPS} small entries at most: an event "
+            "is 2, a trace 4 and one for each tag.",
+        )
 
 
 def encode_single(op: list[Any]) -> bytes:
     """The body of a request that reads nothing and does one thing."""
     body: bytes = msgpack.packb((0, 0, (), (), (op,)))
+    if len(body) > MAX_TRANSACTION_BYTES:
+        _limit("bytes of one transaction", len(body), MAX_TRANSACTION_BYTES)
     return body
 
 

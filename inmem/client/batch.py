@@ -14,6 +14,7 @@ from inmem.engines.base import Pending
 from inmem.errors import InvariantError
 from inmem.writeset import OP_CALL
 
+PART_BYTES: Final = 128  # of a key or value beside its own: each may be an entry, which has its price
 _MOST_JOINED: Final = 10_000  # items of one call: some calls may each be legal, and as one too large
 
 
@@ -123,16 +124,18 @@ Entry = Call | list[Any]  # a list is a plain operation
 
 
 def size_of(parts: list[Any]) -> int:
-    """About how many bytes parts of a commit take: those of keys and values."""
+    """About what parts of a commit come to: the bytes of keys and values, and `PART_BYTES` for each."""
     size = 0
     for part in parts:
-        if type(part) is bytes:
-            size += len(part)
-        elif type(part) is list:  # most are lists of bytes: those cost no call each
+        kind = type(part)
+        if kind is bytes or kind is str:
+            size += len(part) + PART_BYTES
+        elif kind is list:  # most are lists of bytes: those cost no call each
             for inner in part:
-                if type(inner) is bytes:
-                    size += len(inner)
-                elif type(inner) is list:
+                kind = type(inner)
+                if kind is bytes or kind is str:
+                    size += len(inner) + PART_BYTES
+                elif kind is list:
                     size += size_of(inner)
     return size
 

@@ -13,7 +13,16 @@ from types import FrameType
 from typing import Any, Final, Protocol, TypeVar
 
 from inmem.client.applied import Applied
-from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all, size_of
+from inmem.client.batch import (
+    PART_BYTES,
+    AwaitedCall,
+    Call,
+    Entry,
+    JoinedCall,
+    operations,
+    resolve_all,
+    size_of,
+)
 from inmem.client.retry import resolved_as
 from inmem.config import Settings
 from inmem.engines.base import Pending
@@ -23,7 +32,7 @@ from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 T = TypeVar("T")
 _this_frame = sys._getframe
-_GROUP_BYTES: Final = 1 << 20  # of writes that travel together: many large ones would be too large as one
+_GROUP_BYTES: Final = 1 << 20  # of writes that travel together, as `size_of` counts: these fit a commit
 
 
 class Submits(Protocol):
@@ -59,7 +68,7 @@ class PipelineSink:
 
     def put(self, key: bytes, payload: bytes, expires: int) -> None:
         """Write a record."""
-        self._pipeline.add(self, len(payload), [OP_PUT, key, payload, expires])
+        self._pipeline.add(self, len(payload) + PART_BYTES, [OP_PUT, key, payload, expires])
 
     def write(self, ops: list[list[Any]]) -> None:
         """Some operations, in one commit."""
@@ -152,11 +161,12 @@ class PipelinedWrites(OneThread):
         return 0 if session is None or not self._first else session.next_sequence - self._first
 
     def add(self, sink: PipelineSink, size: int, *entries: Entry) -> None:
-        """The next write, of about so many bytes.
+        """The next write, of about so many bytes (see `size_of`).
 
         Raises:
             BusyError: called by a signal handler or finalizer in the middle of another call, or by another
                 thread while one is under way.
+            LimitError: it is too much for a commit.
         """
         if self._inside is not None:
             self._refuse_nested()
@@ -164,6 +174,8 @@ class PipelinedWrites(OneThread):
             self.take_over()
         try:
             self._inside = _this_frame()
+            if size > _GROUP_BYTES:
+                WriteSet(ops=operations([*entries])).encode()  # too much for a commit: say so here
             self._room(sink, size).extend(entries)
         finally:
             self._inside = None
@@ -178,7 +190,10 @@ class PipelinedWrites(OneThread):
             self.take_over()
         try:
             self._inside = _this_frame()
-            group = self._room(sink, size_of(items))
+            size = size_of(items)
+            if size > _GROUP_BYTES:
+                WriteSet(ops=[[OP_CALL, procedure, [head, items]]]).encode()
+            group = self._room(sink, size)
             if not items:
                 return []
             last = group[-1] if group else None

@@ -15,10 +15,11 @@ import msgpack
 from inmem.changes import PUT
 from inmem.commit.validation import RecentWrites, validate
 from inmem.commit.workspace import DATA, BaseState, Workspace
+from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES
 from inmem.errors import InmemError, InvalidInputError, InvariantError
 from inmem.keys import Key, TypeTag, bucket_of, shorten
 from inmem.record import end_of, pack
-from inmem.writeset import OP_CALL, OP_PUT, WriteSet
+from inmem.writeset import OP_CALL, OP_PUT, WriteSet, check_weight
 
 Procedures = Mapping[str, Callable[..., Any]]
 
@@ -53,6 +54,8 @@ def decide(
         # The commonest commit, without a workspace: this is the hot path.
         _, key, payload, expires = request.ops[0]
         bucket = _check_plain(key)
+        if len(payload) > MAX_COMMIT_BYTES - ENTRY_BYTES:
+            check_weight(len(key) + len(payload) + ENTRY_BYTES)
         record = pack(version, now_us, expires if expires >= 0 else end_of(expires, now_us), payload)
         return Effects([(PUT, DATA, key, record)], NO_RESULTS, (bucket,), (), _NOTHING)
     workspace = Workspace(state, fences, version=version, now_us=now_us, chain=chain, marks=marks)

@@ -16,9 +16,11 @@ from typing import Any, Final, Protocol
 from sortedcontainers import SortedList
 
 from inmem.changes import DELETE, DELETE_RANGE, PUT, Table
+from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES
 from inmem.errors import BusyError, RunDeletedError
 from inmem.keys import Key, TypeTag, bucket_of, fence_of, owner_of
 from inmem.record import is_live, pack, payload_of
+from inmem.writeset import check_weight
 
 DATA = int(Table.DATA)
 _UNCHANGED: Final = b""  # no record is empty
@@ -40,7 +42,7 @@ class Workspace:
 
     __slots__ = (
         "_admitted", "_base", "_changed", "_cleared", "_fences", "_highest", "_marks", "_order", "_undo",
-        "buckets", "chain", "new_fences", "new_marks", "now_us", "ops", "stamp_us", "version",
+        "_weight", "buckets", "chain", "new_fences", "new_marks", "now_us", "ops", "stamp_us", "version",
     )
 
     def __init__(
@@ -64,6 +66,7 @@ class Workspace:
         self._highest: dict[bytes, bytes] = {}  # the last key put in each bucket: `last` without a walk
         self._order: SortedList | None = None  # the keys of _changed, from the first scan on
         self._undo: list[tuple[Any, ...]] | None = None  # what a savepoint takes back
+        self._weight = 0  # of what was written: see `writeset.check_weight`
 
     def get(self, key: bytes) -> bytes | None:
         """The payload under a key, None if absent or expired."""
@@ -133,6 +136,9 @@ class Workspace:
         """Write a record at this commit's version, and its time unless another is given."""
         self.check_open(key)
         record = pack(self.version, timestamp or self.stamp_us, expires_at, payload)
+        self._weight += ENTRY_BYTES + len(key) + len(record)
+        if self._weight > MAX_COMMIT_BYTES:
+            check_weight(self._weight)
         bucket = bucket_of(key)
         if self._undo is not None:
             self._remember(key, bucket)
@@ -147,6 +153,9 @@ class Workspace:
     def delete(self, key: bytes) -> None:
         """Remove a record."""
         self.check_open(key)
+        self._weight += ENTRY_BYTES + len(key)
+        if self._weight > MAX_COMMIT_BYTES:
+            check_weight(self._weight)
         bucket = bucket_of(key)
         if self._undo is not None:
             self._remember(key, bucket)
@@ -155,6 +164,14 @@ class Workspace:
         self._changed[key] = None
         self.ops.append((DELETE, DATA, key))
         self.buckets.add(bucket)
+
+    def expect(self, entries: int, size: int = 0) -> None:
+        """Refuse what is about to be written if it is too much, before any of it is.
+
+        Raises:
+            LimitError: so many entries of so many bytes do not fit this commit.
+        """
+        check_weight(self._weight + entries * ENTRY_BYTES + size)
 
     def delete_range(self, start: bytes, end: bytes) -> None:
         """Remove all records of a range in one operation."""
@@ -175,12 +192,14 @@ class Workspace:
         outer = self._undo
         undo: list[tuple[Any, ...]] = []
         sizes = len(self.ops), len(self.new_fences), len(self._cleared)
+        weight = self._weight
         marks = self.new_marks.copy()
         self._undo = undo
         try:
             yield
         except BaseException:
             self._undo = outer
+            self._weight = weight
             self._restore(undo, sizes, marks)
             raise
         self._undo = outer

@@ -37,6 +37,7 @@ from inmem.storage.environment import Table
 from inmem.writeset import OP_CALL, WriteSet
 
 _GROUP: Final = 1000  # records in one commit: others wait no longer than some ten milliseconds
+_GROUP_ENTRIES: Final = 4000  # that they come to, with those of their tags
 _GROUP_BYTES: Final = 1024 * 1024  # of their lines; one line may be larger
 _WINDOW: Final = 4  # commits on their way: the writer works while the next is parsed
 _TIMEOUT_S: Final = 120.0  # of one commit: a writer that was killed may have much to recover
@@ -237,7 +238,7 @@ class RunLoader:
         self._ops: list[Any] = []
         self._items: list[Any] = []  # of the last call in these
         self._kind = ""
-        self._count = self._bytes = 0
+        self._count = self._entries = self._bytes = 0
         self._sent: list[int] = []
         self._first: int | None = None  # the commit that began the run
         self._cleared = False
@@ -248,7 +249,11 @@ class RunLoader:
 
     def take(self, record: LineRecord) -> None:
         """Send a record, with others."""
-        if self._count >= _GROUP or (self._count and self._bytes + record.bytes > _GROUP_BYTES):
+        entries = 4 + sum(len(part) for part in record.item if isinstance(part, list))
+        if self._count >= _GROUP or (
+            self._count
+            and (self._entries + entries > _GROUP_ENTRIES or self._bytes + record.bytes > _GROUP_BYTES)
+        ):
             self._send()
         kind = record.form.kind
         if kind != self._kind:
@@ -258,6 +263,7 @@ class RunLoader:
         self._items.append(record.item)
         self._taken[kind] = self._taken.get(kind, 0) + 1
         self._count += 1
+        self._entries += entries
         self._bytes += record.bytes
 
     def finish(self, end: RunEnd) -> bool:
@@ -272,7 +278,7 @@ class RunLoader:
 
     def _send(self) -> None:
         body = WriteSet(ops=self._ops).encode()
-        self._ops, self._kind, self._count, self._bytes = [], "", 0, 0
+        self._ops, self._kind, self._count, self._entries, self._bytes = [], "", 0, 0, 0
         while self._sent and (len(self._sent) >= _WINDOW or not self._session.has_room(body)):
             self._settle()
         sequence = self._session.submit(body, sync=False, timeout_s=_TIMEOUT_S)

@@ -23,6 +23,8 @@ Layout, native byte order (the file never leaves its machine), 4,096 bytes:
     14-45 image directory: length, then bytes
     46-61 endpoint: length, then bytes
     62    number of sessions that the last commits came from
+    63-   of the writer alone: which commit it decides, and in which ones writers
+          died; see `writer.suspects`. Earlier releases leave them as they are
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ DURABLE: Final = 7
 PID: Final = 8
 NAMESPACE: Final = 9
 ACTIVE: Final = 62
+SUSPECTS: Final = 63  # the first word of those
 _BOOT: Final = 10 * 8
 _DATABASE: Final = 12 * 8
 _IMAGE: Final = 14 * 8
@@ -100,6 +103,15 @@ class Control:
                 f"{path} has format {self.words[1]}, this release reads {FORMAT_VERSION}",
                 found=self.words[1], supported=FORMAT_VERSION,
             )
+
+    def boot(self) -> bytes:
+        """The boot of the last writer, also where it died in an update."""
+        return bytes(self._view[_BOOT : _BOOT + 16])
+
+    @property
+    def page(self) -> memoryview:
+        """The bytes of the page."""
+        return self._view
 
     @staticmethod
     def initial(database_id: bytes) -> bytes:

@@ -7,7 +7,10 @@ randomness: time is passed in.
 
 When publishing fails after logging (the memory behind the image is full), the
 group is cut from the log, the cut is made durable, and the requests are tried
-one by one, so that a giant does not fail its neighbours.
+one by one, so that a giant does not fail its neighbours. So they are after any
+other exception. A request that fails alone for want of memory is refused. One
+that fails otherwise ends this writer, whose state is not to be trusted; the
+next one refuses it (see `suspects`).
 """
 
 from __future__ import annotations
@@ -22,7 +25,14 @@ import xxhash
 from inmem.commit.decide import NO_RESULTS, Procedures, decide
 from inmem.commit.validation import RecentWrites
 from inmem.commit.workspace import DATA
-from inmem.errors import ConflictError, InmemError, InvalidInputError, StoreFullError, to_wire
+from inmem.errors import (
+    CommitRefusedError,
+    ConflictError,
+    InmemError,
+    InvalidInputError,
+    StoreFullError,
+    to_wire,
+)
 from inmem.primitives.import_mark import is_mark
 from inmem.record import is_live
 from inmem.storage.environment import Table
@@ -31,11 +41,13 @@ from inmem.storage.wal.format import DELETE, PUT, Op
 from inmem.storage.wal.log import WalBrokenError
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
 from inmem.writer.outcomes import GAP, Outcome, Sessions, describe_refusal
+from inmem.writer.suspects import CAREFUL_US, NAME, NAME_AT, NAMED, PUBLISHING, Suspects
 from inmem.writer.turns import Turns
 from inmem.writeset import MalformedError, decode
 
 _SESSIONS = int(Table.SESSIONS)
 _digest = xxhash.xxh3_64_intdigest
+_name = NAME.pack_into
 
 
 class Log(Protocol):
@@ -132,7 +144,7 @@ class Committer:
     def __init__(
         self, store: Store, log: Log, sessions: Sessions, *, version: int, epoch: int,
         owner: Sequence[Any], chain: int, always_sync: bool, procedures: Procedures,
-        reached: Callable[[str], None] = lambda step: None,
+        reached: Callable[[str], None] = lambda step: None, suspects: Suspects | None = None,
     ) -> None:
         self.version = version
         self._published = version
@@ -146,6 +158,10 @@ class Committer:
         self._procedures = procedures
         self._always_sync = always_sync
         self._reached = reached  # told of each step, so that tests can stop the world there
+        self._suspects = suspects = suspects or Suspects()
+        self._accused = suspects.found
+        self._page, self._words = suspects.page, suspects.words
+        self._careful_until_us = 0
         self._recent = RecentWrites(version)
         self._turns = Turns()
         self._fences: set[bytes] = set()  # digests of deleted runs
@@ -165,6 +181,8 @@ class Committer:
         """Everything from now on is of this epoch; an empty group says so to log and image."""
         self._epoch = epoch
         self.sessions.must_write = True
+        if self._suspects.is_careful:
+            self._careful_until_us = now_us + CAREFUL_US
         self.commit([], now_us)
 
     def commit(self, requests: Sequence[Request], now_us: int) -> list[Answer]:
@@ -174,8 +192,15 @@ class Committer:
             WalBrokenError: the log could not be made durable: the writer must
                 stop and answer nothing.
         """
+        if len(requests) > 1 and now_us < self._careful_until_us:
+            return self._one_by_one(requests, now_us)
+        position = self._store.position
         try:
-            return self._group(requests, now_us)
+            answers = self._group(requests, now_us)
+            if self._accused:
+                for request in requests:
+                    self._suspects.settle(request.session, request.sequence, _digest(request.body))
+            return answers
         except WalBrokenError:
             raise
         except OSError as error:  # the log is as it was before the call
@@ -186,7 +211,7 @@ class Committer:
             return self._fail_all(requests, problem, now_us)
         except PublishError as error:
             if len(requests) > 1:
-                return [answer for request in requests for answer in self.commit([request], now_us)]
+                return self._one_by_one(requests, now_us)
             if not error.is_full:
                 raise
             self._store.measure()
@@ -195,6 +220,23 @@ class Committer:
                 used_bytes=self._store.file_bytes, quota_bytes=self._store.quota_bytes,
             )
             return self._fail_all(requests, problem, now_us)
+        except Exception as error:
+            if self._store.position != position or not requests:
+                raise  # it is published: the next writer answers
+            if len(requests) > 1:
+                return self._one_by_one(requests, now_us)
+            if isinstance(error, MemoryError | RecursionError):
+                refusal = CommitRefusedError(
+                    f"this commit would have ended the writer: {type(error).__name__} {error!s:.100}",
+                    writers=0,
+                )
+                return self._fail_all(requests, refusal, now_us)
+            request = requests[0]
+            self._suspects.convict(request.session, request.sequence, _digest(request.body))
+            raise
+
+    def _one_by_one(self, requests: Sequence[Request], now_us: int) -> list[Answer]:
+        return [answer for request in requests for answer in self.commit([request], now_us)]
 
     def _fail_all(self, requests: Sequence[Request], problem: InmemError, now_us: int) -> list[Answer]:
         result = msgpack.packb(to_wire(problem))
@@ -228,6 +270,8 @@ class Committer:
                 answers.append(self._decide(request, txn, now_us, ops, fences))
                 sync |= request.sync
             if ops or self.sessions.must_write:
+                if len(requests) > 1:
+                    self._words[PUBLISHING] = len(requests)
                 self._publish(txn, ops, now_us, sync)
                 return answers
         except BaseException:
@@ -238,9 +282,11 @@ class Committer:
             self._fences.difference_update(fences)
             self._marks = marks
             self.sessions.undo()
+            self._words[NAMED] = self._words[PUBLISHING] = 0
             raise
         txn.abort()
         self.sessions.settle()
+        self._words[NAMED] = 0
         if sync and requests:
             self._log.sync()  # a repeated answer of a sync commit: its record is logged already
         return answers
@@ -254,6 +300,10 @@ class Committer:
         if known is not None:
             return self._known(request, known)
         try:
+            if self._accused and (refusal := self._suspects.refusal(session, sequence, digest)):
+                self.sessions.must_write = True  # so that the next writer knows it too
+                raise refusal
+            _name(self._page, NAME_AT, session, sequence, digest)
             wanted = decode(body)
             self._turns.check(session, wanted.reads, now_us)
             changes, results, buckets, new_fences, new_marks = decide(
@@ -319,13 +369,16 @@ class Committer:
             self.version += 1  # a group without commits moves the position too
         position = self._log.position()
         checksum = self._log.append(ops, version=self.version, epoch=self._epoch, clock_us=now_us)
-        self._reached("logged")
-        if sync:
-            self._log.sync()
-        self._reached("synced")
+        self._words[NAMED] = self._words[PUBLISHING] = 0  # from here on it is recovery that repeats it
         try:
+            self._reached("logged")
+            if sync:
+                self._log.sync()
+            self._reached("synced")
             txn.publish(Position(self.version, checksum, now_us, self._epoch, self._owner))
-        except PublishError:
+        except WalBrokenError:
+            raise
+        except Exception:
             self._log.cut(position)
             raise
         self._reached("published")

@@ -20,7 +20,7 @@ from typing import Final
 
 from inmem.host import failpoints
 from inmem.host.clock import StoreClock
-from inmem.host.control import ACTIVE, CLOCK, DURABLE, VERSION, boot_id, pid_namespace
+from inmem.host.control import ACTIVE, CLOCK, DURABLE, EPOCH, VERSION, boot_id, pid_namespace
 from inmem.host.directory import DataDirectory, leave_runtime_directory, runtime_directory
 from inmem.host.files import FileLock
 from inmem.primitives.events.rules import CHAIN_IDS
@@ -45,6 +45,7 @@ from inmem.writer.parts import Parts
 from inmem.writer.presence import Presence
 from inmem.writer.refusals import Refusals
 from inmem.writer.sampler import Sampler
+from inmem.writer.suspects import Suspects
 
 _RECENT: Final = 32  # commits: the number of their sessions tells clients whether to spin
 _GROUPS_PER_MEASUREMENT: Final = 32  # of the image's file, which grows by 20 KiB a group at most
@@ -73,6 +74,8 @@ class Writer:
         self._slow_s = settings.slow_commit_ms / 1000
         control = directory.control(writable=True)
         old_offset = control.words[CLOCK] if (s := control.read()) and s.boot == boot_id() else None
+        suspects = Suspects(control.page)
+        suspects.take_over(control.words[EPOCH], same_boot=control.boot() == boot_id())
         recovered = recover(directory, identity, control, failpoints.reached)
         _report(recovered)
         store, epoch = recovered.store, recovered.epoch
@@ -89,8 +92,9 @@ class Writer:
             store, log, sessions, version=recovered.version, epoch=epoch, owner=recovered.owner,
             chain=CHAIN_IDS[settings.chain], always_sync=settings.durability == "sync",
             procedures=PROCEDURES,
-            reached=failpoints.reached,
+            reached=failpoints.reached, suspects=suspects,
         )
+        suspects.begin(epoch)
         stem = directory.stem(identity)
         remove_images(store.path.parent, stem, store.path)
         remove_orphans(runtime_directory())

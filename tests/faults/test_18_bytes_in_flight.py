@@ -77,16 +77,19 @@ def test_a_group_has_something_of_each_that_waits(scratch: Path, size: int) -> N
 
 
 def test_too_many_bytes_in_flight_are_refused_before_they_are_sent(store_path: Path) -> None:
-    values = {f"part-{n}": os.urandom(13 * MIB) for n in range(3)}
-    others = {f"other-{n}": value for n, value in enumerate(values.values())}
+    values = {f"part-{n}": os.urandom(15 * MIB) for n in range(4)}  # a commit each
+    others = {"other-0": values["part-0"]}
+    unknown = []
     with inmem.open(store_path, durability="memory") as db:
         db.kv.put(RUN, "k", 0)
         pid = writer_pid(store_path)
         os.kill(pid, signal.SIGSTOP)
         try:
-            with pytest.raises(inmem.CommitUnknownError) as unknown:  # noqa: SIM117
-                with db.transaction(RUN, timeout_s=0.2) as txn:
-                    txn.kv.put_many(values)
+            for key, value in values.items():
+                with pytest.raises(inmem.CommitUnknownError) as one:  # noqa: SIM117
+                    with db.transaction(RUN, timeout_s=0.2) as txn:
+                        txn.kv.put(key, value)
+                unknown.append(one.value)
             began = time.monotonic()
             for _ in range(3):
                 with pytest.raises(BusyError, match="too large") as busy, db.transaction(RUN) as txn:
@@ -99,7 +102,8 @@ def test_too_many_bytes_in_flight_are_refused_before_they_are_sent(store_path: P
                     txn.kv.add("n")
         finally:
             os.kill(pid, signal.SIGCONT)
-        unknown.value.resend(timeout_s=30.0)
+        for each in unknown:
+            each.resend(timeout_s=30.0)
         small.value.resend(timeout_s=30.0)
         assert {key: db.kv.get(RUN, key) for key in values} == values and db.kv.get(RUN, "n") == 1
         assert db.kv.count(RUN, "other-") == 0, "what was refused was not applied"

@@ -84,15 +84,15 @@ def test_shedding_shuts_who_sends_and_drastically_all(scratch: Path) -> None:
 
 
 def test_giants_within_the_limits_are_not_shut_out(store_path: Path) -> None:
-    """Three commits of 39 MiB at once are no flood."""
+    """Eight commits of 16 MiB at once are no flood."""
     wrong: list[BaseException] = []
     with inmem.open(store_path, durability="memory", timeout_s=60.0) as db:
         db.kv.put(RUN, "k", 0)
-        ready = threading.Barrier(3)
+        ready = threading.Barrier(8)
 
         def work(index: int) -> None:
             try:
-                values = {f"part-{n}": os.urandom(1) * (13 * MIB) for n in range(3)}
+                values = {f"part-{n}": os.urandom(1) * (8 * MIB) for n in range(2)}
                 ready.wait(30)
                 with db.transaction(f"giant-{index}") as txn:
                     txn.kv.put_many(values)
@@ -101,15 +101,15 @@ def test_giants_within_the_limits_are_not_shut_out(store_path: Path) -> None:
             except BaseException as error:
                 wrong.append(error)
 
-        threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(90)
         assert wrong == []
-        assert [db.kv.get(f"giant-{index}", "n") for index in range(3)] == [1] * 3
+        assert [db.kv.get(f"giant-{index}", "n") for index in range(8)] == [1] * 8
         assert "shut" not in (store_path / "writer.log").read_text()
-        print(f"three commits of 39 MiB at once: none shut out, {db.status().repeated} sent twice")
+        print(f"eight commits of 16 MiB at once: none shut out, {db.status().repeated} sent twice")
 
 
 def test_the_mailbox_uses_the_load_shedder(scratch: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import msgpack
 
 from inmem import values
 from inmem.errors import InmemError, from_wire
+from inmem.host.control import SIZE
 from inmem.keys import Key, Namespace, fence_of
 from inmem.primitives.server import PROCEDURES
 from inmem.record import is_live, payload_of, version_of
@@ -20,6 +21,7 @@ from inmem.storage.wal.format import DELETE, PUT, Op
 from inmem.wire import APPLIED, REFUSED
 from inmem.writer.committer import Answer, Committer, NoLog, Request
 from inmem.writer.outcomes import Sessions
+from inmem.writer.suspects import Suspects
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
 
 NS = Namespace()
@@ -170,21 +172,28 @@ class Bench:
         self.log = RecordingLog() if log is None else log
         self.now = START_US
         self.steps: list[str] = []
+        self.reached: Callable[[str], None] = self.steps.append
+        self.page = memoryview(bytearray(SIZE))  # of the control file: it outlives writers
+        self.procedures = dict(PROCEDURES)
         self._settings = {"max_in_flight": max_in_flight, "ttl_s": ttl_s}
         self._always_sync = always_sync
         self._chain = chain
-        self._epoch = 0
+        self.writers = 0  # so far; the epoch of the last
         self.restart()
 
     def restart(self) -> None:
         """The next writer, on the image that the last one left."""
-        self._epoch += 1
+        self.writers += 1
         position = self.store.position
         sessions = Sessions(self.store.items(Table.SESSIONS), **self._settings)
+        self.suspects = Suspects(self.page)
+        self.suspects.take_over(self.writers - 1, same_boot=True)
+        self.suspects.begin(self.writers)
         self.committer = Committer(
             self.store, self.log, sessions, version=position.version if position else 0,
-            epoch=self._epoch, owner=(b"d", b"b", 1, 2), chain=self._chain,
-            always_sync=self._always_sync, procedures=PROCEDURES, reached=self.steps.append,
+            epoch=self.writers, owner=(b"d", b"b", 1, 2), chain=self._chain,
+            always_sync=self._always_sync, procedures=self.procedures,
+            reached=lambda step: self.reached(step), suspects=self.suspects,
         )
 
     @property
@@ -206,10 +215,10 @@ class Bench:
         """Close a run as its deletion does, and let a new writer find it so."""
         version = self.committer.version + 1
         ops: list[Op] = [(PUT, int(Table.FENCES), fence_of(owner), version.to_bytes(8, "big"))]
-        checksum = self.log.append(ops, version=version, epoch=self._epoch, clock_us=self.now)
+        checksum = self.log.append(ops, version=version, epoch=self.writers, clock_us=self.now)
         txn = self.store.begin()
         txn.apply(ops)
-        txn.publish(Position(version, checksum, self.now, self._epoch, (b"d", b"b", 1, 2)))
+        txn.publish(Position(version, checksum, self.now, self.writers, (b"d", b"b", 1, 2)))
         self.restart()
 
     def records(self) -> dict[bytes, bytes]:

@@ -55,7 +55,7 @@ def flood(words: Any, index: int, path: str, giants: bool) -> dict[str, Any]:
                 sent += 2000
                 if giants:
                     with db.transaction(f"flood-{index}") as txn:
-                        for n in range(8):
+                        for n in range(4):
                             txn.kv.put(f"giant-{n}", os.urandom(4 << 20))
                     sent += 1
             except inmem.BusyError:

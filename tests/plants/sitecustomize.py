@@ -7,6 +7,9 @@ directory on PYTHONPATH, a writer (and no other process) does what these name:
     INMEM_TEST_PLANTED  a file; a line is added to it when the bug first has its effect
     INMEM_TEST_SYNCED   a file; it always says how much of which log segment has been synced
 
+    INMEM_TEST_FATAL    a file; the writer has the procedure `test.fatal`, which adds its process id
+                        to the file and ends the writer in the way that its argument names
+
 and writers and helpers have the primitive of `tests/helpers/notes` with
 
     INMEM_TEST_PRIMITIVE    anything; the tests' directory is on PYTHONPATH too
@@ -120,7 +123,42 @@ def note_what_is_synced(file: str) -> None:
     Files.fdatasync = noted(Files.fdatasync)  # type: ignore[method-assign]
 
 
+def offer_an_end(file: str) -> None:
+    """A procedure that ends its writer."""
+    import resource
+    import signal
+
+    from inmem.primitives.server import PROCEDURES
+
+    def fatal(workspace: Any, key: bytes, how: str) -> None:
+        workspace.put(key, b"\xc0")
+        with open(file, "a", encoding="utf-8") as told:
+            told.write(f"{os.getpid()}\n")
+        if how == "raise":
+            raise RuntimeError("planted")
+        if how == "recurse":
+            fatal(workspace, key, how)
+        hoard = []
+        if how == "allocate":
+            with open("/proc/self/statm", encoding="ascii") as statm:
+                size = int(statm.read().split()[0]) * resource.getpagesize()
+            _, hard = limits = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (size + 256 * 1024 * 1024, hard))
+            try:
+                while True:
+                    hoard.append(bytes(8 * 1024 * 1024))
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, limits)
+        if how == "grow":
+            hoard += [bytes([1]) * 1024 * 1024 for _ in range(64)]
+        os.kill(os.getpid(), signal.SIGSEGV if how == "crash" else signal.SIGKILL)
+
+    PROCEDURES["test.fatal"] = fatal
+
+
 if sys.orig_argv[1:3] == ["-m", "inmem.writer"]:
+    if "INMEM_TEST_FATAL" in os.environ:
+        offer_an_end(os.environ["INMEM_TEST_FATAL"])
     if "INMEM_TEST_PLANT" in os.environ:
         PLANTS[os.environ["INMEM_TEST_PLANT"]]()
     if "INMEM_TEST_SYNCED" in os.environ:

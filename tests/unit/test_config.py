@@ -280,13 +280,16 @@ class TestStored:
 class TestLimits:
     """Relations that the rest of the package relies on."""
 
-    def test_a_legal_commit_fits_a_message_and_a_batch(self) -> None:
-        assert config.MAX_TRANSACTION_BYTES < config.MAX_MESSAGE_BYTES <= config.MAX_BATCH_BYTES
+    def test_a_legal_commit_fits_a_message(self) -> None:
+        assert config.MAX_COMMIT_BYTES < config.MAX_TRANSACTION_BYTES < config.MAX_MESSAGE_BYTES
 
     def test_the_largest_value_fits_a_commit(self) -> None:
         from inmem.values import MAX_VALUE_BYTES
 
-        assert 2 * MAX_VALUE_BYTES < config.MAX_TRANSACTION_BYTES
+        assert MAX_VALUE_BYTES + 2 * config.ENTRY_BYTES < config.MAX_COMMIT_BYTES
+
+    def test_so_many_small_writes_fit_a_commit(self) -> None:
+        assert config.MAX_TRANSACTION_OPS * (config.ENTRY_BYTES + 200) < config.MAX_COMMIT_BYTES
 
     def test_settings_cannot_exceed_the_hard_limits(self) -> None:
         assert FIELDS["batch_limit"].metadata["high"] == config.MAX_BATCH

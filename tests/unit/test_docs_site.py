@@ -23,8 +23,9 @@ import inmem.exchange
 from inmem import errors
 from inmem.cli.app import app
 from inmem.config import (
+    ENTRY_BYTES,
+    MAX_COMMIT_BYTES,
     MAX_TAGS,
-    MAX_TRANSACTION_BYTES,
     MAX_TRANSACTION_OPS,
     MIB,
     Settings,
@@ -147,7 +148,7 @@ def test_the_limits_that_are_told_are_those_of_the_code() -> None:
         f"1 to {MAX_RUN_CHARS} characters", f"1 to {MAX_COMPONENT_CHARS} of the same",
         f"1 to {MAX_NAME_BYTES} bytes", f"1 to {MAX_LABEL_BYTES} bytes", f"at most {MAX_TAGS} tags",
         f"{MAX_VALUE_BYTES // MIB} MiB encoded, nested {MAX_DEPTH} deep",
-        f"{MAX_TRANSACTION_BYTES // MIB} MiB and {MAX_TRANSACTION_OPS:,} writes",
+        f"{MAX_COMMIT_BYTES // MIB} MiB and {MAX_TRANSACTION_OPS:,} writes", f"counts {ENTRY_BYTES:,} bytes",
         f"snapshot_max_age_s ({Settings().snapshot_max_age_s:g} s)", f"timeout_s, {Settings().timeout_s:g} s",
     ):  # fmt: skip
         assert sentence in text, sentence

@@ -13,7 +13,7 @@ from procedures import BAD_IDS, BAD_MAPS, BAD_PREFIXES, BAD_TAGS, RUN, Stored
 
 from inmem import values
 from inmem.commit.arguments import check_namespace
-from inmem.config import MAX_TAGS
+from inmem.config import MAX_TAGS, REPAIR_LIMIT
 from inmem.errors import (
     CorruptionError,
     InmemError,
@@ -353,6 +353,17 @@ class TestRepair:
             error = stored.refused(CorruptionError, repair_indices, prefix)
             assert repr(key) in str(error)
             stored.records[key] = kept
+
+    def test_one_call_repairs_so_many(self, stored: Stored) -> None:
+        """What is left is for the next one: a repair has to fit a commit."""
+        for _ in range(2):
+            stored.run(event_append, RUN, [[b"t", EMPTY, 0]] * 2_100)
+        gone = [key for key in stored.records if Key(key).split_key()[1] == TypeTag.EVENT_BY_TYPE]
+        for key in gone:
+            del stored.records[key]
+        assert stored.run(repair_indices, RUN) == [REPAIR_LIMIT, 0]
+        assert stored.run(repair_indices, RUN) == [len(gone) - REPAIR_LIMIT, 0]
+        stored.assert_indices()
 
     def test_a_deleted_run_has_nothing_to_repair(self, stored: Stored) -> None:
         fill(stored, "r")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from inmem import values
+from inmem.config import ENTRY_BYTES
 from inmem.engines.base import Item, Pending, Sink, View
 from inmem.errors import AppendOnlyError, InvalidInputError
 from inmem.keys import TypeTag, encode_label, encode_sequence, range_of
@@ -27,6 +28,7 @@ from inmem.primitives.events.rules import (
     verify,
 )
 from inmem.record import payload_of
+from inmem.writeset import check_weight
 
 A = TypeVar("A")  # where an event went, or what will say so
 
@@ -307,4 +309,5 @@ def _items(events: Iterable[tuple[str, Any]]) -> list[list[Any]]:
         items.append([
             encode_label(event_type, f"events[{i}][0]"), values.encode(payload, f"events[{i}][1]"), 0
         ])
+    check_weight(2 * ENTRY_BYTES * len(items))
     return items

@@ -29,6 +29,8 @@ def append(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[Any]:
             f"{len(items)} events of one append, the limit is {MAX_TRANSACTION_OPS}",
             what="events of one append", size=len(items), limit=MAX_TRANSACTION_OPS,
         )
+    if len(items) > 1:
+        workspace.expect(2 * len(items))
     workspace.check_open(b"%b\0%c" % (prefix, TypeTag.EVENT))
     head = last_event(workspace, prefix)
     first = 0 if head is None else head.sequence + 1

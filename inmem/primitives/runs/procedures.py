@@ -8,6 +8,7 @@ from typing import Any, Final
 from inmem.commit.arguments import check_labels, check_map, check_namespace, check_prefix, check_type
 from inmem.commit.footprint import Footprint
 from inmem.commit.workspace import Workspace
+from inmem.config import REPAIR_LIMIT
 from inmem.errors import CorruptionError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
 from inmem.keys import Key, check_run_id, range_of, shorten, successor
 from inmem.primitives import record_table
@@ -111,7 +112,8 @@ def delete(workspace: Workspace, namespace: bytes, run_id: str) -> list[Any]:
 def repair_indices(workspace: Workspace, prefix: bytes) -> list[int]:
     """Make the indices of a prefix (a run's, or a namespace's own) what its records say.
 
-    The result is `[entries added, entries removed]`.
+    The result is `[entries added, entries removed]`. One call changes
+    `REPAIR_LIMIT` of them at most: as many as that say that there may be more.
     """
     if workspace.is_fenced(check_prefix(prefix)):
         run_id = prefix.decode().rpartition("/")[2]
@@ -127,11 +129,13 @@ def repair_indices(workspace: Workspace, prefix: bytes) -> list[int]:
                 expected.update(record_table.entries_of(prefix, tag, rest, payload))
             except ValueError as error:
                 raise CorruptionError(f"{Key(key)!r} does not say what its indices are: {error}") from None
-    for key in sorted(expected - stored):
+    missing = sorted(expected - stored)[:REPAIR_LIMIT]
+    wrong = sorted(stored - expected)[: REPAIR_LIMIT - len(missing)]
+    for key in missing:
         workspace.put(key, b"")
-    for key in sorted(stored - expected):
+    for key in wrong:
         workspace.delete(key)
-    return [len(expected - stored), len(stored - expected)]
+    return [len(missing), len(wrong)]
 
 
 PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {

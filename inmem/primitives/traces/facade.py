@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from inmem import values
+from inmem.config import ENTRY_BYTES
 from inmem.engines.base import Sink, View
 from inmem.errors import InvalidInputError, TraceNotFoundError
 from inmem.keys import RunId, TypeTag, encode_id, encode_label, range_of, shorten
@@ -24,6 +25,7 @@ from inmem.primitives._common import check_limit, check_metadata, check_tags
 from inmem.primitives.traces import rules
 from inmem.primitives.traces.rules import Body, Trace, TraceTree
 from inmem.record import payload_of
+from inmem.writeset import check_weight
 
 T = TypeVar("T")
 
@@ -187,6 +189,7 @@ class Traces(TraceReads):
     def _record(self, traces: Iterable[NewTrace], result: Callable[[builtins.list[str]], T]) -> T:
         items = [_item(new) for new in _new_traces(traces)]
         recorded = result([item[0] for item in items])
+        check_weight(ENTRY_BYTES * sum(map(rules.entries_of, items)))
         if items:
             self._sink.ask("trace.record", [self._prefix, items], lambda _: recorded)
         return recorded

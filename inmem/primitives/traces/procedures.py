@@ -27,6 +27,7 @@ def record(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[int]:
             f"{len(items)} traces of one call, the limit is {MAX_TRANSACTION_OPS}",
             what="traces of one call", size=len(items), limit=MAX_TRANSACTION_OPS,
         )
+    workspace.expect(sum(map(trace.entries_of, items)))
     return [_record(workspace, prefix, item) for item in items]
 
 

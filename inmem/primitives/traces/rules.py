@@ -199,6 +199,13 @@ def trace_key(prefix: bytes, trace_id: bytes) -> bytes:
     return b"%b\0%c%b" % (prefix, TypeTag.TRACE, trace_id)
 
 
+def entries_of(item: Any) -> int:
+    """How many entries `trace.record` writes for an item: the trace, and what `index_keys` lists."""
+    if type(item) is not list or len(item) != 8 or type(item[5]) is not list:
+        return 0  # it will be refused
+    return 4 + len(item[5])
+
+
 def index_keys(prefix: bytes, trace_id: bytes, payload: bytes) -> list[bytes]:
     """All index keys of a trace, from its record: by type, parent, time and each tag."""
     _, type_name, parent_id, timestamp, tags, _, _ = msgpack.unpackb(payload)
