@@ -33,7 +33,7 @@ class DirectSink:
 
     def close(self) -> None:
         """The handle was closed: whatever is bound to this is refused from now on."""
-        self._session = self.now_us = closed
+        self._session = closed
 
     def put(self, key: bytes, payload: bytes, expires: int) -> int:
         """Write one record; its version."""
