@@ -90,17 +90,17 @@ class Interrupt(_Injection):
 
     def run(self, call: Callable[[], Any]) -> Any:
         """Make the call, which may raise what the action raises."""
+        # Not while the collector works: Python drops what is raised as it closes a generator, and CPython 3.11
+        # lets go of a profile function that raises, though it may have begun to collect just to call that one.
+        is_collecting = gc.isenabled()
+        gc.disable()
         sys.setprofile(self._event)
         try:
             return call()
-        except TypeError as error:
-            # CPython 3.11 now and then goes wrong where a profile function raises as a property or generator
-            # returns: what lies on its stack is called instead.
-            if str(error) not in ("'traceback' object is not callable", "'list' object is not callable"):
-                raise
-            self._action()
         finally:
             sys.setprofile(None)
+            if is_collecting:
+                gc.enable()
             if self._returning is not None:
                 # A handler would have raised in the caller: the traceback would not hold what this one had.
                 self._returning.clear()
