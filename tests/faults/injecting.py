@@ -29,6 +29,8 @@ import inmem
 
 PACKAGE = str(Path(inmem.__file__).parent)
 _LIBRARIES = re.compile("/(lmdb|hypothesis)/")  # the second has the collector call it
+# What Python calls as an object goes: any `__del__`, and what a WeakSet (of threads, say) has it call.
+_AT_ITS_END = re.compile(r"(.*\.)?__del__|WeakSet\.__init__\.<locals>\._remove")
 
 _LATER_S = 0.00005
 
@@ -90,17 +92,17 @@ class Interrupt(_Injection):
 
     def run(self, call: Callable[[], Any]) -> Any:
         """Make the call, which may raise what the action raises."""
+        # Without the collector. Python drops what is raised as it closes a generator; and CPython 3.11, which
+        # may collect on its way into a profile function, frees one that raises meanwhile, and then calls it.
+        is_collecting = gc.isenabled()
+        gc.disable()
         sys.setprofile(self._event)
         try:
             return call()
-        except TypeError as error:
-            # CPython 3.11 now and then goes wrong where a profile function raises as a property or generator
-            # returns: what lies on its stack is called instead.
-            if str(error) not in ("'traceback' object is not callable", "'list' object is not callable"):
-                raise
-            self._action()
         finally:
             sys.setprofile(None)
+            if is_collecting:
+                gc.enable()
             if self._returning is not None:
                 # A handler would have raised in the caller: the traceback would not hold what this one had.
                 self._returning.clear()
@@ -135,8 +137,9 @@ def alarms(error: Callable[[], BaseException]) -> Iterator[Callable[[float], Non
     """Yields what has an exception raised out of this thread's code after some seconds; 0 for not at all.
 
     Python drops what is raised inside a finalizer, or inside what the collector
-    calls: there it comes a little later. An interrupt between the making of a
-    socket and its keeping drops the socket: Python closes it, and says so.
+    or a weak reference calls: there it comes a little later. An interrupt
+    between the making of a socket and its keeping drops the socket: Python
+    closes it, and says so.
     """
 
     wanted = False
@@ -168,7 +171,8 @@ def alarms(error: Callable[[], BaseException]) -> Iterator[Callable[[float], Non
 def _is_dropped(frame: FrameType | None) -> bool:
     """Whether Python would drop what is raised here."""
     while frame is not None:
-        if frame.f_code.co_name == "__del__" or _LIBRARIES.search(frame.f_code.co_filename):
+        code = frame.f_code
+        if _AT_ITS_END.fullmatch(code.co_qualname) or _LIBRARIES.search(code.co_filename):
             return True
         frame = frame.f_back
     return False

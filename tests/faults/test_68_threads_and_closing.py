@@ -1,4 +1,7 @@
-"""Closing under other threads is `ClosedError` for them; a handle is for one thread after the other."""
+"""Closing under other threads is `ClosedError` for them; a handle is for one thread after the other.
+
+A commit that was sent and not answered is `CommitUnknownError`, as ever: it may take effect.
+"""
 
 from __future__ import annotations
 
@@ -66,6 +69,9 @@ USES: dict[str, Callable[[inmem.Database], Any]] = {
 }
 
 
+WRITES = {"transaction", "pipeline", "put", "add", "append", "transact", "transition"}
+
+
 @pytest.fixture
 def often() -> Iterator[None]:
     """Threads take turns a thousand times as often."""
@@ -86,22 +92,30 @@ def test_closing_under_threads(store_path: Path, often: None, is_last: bool) -> 
             keep.traces.record("r", T)
         if is_last:
             keep.close()
-        ended = 0
+        ended = sent = 0
         for number in range(ROUNDS):
             db = inmem.open(store_path)
             wrong: list[str] = []
             closed: list[str] = []
+            unknown: list[str] = []
 
-            def work(name: str, db: inmem.Database, wrong: list[str], closed: list[str]) -> None:
+            def work(
+                name: str, db: inmem.Database, wrong: list[str], closed: list[str], unknown: list[str]
+            ) -> None:
                 try:
                     while True:
-                        USES[name](db)
+                        try:
+                            USES[name](db)
+                        except inmem.CommitUnknownError:
+                            unknown.append(name)
                 except inmem.ClosedError:
                     closed.append(name)
                 except BaseException as error:
                     wrong.append(f"{name}: {error!r}")
 
-            threads = [threading.Thread(target=work, args=(name, db, wrong, closed)) for name in USES]
+            threads = [
+                threading.Thread(target=work, args=(name, db, wrong, closed, unknown)) for name in USES
+            ]
             for thread in threads:
                 thread.start()
             time.sleep(0.03 + 0.01 * (number % 7))
@@ -109,8 +123,12 @@ def test_closing_under_threads(store_path: Path, often: None, is_last: bool) -> 
             for thread in threads:
                 thread.join(30)
             assert not wrong and sorted(closed) == sorted(USES)
+            # Once each at most: the next call of the thread was refused.
+            assert len(set(unknown)) == len(unknown) and WRITES.issuperset(unknown)
+            assert is_last or not unknown, "the connections are still there: it was answered"
             ended += len(closed)
-    print(f"{ended} threads under {ROUNDS} closes: each got ClosedError")
+            sent += len(unknown)
+    print(f"{ended} threads under {ROUNDS} closes: each got ClosedError, {sent} after a CommitUnknownError")
 
 
 def test_what_belongs_to_a_closed_handle(store_path: Path) -> None:
