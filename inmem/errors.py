@@ -88,7 +88,7 @@ class InmemError(Exception):
     Attributes:
         code: a stable string, safe to match on and to log.
         retryable: True when the same call may succeed if simply made again.
-        hint: one sentence on what to do.
+        hint: one sentence on what to do. Tracebacks show it below the message.
 
     Fields of a subclass are keyword arguments and attributes; an omitted
     field is `None`. Errors pickle with all of their fields.
@@ -110,6 +110,8 @@ class InmemError(Exception):
             raise TypeError(f"{type(self).__name__} has no field {sorted(unknown)[0]!r}")
         self.message = message
         self.hint = self.default_hint if hint is None else hint
+        if self.hint != InmemError.default_hint:
+            self.add_note(self.hint)  # so that a traceback shows it
         for name in self.field_names:
             setattr(self, name, fields.get(name))
 

@@ -79,7 +79,7 @@ def encode(value: Any, argument: str = "value") -> bytes:
     elif kind in _FIXED:
         data = _pack_scalar(value)
     else:
-        raise _invalid(_foreign(kind), argument, "")
+        raise _foreign(value, argument, "")
     if len(data) > MAX_VALUE_BYTES:
         raise _too_big(len(data), argument)
     return data
@@ -145,7 +145,7 @@ def _check(value: Any, argument: str, *, text: bool = False) -> None:
                     if not _INT_MIN <= item <= _INT_MAX:
                         raise _invalid(_WIDE, argument, _path(names, name))
                 elif kind not in _FIXED:
-                    raise _invalid(_foreign(kind), argument, _path(names, name))
+                    raise _foreign(item, argument, _path(names, name))
             else:
                 walks.pop()
                 if budget < 0:
@@ -160,11 +160,17 @@ def _check(value: Any, argument: str, *, text: bool = False) -> None:
 
 
 _SURROGATE: Final = "has a lone surrogate, which UTF-8 cannot hold"
-_WIDE: Final = "is an int outside the 64-bit signed range"
+_SHORT_NAME: Final = 60  # of a place in a value, as an expression that is read easily
+_WIDE: Final = "is an int outside the 64-bit signed range: store its str()"
 
 
-def _foreign(kind: type) -> str:
-    return f"is a {kind.__name__}, which would not come back as one"
+def _foreign(value: Any, argument: str, path: str) -> InvalidValueError:
+    from inmem.conversions import conversion_of  # loads much, and is needed on the way to an error only
+
+    problem = f"is a {type(value).__name__}, which would not come back as one"
+    name = argument + path
+    conversion = conversion_of(value, name if len(name) <= _SHORT_NAME else "it")
+    return _invalid(problem if conversion is None else f"{problem}: store {conversion}", argument, path)
 
 
 def _all_numbers(items: list[Any]) -> bool:

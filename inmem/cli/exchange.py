@@ -8,9 +8,7 @@ the store as any program does.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -42,6 +40,7 @@ from inmem.cli.common import (
 )
 from inmem.database import open as open_database
 from inmem.exchange import Exported, Imported, count_runs, discard_import, export_runs, import_runs
+from inmem.exchange.given import check_given
 from inmem.exchange.recorded import FORMATS, Recorded, import_recorded
 from inmem.keys import Namespace
 
@@ -146,7 +145,7 @@ def import_(
 
     Example: inmem import ./data triage-7.jsonl
     """
-    place, names = _split(path, files or [], is_path=lambda given: not given.is_file() and given != _STANDARD)
+    place, names = _split(path, files or [], is_path=_is_no_file)
     if bool(names) is bool(discard):
         raise typer.BadParameter("name a file to import, or a run to --discard", param_hint="FILE")
     if source_format is not None and source_format not in FORMATS:
@@ -156,7 +155,7 @@ def import_(
     renamed = dict(_pair(text) for text in rename or [])
     for name in names:
         if name != _STANDARD:
-            name.stat()  # before a store is made for it
+            check_given(name)  # before a store is made for it
     if discard:
         database_at(place)
     with open_database(place, tenant=tenant, app=app, agent=agent) as database:
@@ -190,7 +189,7 @@ import_.__name__ = "import"  # which a function cannot be called where it is def
 def _import_one(
     database: Any, file: Path, skip_existing: bool, renamed: dict[str, str], as_json: bool
 ) -> Imported:
-    with _seekable(file) as whole, _bar(as_json, DownloadColumn()) as bar:
+    with _bar(as_json, DownloadColumn()) as bar:
         tasks: dict[str, Any] = {}
 
         def tell(what: str, done: int, total: int) -> None:
@@ -199,9 +198,8 @@ def _import_one(
                     tasks[what] = bar.add_task(what, total=total)
                 bar.update(tasks[what], completed=done)
 
-        report = import_runs(
-            database, whole, skip_existing=skip_existing, rename=renamed, progress=tell
-        )
+        source = sys.stdin.buffer if file == _STANDARD else file
+        report = import_runs(database, source, skip_existing=skip_existing, rename=renamed, progress=tell)
     report.file = str(file)
     if not as_json:
         out = console()
@@ -250,16 +248,8 @@ def _pair(text: str) -> tuple[str, str]:
     return old, new
 
 
-@contextmanager
-def _seekable(file: Path) -> Iterator[Path]:
-    """A file that can be read twice: standard input is kept on the disk meanwhile."""
-    if file != _STANDARD:
-        yield file
-        return
-    with tempfile.NamedTemporaryFile(prefix="inmem-import-") as copy:
-        shutil.copyfileobj(sys.stdin.buffer, copy)
-        copy.flush()
-        yield Path(copy.name)
+def _is_no_file(given: Path) -> bool:
+    return given != _STANDARD and (given.is_dir() or not given.exists())
 
 
 @contextmanager

@@ -96,11 +96,12 @@ class OptimisticTransaction(OneThread):
         return [self.read(key) for key in keys]
 
     def scan(
-        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
+        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False,
+        max_bytes: int | None = None,
     ) -> list[Item]:
         """The live records of a range, own writes included; the range becomes a read.
 
-        With a limit only the part up to the last returned key is read.
+        With a limit, of number or bytes, only the part up to the last returned key is read.
         """
         self.check_open()
         snapshot = self._reads.snapshot()
@@ -111,34 +112,37 @@ class OptimisticTransaction(OneThread):
         work, reads = self._work, self._reads
         own = work.own_keys(start, end, reverse=reverse)
         found: list[Item] = []
-        met = at = 0
+        met = at = size = 0
+        is_full = False
 
-        def take_own() -> None:
-            record = work.own(own[at])
+        def take(key: bytes, record: bytes | None) -> None:
+            nonlocal size, is_full
             if record is not None:
-                found.append((own[at], record))
+                found.append((key, record))
+                size += len(record)
+                is_full = len(found) == limit or (max_bytes is not None and size >= max_bytes)
 
         for key, record in snapshot.scan(start, end, reverse=reverse):
-            while at < len(own) and len(found) != limit and (own[at] > key if reverse else own[at] < key):
-                take_own()
+            while at < len(own) and not is_full and (own[at] > key if reverse else own[at] < key):
+                take(own[at], work.own(own[at]))
                 at += 1
-            if len(found) == limit:
+            if is_full:
                 break
             is_own = at < len(own) and own[at] == key
             if is_live(record, snapshot.now_us):
                 met += 1
                 reads.met(record)
                 if not is_own:
-                    found.append((key, record))
+                    take(key, record)
             if is_own:
-                take_own()
+                take(key, work.own(key))
                 at += 1
-            if len(found) == limit:
+            if is_full:
                 break
-        while at < len(own) and len(found) != limit:
-            take_own()
+        while at < len(own) and not is_full:
+            take(own[at], work.own(own[at]))
             at += 1
-        if len(found) == limit:
+        if is_full:
             last = found[-1][0]
             start, end = (last, end) if reverse else (start, last + b"\0")
         reads.ranges.append([start, end, met])

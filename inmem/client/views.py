@@ -41,7 +41,8 @@ class SnapshotView(OneThread):
         return [self.read(key) for key in keys]
 
     def scan(
-        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
+        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False,
+        max_bytes: int | None = None,
     ) -> list[Item]:
         """The live records of a range."""
         if self.thread != get_ident():
@@ -49,12 +50,17 @@ class SnapshotView(OneThread):
         if limit == 0:
             return []
         found = []
+        size = 0
         now_us = self._snapshot.now_us
         for key, record in self._snapshot.scan(start, end, reverse=reverse):
             if is_live(record, now_us):
                 found.append((key, record))
                 if len(found) == limit:
                     break
+                if max_bytes is not None:
+                    size += len(record)
+                    if size >= max_bytes:
+                        break
         return found
 
     def count(self, start: bytes, end: bytes) -> int:
@@ -135,11 +141,12 @@ class LatestView:
             return view.read_many(keys)
 
     def scan(
-        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
+        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False,
+        max_bytes: int | None = None,
     ) -> list[Item]:
         """The live records of a range, all of one version."""
         with self.moment() as view:
-            return view.scan(start, end, limit=limit, reverse=reverse)
+            return view.scan(start, end, limit=limit, reverse=reverse, max_bytes=max_bytes)
 
     def count(self, start: bytes, end: bytes) -> int:
         """How many live records a range has."""

@@ -29,9 +29,14 @@ class View(Protocol):
         """The records under some keys, all of one version."""
 
     def scan(
-        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False
+        self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False,
+        max_bytes: int | None = None,
     ) -> list[Item]:
-        """Keys and records of a range, all of one version."""
+        """Keys and records of a range, all of one version; not more than `limit`.
+
+        It ends with the record that makes `max_bytes` or more: what streams
+        asks again from there.
+        """
 
     def count(self, start: bytes, end: bytes) -> int:
         """How many records a range has."""

@@ -7,6 +7,8 @@ the order in which they are written, and counts and checksums agree.
 
 from __future__ import annotations
 
+import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
@@ -155,21 +157,21 @@ class LineReader:
             self.fail(f"there are {self.runs} runs before this, and not {document['runs']!r:.40}")
         if document["checksum"] != self._all.text():
             self.fail(f"lines 1 to {self.line - 1} do not have the checksum told here")
-        if self._file.readline(1):
+        if self._readline(1):
             self._start = self.offset
             self.line += 1
             self.fail("there is more after the last line")
 
     # --- one line ---------------------------------------------------------------------
 
-    def fail(self, problem: str) -> NoReturn:
+    def fail(self, problem: str, hint: str = _HINT) -> NoReturn:
         """What is wrong with the line that was read last.
 
         Raises:
             CorruptionError: always.
         """
         raise CorruptionError(
-            f"{self.name}, line {self.line}: {problem}", file=self.name, offset=self._start, hint=_HINT
+            f"{self.name}, line {self.line}: {problem}", file=self.name, offset=self._start, hint=hint
         )
 
     def _next(self) -> dict[str, Any]:
@@ -186,7 +188,7 @@ class LineReader:
     def _read(self) -> bytes:
         self._start = self.offset
         self._all.update(self._current)
-        line = self._current = self._file.readline(MAX_LINE_BYTES)
+        line = self._current = self._readline(MAX_LINE_BYTES)
         self.line += 1
         self.offset += len(line)
         if not line:
@@ -194,7 +196,18 @@ class LineReader:
         if line[-1:] != b"\n":
             whole = len(line) < MAX_LINE_BYTES
             self.fail("the file ends within this line" if whole else "the line is too long")
+        if line[-2:] == b"\r\n":
+            self.fail("the line ends with CR LF", "A program has changed it: undo that with `dos2unix FILE`.")
         return line
+
+    def _readline(self, limit: int) -> bytes:
+        try:
+            return self._file.readline(limit)
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            self.line += 1
+            self.fail(f"it cannot be decompressed from here on: {error}")
 
     def _parse(self, line: bytes) -> Any:
         try:

@@ -16,7 +16,7 @@ from architecture.modules import COMPUTED, imports_of, real_modules
 
 # From the ground up. A name is a module, or a package with all of it that has no layer of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config", "version"),
+    ("errors", "config", "version", "conversions"),
     ("record", "changes", "keys", "values", "writeset", "wire", "jsonvalues", "callables"),
     ("host",),
     ("engines.base",),

@@ -241,7 +241,7 @@ class TestRefused:
             import_runs(db, other)
         assert (caught.value.found, caught.value.supported) == (2, 1)
         foreign = b'{"schema":"else","version":1}\n'
-        for text in (b"", b"\n", b"{}\n", b"PK\x03\x04\n", foreign, b"[1]\n", b"1"):
+        for text in (b"", b"\n", b"{}\n", b"PK\n", foreign, b"[1]\n", b"1"):
             other.write_bytes(text)
             with pytest.raises(CorruptionError, match="line 1: "):
                 import_runs(db, other)

@@ -32,6 +32,7 @@ from inmem.writeset import check_weight
 
 A = TypeVar("A")  # where an event went, or what will say so
 
+_CHUNK_BYTES: Final = 4 * 1024 * 1024  # as well: events may be large
 _CHUNK: Final = 512  # events of one snapshot while streaming: bounds memory and the snapshot's age
 
 
@@ -124,7 +125,7 @@ class EventReads(_AppendOnly):
     def iter(self, start: int = 0) -> Iterator[Event]:
         """Stream events from `start` on, in bounded memory.
 
-        Takes a new snapshot for each 512 events, so events appended
+        Takes a new snapshot for each 512 events or 4 MiB, so events appended
         meanwhile are seen too, and nothing is pinned for long.
 
         Raises:
@@ -137,14 +138,15 @@ class EventReads(_AppendOnly):
         last = None
         while True:
             first = self._start + start.to_bytes(8, "big")
-            items = self._view.scan(first, self._end, limit=_CHUNK)
+            items = self._view.scan(first, self._end, limit=_CHUNK, max_bytes=_CHUNK_BYTES)
             # Events go with their whole run only. So if the last one is there still, this is the end.
             if not items and last is not None and self._view.read(last) is None:
                 raise deleted_in_the_middle(int.from_bytes(last[-8:], "big"))
+            is_cut = len(items) == _CHUNK or sum(len(record) for _, record in items) >= _CHUNK_BYTES
+            last = items[-1][0] if items else None
             yield from items
-            if len(items) < _CHUNK:
+            if not is_cut or last is None:
                 return
-            last = items[-1][0]
             start = int.from_bytes(last[-8:], "big") + 1
 
     def read_by_type(

@@ -11,6 +11,7 @@ metadata are encoded values, opaque here and in the writer.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -111,7 +112,11 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TraceTree:
-    """A trace with the trees of its children, in order of time. Any depth: nothing here recurses."""
+    """A trace with the trees of its children, in order of time.
+
+    It is compared, copied and pickled at any depth: nothing here recurses.
+    `dataclasses.asdict` does; where a tree may be deep, use `walk`.
+    """
 
     trace: Trace
     children: list[TraceTree] = field(default_factory=list)
@@ -124,8 +129,33 @@ class TraceTree:
             yield depth, tree.trace
             stack += [(depth + 1, child) for child in reversed(tree.children)]
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TraceTree):
+            return NotImplemented
+        return self is other or list(self.walk()) == list(other.walk())
+
+    def __hash__(self) -> int:
+        return hash(self.trace.id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _planted, (list(self.walk()),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TraceTree:
+        return _planted(copy.deepcopy(list(self.walk()), memo))
+
     def __repr__(self) -> str:
         return f"TraceTree({self.trace.id!r}, children={len(self.children)})"
+
+
+def _planted(rows: list[tuple[int, Trace]]) -> TraceTree:
+    """The tree that `walk` gave these of."""
+    above: list[TraceTree] = []
+    for depth, trace in rows:
+        tree = TraceTree(trace)
+        if depth:
+            above[depth - 1].children.append(tree)
+        above[depth:] = [tree]
+    return above[0]
 
 
 def type_name_of(body: Body) -> str:
