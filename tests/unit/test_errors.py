@@ -47,6 +47,7 @@ TREE: dict[str, tuple[str, str, bool, tuple[str, ...]]] = {
     "DatabaseGoneError": ("InmemError", "database_gone", False, ("path",)),
     "StoreFullError": ("InmemError", "store_full", False, ("used_bytes", "quota_bytes")),
     "LimitError": ("InmemError", "limit", False, ("what", "size", "limit")),
+    "CommitRefusedError": ("InmemError", "commit_refused", False, ("writers",)),
     "CorruptionError": ("InmemError", "corruption", False, ("file", "offset")),
     "FormatVersionError": ("InmemError", "format_version", False, ("found", "supported")),
     "ConfigMismatchError": (
