@@ -28,6 +28,7 @@ from inmem.config import Settings
 from inmem.engines.base import Pending
 from inmem.errors import BusyError, ClosedError, CommitUnknownError, ForkError, InmemError
 from inmem.host.interrupts import OneThread
+from inmem.primitives.server import WRITE_WHOLE
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 T = TypeVar("T")
@@ -73,7 +74,9 @@ class PipelineSink:
     def write(self, ops: list[list[Any]]) -> None:
         """Some operations, in one commit."""
         entries: list[Entry] = [Call(op[1], op[2]) if op[0] == OP_CALL else op for op in ops]
-        self._pipeline.add(self, size_of(ops), *entries)
+        # What is unforeseen goes alone: with others it could be more than one commit may come to.
+        is_unforeseen = any(op[0] == OP_CALL and op[1] in WRITE_WHOLE for op in ops)
+        self._pipeline.add(self, _GROUP_BYTES if is_unforeseen else size_of(ops), *entries)
 
     def call(self, procedure: str, arguments: list[Any], pending: type[Pending[Any]]) -> Pending[Any]:
         """Run a procedure; the result is there after the flush."""

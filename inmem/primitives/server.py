@@ -39,6 +39,8 @@ from inmem.primitives.runs import records as run_records
 from inmem.primitives.traces import procedures as trace_procedures
 from inmem.primitives.traces import records as trace_records
 
+WRITE_WHOLE: Final = kv_procedures.WRITE_WHOLE  # procedures that write more than their arguments tell
+
 Procedure = Callable[..., Any]
 
 PROCEDURES: Final[dict[str, Procedure]] = {}  # by name: `(workspace, *arguments) -> result`

@@ -20,6 +20,17 @@ def test_many_large_values(db: inmem.Database) -> None:
     assert db.kv.count(RUN) == 60 and db.kv.get("other-run", "k") == 1
 
 
+def test_merges_into_a_large_entry(db: inmem.Database) -> None:
+    """Each writes all of it again: together they come to more than one commit may."""
+    db.kv.put(RUN, "document", {"text": "x" * 250_000})
+    with db.pipeline() as pipe:
+        for number in range(100):
+            pipe.kv.merge(RUN, "document", {"n": number, f"field-{number}": number})
+            pipe.kv.put(RUN, "n", number)
+    document = db.kv.get(RUN, "document")
+    assert len(document) == 102 and document["n"] == 99 == db.kv.get(RUN, "n")
+
+
 def test_appends_that_are_too_many_as_one(db: inmem.Database) -> None:
     many = [("t", n) for n in range(4_000)]  # fits a commit, and twice as many do not
     with db.pipeline() as pipe:

@@ -83,6 +83,9 @@ PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
     "kv.merge": merge,
 }
 
+# These write all of an entry again, which is more than their arguments tell.
+WRITE_WHOLE: Final = frozenset({"kv.merge"})
+
 FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = {
     "kv.add": footprint,
     "kv.delete": footprint,
