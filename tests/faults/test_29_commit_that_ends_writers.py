@@ -20,7 +20,7 @@ from inmem.keys import Key, Namespace
 TESTS = Path(__file__).parents[1]
 KEY = bytes(Key.kv(Namespace(), "fatal", "k"))
 DEADLINE_S = 60.0  # for tests beside load; what it takes is told
-KILLS = int(os.environ.get("INMEM_TEST_KILLS", "20"))
+KILLS = int(os.environ.get("INMEM_TEST_KILLS", "6"))
 
 
 @pytest.fixture
