@@ -125,6 +125,7 @@ def test_commands_refuse_them_too(place: Path) -> None:
         db.kv.put("r", "k", 1)
         assert run(["backup", "store", "backup"])[0] == 0
     assert run(["export", "store", "-o", "lines"])[0] == 0
+    assert run(["stop", "store"])[0] == 0  # a writer that lingers is a reason of its own to refuse
     before = sorted(os.listdir(place))
     for command in COMMANDS:
         for path, word in (("redis://h/0", "URL"), ("~/data", "expanded"), ("data ", "space")):
