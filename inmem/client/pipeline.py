@@ -89,8 +89,7 @@ class PipelineSink:
         pending: type[Pending[Any]], *, is_one: bool = False,
     ) -> Any:
         """Run a procedure on items, in one call with those of the write before if it takes them."""
-        added = self._pipeline.join(self, procedure, head, items, pending)
-        return added[0] if is_one else added
+        return self._pipeline.join(self, procedure, head, items, pending, is_one)
 
     def ask(
         self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = ""
@@ -126,8 +125,8 @@ class PipelinedWrites(OneThread):
         self._limit = settings.pipeline_group
         self._group: list[Entry] = []
         self._filled_for: PipelineSink | None = None
-        self._count = 0  # writes in it
-        self._bytes = 0  # about as large as it is
+        self._left = 0  # how many writes more it takes
+        self._free = 0  # and about how many bytes
         self._groups: list[list[Entry]] = []  # that are full: the first ones are submitted, none is settled
         self._first = 0  # the number of the first of them in its session
         self._error: InmemError | None = None
@@ -179,13 +178,18 @@ class PipelinedWrites(OneThread):
             self._inside = _this_frame()
             if size > _GROUP_BYTES:
                 WriteSet(ops=operations([*entries])).encode()  # too much for a commit: say so here
-            self._room(sink, size).extend(entries)
+            if self._filled_for is not sink or not self._left or size > self._free:
+                self._next_group(sink)
+            self._left -= 1
+            self._free -= size
+            self._group.extend(entries)
         finally:
             self._inside = None
 
     def join(
-        self, sink: PipelineSink, procedure: str, head: Any, items: list[Any], pending: type[Pending[Any]]
-    ) -> list[Pending[Any]]:
+        self, sink: PipelineSink, procedure: str, head: Any, items: list[Any], pending: type[Pending[Any]],
+        is_one: bool,
+    ) -> Any:
         """The next write, in the call of the one before if that takes its items. Raises as `add`."""
         if self._inside is not None:
             self._refuse_nested()
@@ -196,18 +200,25 @@ class PipelinedWrites(OneThread):
             size = size_of(items)
             if size > _GROUP_BYTES:
                 WriteSet(ops=[[OP_CALL, procedure, [head, items]]]).encode()
-            group = self._room(sink, size)
+            if self._filled_for is not sink or not self._left or size > self._free:
+                self._next_group(sink)
+            self._left -= 1
+            self._free -= size
+            group = self._group
             if not items:
                 return []
-            last = group[-1] if group else None
             # All of a group is of one run: a call of the same procedure has the same head.
-            added = last.join(procedure, items, pending) if isinstance(last, Call) else None
+            added = None
+            if group:
+                last = group[-1]
+                if type(last) is JoinedCall and last.procedure == procedure:
+                    added = last.join(procedure, items, pending)
             if added is None:
                 call = JoinedCall(procedure, head)
                 added = call.join(procedure, items, pending)
                 assert added is not None
                 group.append(call)
-            return added
+            return added[0] if is_one else added
         finally:
             self._inside = None
 
@@ -223,16 +234,12 @@ class PipelinedWrites(OneThread):
             frame = frame.f_back
         # The call that is noted was interrupted before it could say that it has ended.
 
-    def _room(self, sink: PipelineSink, size: int) -> list[Entry]:
-        """The group for the next write of a sink, of about so many bytes."""
-        if self._filled_for is sink and self._count < self._limit and self._bytes + size <= _GROUP_BYTES:
-            self._count, self._bytes = self._count + 1, self._bytes + size
-            return self._group
+    def _next_group(self, sink: PipelineSink) -> None:
+        """Begin the group that the next write of a sink belongs to."""
         if self._is_closed:
             raise ClosedError("the pipeline is closed")
         self._send()
-        self._filled_for, self._count, self._bytes = sink, 1, size
-        return self._group
+        self._filled_for, self._left, self._free = sink, self._limit, _GROUP_BYTES
 
     def _send(self) -> None:
         """Close the group that is filled, and submit what is not submitted."""

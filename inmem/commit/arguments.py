@@ -26,7 +26,7 @@ def check_prefix(prefix: object, argument: str = "prefix") -> bytes:
     """A run's or a namespace's prefix."""
     check_type(argument, prefix, bytes)
     assert isinstance(prefix, bytes)
-    if not 0 < len(prefix) <= MAX_PREFIX_BYTES or b"\0" in prefix or not prefix.isascii():
+    if not 0 < len(prefix) <= MAX_PREFIX_BYTES or 0 in prefix or not prefix.isascii():
         raise InvalidInputError(f"{argument} is empty, too long, has NUL or is not ASCII", argument=argument)
     return prefix
 

@@ -50,14 +50,10 @@ def decide(
     """
     if request.reads or request.ranges or request.expiry_us:
         validate(request, state, recent, now_us)
-    if len(request.ops) == 1 and request.ops[0][0] == OP_PUT and not fences and not marks:
-        # The commonest commit, without a workspace: this is the hot path.
-        _, key, payload, expires = request.ops[0]
-        bucket = _check_plain(key)
-        if len(payload) > MAX_COMMIT_BYTES - ENTRY_BYTES:
-            check_weight(len(key) + len(payload) + ENTRY_BYTES)
-        record = pack(version, now_us, expires if expires >= 0 else end_of(expires, now_us), payload)
-        return Effects([(PUT, DATA, key, record)], NO_RESULTS, (bucket,), (), _NOTHING)
+    if not fences and not marks:
+        plain = _plain(request.ops, version, now_us)
+        if plain is not None:
+            return plain
     workspace = Workspace(state, fences, version=version, now_us=now_us, chain=chain, marks=marks)
     results = []
     for op in request.ops:
@@ -73,6 +69,26 @@ def decide(
                 workspace.delete(op[1])
     packed = msgpack.packb(results) if results else NO_RESULTS
     return Effects(workspace.ops, packed, workspace.buckets, workspace.new_fences, workspace.new_marks)
+
+
+def _plain(requested: list[Any], version: int, now_us: int) -> Effects | None:
+    """What puts alone do, the commonest commits: without a workspace. None if there are other operations."""
+    ops: list[tuple[Any, ...]] = []
+    buckets: list[bytes] = []
+    weight = ENTRY_BYTES * len(requested)
+    for op in requested:
+        if op[0] != OP_PUT:
+            return None
+        _, key, payload, expires = op
+        bucket = _check_plain(key)
+        if not buckets or bucket != buckets[-1]:
+            buckets.append(bucket)
+        weight += len(key) + len(payload)
+        record = pack(version, now_us, expires if expires >= 0 else end_of(expires, now_us), payload)
+        ops.append((PUT, DATA, key, record))
+    if weight > MAX_COMMIT_BYTES:
+        check_weight(weight)
+    return Effects(ops, NO_RESULTS, buckets, (), _NOTHING)
 
 
 def _check_plain(key: bytes) -> bytes:

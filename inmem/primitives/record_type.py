@@ -81,4 +81,4 @@ def check_each(check: RecordCheck) -> Callable[[], RecordCheck]:
 def name_problem(rest: bytes) -> str | None:
     """What is wrong with the name of an entry, a cell, a trace or a run; raises if it is no UTF-8."""
     rest.decode()
-    return "is no name" if not 0 < len(rest) <= MAX_NAME_BYTES or b"\0" in rest else None
+    return "is no name" if not 0 < len(rest) <= MAX_NAME_BYTES or 0 in rest else None

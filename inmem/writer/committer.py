@@ -131,11 +131,9 @@ class Counters:
     repeated: int = 0
     expired: int = 0
 
-    def copy(self) -> Counters:
-        """The same numbers. Done for each group, where `dataclasses.replace` shows."""
-        return Counters(
-            self.commits, self.conflicts, self.failures, self.batches, self.repeated, self.expired
-        )
+    def numbers(self) -> tuple[int, ...]:
+        """All of them, to make the same counters again. Taken for each group, where a copy shows."""
+        return self.commits, self.conflicts, self.failures, self.batches, self.repeated, self.expired
 
 
 class Committer:
@@ -259,7 +257,7 @@ class Committer:
     def _group(self, requests: Sequence[Request], now_us: int) -> list[Answer]:
         txn = self._store.begin()
         before = self.version
-        counters = self.counters.copy()
+        counters = self.counters.numbers()
         fences: list[bytes] = []
         marks = self._marks.copy()
         ops: list[Op] = []
@@ -278,7 +276,7 @@ class Committer:
             # Nothing of the group is visible: be as before it.
             txn.abort()
             self.version = before
-            self.counters = counters
+            self.counters = Counters(*counters)
             self._fences.difference_update(fences)
             self._marks = marks
             self.sessions.undo()

@@ -47,6 +47,7 @@ from inmem.writer.refusals import Refusals
 from inmem.writer.sampler import Sampler
 from inmem.writer.suspects import Suspects
 
+_GROUPS_PER_COUNT: Final = 8  # counting costs as much as decoding a put
 _RECENT: Final = 32  # commits: the number of their sessions tells clients whether to spin
 _GROUPS_PER_MEASUREMENT: Final = 32  # of the image's file, which grows by 20 KiB a group at most
 _SLOW_REPORT_S: Final = 1.0  # between two reports of slow groups
@@ -143,6 +144,8 @@ class Writer:
             if messages:
                 self._handle(messages)
                 groups += 1
+                if groups % _GROUPS_PER_COUNT == 0:
+                    words[ACTIVE] = len(set(self._recent))
                 if groups % _GROUPS_PER_MEASUREMENT == 0:
                     parts.generations.switch_if_pinned(time.monotonic())
             now = time.monotonic()
@@ -219,8 +222,8 @@ class Writer:
         words = parts.control.words
         words[VERSION] = parts.committer.version
         words[DURABLE] = parts.log.durable_version
-        self._recent.extend(request.session for request in requests[-_RECENT:])
-        words[ACTIVE] = len(set(self._recent))
+        for request in requests[-_RECENT:]:
+            self._recent.append(request.session)
         failpoints.reached("answering")
         return answers
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,7 @@ class TestDamagedImage:
     def test_an_event_with_another_payload(self, killed: Path) -> None:
         record = stored(killed, EVENT)
         event = event_log.unpack(5, payload_of(record))
-        changed = event_log.pack(replace(event, payload=msgpack.packb({"n": 6})))
+        changed = event_log.pack(event._replace(payload=msgpack.packb({"n": 6})))
         damage(killed, (PUT, Table.DATA, EVENT, record[:16] + changed))
         assert "EVENT" in (problem := problem_of(check(killed))) and "hash does not match" in problem
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -85,12 +84,12 @@ def test_the_chain_of_a_log_is_that_of_its_first_event() -> None:
 
 
 CHANGES: dict[str, Any] = {
-    "payload": lambda e: replace(e, payload=e.payload + b"!"),
-    "type": lambda e: replace(e, event_type=b"other"),
-    "time": lambda e: replace(e, timestamp=e.timestamp + 1),
-    "hash": lambda e: replace(e, hash=bytes(31) + b"\1" if e.chain else b"\1" + bytes(31)),
-    "previous hash": lambda e: replace(e, prev_hash=b"\1" * 16 + (b"\1" * 16 if e.chain else bytes(16))),
-    "type and payload moved": lambda e: replace(e, event_type=e.event_type[:1], payload=b"1" + e.payload),
+    "payload": lambda e: e._replace(payload=e.payload + b"!"),
+    "type": lambda e: e._replace(event_type=b"other"),
+    "time": lambda e: e._replace(timestamp=e.timestamp + 1),
+    "hash": lambda e: e._replace(hash=bytes(31) + b"\1" if e.chain else b"\1" + bytes(31)),
+    "previous hash": lambda e: e._replace(prev_hash=b"\1" * 16 + (b"\1" * 16 if e.chain else bytes(16))),
+    "type and payload moved": lambda e: e._replace(event_type=e.event_type[:1], payload=b"1" + e.payload),
 }
 
 
@@ -110,7 +109,7 @@ def test_a_missing_event(at: int) -> None:
     events = five()
     del events[at]
     assert (verdict(events).is_valid, verdict(events).first_invalid) == (False, at)
-    renumbered = [replace(event, sequence=i) for i, event in enumerate(events)]
+    renumbered = [event._replace(sequence=i) for i, event in enumerate(events)]
     assert (verdict(renumbered).is_valid, verdict(renumbered).first_invalid) == (False, at)
 
 
@@ -118,7 +117,7 @@ def test_a_missing_event(at: int) -> None:
 def test_an_inserted_event(at: int) -> None:
     events = five()
     events.insert(at, follow(events[at - 1] if at else None, XXH3, TIME, b"forged", b""))
-    renumbered = [replace(event, sequence=i) for i, event in enumerate(events)]
+    renumbered = [event._replace(sequence=i) for i, event in enumerate(events)]
     assert not verdict(renumbered).is_valid
     assert verdict(renumbered).first_invalid == at + 1
 
@@ -127,14 +126,14 @@ def test_an_inserted_event(at: int) -> None:
 def test_two_events_in_the_other_order(at: int) -> None:
     events = five()
     events[at], events[at + 1] = events[at + 1], events[at]
-    renumbered = [replace(event, sequence=i) for i, event in enumerate(events)]
+    renumbered = [event._replace(sequence=i) for i, event in enumerate(events)]
     assert verdict(renumbered).first_invalid == at
 
 
 def test_a_log_that_changes_its_algorithm() -> None:
     events = five()
     previous = events[3]
-    forged = follow(replace(previous, chain=SHA256), SHA256, TIME + 9, b"x", b"")
+    forged = follow(previous._replace(chain=SHA256), SHA256, TIME + 9, b"x", b"")
     assert verdict([*events[:4], forged]).error == "chain algorithm changes within the log"
 
 

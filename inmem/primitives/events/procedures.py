@@ -21,7 +21,7 @@ _MAX_PREFIX_BYTES: Final = MAX_KEY_BYTES - MAX_LABEL_BYTES - 11  # NUL, tag, NUL
 def append(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[Any]:
     """Append `[type, payload, timestamp (0: now)]` items to a log: `[first sequence, [hash, ...]]`."""
     check_type("prefix", prefix, bytes)
-    if not prefix or b"\0" in prefix or len(prefix) > _MAX_PREFIX_BYTES:
+    if not prefix or 0 in prefix or len(prefix) > _MAX_PREFIX_BYTES:
         raise InvalidInputError("prefix is empty, too long or has NUL", argument="prefix")
     check_type("items", items, list)
     if len(items) > MAX_TRANSACTION_OPS:  # each is two writes: one call must not outgrow a transaction
@@ -31,30 +31,25 @@ def append(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[Any]:
         )
     if len(items) > 1:
         workspace.expect(2 * len(items))
-    workspace.check_open(b"%b\0%c" % (prefix, TypeTag.EVENT))
+    log = b"%b\0%c" % (prefix, TypeTag.EVENT)
+    workspace.check_open(log)
     head = last_event(workspace, prefix)
     first = 0 if head is None else head.sequence + 1
     hashes = []
+    places: dict[bytes, bytes] = {}  # in the index, of the types that have passed
+    chain, now_us, put = workspace.chain, workspace.stamp_us, workspace.put
     for item in items:
-        check_type("items", item, list)
-        if len(item) != 3:
+        if type(item) is not list or len(item) != 3:
             raise InvalidInputError("items must be [type, payload, timestamp]", argument="items")
         event_type, payload, timestamp = item
-        check_type("event_type", event_type, bytes)
         check_type("payload", payload, bytes)
-        check_type("timestamp", timestamp, int)
-        if not 0 < len(event_type) <= MAX_LABEL_BYTES or b"\0" in event_type or not _is_text(event_type):
-            raise InvalidInputError(
-                "event_type is empty, too long, has NUL or is no UTF-8", argument="event_type"
-            )
-        if not 0 <= timestamp < 1 << 63:
-            raise InvalidInputError("timestamp is outside 0 to 2**63-1", argument="timestamp")
-        head = event_log.follow(
-            head, workspace.chain, timestamp or workspace.stamp_us, event_type, payload
-        )
+        if type(event_type) is not bytes or event_type not in places:
+            check_name(event_type, MAX_LABEL_BYTES, "event_type")
+            places[event_type] = b"%b\0%c%b\0" % (prefix, TypeTag.EVENT_BY_TYPE, event_type)
+        head = event_log.follow(head, chain, check_time(timestamp) or now_us, event_type, payload)
         sequence = encode_sequence(head.sequence)
-        workspace.put(b"%b\0%c%b" % (prefix, TypeTag.EVENT, sequence), event_log.pack(head))
-        workspace.put(b"%b\0%c%b\0%b" % (prefix, TypeTag.EVENT_BY_TYPE, event_type, sequence), b"")
+        put(log + sequence, event_log.pack(head))
+        put(places[event_type] + sequence, b"")
         hashes.append(head.hash)
     return [first, hashes]
 
@@ -107,14 +102,6 @@ def import_events(
             workspace.put(event_log.event_key(prefix, event.sequence), event_log.pack(event))
             workspace.put(event_log.index_key(prefix, event_type, event.sequence), b"")
             head = event
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {

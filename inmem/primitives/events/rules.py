@@ -24,7 +24,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import xxhash
 
@@ -85,9 +85,8 @@ class ChainVerification:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
-    """An event record taken apart; the payload still encoded."""
+class StoredEvent(NamedTuple):
+    """An event record taken apart; the payload still encoded. A tuple: a third of a dataclass's price."""
 
     sequence: int
     chain: int
