@@ -94,15 +94,16 @@ class Checkpoints:
         if self._helper is None and (self._waiting or self._is_due(now, live_bytes)):
             self._begin()
 
-    def abandon(self) -> None:
-        """End a helper that is at work, and remove what it has written."""
+    def abandon(self, *, is_ours: bool = True) -> None:
+        """End a helper that is at work, and remove what it has written if the directory is still ours."""
         helper, self._helper = self._helper, None
         if helper is not None:
             helper.kill()
             helper.wait()
             if helper.stdout is not None:
                 helper.stdout.close()
-        self._temporary.unlink(missing_ok=True)
+        if is_ours:
+            self._temporary.unlink(missing_ok=True)
 
     def _is_due(self, now: float, live_bytes: int) -> bool:
         """Whether the log has grown enough since the last one, or by a part of that for long enough.

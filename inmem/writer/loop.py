@@ -158,7 +158,7 @@ class Writer:
         self._stopping.set()
         parts = self._parts
         if parts.checkpoints is not None:
-            parts.checkpoints.abandon()
+            parts.checkpoints.abandon(is_ours=self._presence.owns_directory())
         parts.log.sync()
         parts.endpoint.close()
         parts.control.update(
@@ -174,6 +174,7 @@ class Writer:
         journal.info("stopped", version=parts.committer.version)
         if self._identity.ephemeral and self._presence.owns_directory():
             self.directory.remove()
+        self._presence.close()
         leave_runtime_directory()
 
     def _handle(self, messages: list[tuple[bytes, bytes]]) -> None:

@@ -28,16 +28,21 @@ class Presence:
     def __init__(self, directory: DataDirectory, lock: FileLock) -> None:
         self._directory = directory
         self._lock = lock
-        self._inode = directory.inode()
+        # Held open: else what replaces it may get its number, and would be taken for it.
+        self._held = os.open(directory.path, os.O_PATH | os.O_DIRECTORY)
         self._clients = [FileLock(directory.clients_lock)]  # more than one if the file was replaced
         self._idle_since: float | None = None
 
     def owns_directory(self) -> bool:
         """Whether the directory is still the one that this writer was started for."""
         try:
-            return self._directory.inode() == self._inode
+            return os.path.samestat(os.stat(self._directory.path), os.fstat(self._held))
         except OSError:
             return False
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        os.close(self._held)
 
     def restore_locks(self) -> None:
         """Lock new files if somebody removed the lock files; ends the process if another writer did so."""

@@ -24,7 +24,7 @@ from pathlib import Path
 from support import alive, runtime_entries
 
 from inmem.errors import InmemError
-from inmem.host.directory import DataDirectory
+from inmem.host.directory import DataDirectory, Identity
 
 VARIABLE = "INMEM_TEST_SESSION"
 # A writer leaves two seconds after its last client; a busy machine takes its time.
@@ -40,6 +40,7 @@ class Session:
         self.root = Path(tempfile.mkdtemp(prefix="it-", dir="/tmp"))
         self._stems: dict[str, str] = {}  # stem -> where its store is or was
         self._before: dict[str, str | None] = {}
+        self._plain_stem = DataDirectory.stem
 
     def begin(self) -> None:
         """From now on everything that is started or made is ours."""
@@ -53,6 +54,15 @@ class Session:
             self._before[name] = os.environ.get(name)
             os.environ[name] = value
         tempfile.tempdir = None  # found anew, from the environment
+        plain, stems = self._plain_stem, self._stems
+
+        def noted(directory: DataDirectory, identity: Identity) -> str:
+            stem = plain(directory, identity)
+            if _is_inside(str(directory.path), str(self.root)):
+                stems[stem] = str(directory.path)  # here, for a store may be removed before anybody looks
+            return stem
+
+        DataDirectory.stem = noted  # type: ignore[method-assign]
 
     def scratch(self) -> Path:
         """A new directory of our own."""
@@ -80,6 +90,7 @@ class Session:
             time.sleep(0.1)
         found = self.found()
         self._remove()
+        DataDirectory.stem = self._plain_stem  # type: ignore[method-assign]
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -149,7 +160,7 @@ class Session:
         return found
 
     def _is_ours(self, path: str) -> bool:
-        return path == str(self.root) or path.startswith(f"{self.root}/")
+        return _is_inside(path, str(self.root))
 
     def _remove(self) -> None:
         for pid, _ in self.processes():
@@ -191,6 +202,10 @@ def open_files() -> Counter[str]:
             if not target.startswith("/dev/shm/pym-"):  # multiprocessing keeps these for the next array
                 found[target] += 1
     return found
+
+
+def _is_inside(path: str, root: str) -> bool:
+    return path == root or path.startswith(f"{root}/")
 
 
 def _inside(place: Path) -> list[Path]:
