@@ -67,8 +67,7 @@ def serve(
     directory = DataDirectory(check_path(path))
     create_directory(directory, configuration.settings, time.monotonic() + timeout)
     configuration.with_stored(directory.identity().stored)
-    hangup = signal.getsignal(signal.SIGHUP)
-    if hangup is signal.SIG_DFL:  # a terminal that closes ends the writer cleanly; nohup keeps it
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup keeps it
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     read_fd, write_fd = os.pipe()
     teller = threading.Thread(target=_tell, args=(directory, read_fd, as_json), daemon=True)

@@ -173,7 +173,7 @@ class _Salvage:
             start = self._start(scratch, control if use_image else None)
             if not use_image:
                 losses.notes.append("the image in memory was not used: reading it ended the process")
-            entries, replayed = self._build(start, scratch, max(published, start.reaches))
+            entries, replayed = self._build(start, max(published, start.reaches))
         finally:
             if control is not None:
                 control.close()
@@ -206,11 +206,9 @@ class _Salvage:
 
     # --- the new database ---------------------------------------------------------------------
 
-    def _build(self, start: StartingState, scratch: Path, version: int) -> tuple[int, int]:
+    def _build(self, start: StartingState, version: int) -> tuple[int, int]:
         """Load, replay and write: (entries, records replayed). Versions go on above `version`."""
-        image = scratch / "image"
-        image.mkdir(mode=0o700)
-        with private_store(image) as store:
+        with private_store() as store:
             if start.file is not None:
                 self._load(store, start.file, start.damage)
             replayed = replay(store, self._records(start), self._owner)

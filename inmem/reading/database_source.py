@@ -98,7 +98,7 @@ class DatabaseSource(Source):
             )
         with ExitStack() as building:
             source = building.enter_context(
-                replayed(self.directory, self.identity, "look", self._control)
+                replayed(self.directory, self.identity, self._control)
             )
             self._read_from(source, building.pop_all())
 
