@@ -44,7 +44,7 @@ _ATTEMPTS: Final = 3  # at a run whose image is replaced while it is read
 _TELL_EVERY: Final = 2000  # records between two words of progress
 UNFINISHED: Final = (
     "Wait for the import. One that was killed is finished by importing the file again, "
-    "and given up with: inmem import PATH --discard RUN."
+    "and given up with: inmem import --discard RUN."
 )
 _DAMAGED: Final = "Find out with `inmem check`; damaged indices are repaired by Database.repair_indices()."
 

@@ -181,7 +181,9 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open_private(path, os.O_RDWR | os.O_CREAT)
+        # In a directory that is read-only a lock can be looked at, and held shared.
+        can_make = os.access(path.parent, os.W_OK)
+        self._file = open_private(path, os.O_RDWR | os.O_CREAT if can_make else os.O_RDONLY)
 
     def try_exclusive(self) -> bool:
         """Take it exclusively; False if any process holds it."""

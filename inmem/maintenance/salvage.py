@@ -129,8 +129,8 @@ def _unserved(directory: DataDirectory) -> Iterator[None]:
             if time.monotonic() > deadline:
                 raise BusyError(
                     f"a writer serves {directory.path}", what="writer",
-                    hint=f"Copy it while it is served: inmem backup {directory.path} FILE. "
-                    f"Or end the writer: inmem stop {directory.path}",
+                    hint=f"Copy it while it is served: inmem backup FILE -d {directory.path}. "
+                    f"Or end the writer: inmem stop -d {directory.path}",
                 )
             time.sleep(_LOCK_POLL_S)
         yield
@@ -200,7 +200,7 @@ class _Salvage:
             raise CorruptionError(
                 f"nothing of {self._directory.path} can be proved good: {problems}",
                 file=str(first.file if first else self._directory.path), offset=first.begin if first else 0,
-                hint="Restore a backup: inmem restore FILE DIRECTORY",
+                hint="Restore a backup: inmem restore FILE -d DIR",
             )
         return best
 
