@@ -11,12 +11,15 @@ import signal
 import sys
 from typing import Any
 
+from inmem.cli.streams import finish, make_ready
+
 
 def main() -> None:
     """The entry point of the console script."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one of them
             signal.signal(number, _leave)
+    make_ready()
     try:
         from inmem.cli.app import app
     except ModuleNotFoundError as error:
@@ -24,7 +27,10 @@ def main() -> None:
             raise
         print("inmem: the command needs more than the library: pip install 'inmem[cli]'", file=sys.stderr)
         sys.exit(2)
-    app()
+    try:
+        app(prog_name="inmem")
+    finally:
+        finish()
 
 
 def _leave(number: int, _: Any) -> None:

@@ -49,7 +49,7 @@ app.add_typer(kv, name="kv", rich_help_panel="Looking into runs")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"inmem {version('inmem')}")
+        print(f"inmem {version('inmem')}")
         raise typer.Exit
 
 

@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ class Where:
         if self._is_said():
             raise typer.BadParameter(f"there is an argument too many, {str(path)!r}", param_hint="-d")
         self.given = path
-        typer.echo(f"inmem: a data directory is named with an option now: -d {self.shown}", err=True)
+        print(f"inmem: a data directory is named with an option now: -d {self.shown}", file=sys.stderr)
 
     def _is_said(self) -> bool:
         """Whether it was named by the option, and not by the variable."""
@@ -255,10 +256,10 @@ def fail(error: InmemError, *, as_json: bool, code: int = FAILED) -> NoReturn:
     if as_json:
         # In one line: of a listing it is the last one.
         document = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
-        typer.echo(json.dumps(document))
+        print(json.dumps(document))
     else:
         line = plain(" ".join(f"inmem: {error.message}. {error.hint}".split()))
-        typer.echo(line, err=True)
+        print(line, file=sys.stderr)
     raise typer.Exit(code)
 
 
@@ -288,7 +289,7 @@ def described(source: DatabaseSource, run: StoredRun) -> RunMetadata | None:
 
 def print_json(document: Any) -> None:
     """One JSON document on standard output."""
-    typer.echo(json.dumps(document, indent=2))
+    print(json.dumps(document, indent=2))
 
 
 def print_fields(fields: Mapping[str, str]) -> None:

@@ -151,7 +151,7 @@ def import_(
             else:
                 console().print(f"removed: {_some(discard)}", soft_wrap=True)
         elif source_format is not None:
-            typer.echo("inmem: --format is deprecated and goes with the next release", err=True)
+            print("inmem: --format is deprecated and goes with the next release", file=sys.stderr)
             with _bar(where.as_json, TextColumn("{task.fields[detail]}")) as bar:
                 task = None if bar is None else bar.add_task("storing", total=None, detail="")
 
@@ -210,7 +210,7 @@ def _print_recorded(report: Recorded, as_json: bool) -> None:
         for note in report.notes:
             out.print(f"note: {note}", soft_wrap=True)
         for rejected in report.rejected:
-            typer.echo(f"inmem: {rejected.source} is no recorded run: {rejected.reason}", err=True)
+            print(f"inmem: {rejected.source} is no recorded run: {rejected.reason}", file=sys.stderr)
     if report.rejected:
         raise typer.Exit(FAILED)
 

@@ -71,7 +71,7 @@ def get(
         _print_raw(entry.value)
     else:
         text, cut = indented(entry.value, None if full else _SHOWN)
-        typer.echo(text + ("…" if cut else ""))
+        print(text + ("…" if cut else ""))
         if cut:
             note(f"shortened, the value is {entry.size:,} bytes: --full shows all of it, --json too")
 

@@ -100,7 +100,7 @@ def _tell(directory: DataDirectory, ready_fd: int, as_json: bool) -> None:
             "path": str(directory.path), "durability": durability, "writer_pid": state.pid,
             "epoch": state.epoch, "endpoint": state.endpoint, "image": state.image,
         }
-        typer.echo(json.dumps(document))
+        print(json.dumps(document))
     else:
         line = f"serving {directory.path} ({durability}) as process {state.pid}; Ctrl-C stops it"
         console().print(line, soft_wrap=True)
