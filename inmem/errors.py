@@ -355,7 +355,7 @@ class WriterUnavailableError(InmemError):
 
     code = "writer_unavailable"
     retryable = True
-    default_hint = "See writer.log in the data directory, or run `inmem serve PATH`."
+    default_hint = "See writer.log in the data directory, or run `inmem serve -d DIR`."
     field_names: ClassVar[tuple[str, ...]] = ("path",)
     path: str | None
 

@@ -7,11 +7,19 @@ typer and rich come with the extra `cli`.
 
 from __future__ import annotations
 
+import signal
 import sys
+from typing import Any
+
+from inmem.cli.streams import finish, make_ready
 
 
 def main() -> None:
     """The entry point of the console script."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one of them
+            signal.signal(number, _leave)
+    make_ready()
     try:
         from inmem.cli.app import app
     except ModuleNotFoundError as error:
@@ -19,4 +27,13 @@ def main() -> None:
             raise
         print("inmem: the command needs more than the library: pip install 'inmem[cli]'", file=sys.stderr)
         sys.exit(2)
-    app()
+    try:
+        app(prog_name="inmem")
+    finally:
+        finish()
+
+
+def _leave(number: int, _: Any) -> None:
+    """End with all that was begun undone."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)

@@ -3,10 +3,10 @@
     exit  meaning
     0     done; for `status`: a writer serves; for `check`: nothing was found
     1     it failed; for `check`: problems were found; for `verify`: the chain is broken;
-          for `run`, `kv get`, `kv del`: there is no such run or key
+          for a run or a key: there is no such
     2     wrong usage, or an extra is not installed
     3     `status`: no writer serves
-    130   interrupted
+    129, 130, 143   ended by SIGHUP, SIGINT, SIGTERM
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import typer
 
 from inmem.cli.care import backup, checkpoint, restore, salvage
 from inmem.cli.check import check
+from inmem.cli.common import Command
 from inmem.cli.config import config
 from inmem.cli.exchange import export, import_
 from inmem.cli.kv import kv
@@ -31,25 +32,24 @@ from inmem.cli.traces import traces
 app = typer.Typer(
     name="inmem",
     help="A transactional store that many processes of one machine share. "
-    "INMEM_PATH can stand for PATH in every command.",
+    "Each command names its data directory with -d DIR, or takes it from INMEM_PATH.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
     serve, start, status, stop, top, check, backup, restore, checkpoint, salvage, export, import_
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(config, name="config")
 for look in (runs, run, events, cells, traces, verify, report):
-    app.command(rich_help_panel="Looking into runs")(look)
+    app.command(cls=Command, rich_help_panel="Looking into runs")(look)
 app.add_typer(kv, name="kv", rich_help_panel="Looking into runs")
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"inmem {version('inmem')}")
+        print(f"inmem {version('inmem')}")
         raise typer.Exit
 
 

@@ -7,7 +7,6 @@ any program does.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,9 +17,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from inmem.cli.common import AsJson, StorePath, command, console, database_at, print_fields, print_json, size
+from inmem.cli.common import Where, command, console, print_fields, print_json, size
 from inmem.database import CHECKPOINT_TIMEOUT_S
-from inmem.database import open as open_database
 from inmem.host.paths import check_path
 from inmem.maintenance.backup import backup_in_process
 from inmem.maintenance.process import Progress
@@ -30,17 +28,8 @@ from inmem.maintenance.salvage_report import SalvageReport
 
 _SHOWN: Final = 20  # runs and places of a salvage: `--json` has all
 
-# PATH may be left out although it comes first, which a parser of arguments cannot tell by itself.
-First = Annotated[
-    Path,
-    typer.Argument(
-        metavar="PATH", help="The data directory; INMEM_PATH may stand for it.", show_default=False
-    ),
-]
-NewFile = Annotated[Path | None, typer.Argument(metavar="FILE", help="The new file.", show_default=False)]
-NewPath = Annotated[
-    Path | None, typer.Argument(metavar="NEW", help="The new data directory.", show_default=False)
-]
+NewFile = Annotated[Path, typer.Argument(metavar="FILE", help="The new file.", show_default=False)]
+NewPath = Annotated[Path, typer.Argument(metavar="NEW", help="The new data directory.", show_default=False)]
 
 
 @contextmanager
@@ -54,28 +43,19 @@ def _progress(as_json: bool) -> Iterator[Progress]:
         yield status.update
 
 
-def _source_and_new(first: Path, second: Path | None) -> tuple[Path, Path]:
-    if second is not None:
-        return first, second
-    path = os.environ.get("INMEM_PATH")
-    if not path:
-        raise typer.BadParameter("what it is to make, or INMEM_PATH, is missing", param_hint="PATH")
-    return Path(path), first
-
-
-@command
-def backup(path: First, file: NewFile = None, as_json: AsJson = False) -> None:
+@command(reads=True, old="first")
+def backup(where: Where, file: NewFile) -> None:
     """Copy a database to one new file, while it is used or not.
 
     The file holds one moment, is for this user only, durable and read back.
-    It starts no writer: where none serves, the log is replayed privately.
+    A writer is started if none serves, unless with --no-writer.
 
-    Example: inmem backup ./data ./data.backup
+    Example: inmem backup ./data.backup -d ./data
     """
-    source, new = _source_and_new(path, file)
-    with _progress(as_json) as progress:
-        report = backup_in_process(database_at(source).path, Path(check_path(new, "FILE")), progress)
-    if as_json:
+    new = Path(check_path(file, "FILE"))
+    with where.served() as directory, _progress(where.as_json) as progress:
+        report = backup_in_process(directory.path, new, progress)
+    if where.as_json:
         print_json(asdict(report))
     else:
         console().print(
@@ -85,16 +65,10 @@ def backup(path: First, file: NewFile = None, as_json: AsJson = False) -> None:
         )
 
 
-@command
+@command()
 def restore(
+    where: Where,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The backup.", show_default=False)],
-    path: Annotated[
-        Path,
-        typer.Argument(
-            metavar="PATH", envvar="INMEM_PATH", help="The new data directory.", show_default=False
-        ),
-    ],
-    as_json: AsJson = False,
 ) -> None:
     """Make a new data directory from a backup.
 
@@ -102,11 +76,11 @@ def restore(
     of its own, with the settings of the backup: programs that were connected
     to the old one have to open it anew.
 
-    Example: inmem restore ./data.backup ./data
+    Example: inmem restore ./data.backup -d ./data
     """
-    with _progress(as_json) as progress:
-        report = restore_directory(file, Path(check_path(path)), progress)
-    if as_json:
+    with _progress(where.as_json) as progress:
+        report = restore_directory(file, Path(check_path(where.path)), progress)
+    if where.as_json:
         print_json(asdict(report))
         return
     console().print(
@@ -118,25 +92,24 @@ def restore(
         console().print(f"note: {note}", soft_wrap=True)
 
 
-@command
+@command()
 def checkpoint(
-    path: StorePath,
+    where: Where,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.001, help="How long to wait.")
     ] = CHECKPOINT_TIMEOUT_S,
-    as_json: AsJson = False,
 ) -> None:
     """Write what is stored to one file and drop the log before it; commits go on.
 
     The writer does this by itself as the log grows: before a planned restart
     it makes that restart quick.
 
-    Example: inmem checkpoint ./data
+    Example: inmem checkpoint -d ./data
     """
-    with open_database(database_at(path).path, create=False) as database, _progress(as_json) as progress:
+    with where.open() as database, _progress(where.as_json) as progress:
         progress("copying")
         report = database.checkpoint(timeout_s=timeout)
-    if as_json:
+    if where.as_json:
         print_json(asdict(report))
     else:
         console().print(
@@ -146,8 +119,8 @@ def checkpoint(
         )
 
 
-@command
-def salvage(path: First, new: NewPath = None, as_json: AsJson = False) -> None:
+@command(old="first")
+def salvage(where: Where, new: NewPath) -> None:
     """Write what can be proved good of a damaged database to a new directory.
 
     For a database that is refused with file and offset, and of which there is
@@ -159,12 +132,12 @@ def salvage(path: First, new: NewPath = None, as_json: AsJson = False) -> None:
     What had to be left is listed. The exit code is 0 if there is a new
     database, whatever it lacks.
 
-    Example: inmem salvage ./data ./salvaged
+    Example: inmem salvage ./salvaged -d ./data
     """
-    source, target = _source_and_new(path, new)
-    with _progress(as_json) as progress:
-        report = salvage_in_process(database_at(source).path, Path(check_path(target, "NEW")), progress)
-    if as_json:
+    target = Path(check_path(new, "NEW"))
+    with _progress(where.as_json) as progress:
+        report = salvage_in_process(where.directory().path, target, progress)
+    if where.as_json:
         print_json({"complete": not report.dropped} | asdict(report))
     else:
         _print(report)

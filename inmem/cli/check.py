@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from inmem.cli.common import FAILED, AsJson, StorePath, command, console, database_at, print_json, size
+from inmem.cli.common import FAILED, Where, command, console, print_json, size
 from inmem.maintenance.check_report import CheckReport, check_in_process
 
 
-@command
-def check(path: StorePath, as_json: AsJson = False) -> None:
+@command(old="none")
+def check(
+    where: Where,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A backup instead.", show_default=False)
+    ] = None,
+) -> None:
     """Verify image, checkpoint, log, hash chains and indices; commits go on meanwhile.
 
-    PATH may be a backup, too. It changes nothing and starts no writer. Where
-    none serves, the log is replayed into a private image. The exit code is 0
-    if nothing was found, and 1, with one line for each problem, otherwise.
+    FILE is a backup to be verified. It changes nothing and starts no writer:
+    where none serves, the log is replayed into private memory. The exit code
+    is 0 if nothing was found, and 1, with one line for each problem, otherwise.
 
-    Example: inmem check ./data
+    Example: inmem check -d ./data
     """
-    report = check_in_process(path if path.is_file() else database_at(path).path)
-    if as_json:
+    if file is not None and not file.is_file():
+        where.take_old(file)
+        file = None
+    report = check_in_process(file or where.directory().path)
+    if where.as_json:
         print_json({"ok": report.ok} | asdict(report))
     else:
         _print(report)

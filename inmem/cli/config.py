@@ -7,6 +7,7 @@ none can be started, and the file with them is replaced whole.
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from inmem.cli.common import AsJson, StorePath, command, console, database_at, print_json
+from inmem.cli.common import Command, Where, command, console, print_json
 from inmem.cli.life import Timeout
 from inmem.cli.text import plain
 from inmem.client.launcher import under_launch_lock
@@ -40,7 +41,7 @@ _CHANGEABLE: Final = frozenset({"durability", "log_level", "slow_commit_ms"})
 
 
 class _ShowByDefault(TyperGroup):
-    """`inmem config PATH` is `inmem config show PATH`."""
+    """`inmem config` is `inmem config show`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As its base does, with the name of the command put in where none is."""
@@ -51,28 +52,27 @@ class _ShowByDefault(TyperGroup):
 
 config = typer.Typer(
     cls=_ShowByDefault,
-    help="Show the settings of a database (inmem config PATH), or change one of the few that can be changed.",
+    help="Show the settings of a database (inmem config), or change one of the few that can be changed.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-@config.command()
-@command
+@config.command(cls=Command)
+@command()
 def show(
-    path: StorePath,
+    where: Where,
     file: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="A TOML file with settings.")
     ] = None,
-    as_json: AsJson = False,
 ) -> None:
     """The settings that a program has which opens this database from here, and where each comes from.
 
     Stored ones hold for everybody. A variable or a file that asks for another
     value than the stored one makes `inmem.open` fail, and is named.
 
-    Example: inmem config ./data
+    Example: inmem config -d ./data
     """
-    directory = database_at(path)
+    directory = where.directory()
     stored = directory.identity().stored
     asked = load(file)
     rows = []
@@ -90,7 +90,7 @@ def show(
             "refused": f"{origin} asks for {wish!r}"
             if is_stored and origin != "default" and wish != stored[name] else None,
         })
-    if as_json:
+    if where.as_json:
         print_json({"path": str(directory.path), "settings": rows})
         return
     out = console()
@@ -116,14 +116,13 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,g}"
 
 
-@config.command("set")
-@command
+@config.command("set", cls=Command)
+@command()
 def set_(
+    where: Where,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The setting.", show_default=False)],
     value: Annotated[str, typer.Argument(metavar="VALUE", help="Its new value.", show_default=False)],
-    path: StorePath,
     timeout: Timeout = 10.0,
-    as_json: AsJson = False,
 ) -> None:
     """Change a stored setting, while no writer serves.
 
@@ -133,11 +132,11 @@ def set_(
     Programs that have the database open keep the old setting in mind until
     they open it anew.
 
-    Example: inmem config set durability sync ./data
+    Example: inmem config set durability sync -d ./data
     """
-    directory = database_at(path)
+    directory = where.directory()
     old, new = change(directory, name, value, time.monotonic() + timeout)
-    if as_json:
+    if where.as_json:
         print_json({"path": str(directory.path), "name": name, "old": old, "value": new})
     else:
         console().print(f"{name} is {_shown(new)}, it was {_shown(old)}", soft_wrap=True)
@@ -183,7 +182,7 @@ def change(directory: DataDirectory, name: str, text: str, deadline: float) -> t
 def _busy(directory: DataDirectory) -> BusyError:
     return BusyError(
         f"a writer has {directory.path}, and works by the settings that it began with", what="writer",
-        hint=f"Let it leave first: inmem stop {directory.path}",
+        hint=f"Let it leave first: inmem stop -d {shlex.quote(str(directory.path))}",
     )
 
 
@@ -191,7 +190,7 @@ def _allowed(name: str, text: str, stored: Any) -> Any:
     """The value to store."""
     if name not in _FIELDS:
         raise InvalidInputError(
-            f"there is no setting {name[:80]!r}", argument="name", hint="See them all: inmem config PATH"
+            f"there is no setting {name[:80]!r}", argument="name", hint="See them all: inmem config"
         )
     if name not in STORED:
         raise ConfigMismatchError(

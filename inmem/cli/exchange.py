@@ -1,13 +1,12 @@
 """`inmem export`, `inmem import`: runs as files of JSON Lines.
 
 Invariant: a file that is not whole has no name, and a run that is not whole
-cannot be found. Exporting starts no writer and disturbs none; importing opens
-the store as any program does.
+cannot be found. Exporting changes nothing; importing opens the store as any
+program does.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,13 +27,9 @@ from rich.progress import (
 
 from inmem.cli.common import (
     FAILED,
-    Agent,
-    App,
-    AsJson,
-    Tenant,
+    Where,
     command,
     console,
-    database_at,
     print_json,
     size,
 )
@@ -42,23 +37,17 @@ from inmem.database import open as open_database
 from inmem.exchange import Exported, Imported, count_runs, discard_import, export_runs, import_runs
 from inmem.exchange.given import check_given
 from inmem.exchange.recorded import FORMATS, Recorded, import_recorded
-from inmem.keys import Namespace
 
 _SHOWN: Final = 10  # names of runs in a line: `--json` has all
 _STANDARD: Final = Path("-")
 
-# PATH may be left out although it comes first, which a parser of arguments cannot tell by itself.
-First = Annotated[
-    Path | None,
-    typer.Argument(metavar="[PATH]", help="The data directory, if not INMEM_PATH.", show_default=False),
-]
 
-
-@command
+@command(about_runs=True, reads=True, old="none")
 def export(
-    path: First = None,
+    where: Where,
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs; all if none is named.")
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Runs; all if none is named.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None,
@@ -66,40 +55,37 @@ def export(
             "-o", "--output", metavar="FILE", help="The file; - is standard output.", show_default=False
         ),
     ] = None,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsJson = False,
 ) -> None:
     """Write runs to a file of JSON Lines: everything that they hold, exactly.
 
-    Each run is of one moment. Equal runs give equal bytes. No writer is
-    started; where none serves, checkpoint and log are replayed privately.
-    What runs share (@agent, @app, @tenant) is no run and not exported.
+    Each run is of one moment. Equal runs give equal bytes. A writer is
+    started if none serves, unless with --no-writer. What runs share
+    (@agent, @app, @tenant) is no run and not exported.
 
-    Example: inmem export ./data triage-7 -o triage-7.jsonl
+    Example: inmem export triage-7 -o triage-7.jsonl -d ./data
     """
-    place, names = _split(path, [Path(name) for name in runs or []], is_path=Path.is_dir)
+    wanted = where.split(runs or [], lambda word: "/" in word or Path(word).is_dir() or " " in word) or None
     if output is None:
         raise typer.BadParameter("where to write to is missing", param_hint="-o")
-    if output == _STANDARD and as_json:
+    if output == _STANDARD and where.as_json:
         raise typer.BadParameter("standard output cannot be both file and document", param_hint="-o")
-    directory = database_at(place).path
-    namespace = Namespace(tenant, app, agent)
-    wanted = [str(name) for name in names] or None
+    namespace = where.namespace
     target: Path | BinaryIO = sys.stdout.buffer if output == _STANDARD else output
-    with _bar(as_json, MofNCompleteColumn(), TextColumn("{task.fields[detail]}")) as bar:
+    with (
+        where.served() as directory,
+        _bar(where.as_json, MofNCompleteColumn(), TextColumn("{task.fields[detail]}")) as bar,
+    ):
         total = None
         if bar is not None:
-            total = len(wanted) if wanted else count_runs(directory, namespace)
+            total = len(wanted) if wanted else count_runs(directory.path, namespace)
         task = None if bar is None else bar.add_task("exporting runs", total=total, detail="")
 
         def tell(report: Exported) -> None:
             if bar is not None and task is not None:
                 bar.update(task, completed=report.runs, detail=f"{report.records:,} records")
 
-        report = export_runs(directory, target, wanted, namespace=namespace, progress=tell)
-    if as_json:
+        report = export_runs(directory.path, target, wanted, namespace=namespace, progress=tell)
+    if where.as_json:
         print_json(_document(report))
         return
     out = console() if output != _STANDARD else Console(stderr=True, highlight=False, markup=False)
@@ -108,11 +94,12 @@ def export(
         out.print(f"left out, being imported: {_some(report.skipped)}", soft_wrap=True)
 
 
-@command
+@command(about_runs=True, old="none")
 def import_(
-    path: First = None,
+    where: Where,
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="FILE...", help="What to import; - is standard input.")
+        list[str] | None,
+        typer.Argument(metavar="FILE...", help="What to import; - is standard input.", show_default=False),
     ] = None,
     source_format: Annotated[
         str | None,
@@ -130,10 +117,6 @@ def import_(
         list[str] | None,
         typer.Option(metavar="RUN", help="Instead: remove what a killed import has left of a run."),
     ] = None,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsJson = False,
 ) -> None:
     """Import runs that were exported; each is there as a whole or not at all.
 
@@ -143,9 +126,11 @@ def import_(
     imported. With --format FILE holds recorded runs of agents instead, which
     is deprecated and goes with the next release.
 
-    Example: inmem import ./data triage-7.jsonl
+    Example: inmem import triage-7.jsonl -d ./data
     """
-    place, names = _split(path, files or [], is_path=_is_no_file)
+    is_more = bool(discard) or len(files or []) > 1
+    rest = where.split(files or [], lambda word: _is_no_file(Path(word), is_more))
+    names = [Path(name) for name in rest]
     if bool(names) is bool(discard):
         raise typer.BadParameter("name a file to import, or a run to --discard", param_hint="FILE")
     if source_format is not None and source_format not in FORMATS:
@@ -156,19 +141,18 @@ def import_(
     for name in names:
         if name != _STANDARD:
             check_given(name)  # before a store is made for it
-    if discard:
-        database_at(place)
-    with open_database(place, tenant=tenant, app=app, agent=agent) as database:
+    path = where.directory().path if discard else where.path
+    with open_database(path, tenant=where.tenant, app=where.app, agent=where.agent) as database:
         if discard:
             for run_id in discard:
                 discard_import(database, run_id)
-            if as_json:
+            if where.as_json:
                 print_json({"discarded": discard})
             else:
                 console().print(f"removed: {_some(discard)}", soft_wrap=True)
         elif source_format is not None:
-            typer.echo("inmem: --format is deprecated and goes with the next release", err=True)
-            with _bar(as_json, TextColumn("{task.fields[detail]}")) as bar:
+            print("inmem: --format is deprecated and goes with the next release", file=sys.stderr)
+            with _bar(where.as_json, TextColumn("{task.fields[detail]}")) as bar:
                 task = None if bar is None else bar.add_task("storing", total=None, detail="")
 
                 def tell(source: str, steps: int) -> None:
@@ -176,10 +160,10 @@ def import_(
                         bar.update(task, detail=f"{steps:,} steps, {source}")
 
                 recorded = import_recorded(database, names, source_format, progress=tell)
-            _print_recorded(recorded, as_json)
+            _print_recorded(recorded, where.as_json)
         else:
-            reports = [_import_one(database, name, skip_existing, renamed, as_json) for name in names]
-            if as_json:
+            reports = [_import_one(database, name, skip_existing, renamed, where.as_json) for name in names]
+            if where.as_json:
                 print_json([_document(report) for report in reports])
 
 
@@ -226,19 +210,9 @@ def _print_recorded(report: Recorded, as_json: bool) -> None:
         for note in report.notes:
             out.print(f"note: {note}", soft_wrap=True)
         for rejected in report.rejected:
-            typer.echo(f"inmem: {rejected.source} is no recorded run: {rejected.reason}", err=True)
+            print(f"inmem: {rejected.source} is no recorded run: {rejected.reason}", file=sys.stderr)
     if report.rejected:
         raise typer.Exit(FAILED)
-
-
-def _split(first: Path | None, rest: list[Path], *, is_path: Any) -> tuple[Path, list[Path]]:
-    """The data directory and the other arguments: with INMEM_PATH the first may be one of these."""
-    known = os.environ.get("INMEM_PATH")
-    if first is not None and (not known or is_path(first)):
-        return first, rest
-    if not known:
-        raise typer.BadParameter("it is missing, and so is INMEM_PATH", param_hint="PATH")
-    return Path(known), rest if first is None else [first, *rest]
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -248,8 +222,9 @@ def _pair(text: str) -> tuple[str, str]:
     return old, new
 
 
-def _is_no_file(given: Path) -> bool:
-    return given != _STANDARD and (given.is_dir() or not given.exists())
+def _is_no_file(given: Path, is_more: bool) -> bool:
+    """Whether a word is no file to import: a directory, or, if there is more to do, nothing yet."""
+    return given != _STANDARD and (given.is_dir() or (is_more and not given.exists()))
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`inmem kv`: the entries of a run.
 
-`get` and `ls` start no writer and change nothing. `put` and `del` are commits
-like any program's, and start a writer if none serves.
+`get` and `ls` change nothing. `put` and `del` are commits like any program's.
 """
 
 from __future__ import annotations
@@ -13,26 +12,21 @@ from typing import Annotated, Any, Final
 import typer
 
 from inmem.cli.common import (
-    Agent,
-    App,
-    AsJson,
-    AsLines,
+    Command,
     Full,
     Limit,
     RunName,
-    StorePath,
-    Tenant,
+    Where,
     command,
     console,
-    database_at,
-    looking_at,
+    described,
+    last_argument,
     print_json,
 )
 from inmem.cli.listing import Listing, note
 from inmem.cli.look import NAME_CELLS
 from inmem.cli.text import indented, plain, span
 from inmem.database import Database
-from inmem.database import open as open_database
 from inmem.errors import InvalidInputError, NotFoundError
 from inmem.jsonvalues import from_json, to_json
 from inmem.keys import encode_name
@@ -49,43 +43,42 @@ kv = typer.Typer(
 KeyName = Annotated[str, typer.Argument(metavar="KEY", help="The key.", show_default=False)]
 
 
-@kv.command()
-@command
+@kv.command(cls=Command)
+@command(about_runs=True, reads=True)
 def get(
+    where: Where,
     run: RunName,
     key: KeyName,
-    path: StorePath,
     raw: Annotated[
         bool, typer.Option("--raw", help="A text or bytes as they are, and nothing else; not to a terminal.")
     ] = False,
     full: Full = False,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsJson = False,
 ) -> None:
     """Print the value under a key, as JSON; bytes as Python writes them.
 
-    Example: inmem kv get trip-to-oslo goal ./data
+    Example: inmem kv get trip-to-oslo goal -d ./data
     """
-    with looking_at(path, tenant, app, agent) as source:
+    with where.reading() as source:
         encode_name(key)
-        entry = source.run(run).entry(key)
+        store = source.run(run)
+        described(source, store)
+        entry = store.entry(key)
     if entry is None:
         raise _missing(run, key)
-    if as_json:
+    if where.as_json:
         print_json({"run": run} | entry_document(entry))
     elif raw:
         _print_raw(entry.value)
     else:
         text, cut = indented(entry.value, None if full else _SHOWN)
-        typer.echo(text + ("…" if cut else ""))
+        print(text + ("…" if cut else ""))
         if cut:
             note(f"shortened, the value is {entry.size:,} bytes: --full shows all of it, --json too")
 
 
 def _missing(run: str, key: str) -> NotFoundError:
-    return NotFoundError(f"{run} has no key {key!r}", hint="See which there are: inmem kv ls RUN PATH")
+    hint = f"See which there are: inmem kv ls {last_argument(run)}"
+    return NotFoundError(f"{run} has no key {key!r}", hint=hint)
 
 
 def _print_raw(value: Any) -> None:
@@ -103,35 +96,30 @@ def _print_raw(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
-@kv.command()
-@command
+@kv.command(cls=Command)
+@command(about_runs=True)
 def put(
+    where: Where,
     run: RunName,
     key: KeyName,
     value: Annotated[
         str, typer.Argument(metavar="VALUE", help="JSON; - reads it from standard input.", show_default=False)
     ],
-    path: StorePath,
     text: Annotated[bool, typer.Option("--text", help="VALUE is a text, not JSON.")] = False,
     ttl: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="It expires after this long.")
     ] = None,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsJson = False,
 ) -> None:
     """Write a value under a key, as one commit; starts a writer if none serves.
 
-    Example: inmem kv put trip-to-oslo goal '{"city": "Oslo"}' ./data
+    Example: inmem kv put trip-to-oslo goal '{"city": "Oslo"}' -d ./data
     """
     if value == "-":
         value = sys.stdin.read()
     content = value if text else _parsed(value)
-    directory = database_at(path)
-    with open_database(directory.path, create=False, tenant=tenant, app=app, agent=agent) as database:
+    with where.open() as database:
         version = _scope(database, run).kv.put(key, content, ttl=ttl)
-    if as_json:
+    if where.as_json:
         print_json({"run": run, "key": key, "version": version})
     else:
         console().print(f"{plain(key)} is written, version {version}", soft_wrap=True)
@@ -149,26 +137,21 @@ def _parsed(text: str) -> Any:
         ) from None
 
 
-@kv.command("del")
-@command
+@kv.command("del", cls=Command)
+@command(about_runs=True)
 def delete(
+    where: Where,
     run: RunName,
     key: KeyName,
-    path: StorePath,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsJson = False,
 ) -> None:
     """Remove a key, as one commit; the exit code is 1 if there was none.
 
-    Example: inmem kv del trip-to-oslo goal ./data
+    Example: inmem kv del trip-to-oslo goal -d ./data
     """
-    directory = database_at(path)
-    with open_database(directory.path, create=False, tenant=tenant, app=app, agent=agent) as database:
+    with where.open() as database:
         if not _scope(database, run).kv.delete(key):
             raise _missing(run, key)
-    if as_json:
+    if where.as_json:
         print_json({"run": run, "key": key, "deleted": True})
     else:
         console().print(f"{plain(key)} is removed", soft_wrap=True)
@@ -178,31 +161,29 @@ def _scope(database: Database, run: str) -> RunScope:
     return database.shared(run[1:]) if run.startswith("@") else database.run(run)
 
 
-@kv.command("ls")
-@command
+@kv.command("ls", cls=Command)
+@command(about_runs=True, reads=True)
 def list_(
+    where: Where,
     run: RunName,
-    path: StorePath,
     prefix: Annotated[str | None, typer.Option(metavar="TEXT", help="Only keys that begin so.")] = None,
     limit: Limit = None,
     full: Full = False,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsLines = False,
 ) -> None:
     """The keys of a run with their values, in order.
 
-    Example: inmem kv ls trip-to-oslo ./data --prefix booked
+    Example: inmem kv ls trip-to-oslo --prefix booked -d ./data
     """
     with (
-        looking_at(path, tenant, app, agent) as source,
-        Listing(as_json=as_json, full=full, limit=limit) as listing,
+        where.reading() as source,
+        Listing(as_json=where.as_json, full=full, limit=limit) as listing,
     ):
-        for entry in source.run(run).entries(prefix):
+        store = source.run(run)
+        described(source, store)
+        for entry in store.entries(prefix):
             if listing.is_full:
                 break
-            if as_json:
+            if where.as_json:
                 listing.document(entry_document(entry))
                 continue
             ends = "" if entry.ttl_s is None else f"({span(entry.ttl_s)} left) "
@@ -210,7 +191,7 @@ def list_(
                 (listing.column(plain(entry.key), NAME_CELLS) + "  ", "bold"), (ends, "yellow"),
                 value=entry.value, has_value=True,
             )
-        if not listing.rows and not as_json:
+        if not listing.rows and not where.as_json:
             note(f"{run} has no such keys" if prefix else f"{run} has no keys")
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from inmem.cli.common import AsJson, StorePath, command, console, database_at, print_fields, print_json, size
+from inmem.cli.common import Where, command, console, print_fields, print_json, size
 from inmem.client.launcher import create_directory, ensure_writer, running_writer
 from inmem.config import DURABILITIES, load
 from inmem.database import open as open_database
@@ -47,13 +47,12 @@ Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="How 
 # --- serve --------------------------------------------------------------------------------------
 
 
-@command
+@command()
 def serve(
-    path: StorePath,
+    where: Where,
     durability: Durability = None,
     config: ConfigFile = None,
     timeout: Timeout = 10.0,
-    as_json: AsJson = False,
 ) -> None:
     """Be the writer, in the foreground, until Ctrl-C or SIGTERM.
 
@@ -61,27 +60,26 @@ def serve(
     they start one by themselves. This one stays when the last of them has
     left, and its log is on standard error too.
 
-    Example: inmem serve ./data --durability sync
+    Example: inmem serve --durability sync -d ./data
     """
     configuration = load(config, {"durability": durability})
-    directory = DataDirectory(check_path(path))
+    directory = DataDirectory(check_path(where.path))
     create_directory(directory, configuration.settings, time.monotonic() + timeout)
     configuration.with_stored(directory.identity().stored)
-    hangup = signal.getsignal(signal.SIGHUP)
-    if hangup is signal.SIG_DFL:  # a terminal that closes ends the writer cleanly; nohup keeps it
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup keeps it
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     read_fd, write_fd = os.pipe()
-    teller = threading.Thread(target=_tell, args=(directory, read_fd, as_json), daemon=True)
+    teller = threading.Thread(target=_tell, args=(directory, read_fd, where.as_json), daemon=True)
     teller.start()
     try:
         serve_directory(directory, foreground=True, ready_fd=write_fd)  # closes it
     except BusyError:
         raise BusyError(
             f"{directory.path} has a writer already",
-            hint=f"See it with: inmem status {path}. End it with: inmem stop {path}",
+            hint=f"See it with: inmem status -d {where.shown}. End it with: inmem stop -d {where.shown}",
         ) from None
     teller.join()
-    if not as_json:
+    if not where.as_json:
         console().print("stopped")
 
 
@@ -102,7 +100,7 @@ def _tell(directory: DataDirectory, ready_fd: int, as_json: bool) -> None:
             "path": str(directory.path), "durability": durability, "writer_pid": state.pid,
             "epoch": state.epoch, "endpoint": state.endpoint, "image": state.image,
         }
-        typer.echo(json.dumps(document))
+        print(json.dumps(document))
     else:
         line = f"serving {directory.path} ({durability}) as process {state.pid}; Ctrl-C stops it"
         console().print(line, soft_wrap=True)
@@ -111,16 +109,15 @@ def _tell(directory: DataDirectory, ready_fd: int, as_json: bool) -> None:
 # --- start --------------------------------------------------------------------------------------
 
 
-@command
+@command()
 def start(
-    path: StorePath,
+    where: Where,
     durability: Durability = None,
     config: ConfigFile = None,
     linger: Annotated[
         bool, typer.Option("--linger", help="It leaves after its last client, as one that a program started.")
     ] = False,
     timeout: Timeout = 10.0,
-    as_json: AsJson = False,
 ) -> None:
     """Start a writer in the background, and return when it serves.
 
@@ -129,10 +126,10 @@ def start(
     somebody has to come soon. The exit code is 0 also if one serves already,
     which stays or leaves as it was started to.
 
-    Example: inmem start ./data
+    Example: inmem start -d ./data
     """
     configuration = load(config, {"durability": durability})
-    directory = DataDirectory(check_path(path))
+    directory = DataDirectory(check_path(where.path))
     deadline = time.monotonic() + timeout
     create_directory(directory, configuration.settings, time.monotonic() + timeout)
     configuration.with_stored(directory.identity().stored)
@@ -143,7 +140,7 @@ def start(
         state = before or ensure_writer(directory, control, deadline, autostart=True, stays=not linger)
     finally:
         control.close()
-    if as_json:
+    if where.as_json:
         print_json({
             "path": str(directory.path), "writer_pid": state.pid, "epoch": state.epoch,
             "was_serving": before is not None,
@@ -155,23 +152,23 @@ def start(
     elif linger:
         line = f"process {state.pid} serves {directory.path}, until {stored['linger_s']:g} s without a client"
     else:
-        line = f"process {state.pid} serves {directory.path}; end it with: inmem stop {path}"
+        line = f"process {state.pid} serves {directory.path}; end it with: inmem stop -d {where.shown}"
     console().print(line, soft_wrap=True)
 
 
 # --- status -------------------------------------------------------------------------------------
 
 
-@command
-def status(path: StorePath, timeout: Timeout = 5.0, as_json: AsJson = False) -> None:
+@command()
+def status(where: Where, timeout: Timeout = 5.0) -> None:
     """Who is the writer, which version, how full. Never starts a writer.
 
     The exit code is 0 if a writer serves, 3 if none does: then only what the
     directory says is shown.
 
-    Example: inmem status ./data --json
+    Example: inmem status --json -d ./data
     """
-    directory = database_at(path)
+    directory = where.directory()
     control = directory.control()
     try:
         control.check_machine()
@@ -181,7 +178,7 @@ def status(path: StorePath, timeout: Timeout = 5.0, as_json: AsJson = False) -> 
             fields = _unserved(directory, control)
     finally:
         control.close()
-    if as_json:
+    if where.as_json:
         print_json(fields)
     else:
         print_fields(_shown(fields))
@@ -264,8 +261,8 @@ def _shown(fields: dict[str, Any]) -> dict[str, str]:
 # --- stop ---------------------------------------------------------------------------------------
 
 
-@command
-def stop(path: StorePath, timeout: Timeout = 30.0, as_json: AsJson = False) -> None:
+@command()
+def stop(where: Where, timeout: Timeout = 30.0) -> None:
     """Let the writer finish what it has, and leave.
 
     Nothing that was acknowledged is lost, except in a "memory" store, which
@@ -273,11 +270,11 @@ def stop(path: StorePath, timeout: Timeout = 30.0, as_json: AsJson = False) -> N
     starts another writer at its next commit. The exit code is 0 also if none
     was running.
 
-    Example: inmem stop ./data
+    Example: inmem stop -d ./data
     """
-    directory = database_at(path)
+    directory = where.directory()
     pid = stop_writer(directory, timeout)
-    if as_json:
+    if where.as_json:
         print_json({"path": str(directory.path), "was_serving": pid is not None, "writer_pid": pid})
     elif pid is None:
         console().print(f"no writer serves {directory.path}", soft_wrap=True)

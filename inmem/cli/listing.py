@@ -84,12 +84,14 @@ class Listing:
         self.line(*parts, (rest, style))
 
     def column(self, text: str, cells: tuple[int, int]) -> str:
-        """A text in a column that grows with what it has to hold: from so many cells, to so many."""
-        if self.width is None:
-            return padded(text, max(cells[0], cell_len(text)))
-        width = max(self._columns.get(cells, cells[0]), min(cells[1], cell_len(text)))
+        """A text in a column that grows with what it has to hold: from so many cells, to so many.
+
+        It is never cut: names are what other commands take. What comes after a longer one begins later.
+        """
+        length = cell_len(text)
+        width = max(self._columns.get(cells, cells[0]), min(cells[1], length))
         self._columns[cells] = width
-        return padded(text, width)
+        return padded(text, max(width, length))
 
     def line(self, *parts: tuple[str, str]) -> None:
         """A line of texts with their styles, which is none of the rows."""

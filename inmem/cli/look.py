@@ -1,7 +1,4 @@
-"""`inmem events`, `cells`, `verify`: what one run holds.
-
-These commands start no writer and change nothing.
-"""
+"""`inmem events`, `cells`, `verify`: what one run holds. These commands change nothing."""
 
 from __future__ import annotations
 
@@ -13,18 +10,13 @@ import typer
 
 from inmem.cli.common import (
     FAILED,
-    Agent,
-    App,
-    AsJson,
-    AsLines,
     Full,
     Limit,
     RunName,
-    StorePath,
-    Tenant,
+    Where,
     command,
     console,
-    looking_at,
+    described,
     print_json,
 )
 from inmem.cli.listing import Listing, note
@@ -45,10 +37,10 @@ _TYPE_CELLS: Final = (12, 24)
 # --- events -------------------------------------------------------------------------------------
 
 
-@command
+@command(about_runs=True, reads=True)
 def events(
+    where: Where,
     run: RunName,
-    path: StorePath,
     event_type: Annotated[
         str | None, typer.Option("--type", metavar="TYPE", help="Only events of this type.")
     ] = None,
@@ -61,25 +53,24 @@ def events(
         bool, typer.Option("--follow", "-f", help="Go on with new ones as they commit, until Ctrl-C.")
     ] = False,
     full: Full = False,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsLines = False,
 ) -> None:
     """The events of a run, in their order.
 
     With --follow the last ten come first, unless --from or --last says
-    otherwise, and a writer that is replaced makes no difference.
+    otherwise, and a writer that is replaced makes no difference. Following
+    starts no writer and keeps none.
 
-    Example: inmem events trip-to-oslo ./data --follow
+    Example: inmem events trip-to-oslo --follow -d ./data
     """
     if start is not None and last is not None:
         raise InvalidInputError("--from and --last exclude each other", argument="last")
     with (
-        looking_at(path, tenant, app, agent) as source,
-        Listing(as_json=as_json, full=full, limit=limit) as listing,
+        where.reading(follows=follow) as source,
+        Listing(as_json=where.as_json, full=full, limit=limit) as listing,
     ):
         log = source.run(run)
+        if not follow:  # which waits for one that is not there yet
+            described(source, log)
         if follow and start is None and last is None:
             last = _TAIL
         begin = start or 0
@@ -89,7 +80,7 @@ def events(
         printer.print_new()
         if follow:
             printer.follow()
-        elif not listing.rows and not as_json:
+        elif not listing.rows and not where.as_json:
             note(f"{run} has no such events" if event_type or start else f"{run} has no events")
 
 
@@ -169,31 +160,29 @@ class _EventPrinter:
 # --- cells --------------------------------------------------------------------------------------
 
 
-@command
+@command(about_runs=True, reads=True)
 def cells(
+    where: Where,
     run: RunName,
-    path: StorePath,
     prefix: Annotated[str | None, typer.Option(metavar="TEXT", help="Only names that begin so.")] = None,
     limit: Limit = None,
     full: Full = False,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsLines = False,
 ) -> None:
     """The cells of a run with their versions, in order of their names.
 
-    Example: inmem cells trip-to-oslo ./data
+    Example: inmem cells trip-to-oslo -d ./data
     """
     with (
-        looking_at(path, tenant, app, agent) as source,
-        Listing(as_json=as_json, full=full, limit=limit) as listing,
+        where.reading() as source,
+        Listing(as_json=where.as_json, full=full, limit=limit) as listing,
     ):
         now_us = source.now_us()
-        for cell in source.run(run).cells(prefix):
+        store = source.run(run)
+        described(source, store)
+        for cell in store.cells(prefix):
             if listing.is_full:
                 break
-            if as_json:
+            if where.as_json:
                 listing.document({
                     "name": cell.name, "value": to_json(cell.value), "version": cell.version,
                     "updated_at": cell.updated_at,
@@ -204,39 +193,36 @@ def cells(
                 (padded(short_time(cell.updated_at, now_us), 11) + "  ", "cyan"),
                 value=cell.value, has_value=True,
             )
-        if not listing.rows and not as_json:
+        if not listing.rows and not where.as_json:
             note(f"{run} has no cells")
 
 
 # --- verify -------------------------------------------------------------------------------------
 
 
-@command
+@command(about_runs=True, reads=True)
 def verify(
+    where: Where,
     run: RunName,
-    path: StorePath,
     anchor: Annotated[
         str | None,
         typer.Option(metavar="N:HASH", help="A sequence and its hash, kept elsewhere: shows a cut log."),
     ] = None,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsJson = False,
 ) -> None:
     """Whether the hash chain of a run's events is whole.
 
     The exit code is 0 if it is, 1 if an event was changed, lost, inserted or
     moved. What it prints of the last event can be the anchor of a later call.
 
-    Example: inmem verify trip-to-oslo ./data
+    Example: inmem verify trip-to-oslo -d ./data
     """
     kept = None if anchor is None else _anchor(anchor)
-    with looking_at(path, tenant, app, agent) as source:
+    with where.reading() as source:
         log = source.run(run)
+        described(source, log)
         verdict = log.verify(kept)
         head = log.head() if verdict.is_valid else None
-    if as_json:
+    if where.as_json:
         document: dict[str, Any] = {"run": run} | asdict(verdict)
         if head is not None:
             document["head"] = {"sequence": head.sequence, "hash": head.hash.hex()}

@@ -22,16 +22,11 @@ from typing import Annotated, Any, Final
 import typer
 
 from inmem.cli.common import (
-    Agent,
-    App,
-    AsJson,
     RunName,
-    StorePath,
-    Tenant,
+    Where,
     command,
     console,
     described,
-    looking_at,
     print_json,
     size,
 )
@@ -56,10 +51,10 @@ _KINDS: Final = {
 }
 
 
-@command
+@command(about_runs=True, reads=True)
 def report(
+    where: Where,
     run: RunName,
-    path: StorePath,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="RUN.html by default; - is standard output."),
@@ -67,19 +62,15 @@ def report(
     limit: Annotated[
         int, typer.Option(metavar="N", min=1, help="No more events, traces, cells, keys than this.")
     ] = _LIMIT,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsJson = False,
 ) -> None:
     """Write a run as one HTML file: timeline, traces, events, cells, entries.
 
     It can be opened anywhere, and loads nothing. It holds what the run holds:
     the file is for this user only. A file of that name is replaced.
 
-    Example: inmem report trip-to-oslo ./data -o run.html
+    Example: inmem report trip-to-oslo -o run.html -d ./data
     """
-    with looking_at(path, tenant, app, agent) as source:
+    with where.reading() as source:
         page = page_of(source, run, limit)
     data = page.encode()
     if output is not None and str(output) == "-":
@@ -88,7 +79,7 @@ def report(
         return
     file = output or Path(f"{run}.html")
     write_durably(file, data)
-    if as_json:
+    if where.as_json:
         print_json({"file": str(file), "bytes": len(data)})
     else:
         console().print(f"{file} is written, {size(len(data))}", soft_wrap=True)
@@ -101,7 +92,7 @@ def page_of(source: DatabaseSource, run: str, limit: int = _LIMIT) -> str:
         RunNotFoundError: there is nothing under that name.
     """
     store = source.run(run)
-    metadata = described(store)
+    metadata = described(source, store)
     verdict = store.verify()  # of many moments: a long log must not be pinned while it is hashed
     with source.moment() as moment:
         of_moment = StoredRun(moment, source.namespace, run)

@@ -1,31 +1,23 @@
-"""`inmem runs`, `run`: which runs there are, and what one of them holds.
-
-These commands start no writer and change nothing.
-"""
+"""`inmem runs`, `run`: which runs there are, and what one of them holds. These commands change nothing."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Annotated, Any, Final
 
 import typer
 
 from inmem.cli.common import (
-    Agent,
-    App,
-    AsJson,
-    AsLines,
     Full,
+    Limit,
     RunName,
     Since,
-    StorePath,
-    Tenant,
     Until,
+    Where,
     command,
     described,
-    looking_at,
     print_json,
 )
 from inmem.cli.listing import Listing, note
@@ -43,7 +35,7 @@ from inmem.keys import check_run_id
 from inmem.primitives.runs.rules import RunMetadata, RunStatus
 from inmem.reading.database_source import DatabaseSource
 from inmem.reading.run import StoredRun, metadata_of
-from inmem.reading.runs import RunFinder
+from inmem.reading.runs import RunFinder, uncreated_runs
 
 _USUAL: Final = 50  # runs that are shown unless more are wanted
 _LAST: Final = 5  # events, and
@@ -57,6 +49,10 @@ STATUS_STYLES: Final = {
 }
 
 
+# What a run that was never created tells programs, beside its id.
+_NOTHING: Final = dict.fromkeys(field.name for field in fields(RunMetadata))
+
+
 def run_document(run: RunMetadata) -> dict[str, Any]:
     """A run for programs."""
     return asdict(run) | {"status": run.status.value, "metadata": to_json(run.metadata)}
@@ -65,9 +61,9 @@ def run_document(run: RunMetadata) -> dict[str, Any]:
 # --- runs ---------------------------------------------------------------------------------------
 
 
-@command
+@command(about_runs=True, reads=True)
 def runs(
-    path: StorePath,
+    where: Where,
     status: Annotated[
         RunStatus | None, typer.Option(help="Only runs of this status.", show_choices=True)
     ] = None,
@@ -77,26 +73,28 @@ def runs(
     parent: Annotated[str | None, typer.Option(metavar="RUN", help="Only children of this run.")] = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="No more than this many.")] = _USUAL,
+    limit: Limit = None,
     tree: Annotated[bool, typer.Option("--tree", help="Draw the children of each below it.")] = False,
     archived: Annotated[bool, typer.Option("--archived", help="Archived ones too.")] = False,
+    uncreated: Annotated[
+        bool, typer.Option("--all", help="Archived ones too, and those with data that were never created.")
+    ] = False,
     full: Full = False,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsLines = False,
 ) -> None:
-    """The runs of a namespace, the newest first.
+    """The runs of a namespace, the newest first; with --all in the end those that were never created.
 
     --since and --until are about when a run was created.
 
-    Example: inmem runs ./data --status failed --since 2h
+    Example: inmem runs --status failed --since 2h -d ./data
     """
     if parent is not None:
         check_run_id(parent, "parent")
+    if limit is None and not where.as_json:
+        limit = _USUAL
+    archived = archived or uncreated
     with (
-        looking_at(path, tenant, app, agent) as source,
-        Listing(as_json=as_json, full=full, limit=limit) as listing,
+        where.reading() as source,
+        Listing(as_json=where.as_json, full=full, limit=limit) as listing,
     ):
         now_us = source.now_us()
         finder = RunFinder(
@@ -107,13 +105,21 @@ def runs(
         table = _RunTable(listing, now_us, tree)
         filtered = any((status, tag, parent, since, until))
         found = _tree(source, finder, filtered, archived) if tree else ((run, "", 0) for run in finder.find())
-        for run, guides, depth in found:
+        others = uncreated_runs(source, source.namespace) if not filtered else iter(())
+        rows: Iterator[tuple[RunMetadata | str, str, int]] = (
+            itertools.chain(found, ((name, "", 0) for name in others)) if uncreated else found
+        )
+        for run, guides, depth in rows:
             if listing.is_full:
                 note(f"only the first {limit:,}: --limit N shows more")
                 break
             table.add(run, guides, depth)
-        if not listing.rows and not as_json:
+        if where.as_json:
+            return
+        if not listing.rows:
             note("no such runs" if filtered else "no runs")
+        if not uncreated and (first := next(others, None)) is not None:
+            note(f"there are runs that hold data and were never created, {first} is one: --all shows them")
 
 
 def _tree(
@@ -147,13 +153,18 @@ class _RunTable:
         self._now_us = now_us
         self._is_tree = is_tree
 
-    def add(self, run: RunMetadata, guides: str, depth: int) -> None:
+    def add(self, run: RunMetadata | str, guides: str, depth: int) -> None:
+        """A run; of one that was never created the id."""
         listing = self._listing
         if listing.as_json:
-            listing.document(run_document(run) | ({"depth": depth} if self._is_tree else {}))
+            document = dict(_NOTHING, run_id=run) if isinstance(run, str) else run_document(run)
+            listing.document(document | ({"depth": depth} if self._is_tree else {}))
             return
         if not listing.rows:
             listing.line((f"{'STATUS':<9}  {'CREATED':<11}  {'TOOK':>7}  {'RUN':<36}  TAGS", "dim"))
+        if isinstance(run, str):
+            listing.words((f"{'-':<9}  {'never':<11}  {'':>7}  ", "dim"), (run, "bold"), rest="")
+            return
         words = " ".join(plain(tag) for tag in run.tags)
         if run.error:
             words = f"{words}  {plain(run.error)}".strip()
@@ -175,24 +186,20 @@ def took(run: RunMetadata, now_us: int) -> str:
 # --- run ----------------------------------------------------------------------------------------
 
 
-@command
+@command(about_runs=True, reads=True)
 def run(
+    where: Where,
     run: RunName,
-    path: StorePath,
     full: Full = False,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsJson = False,
 ) -> None:
     """A run at a glance: its record, and what it holds of each primitive.
 
-    Example: inmem run trip-to-oslo ./data
+    Example: inmem run trip-to-oslo -d ./data
     """
-    with looking_at(path, tenant, app, agent) as source:
+    with where.reading() as source:
         store = source.run(run)
-        metadata = described(store)
-        if as_json:
+        metadata = described(source, store)
+        if where.as_json:
             print_json(_summary(source, store, metadata))
         else:
             with Listing(as_json=False, full=full) as listing:

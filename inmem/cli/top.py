@@ -26,7 +26,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from inmem.cli.common import StorePath, command, console, database_at, size
+from inmem.cli.common import Where, command, console, size
 from inmem.cli.text import ELLIPSIS, fitted, plain, span
 from inmem.database import Database, Status
 from inmem.database import open as open_database
@@ -122,18 +122,15 @@ class Watcher:
         return status, rates(before[0], status, now - before[1]) if before else None, ""
 
 
-@command
+@command()
 def top(
-    path: StorePath,
+    where: Where,
     interval: Annotated[
         float, typer.Option("--interval", "-i", metavar="SECONDS", min=0.1, help="Between two looks.")
     ] = 1.0,
     count: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="End after so many intervals.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document for each interval.")
-    ] = False,
 ) -> None:
     """Watch a writer at work: rates, sizes, clients, the busiest runs. Ends with q.
 
@@ -141,11 +138,11 @@ def top(
     and goes on with the next. It is a client: a writer that leaves with its
     last client stays as long as this watches.
 
-    Example: inmem top ./data --interval 2
+    Example: inmem top --interval 2 -d ./data
     """
-    directory = database_at(path)
+    directory = where.directory()
     with Watcher(directory, max(1.0, interval)) as watcher:
-        if as_json:
+        if where.as_json:
             _print_lines(watcher, directory, interval, count)
         else:
             _draw(watcher, directory, interval, count)

@@ -1,6 +1,6 @@
 """`inmem traces`: what an agent thought and did, as the tree that it was.
 
-It starts no writer and changes nothing. A tree of any depth or width is drawn
+It changes nothing. A tree of any depth or width is drawn
 while it is read: one page for each level is in memory.
 """
 
@@ -12,17 +12,14 @@ from typing import Annotated, Any, Final
 import typer
 
 from inmem.cli.common import (
-    Agent,
-    App,
-    AsLines,
     Full,
+    Limit,
     RunName,
     Since,
-    StorePath,
-    Tenant,
     Until,
+    Where,
     command,
-    looking_at,
+    described,
 )
 from inmem.cli.listing import Listing, note
 from inmem.cli.text import clock, day, moment_us, one_line, plain, span
@@ -41,10 +38,10 @@ TYPE_STYLES: Final = {
 }
 
 
-@command
+@command(about_runs=True, reads=True)
 def traces(
+    where: Where,
     run: RunName,
-    path: StorePath,
     trace_type: Annotated[
         str | None, typer.Option("--type", metavar="TYPE", help="Only ToolCall, Decision, Thought, ...")
     ] = None,
@@ -54,22 +51,21 @@ def traces(
     root: Annotated[
         str | None, typer.Option(metavar="ID", help="Only this trace and what is below it.")
     ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, help="No more than this many.")] = _USUAL,
+    limit: Limit = None,
     full: Full = False,
-    tenant: Tenant = "default",
-    app: App = "default",
-    agent: Agent = "default",
-    as_json: AsLines = False,
 ) -> None:
     """The traces of a run, drawn as trees; with a filter as a list, in order of time.
 
-    Example: inmem traces trip-to-oslo ./data --type ToolCall
+    Example: inmem traces trip-to-oslo --type ToolCall -d ./data
     """
+    if limit is None and not where.as_json:
+        limit = _USUAL
     with (
-        looking_at(path, tenant, app, agent) as source,
-        Listing(as_json=as_json, full=full, limit=limit) as listing,
+        where.reading() as source,
+        Listing(as_json=where.as_json, full=full, limit=limit) as listing,
     ):
         store, now_us = source.run(run), source.now_us()
+        described(source, store)
         first = 0 if since is None else moment_us(since, now_us, "since")
         last = _ALL_TIMES if until is None else moment_us(until, now_us, "until")
         is_list = trace_type is not None or tag is not None or since is not None or until is not None
@@ -85,7 +81,7 @@ def traces(
                 note(f"only the first {limit:,}: --limit N shows more")
                 break
             printer.print(trace, guides, depth)
-        if not listing.rows and not as_json:
+        if not listing.rows and not where.as_json:
             note(f"{run} has no such traces" if is_list else f"{run} has no traces")
 
 

@@ -285,5 +285,5 @@ class Workspace:
             raise BusyError(
                 f"run {run_id} is being imported: {Key(key)!r} is not written", what=f"run {run_id}",
                 hint="Wait for the import. One that was killed is finished by importing the file again, "
-                "and given up with: inmem import PATH --discard RUN.",
+                "and given up with: inmem import --discard RUN.",
             )

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -28,7 +27,7 @@ from inmem.exchange import lines
 from inmem.exchange.counted import Counted, no_records
 from inmem.exchange.lines import Checksum
 from inmem.exchange.reading import source_at, source_of
-from inmem.host.files import open_private, sync_directory
+from inmem.host.files import appearing
 from inmem.jsonvalues import dumps
 from inmem.keys import Namespace, TypeTag, check_run_id, range_of
 from inmem.primitives import server
@@ -45,7 +44,7 @@ _ATTEMPTS: Final = 3  # at a run whose image is replaced while it is read
 _TELL_EVERY: Final = 2000  # records between two words of progress
 UNFINISHED: Final = (
     "Wait for the import. One that was killed is finished by importing the file again, "
-    "and given up with: inmem import PATH --discard RUN."
+    "and given up with: inmem import --discard RUN."
 )
 _DAMAGED: Final = "Find out with `inmem check`; damaged indices are repaired by Database.repair_indices()."
 
@@ -293,16 +292,8 @@ def _opened(file: Path | str | BinaryIO) -> Iterator[BinaryIO]:
         with target.open("wb") as out:
             yield out
         return
-    name = target.parent / f".{target.name}.{secrets.token_hex(8)}.part"
-    try:  # before there is a file: an interrupt may come as soon as there is one
-        file = open_private(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        with io.BufferedRandom(file, 1 << 20) as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(name, target)
-        sync_directory(target.parent)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+    with (
+        appearing(target) as unfinished,
+        io.BufferedRandom(io.FileIO(unfinished.fileno(), "r+", closefd=False), 1 << 20) as out,
+    ):
+        yield out

@@ -31,8 +31,8 @@ _COMPRESSED: Final[dict[bytes, Callable[[Any], Any]]] = {
 }
 _REWRITTEN: Final = "A program has rewritten it: import the file as it was exported."
 _OTHERS: Final = {
-    b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "Decompress it: `zstd -dc FILE | inmem import PATH -`."),
-    b"PK\x03\x04": ("is a zip archive", "Unpack it: `unzip -p FILE | inmem import PATH -`."),
+    b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "Decompress it: `zstd -dc FILE | inmem import -`."),
+    b"PK\x03\x04": ("is a zip archive", "Unpack it: `unzip -p FILE | inmem import -`."),
     b"\xef\xbb\xbf": ("begins with a byte order mark (UTF-8)", _REWRITTEN),
     b"\xff\xfe": ("is UTF-16 text", _REWRITTEN),
     b"\xfe\xff": ("is UTF-16 text", _REWRITTEN),

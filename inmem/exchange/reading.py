@@ -64,4 +64,4 @@ def source_at(path: Path) -> Iterator[Source]:
                 argument="path",
             )
         else:
-            yield stack.enter_context(replayed(directory, identity, "export"))
+            yield stack.enter_context(replayed(directory, identity))

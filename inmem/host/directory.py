@@ -170,6 +170,17 @@ class DataDirectory:
         """The mapped control file."""
         return Control(self.control_file, writable=writable)
 
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes have left. The caller holds the writer's lock.
+
+        That is: settings that never got their name, and private copies of the release before.
+        """
+        for left in self.path.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        for left in self.path.glob("*-*.scratch"):
+            if not Path("/proc", left.name[:-8].rpartition("-")[2]).exists():
+                shutil.rmtree(left, ignore_errors=True)
+
     def inode(self) -> tuple[int, int]:
         """Device and inode, which identify the directory under any path."""
         info = os.stat(self.path)

@@ -112,6 +112,38 @@ def write_durably(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+@contextmanager
+def appearing(path: Path, *, replaces: bool = True) -> Iterator[io.FileIO]:
+    """A new file, 0600, which takes its name, durably, if the block ends without an error.
+
+    Until then it has no name, and goes with its process; where a file system
+    has no such files, it has a hidden one.
+
+    Raises:
+        FileExistsError: something has the name, and nothing `replaces` it.
+    """
+    hidden = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(8).hex()}.tmp")
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    try:
+        try:  # in one call, as in `open_private`
+            file = next(map(io.FileIO, map(os.open, (path.parent,), (flags,), (PRIVATE_FILE,)), ("r+",)))
+        except OSError as error:
+            let_through(error)
+            file = open_private(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        with file:
+            yield file
+            os.fsync(file.fileno())
+            if not (replaces and hidden.exists()):
+                # With a descriptor of a directory, and only then, Python follows the link.
+                name = hidden if replaces else path
+                os.link(f"/proc/self/fd/{file.fileno()}", name, src_dir_fd=file.fileno())
+        if replaces:
+            os.rename(hidden, path)
+    finally:
+        hidden.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
 def sync_directory(path: Path) -> None:
     """Make created, renamed and removed names in the directory durable."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -149,7 +181,9 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open_private(path, os.O_RDWR | os.O_CREAT)
+        # In a directory that is read-only a lock can be looked at, and held shared.
+        can_make = os.access(path.parent, os.W_OK)
+        self._file = open_private(path, os.O_RDWR | os.O_CREAT if can_make else os.O_RDONLY)
 
     def try_exclusive(self) -> bool:
         """Take it exclusively; False if any process holds it."""

@@ -1,12 +1,14 @@
 """Files and directories that take their names when they are whole.
 
-Until then they are beside their place under a hidden name. Nothing is ever
-replaced. What a killed process has left under a hidden name is removed by the
+Until then a file has no name, and a directory is beside its place under a
+hidden one, as a file is where there are no files without a name. Nothing is
+ever replaced. What a killed process has left under a hidden name is removed by the
 next attempt.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from pathlib import Path
 
 from inmem.errors import AlreadyExistsError, InmemError
 from inmem.host import failpoints
-from inmem.host.files import make_private_dir, sync_directory
+from inmem.host.files import appearing, make_private_dir, sync_directory
 from inmem.host.paths import check_parent
 
 
@@ -25,28 +27,23 @@ def left_behind(path: Path) -> list[Path]:
     head, tail = f".{path.name}.", ".tmp"
     for left in path.parent.iterdir():
         if left.name.startswith(head) and left.name.endswith(tail):
-            pid = left.name[len(head) : -len(tail)]
+            pid = left.name[len(head) : -len(tail)].partition("-")[0]
             if pid.isdigit() and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()):
                 found.append(left)
     return found
 
 
 @contextmanager
-def appearing_file(file: Path) -> Iterator[Path]:
-    """A place for a file that gets its name, durably, if the block ends without an error."""
+def appearing_file(file: Path) -> Iterator[io.FileIO]:
+    """A file that gets its name, durably, if the block ends without an error."""
     for left in left_behind(file):
         left.unlink(missing_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        yield unfinished
-        failpoints.reached("backup_copied")
-        try:
-            os.link(unfinished, file)  # unlike a rename, it never replaces
-        except FileExistsError:
-            raise AlreadyExistsError(f"{file} was made meanwhile; nothing was replaced") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-    sync_directory(file.parent)
+        with appearing(file, replaces=False) as unfinished:
+            yield unfinished
+            failpoints.reached("backup_copied")
+    except FileExistsError:
+        raise AlreadyExistsError(f"{file} was made meanwhile; nothing was replaced") from None
 
 
 def refuse_taken(path: Path) -> None:

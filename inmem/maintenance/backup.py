@@ -14,6 +14,7 @@ checkpoint and log.
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -121,7 +122,7 @@ def backup(path: Path, file: Path, progress: Progress = silent) -> BackupReport:
 
 
 def _copied(
-    directory: DataDirectory, identity: Identity, control: Control, file: Path, progress: Progress
+    directory: DataDirectory, identity: Identity, control: Control, file: io.FileIO, progress: Progress
 ) -> tuple[str, CheckpointHeader, Written]:
     for left in reversed(range(_ATTEMPTS)):
         before = writer_of(directory, control)
@@ -132,12 +133,12 @@ def _copied(
         except (CorruptionError, SnapshotTooOldError, WriterUnavailableError, FileNotFoundError):
             if not left or before == writer_of(directory, control):
                 raise
-            file.unlink(missing_ok=True)  # a writer came or left while it was copied
+            file.truncate(0)  # a writer came or left while it was copied
     raise AssertionError("the last attempt returns or raises")
 
 
 def _copied_live(
-    directory: DataDirectory, identity: Identity, control: Control, file: Path
+    directory: DataDirectory, identity: Identity, control: Control, file: io.FileIO
 ) -> tuple[CheckpointHeader, Written]:
     found = live_image(directory, identity, control)
     if found.image is None:
@@ -154,10 +155,10 @@ def _copied_live(
 
 
 def _copied_replay(
-    directory: DataDirectory, identity: Identity, control: Control, file: Path, progress: Progress
+    directory: DataDirectory, identity: Identity, control: Control, file: io.FileIO, progress: Progress
 ) -> tuple[CheckpointHeader, Written]:
     progress("replaying the log")
-    with replayed(directory, identity, "backup", control) as source, source.moment() as moment:
+    with replayed(directory, identity, control) as source, source.moment() as moment:
         return copy_moment(moment, identity, file, counted("copied", progress), may_be_empty=True)
 
 

@@ -80,7 +80,7 @@ class _DatabaseCheck:
         elif self._keeps_log:
             findings.notes.append(f"{found.reason}: the log was replayed into a private one")
             self._log.run(None)
-            with findings.damage(), replayed(self._directory, self._identity, "check") as source:
+            with findings.damage(), replayed(self._directory, self._identity) as source:
                 with source.moment() as moment:
                     findings.counts["version"] = moment.version
                 TableCheck(source, findings).run()

@@ -9,6 +9,7 @@ verified. It ends when its writer does.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -32,7 +33,7 @@ _LOOK_EVERY: Final = 10_000  # entries between two looks whether the writer live
 
 
 def copy_moment(
-    moment: Moment, identity: Identity, file: Path,
+    moment: Moment, identity: Identity, file: Path | io.FileIO,
     passing: Callable[[Iterator[Item]], Iterator[Item]] = lambda items: items, *, may_be_empty: bool = False,
 ) -> tuple[CheckpointHeader, Written]:
     """Write one version to a new, verified, durable file; each table goes through `passing`.
@@ -52,7 +53,7 @@ def copy_moment(
 
 
 def write_verified(
-    file: Path, stand: CheckpointHeader, tables: Iterable[tuple[Table, Iterable[Item]]]
+    file: Path | io.FileIO, stand: CheckpointHeader, tables: Iterable[tuple[Table, Iterable[Item]]]
 ) -> Written:
     """Write a new, durable file and read it back: something will be removed because it is there.
 
@@ -62,7 +63,8 @@ def write_verified(
     """
     written = write_checkpoint(file, stand, tables)
     if verify_checkpoint(file) != (stand, written):
-        raise CorruptionError(f"{file} does not read back as it was written", file=str(file), offset=0)
+        name = str(file) if isinstance(file, Path) else "the new file"
+        raise CorruptionError(f"{name} does not read back as it was written", file=name, offset=0)
     return written
 
 

@@ -1,5 +1,8 @@
 """Helpers as processes of their own: how one is run, and how it answers.
 
+A helper that is run from here ends with the process that runs it, however
+that ends: it has a pipe of it as its standard input, which closes then.
+
 Invariant: what a helper prints is lines of JSON: `{"progress": text}` any
 number of times, then one document, `{"error": ...}` if it failed. Whatever a
 damaged image does to a helper, whoever wanted its answer goes on.
@@ -9,10 +12,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -23,6 +28,7 @@ Progress = Callable[[str], None]
 
 _TELL_EVERY: Final = 100_000  # entries between two words of progress
 _END_PATIENCE_S: Final = 5.0  # for a helper that was asked to end
+_ATTENDED: Final = "INMEM_HELPER_ATTENDED"  # a variable: standard input is a pipe of whoever waits
 # A damaged image can make reading it fatal; every other signal came from somebody.
 _FATAL: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
 
@@ -44,8 +50,8 @@ def run_helper(program: Sequence[str], what: str, progress: Progress = silent) -
     """
     document: dict[str, Any] | None = None
     with tempfile.TemporaryFile() as errors, subprocess.Popen(
-        [sys.executable, *program], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
-        env=python_environment(),
+        [sys.executable, *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        env=python_environment() | {_ATTENDED: "1"},
     ) as process:
         assert process.stdout is not None
         try:
@@ -84,6 +90,8 @@ def answer(work: Callable[[], dict[str, Any]], what: str) -> int:
     SIGTERM and SIGINT end it with what it has begun undone, and no answer.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if os.environ.pop(_ATTENDED, None):
+        threading.Thread(target=_end_when_unattended, daemon=True).start()
     try:
         document = work()
     except InmemError as error:
@@ -94,6 +102,12 @@ def answer(work: Callable[[], dict[str, Any]], what: str) -> int:
         return 128 + signal.SIGINT
     print(json.dumps(document))
     return 0
+
+
+def _end_when_unattended() -> None:
+    """Ask this process to end when nobody waits for its answer any more."""
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def tell(text: str) -> None:

@@ -129,8 +129,8 @@ def _unserved(directory: DataDirectory) -> Iterator[None]:
             if time.monotonic() > deadline:
                 raise BusyError(
                     f"a writer serves {directory.path}", what="writer",
-                    hint=f"Copy it while it is served: inmem backup {directory.path} FILE. "
-                    f"Or end the writer: inmem stop {directory.path}",
+                    hint=f"Copy it while it is served: inmem backup FILE -d {directory.path}. "
+                    f"Or end the writer: inmem stop -d {directory.path}",
                 )
             time.sleep(_LOCK_POLL_S)
         yield
@@ -173,7 +173,7 @@ class _Salvage:
             start = self._start(scratch, control if use_image else None)
             if not use_image:
                 losses.notes.append("the image in memory was not used: reading it ended the process")
-            entries, replayed = self._build(start, scratch, max(published, start.reaches))
+            entries, replayed = self._build(start, max(published, start.reaches))
         finally:
             if control is not None:
                 control.close()
@@ -200,17 +200,15 @@ class _Salvage:
             raise CorruptionError(
                 f"nothing of {self._directory.path} can be proved good: {problems}",
                 file=str(first.file if first else self._directory.path), offset=first.begin if first else 0,
-                hint="Restore a backup: inmem restore FILE DIRECTORY",
+                hint="Restore a backup: inmem restore FILE -d DIR",
             )
         return best
 
     # --- the new database ---------------------------------------------------------------------
 
-    def _build(self, start: StartingState, scratch: Path, version: int) -> tuple[int, int]:
+    def _build(self, start: StartingState, version: int) -> tuple[int, int]:
         """Load, replay and write: (entries, records replayed). Versions go on above `version`."""
-        image = scratch / "image"
-        image.mkdir(mode=0o700)
-        with private_store(image) as store:
+        with private_store() as store:
             if start.file is not None:
                 self._load(store, start.file, start.damage)
             replayed = replay(store, self._records(start), self._owner)

@@ -85,7 +85,7 @@ class DatabaseSource(Source):
                 self._read_from(shared(found.image, _MAX_AGE_S), resources)
                 return True
             if found.problem is not None:
-                raise CorruptionError(found.problem, hint=f"See: inmem check {self.directory.path}")
+                raise CorruptionError(found.problem, hint=f"See: inmem check -d {self.directory.path}")
             if time.monotonic() >= deadline or not is_served(self.directory):
                 return False
             time.sleep(_POLL_S)
@@ -98,7 +98,7 @@ class DatabaseSource(Source):
             )
         with ExitStack() as building:
             source = building.enter_context(
-                replayed(self.directory, self.identity, "look", self._control)
+                replayed(self.directory, self.identity, self._control)
             )
             self._read_from(source, building.pop_all())
 

@@ -158,5 +158,5 @@ def readable(what: str) -> Iterator[None]:
     except (ValueError, TypeError, LookupError) as error:
         raise CorruptionError(
             f"{what} cannot be read: {type(error).__name__}: {error!s:.200}",
-            hint="See all that is wrong: inmem check PATH",
+            hint="See all that is wrong: inmem check -d DIR",
         ) from error

@@ -106,6 +106,18 @@ def run_ids(source: Source, namespace: Namespace) -> Iterator[str]:
         yield run_id
 
 
+def uncreated_runs(source: Source, namespace: Namespace) -> Iterator[str]:
+    """The runs that hold data and have no record, in order; those that are being imported are none yet."""
+    importing: list[str] | None = None
+    for run_id in run_ids(source, namespace):
+        if metadata_of(source, namespace, run_id) is None:
+            if importing is None:
+                with source.moment() as moment:
+                    importing = unfinished(moment, namespace)
+            if run_id not in importing:
+                yield run_id
+
+
 def run_after(moment: Moment, namespace: Namespace, run_id: str) -> str | None:
     """The first run after one, of all that have a record or data; None at the end. Cost: about 5 µs."""
     found = []

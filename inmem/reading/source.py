@@ -7,9 +7,6 @@ the methods of the source itself take a new moment for each page.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -142,17 +139,16 @@ class _StoreVersion:
 
 @contextmanager
 def replayed(
-    directory: DataDirectory, identity: Identity, purpose: str, control: Control | None = None
+    directory: DataDirectory, identity: Identity, control: Control | None = None
 ) -> Iterator[Source]:
     """A private copy made from checkpoint and log. Cost: that of a restart, and its memory.
+
+    The copy has no name: however this process ends, nothing is left of it.
 
     Raises:
         CorruptionError: the files are damaged, or, with `control`, end before what was durable.
     """
-    with (
-        private_place(directory.path, purpose) as scratch,
-        replay_privately(directory, identity, scratch, control) as store,
-    ):
+    with replay_privately(directory, identity, control) as store:
         yield private(store)
 
 
@@ -163,29 +159,6 @@ def loaded(file: Path) -> Iterator[Source]:
     Raises:
         CorruptionError: the file is damaged.
     """
-    # Not beside the file: a backup may be on a medium that is read-only or slow.
-    with (
-        tempfile.TemporaryDirectory(prefix="inmem-read-") as scratch,
-        private_store(Path(scratch)) as store,
-        CheckpointReader(file) as reader,
-    ):
+    with private_store() as store, CheckpointReader(file) as reader:
         fill(store, reader, (reader.header.database,))
         yield private(store)
-
-
-@contextmanager
-def private_place(parent: Path, purpose: str) -> Iterator[Path]:
-    """A new directory for a private image, removed afterwards, with those that killed processes left.
-
-    Only in a directory that is ours alone: what it removes there it knows by name.
-    """
-    for old in parent.glob(f"{purpose}-*.scratch"):
-        if not Path(f"/proc/{old.name[len(purpose) + 1 : -8]}").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    path = parent / f"{purpose}-{os.getpid()}.scratch"
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(mode=0o700)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

@@ -101,9 +101,9 @@ def checkpoint_files(directory: Path) -> list[Path]:
 
 
 def write_checkpoint(
-    path: Path, header: CheckpointHeader, tables: Iterable[tuple[Table, Iterable[Any]]]
+    path: Path | io.FileIO, header: CheckpointHeader, tables: Iterable[tuple[Table, Iterable[Any]]]
 ) -> Written:
-    """Write a new file, mode 0600, durable with its name on return.
+    """Write a new file, mode 0600, durable with its name on return; or an empty one that has none yet.
 
     `tables` gives each table with its entries in order. Cost: about 1 µs an
     entry, and the disk's time.
@@ -112,7 +112,8 @@ def write_checkpoint(
         FileExistsError: the path is taken.
         OSError: the disk failed; the caller removes what was written.
     """
-    with io.BufferedWriter(open_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)) as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with io.BufferedWriter(open_private(path, flags) if isinstance(path, Path) else _same(path)) as file:
         head = _HEAD.pack(MAGIC, FORMAT_VERSION, 0)
         file.write(head)
         payload = msgpack.packb({name: getattr(header, name) for name in _FIELDS})
@@ -131,8 +132,15 @@ def write_checkpoint(
         file.flush()
         os.fsync(file.fileno())
         size = file.tell()
-    sync_directory(path.parent)
+    if isinstance(path, Path):
+        sync_directory(path.parent)
     return Written(entries, size)
+
+
+def _same(file: io.FileIO) -> io.FileIO:
+    """A file from its beginning, which stays open when this is closed."""
+    file.seek(0)
+    return io.FileIO(file.fileno(), "r+", closefd=False)
 
 
 def _in_chunks(items: Iterable[tuple[bytes, bytes]]) -> Iterator[list[bytes]]:
@@ -160,10 +168,11 @@ class Lost(NamedTuple):
 class CheckpointReader:
     """Reads a file: its `header`, then its entries. Use it with `with`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | io.FileIO) -> None:
+        self.path = path if isinstance(path, Path) else Path("the new file")
         self._offset = 0
-        self._file: BinaryIO = io.BufferedReader(open_private(path, os.O_RDONLY), 1 << 20)
+        raw = open_private(path, os.O_RDONLY) if isinstance(path, Path) else _same(path)
+        self._file: BinaryIO = io.BufferedReader(raw, 1 << 20)
         try:
             self.bytes = os.fstat(self._file.fileno()).st_size
             self.header = self._read_header()
@@ -318,7 +327,7 @@ def _pairs(flat: list[bytes]) -> list[tuple[bytes, bytes]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def verify_checkpoint(path: Path) -> tuple[CheckpointHeader, Written]:
+def verify_checkpoint(path: Path | io.FileIO) -> tuple[CheckpointHeader, Written]:
     """Read a whole file; returns its header and its size.
 
     Raises:

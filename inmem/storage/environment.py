@@ -48,6 +48,25 @@ def open_for_writing(path: Path, max_readers: int) -> tuple[Any, dict[Table, Any
     return env, {table: env.open_db(name) for table, name in TABLE_NAMES.items()}
 
 
+def open_without_name() -> tuple[Any, dict[Table, Any]]:
+    """A new, empty environment and its tables, in memory that has no name: it ends with this process.
+
+    Without locks: one transaction at a time, or several that only read.
+
+    Raises:
+        OSError: there is no memory, or no file may be opened.
+    """
+    file = os.memfd_create("inmem-private", os.MFD_CLOEXEC)
+    try:
+        env = lmdb.open(
+            f"/proc/self/fd/{file}", subdir=False, map_size=MAP_BYTES, max_dbs=len(Table), writemap=False,
+            sync=False, metasync=False, lock=False, max_spare_txns=0,
+        )
+    finally:
+        os.close(file)  # LMDB has opened it
+    return env, {table: env.open_db(name) for table, name in TABLE_NAMES.items()}
+
+
 def _reserve_reader_slots(file: Path, max_readers: int) -> None:
     """Allocate the lock file's memory at once: otherwise using a slot in a full memory is a SIGBUS.
 

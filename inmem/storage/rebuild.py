@@ -24,7 +24,6 @@ from inmem.storage.wal.format import LogRecord
 from inmem.storage.wal.scan import ScanResult, scan
 
 _REPLAY_BYTES: Final = 8 * 1024 * 1024  # of the log in one store transaction: bounds dirty pages
-_PRIVATE_READERS: Final = 8  # of a store that one process reads
 
 
 def owner_of(directory: DataDirectory, identity: Identity) -> tuple[Any, ...]:
@@ -185,9 +184,9 @@ def check_durable_end(
 
 
 @contextmanager
-def private_store(scratch: Path) -> Iterator[Store]:
-    """A new, empty store for one process, in a directory of the caller's; closed afterwards."""
-    store = Store(scratch, max_readers=_PRIVATE_READERS, quota_bytes=MAP_BYTES)
+def private_store() -> Iterator[Store]:
+    """A new, empty store for this process alone; closed afterwards. It has no name: nothing can be left."""
+    store = Store(None, max_readers=0, quota_bytes=MAP_BYTES)
     try:
         yield store
     finally:
@@ -196,14 +195,14 @@ def private_store(scratch: Path) -> Iterator[Store]:
 
 @contextmanager
 def replay_privately(
-    directory: DataDirectory, identity: Identity, scratch: Path, control: Control | None = None
+    directory: DataDirectory, identity: Identity, control: Control | None = None
 ) -> Iterator[Store]:
-    """A store rebuilt from checkpoint and log in a directory of the caller's; nothing else is changed.
+    """A store rebuilt from checkpoint and log in memory that has no name; nothing is changed.
 
     With the control file, a log that ends before what was durable is refused,
     as it is by recovery.
     """
-    with private_store(scratch) as store:
+    with private_store() as store:
         # The checkpoint first: of the log a writer removes only what a newer checkpoint holds.
         newest = newest_header(directory, identity)
         checkpoint, header = newest or (None, None)

@@ -18,7 +18,7 @@ import msgpack
 
 from inmem.errors import CorruptionError, StoreFullError
 from inmem.record import expires_at
-from inmem.storage.environment import PAGE_BYTES, Table, open_for_writing
+from inmem.storage.environment import PAGE_BYTES, Table, open_for_writing, open_without_name
 from inmem.storage.snapshot import VERSION_KEY, scan
 from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT
 
@@ -53,14 +53,17 @@ def entry_bytes(key: bytes, value: bytes) -> int:
 
 
 class Store:
-    """The image opened for writing."""
+    """The image opened for writing; without a path a private one, which ends with the process."""
 
-    def __init__(self, path: Path, *, max_readers: int, quota_bytes: int) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, *, max_readers: int, quota_bytes: int) -> None:
         self.quota_bytes = quota_bytes
         self._max_readers = max_readers
         try:
-            self._env, self._tables = open_for_writing(path, max_readers)
+            if path is None:
+                self._env, self._tables = open_without_name()
+            else:
+                self._env, self._tables = open_for_writing(path, max_readers)
+            self.path = path = path or Path("private image")
         except lmdb.Error as error:
             raise CorruptionError(f"{path}: {error}", file=str(path), offset=0) from error
         self._budget = 0  # bytes that may be added before the next `measure`

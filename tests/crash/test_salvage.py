@@ -67,11 +67,8 @@ class Salvaged:
         assert self.report.problems == [] and self.report.target == str(target)
         self.path = target
         directory = DataDirectory(target)
-        place = target / "look"
-        place.mkdir()
-        with replay_privately(directory, directory.identity(), place) as store:
+        with replay_privately(directory, directory.identity()) as store:
             self.state = kv_of(store)
-        shutil.rmtree(place)
 
     def dropped(self) -> list[tuple[str, int]]:
         return [(Path(one.file).name, one.offset) for one in self.report.dropped]

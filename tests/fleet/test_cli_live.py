@@ -28,7 +28,7 @@ class Following:
 
     def __init__(self, run: str, store: Path, *more: str) -> None:
         self.process: subprocess.Popen[bytes] = subprocess.Popen(
-            [*PROGRAM, "events", run, str(store), "--follow", "--json", *more], env=environment(),
+            [*PROGRAM, "events", run, "-d", str(store), "--follow", "--json", *more], env=environment(),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -57,6 +57,11 @@ class Following:
         assert self.process.stderr is not None
         with self._out, self.process.stderr as errors:
             return errors.read().decode()
+
+
+def private_memory(pid: int) -> bool:
+    """Whether a process has a private image."""
+    return "memfd:inmem-private" in Path(f"/proc/{pid}/maps").read_text()
 
 
 @pytest.fixture
@@ -88,21 +93,21 @@ def test_a_fleet_is_watched_over_the_death_of_its_writer(
         kill_writer(store_path)
         for arguments in (("runs", "--tree"), ("run", agent), ("cells", agent), ("traces", agent),
                           ("kv", "ls", agent), ("verify", agent)):  # fmt: skip
-            invoke(*arguments, store_path)
-        invoke("report", agent, store_path, "-o", scratch / "run.html")
+            invoke(*arguments, "-d", store_path)
+        invoke("report", agent, "-d", store_path, "-o", scratch / "run.html")
         assert fleet.wait(WAIT_S) == 0, (scratch / "fleet.log").read_text()
-        total = document("run", agent, store_path)["counts"]["events"]
+        total = document("run", agent, "-d", store_path)["counts"]["events"]
         assert total > before, "the agent was done before its writer was killed"
         following.until(total)
     finally:
         errors = following.end()
     assert following.process.returncode == 130 and "Traceback" not in errors
     # Each event once, in order, as it is in the log.
-    assert following.events == lines("events", agent, store_path)
+    assert following.events == lines("events", agent, "-d", store_path)
     assert [event["sequence"] for event in following.events] == list(range(total))
     stop_writer(store_path)
     for arguments in (("runs",), ("run", agent), ("events", agent), ("verify", agent)):
-        invoke(*arguments, store_path)
+        invoke(*arguments, "-d", store_path, "--no-writer")
     assert not writer_pid(store_path)
 
 
@@ -156,11 +161,11 @@ class TestFollow:
         following = Following("run-1", store_path)
         try:
             following.until(1)
-            assert not writer_pid(store_path) and list(store_path.glob("look-*"))
+            assert not writer_pid(store_path) and private_memory(following.process.pid)
             with inmem.open(store_path) as db:
                 db.events.append("run-1", "after")
                 following.until(2)
-                wait_until(lambda: not list(store_path.glob("look-*")), "its own image is gone")
+                wait_until(lambda: not private_memory(following.process.pid), "its own image is gone")
         finally:
             following.end()
 

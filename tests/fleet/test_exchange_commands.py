@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,24 +71,33 @@ class TestRecorded:
         assert not hasattr(inmem.exchange, "nothing_of_the_kind")
 
 
+def links(directory: Path) -> list[str]:
+    """What is open in a process."""
+    found = []
+    for entry in directory.iterdir():
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(entry))
+    return found
+
+
 # --- the commands ---------------------------------------------------------------------------------
 
 
 class TestCommands:
     @pytest.mark.parametrize("name", ["export", "import"])
     def test_help(self, name: str) -> None:
-        assert f"Example: inmem {name} ./data" in called(name, "--help").stdout
+        assert f"Example: inmem {name} triage-7" in called(name, "--help").stdout
 
     def test_there_and_back(self, scratch: Path) -> None:
         one, two, file = scratch / "one", scratch / "two", scratch / "f.jsonl"
         with inmem.open(one) as db:
             fill(db)
-        done = command("export", one, "-o", file)
+        done = command("export", "-d", one, "-o", file)
         assert done.stderr == b"" and b"4 runs" in done.stdout
-        report = json.loads(command("import", two, file, "--json").stdout)[0]
+        report = json.loads(command("import", "-d", two, file, "--json").stdout)[0]
         assert (report["runs"], report["unchanged"]) == (4, [])
-        assert "there already, and the same: Archived, child" in called("import", two, file).stdout
-        again = json.loads(called("export", two, "-o", scratch / "g.jsonl", "--json").stdout)
+        assert "there already, and the same: Archived, child" in called("import", "-d", two, file).stdout
+        again = json.loads(called("export", "-d", two, "-o", scratch / "g.jsonl", "--json").stdout)
         assert again["runs"] == 4 and (scratch / "g.jsonl").read_bytes() == file.read_bytes()
         piped = subprocess.run(
             [*PROGRAM, "import", "-", "--rename", "child=kid"], input=file.read_bytes(),
@@ -104,24 +114,24 @@ class TestCommands:
         store, file = scratch / "one", scratch / "f.jsonl"
         with inmem.open(store) as db:
             db.kv.put("r", "k", 1)
-        called("export", store, "-o", file)
+        called("export", "-d", store, "-o", file)
         with inmem.open(store) as db:
             db.kv.put("r", "k", 2)
         for arguments, text in (
-            (("import", store, file), "run r exists, and is not what"),
-            (("import", store, "--discard", "r"), "no import of run r is unfinished"),
-            (("export", store, "nobody", "-o", file), "there is no run nobody"),
-            (("export", scratch / "nothing", "-o", file), "holds no inmem database"),
-            (("import", store, scratch / "absent"), "No such file"),
-            (("export", store, "-o", scratch / "no" / "f"), "No such file"),
+            (("import", "-d", store, file), "run r exists, and is not what"),
+            (("import", "-d", store, "--discard", "r"), "no import of run r is unfinished"),
+            (("export", "-d", store, "nobody", "-o", file), "there is no run nobody"),
+            (("export", "-d", scratch / "nothing", "-o", file), "holds no inmem database"),
+            (("import", "-d", store, scratch / "absent"), "No such file"),
+            (("export", "-d", store, "-o", scratch / "no" / "f"), "No such file"),
         ):
             done = called(*arguments, code=1)
             assert text in done.stderr and done.stderr.count("\n") == 1, done.stderr
             assert done.stdout == ""
             document = json.loads(called(*arguments, "--json", code=1).stdout)
             assert text in document["error"]["message"] and document["error"]["hint"]
-        for wrong in (("export", store), ("import", store), ("import", store, file, "--format", "x")):
-            called(*wrong, code=2)
+        for wrong in (("export",), ("import",), ("import", file, "--format", "x")):
+            called(*wrong, "-d", store, code=2)
 
     def test_what_is_no_file_is_written_to_and_a_link_is_followed(self, scratch: Path) -> None:
         with inmem.open(scratch / "one") as db:
@@ -144,10 +154,14 @@ class TestCommands:
                 for number in range(20_000):
                     p.kv.put("r", f"{number}", number)
             process = subprocess.Popen(
-                [*PROGRAM, "export", str(store), "-o", str(scratch / "f.jsonl")], env=environment(),
+                [*PROGRAM, "export", "-d", str(store), "-o", str(scratch / "f.jsonl")], env=environment(),
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-            wait_until(lambda: list(scratch.glob(".f.jsonl.*")) or process.poll() is not None, "it has begun")
+            begun = Path(f"/proc/{process.pid}/fd")
+            wait_until(
+                lambda: process.poll() is not None or any("(deleted)" in name for name in links(begun)),
+                "it has begun",
+            )
             process.send_signal(signal.SIGINT)
             assert process.wait(60) in (0, 130)
         assert not list(scratch.glob(".f.jsonl.*"))
@@ -156,7 +170,7 @@ class TestCommands:
     def test_recorded_runs(self, scratch: Path) -> None:
         swe, chats = recorded(scratch)
         store = scratch / "one"
-        assert "1 new runs" in called("import", store, *swe, "--format", "swe-agent").stdout
-        done = called("import", store, chats, *swe, "--format", "openai-chat", code=1)
+        assert "1 new runs" in called("import", "-d", store, *swe, "--format", "swe-agent").stdout
+        done = called("import", "-d", store, chats, *swe, "--format", "openai-chat", code=1)
         assert "2 new runs" in done.stdout and "a.traj is no recorded run" in done.stderr
         assert "--format is deprecated" in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -84,7 +85,7 @@ class Served:
 
 @pytest.fixture
 def served(store_path: Path) -> Iterator[Served]:
-    writer = Served(store_path)
+    writer = Served("-d", store_path)
     try:
         assert writer.line().startswith("serving ")
         yield writer
@@ -104,7 +105,7 @@ class TestEveryCommand:
     @pytest.mark.parametrize("command", COMMANDS)
     def test_help_has_an_example(self, command: str) -> None:
         text = inmem_command(command, "--help").stdout
-        assert f"Example: inmem {command} ./data" in text
+        assert re.search(rf"Example: inmem {command} .*-d ./data", text)
         assert "INMEM_PATH" in text and "--json" in text
 
     def test_the_commands_are_these(self) -> None:
@@ -116,17 +117,18 @@ class TestEveryCommand:
 
     @pytest.mark.parametrize("command", COMMANDS)
     def test_no_path_is_wrong_usage(self, command: str) -> None:
-        assert "PATH" in inmem_command(command, code=2).stderr
+        assert "INMEM_PATH" in inmem_command(command, code=2).stderr
 
     @pytest.mark.parametrize("command", ["status", "stop", "check"])
     def test_no_database_is_one_line_with_a_hint(self, command: str, scratch: Path) -> None:
         path = scratch / "nothing"
-        done = inmem_command(command, path, code=1)
+        done = inmem_command(command, "-d", path, code=1)
         assert done.stdout == ""
         assert done.stderr == (
-            f"inmem: {path} holds no inmem database. Name another PATH, or create one: inmem serve {path}\n"
+            f"inmem: {path} holds no inmem database. "
+            f"Name another with -d, or create one: inmem serve -d {path}\n"
         )
-        assert document(command, path, code=1)["error"]["code"] == "invalid_input"
+        assert document(command, "-d", path, code=1)["error"]["code"] == "invalid_input"
         assert not path.exists()
 
     def test_the_path_may_come_from_a_variable(self, stopped: Path) -> None:
@@ -135,7 +137,7 @@ class TestEveryCommand:
     @pytest.mark.parametrize("command", COMMANDS)
     def test_a_directory_of_somebody_else_s_is_refused(self, command: str, stopped: Path) -> None:
         stopped.chmod(0o755)
-        done = inmem_command(command, stopped, code=1)
+        done = inmem_command(command, "-d", stopped, code=1)
         assert "others can enter it" in done.stderr and f"chmod 700 {stopped}" in done.stderr
         assert done.stderr.count("\n") == 1
         stopped.chmod(0o700)
@@ -155,7 +157,7 @@ class TestEveryCommand:
 
 class TestServe:
     def test_it_creates_serves_and_says_where(self, store_path: Path) -> None:
-        writer = Served(store_path, "--durability", "sync")
+        writer = Served("-d", store_path, "--durability", "sync")
         try:
             assert writer.line() == (
                 f"serving {store_path} (sync) as process {writer.process.pid}; Ctrl-C stops it"
@@ -172,7 +174,7 @@ class TestServe:
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
     def test_other_signals_end_it_cleanly_too(self, store_path: Path, number: int) -> None:
-        writer = Served(store_path)
+        writer = Served("-d", store_path)
         try:
             writer.line()
         finally:
@@ -183,7 +185,7 @@ class TestServe:
     def test_it_does_not_leave_with_its_last_client(self, store_path: Path, scratch: Path) -> None:
         config = scratch / "c.toml"
         config.write_text("[store]\nlinger_s = 0.0\n")
-        writer = Served(store_path, "--config", config)
+        writer = Served("-d", store_path, "--config", config)
         try:
             writer.line()
             with inmem.open(store_path, autostart=False) as db:
@@ -197,7 +199,7 @@ class TestServe:
             writer.end()
 
     def test_json_is_one_line_when_it_serves(self, store_path: Path) -> None:
-        writer = Served(store_path, "--json")
+        writer = Served("-d", store_path, "--json")
         try:
             told = json.loads(writer.line())
             assert told["writer_pid"] == writer.process.pid
@@ -209,29 +211,29 @@ class TestServe:
         assert out == ""
 
     def test_a_second_one_is_refused(self, served: Served, store_path: Path) -> None:
-        done = inmem_command("serve", store_path, code=1)
-        assert "has a writer already" in done.stderr and f"inmem stop {store_path}" in done.stderr
+        done = inmem_command("serve", "-d", store_path, code=1)
+        assert "has a writer already" in done.stderr and f"inmem stop -d {store_path}" in done.stderr
         assert served.process.poll() is None
 
     def test_another_wish_than_the_stored_one_is_refused(self, stopped: Path) -> None:
-        done = inmem_command("serve", stopped, "--durability", "sync", code=1)
+        done = inmem_command("serve", "-d", stopped, "--durability", "sync", code=1)
         assert "was created with 'buffered'" in done.stderr and done.stderr.count("\n") == 1
 
     def test_a_wish_that_is_none_is_refused_before_anything_is_made(self, store_path: Path) -> None:
         assert "durability must be one of" in inmem_command(
-            "serve", store_path, "--durability", "eternal", code=1
+            "serve", "-d", store_path, "--durability", "eternal", code=1
         ).stderr
         assert not store_path.exists()
 
     def test_a_directory_with_other_things_in_it_is_left_alone(self, scratch: Path) -> None:
         (scratch / "thesis.tex").write_text("...")
-        done = inmem_command("serve", scratch, code=1)
+        done = inmem_command("serve", "-d", scratch, code=1)
         assert "is not empty and holds no inmem database" in done.stderr
         assert sorted(p.name for p in scratch.iterdir()) == ["thesis.tex"]
 
     def test_a_log_that_cannot_be_used_is_one_line(self, stopped: Path) -> None:
         (stopped / "settings.json").write_text("[]")
-        done = inmem_command("serve", stopped, code=1)
+        done = inmem_command("serve", "-d", stopped, code=1)
         assert done.stderr.startswith(f"inmem: {stopped}/settings.json") and done.stderr.count("\n") == 1
         (stopped / "settings.json").unlink()
 
@@ -249,11 +251,11 @@ class TestStatus:
     def test_of_a_served_store(self, served: Served, store_path: Path) -> None:
         with inmem.open(store_path) as db:
             db.kv.put_many("run-1", {f"key-{n}": n for n in range(100)})
-            data = document("status", store_path)
+            data = document("status", "-d", store_path)
             assert data["serving"] is True and data["path"] == str(store_path)
             assert data["writer_pid"] == served.process.pid
             assert data["commits"] == 1 and data["clients"] == 2
-            text = inmem_command("status", store_path).stdout
+            text = inmem_command("status", "-d", store_path).stdout
         rows = dict(line.split(None, 1) for line in text.splitlines() if not line.startswith(" "))
         assert rows["path"].strip() == str(store_path)
         assert rows["writer"].strip() == f"process {served.process.pid}, epoch 1"
@@ -262,9 +264,9 @@ class TestStatus:
 
     def test_never_starts_a_writer(self, stopped: Path) -> None:
         before = {p: p.stat().st_mtime_ns for p in stopped.rglob("*")}
-        text = inmem_command("status", stopped, code=3).stdout
+        text = inmem_command("status", "-d", stopped, code=3).stdout
         assert "none, the last one left cleanly" in text
-        data = document("status", stopped, code=3)
+        data = document("status", "-d", stopped, code=3)
         assert (data["serving"], data["left"], data["in_memory"]) == (False, "cleanly", False)
         assert data["version"] > 0 and data["wal_segments"] == 1
         assert data["wal_bytes"] == segment_files(stopped / "wal")[0][1].stat().st_size
@@ -275,19 +277,19 @@ class TestStatus:
         with inmem.open(store_path, durability="memory") as db:
             db.kv.put("run-1", "key", "value")
         kill_writer(store_path)
-        data = document("status", store_path, code=3)
+        data = document("status", "-d", store_path, code=3)
         assert (data["left"], data["in_memory"], data["durability"]) == ("killed", True, "memory")
-        assert "was killed; the next one recovers" in inmem_command("status", store_path, code=3).stdout
+        assert "was killed; the next one recovers" in inmem_command("status", "-d", store_path, code=3).stdout
 
     def test_of_a_memory_store_that_was_stopped(self, store_path: Path) -> None:
         with inmem.open(store_path, durability="memory"):
             stop_writer(store_path)
-            assert "it was in memory only" in inmem_command("status", store_path, code=3).stdout
+            assert "it was in memory only" in inmem_command("status", "-d", store_path, code=3).stdout
 
     def test_a_writer_that_hangs_is_an_error_in_time(self, served: Served, store_path: Path) -> None:
         os.kill(served.process.pid, signal.SIGSTOP)
         try:
-            done = inmem_command("status", store_path, "--timeout", "0.2", code=1)
+            done = inmem_command("status", "-d", store_path, "--timeout", "0.2", code=1)
         finally:
             os.kill(served.process.pid, signal.SIGCONT)
         assert "in time" in done.stderr or "0.2 s" in done.stderr
@@ -299,24 +301,24 @@ class TestStop:
             version = db.kv.put("run-1", "key", "value")
             assert db.kv.get("run-1", "key") == "value"
             pid = writer_pid(store_path)
-            done = inmem_command("stop", store_path)
+            done = inmem_command("stop", "-d", store_path)
             assert not alive(pid)
             assert done.stdout == f"stopped the writer of {store_path}, process {pid}\n"
             assert words(store_path)[DURABLE] >= version
             assert db.kv.get("run-1", "key") == "value"  # reads need no writer
-        assert document("stop", store_path) == {
+        assert document("stop", "-d", store_path) == {
             "path": str(store_path), "was_serving": False, "writer_pid": None
         }  # fmt: skip
-        assert inmem_command("stop", store_path).stdout == f"no writer serves {store_path}\n"
+        assert inmem_command("stop", "-d", store_path).stdout == f"no writer serves {store_path}\n"
 
     def test_a_foreground_writer(self, served: Served, store_path: Path) -> None:
-        assert document("stop", store_path)["writer_pid"] == served.process.pid
+        assert document("stop", "-d", store_path)["writer_pid"] == served.process.pid
         assert served.process.wait(WAIT_S) == 0
 
     def test_one_that_does_not_end_in_time(self, served: Served, store_path: Path) -> None:
         os.kill(served.process.pid, signal.SIGSTOP)
         try:
-            done = inmem_command("stop", store_path, "--timeout", "0.1", code=1)
+            done = inmem_command("stop", "-d", store_path, "--timeout", "0.1", code=1)
         finally:
             os.kill(served.process.pid, signal.SIGCONT)
         assert f"kill -KILL {served.process.pid}" in done.stderr and done.stderr.count("\n") == 1
@@ -348,24 +350,24 @@ class TestStop:
 
 class TestCheck:
     def test_a_pass(self, stopped: Path) -> None:
-        done = inmem_command("check", stopped)
+        done = inmem_command("check", "-d", stopped)
         assert done.stdout.splitlines()[-1] == "nothing wrong was found"
-        data = document("check", stopped)
+        data = document("check", "-d", stopped)
         assert data["ok"] is True and data["problems"] == [] and data["records"] == 1
 
     def test_problems(self, stopped: Path) -> None:
         file = segment_files(stopped / "wal")[0][1]
         os.truncate(file, file.stat().st_size - 1)
-        lines = inmem_command("check", stopped, code=1).stdout.splitlines()
+        lines = inmem_command("check", "-d", stopped, code=1).stdout.splitlines()
         assert [line for line in lines if line.startswith("problem: ") and str(file) in line]
         assert lines[-1] == "2 problems"
-        data = document("check", stopped, code=1)
+        data = document("check", "-d", stopped, code=1)
         assert data["ok"] is False and len(data["problems"]) == 2
 
     def test_a_served_store(self, served: Served, store_path: Path) -> None:
         with inmem.open(store_path) as db:
             db.events.append("run-1", "seen")
-        assert document("check", store_path)["events"] == 1
+        assert document("check", "-d", store_path)["events"] == 1
 
     def test_ctrl_c_ends_it_without_a_trace(self, stopped: Path) -> None:
         code = (

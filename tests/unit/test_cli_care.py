@@ -20,10 +20,10 @@ from inmem.storage.checkpoint import checkpoint_files
 from inmem.storage.wal.files import segment_files
 
 COMMANDS = {
-    "backup": "inmem backup ./data ./data.backup",
-    "restore": "inmem restore ./data.backup ./data",
-    "checkpoint": "inmem checkpoint ./data",
-    "salvage": "inmem salvage ./data ./salvaged",
+    "backup": "inmem backup ./data.backup -d ./data",
+    "restore": "inmem restore ./data.backup -d ./data",
+    "checkpoint": "inmem checkpoint -d ./data",
+    "salvage": "inmem salvage ./salvaged -d ./data",
 }
 
 
@@ -63,8 +63,8 @@ def test_help_has_an_example_of_each() -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("backup",), "PATH"), (("backup", "one"), "INMEM_PATH"), (("restore", "one"), "PATH"),
-        (("checkpoint",), "PATH"), (("salvage", "one"), "INMEM_PATH"),
+        (("backup",), "FILE"), (("backup", "one"), "INMEM_PATH"), (("restore", "one"), "INMEM_PATH"),
+        (("checkpoint",), "INMEM_PATH"), (("salvage", "one"), "INMEM_PATH"),
     ],
 )  # fmt: skip
 def test_too_few_paths_are_wrong_usage(arguments: tuple[str, ...], problem: str) -> None:
@@ -73,9 +73,11 @@ def test_too_few_paths_are_wrong_usage(arguments: tuple[str, ...], problem: str)
 
 def test_there_and_back(sample: Path, scratch: Path) -> None:
     file, path = scratch / "file", scratch / "new"
-    done = inmem_command("backup", sample, file)
+    done = inmem_command("backup", file, "-d", sample)
     assert done.stdout.startswith("version ") and str(file) in done.stdout and done.stderr == ""
-    assert writer_pid(sample) == 0
+    stop_writer(sample)
+    done = inmem_command("backup", scratch / "quiet", "-d", sample, "--no-writer")
+    assert writer_pid(sample) == 0 and done.stderr == ""
     second = scratch / "second"
     data = told("backup", second, INMEM_PATH=str(sample))
     assert data["bytes"] == file.stat().st_size == second.stat().st_size
@@ -85,8 +87,8 @@ def test_there_and_back(sample: Path, scratch: Path) -> None:
     data = told("check", file)
     assert data["ok"] and data["events"] == 20 and data["checkpoint"] == data["version"]
 
-    assert "durability sync" in inmem_command("restore", file, path).stdout
-    assert told("check", path)["events"] == 20
+    assert "durability sync" in inmem_command("restore", file, "-d", path).stdout
+    assert told("check", "-d", path)["events"] == 20
     variable = scratch / "by-variable"
     data = told("restore", file, INMEM_PATH=str(variable))
     assert data["durability"] == "sync" and data["path"] == str(variable)
@@ -96,18 +98,18 @@ def test_there_and_back(sample: Path, scratch: Path) -> None:
 
 def test_what_exists_is_one_line_with_a_hint(sample: Path, scratch: Path) -> None:
     (scratch / "file").write_text("precious")
-    for command in (("backup", sample, scratch / "file"), ("restore", scratch / "file", sample),
-                    ("salvage", sample, scratch)):  # fmt: skip
+    for command in (("backup", scratch / "file", "-d", sample), ("restore", scratch / "file", "-d", sample),
+                    ("salvage", scratch, "-d", sample)):  # fmt: skip
         assert "Name a new" in here(*command, code=1)
-    done = inmem_command("backup", sample, scratch / "file", code=1)
+    done = inmem_command("backup", scratch / "file", "-d", sample, code=1)
     assert done.stderr.count("\n") == 1 and done.stdout == ""
-    assert told("backup", sample, scratch / "file", code=1)["error"]["code"] == "already_exists"
+    assert told("backup", scratch / "file", "-d", sample, code=1)["error"]["code"] == "already_exists"
     assert os.listdir(scratch) == ["file"]
 
 
 def test_what_is_no_database_or_no_backup(scratch: Path) -> None:
     missing = scratch / "missing"
-    for command in (("backup", missing, scratch / "f"), ("salvage", missing, scratch / "d"),
+    for command in (("backup", scratch / "f", "-d", missing), ("salvage", scratch / "d", "-d", missing),
                     ("checkpoint", missing)):  # fmt: skip
         assert "holds no inmem database" in here(*command, code=1)
     assert "does not exist" in here("restore", missing, scratch / "d", code=1)
@@ -121,14 +123,14 @@ def test_what_is_no_database_or_no_backup(scratch: Path) -> None:
 def test_checkpoint(sample: Path, scratch: Path) -> None:
     path = scratch / "store"
     shutil.copytree(sample, path)
-    done = inmem_command("checkpoint", path)
+    done = inmem_command("checkpoint", "-d", path)
     assert "the log has " in done.stdout and len(checkpoint_files(path / "checkpoints")) == 1
-    data = told("checkpoint", path)
+    data = told("checkpoint", "-d", path)
     assert data["entries"] > 20 and data["wal_bytes"] < 2000
-    assert f"checkpoint at {data['version']}" in here("check", path)
+    assert f"checkpoint at {data['version']}" in here("check", "-d", path)
     stop_writer(path)
     with inmem.open(scratch / "memory", durability="memory"):
-        done = here("checkpoint", scratch / "memory", code=1)
+        done = here("checkpoint", "-d", scratch / "memory", code=1)
     assert "has no log" in done and "backup" in done
 
 
@@ -139,14 +141,14 @@ def test_salvage(sample: Path, scratch: Path) -> None:
     data = bytearray(log.read_bytes())
     data[len(data) // 2] ^= 1
     log.write_bytes(data)
-    assert f"problem: {log} at " in here("check", path, code=1)
-    text = inmem_command("salvage", path, scratch / "new").stdout
+    assert f"problem: {log} at " in here("check", "-d", path, code=1)
+    text = inmem_command("salvage", scratch / "new", "-d", path).stdout
     rows = {line.split("  ")[0]: line for line in text.splitlines()}
     assert "the log" in rows["taken from"] and "nothing wrong" in rows["check"]
     assert "left out of" in text and log.name in text
     assert "lost of default/default/default/run-1: event, kv" in text
     assert "are lost" in text
-    report = told("salvage", path, scratch / "another")
+    report = told("salvage", scratch / "another", "-d", path)
     assert report["complete"] is False and report["problems"] == []
     assert report["dropped"][0]["file"] == str(log) and report["version"] < report["published"]
 
@@ -154,7 +156,7 @@ def test_salvage(sample: Path, scratch: Path) -> None:
 def test_salvage_from_memory_is_said(store_path: Path, scratch: Path) -> None:
     with inmem.open(store_path) as db:
         db.kv.put("run-1", "key", 1)
-        assert "a writer serves" in here("salvage", store_path, scratch / "new", code=1)
+        assert "a writer serves" in here("salvage", scratch / "new", "-d", store_path, code=1)
         kill_writer(store_path)
-    text = here("salvage", store_path, scratch / "new")
+    text = here("salvage", scratch / "new", "-d", store_path)
     assert "the image in memory" in text and "nothing was left out" in text

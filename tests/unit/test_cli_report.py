@@ -60,7 +60,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run.traces.record_many(traces)
     stop_writer(store)
     file = place / "run.html"
-    invoke("report", "hostile", store, "-o", file)
+    invoke("report", "hostile", "-d", store, "-o", file)
     return file
 
 
@@ -90,14 +90,14 @@ class TestThePage:
     def test_a_limit_is_told(self, page: Path) -> None:
         store = page.parent / "store"
         file = page.parent / "few.html"
-        invoke("report", "hostile", store, "-o", file, "--limit", "5")
+        invoke("report", "hostile", "-d", store, "-o", file, "--limit", "5")
         data = json.loads(file.read_text().split('id="data">', 1)[1].split("</script>", 1)[0])
         assert [len(data[kind]) for kind in ("events", "traces", "cells", "kv")] == [5, 5, 5, 5]
         assert "last 5 of 9" in data["left"]["events"] and "newest 5 of 1,000" in data["left"]["traces"]
         assert "first 5 of 9" in data["left"]["kv"]
 
     def test_it_can_go_to_standard_output(self, page: Path) -> None:
-        shown = invoke("report", "hostile", page.parent / "store", "-o", "-").stdout
+        shown = invoke("report", "hostile", "-d", page.parent / "store", "-o", "-").stdout
         assert shown.startswith("<!DOCTYPE html>") and shown.endswith("</html>\n")
 
 

@@ -103,9 +103,9 @@ class TestSampler:
 
 @pytest.fixture
 def served(store_path: Path) -> Iterator[Path]:
-    invoke("start", store_path)
+    invoke("start", "-d", store_path)
     yield store_path
-    invoke("stop", store_path)
+    invoke("stop", "-d", store_path)
 
 
 class TestTop:
@@ -183,7 +183,7 @@ class TestTop:
         with inmem.open(store_path):
             pass
         kill_writer(store_path)
-        done = invoke("top", store_path, "--count", "1", "-i", "0.1")
+        done = invoke("top", "-d", store_path, "--count", "1", "-i", "0.1")
         assert "no writer serves" in done.stdout and not writer_pid(store_path)
 
 

@@ -142,7 +142,7 @@ def test_every_command_that_is_shown_exists() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_command_in_the_text_exists(document: Path) -> None:
-    """`inmem config PATH` in a sentence: there is such a command, with these options."""
+    """`inmem config` in a sentence: there is such a command, with these options."""
     text = document.read_text(encoding="utf-8")
     for shown in re.findall(r"`inmem ([^`]+)`", text):
         name, rest = resolved(shlex.split(shown))

@@ -120,18 +120,39 @@ class RunReads:
         return [key[len(head) :] for key, _ in view.scan(start, end)] if start < end else []
 
     def list_runs(
-        self, *, limit: int | None = None, reverse: bool = False, include_archived: bool = False
+        self, *, limit: int | None = None, reverse: bool = False, include_archived: bool = False,
+        include_uncreated: bool = False,
     ) -> builtins.list[str]:
-        """Ids of all runs in byte order. Cost: about 5 µs a run, whatever they store."""
+        """Ids of all runs in byte order. Cost: about 5 µs a run, whatever they store.
+
+        With `include_uncreated` those too that hold data and were never
+        created; a run that is being imported is one of these.
+        """
         check_limit(limit)
         start, end = range_of(self._namespace, TypeTag.RUN)
         skip = len(self._namespace) + 2
-        found = self._view.scan(start, end, reverse=bool(reverse))
-        return [
-            run_id for key, record in found
-            if (run := rules.unpack(run_id := key[skip:].decode(), payload_of(record)))
-            and (include_archived or run.status is not RunStatus.ARCHIVED)
-        ][:limit]
+        with self._view.moment() as view:
+            statuses = {
+                run_id: rules.unpack(run_id, payload_of(record)).status
+                for run_id, record in ((k[skip:].decode(), r) for k, r in view.scan(start, end))
+            }
+            used = self._used(view) if include_uncreated else []
+        found = [r for r, status in statuses.items() if include_archived or status != RunStatus.ARCHIVED]
+        found += [run_id for run_id in used if run_id not in statuses]
+        return sorted(found, reverse=bool(reverse))[:limit]
+
+    def _used(self, view: View) -> builtins.list[str]:
+        """Ids of the runs that hold data: one look into the store for each."""
+        head = self._namespace + b"/"
+        # Written like keys, so that a transaction can note them. A `0` comes after `/`.
+        at, end = head + b"\0\1", self._namespace + b"0\0\1"
+        found = []
+        while item := view.scan(at, end, limit=1):
+            name = item[0][0].partition(b"\0")[0]
+            if not name.endswith(b"@"):  # what runs share is no run
+                found.append(name[len(head) :].decode())
+            at = name + b"\0\xff"
+        return found
 
     def get_child_runs(
         self, run_id: str | None = None, *, limit: int | None = None, reverse: bool = False
@@ -340,10 +361,24 @@ class RunIndex(ByRun[Runs]):
         return self._any().query_runs(query, **conditions)
 
     def list_runs(
-        self, *, limit: int | None = None, reverse: bool = False, include_archived: bool = False
+        self, *, limit: int | None = None, reverse: bool = False, include_archived: bool = False,
+        include_uncreated: bool = False,
     ) -> builtins.list[str]:
-        """Ids of all runs in byte order. Cost: about 5 µs a run, whatever they store."""
-        return self._any().list_runs(limit=limit, reverse=reverse, include_archived=include_archived)
+        """Ids of all runs in byte order. Cost: about 5 µs a run, whatever they store.
+
+        With `include_uncreated` those too that hold data and were never
+        created; a run that is being imported is one of these.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     version = db.kv.put("used", "key", 1)
+        ...     db.runs.list_runs(), db.runs.list_runs(include_uncreated=True)
+        ([], ['used'])
+        """
+        return self._any().list_runs(
+            limit=limit, reverse=reverse, include_archived=include_archived,
+            include_uncreated=include_uncreated,
+        )
 
     def get_stats(self) -> RunStats:
         """How many runs there are, by status. Cost: about 0.3 µs a run."""

@@ -1,0 +1,95 @@
+"""A command that is ended, in whatever way, leaves nothing that the next open does not clear.
+
+The private copy of a store that nobody serves, and the file that a command is
+making, have no name until they are whole. A helper ends with the command that
+runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import alive, runtime_entries, stop_writer, wait_until
+
+import inmem
+from inmem.host.directory import runtime_directory
+
+ROUNDS = int(os.environ.get("INMEM_TEST_ENDS", "1"))  # of each command, signal and way of reading
+SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
+PROGRAM = [sys.executable, "-c", "from inmem.cli import main; main()"]
+COMMANDS = {
+    "export": ["-o", "out"], "backup": ["out"], "check": [], "kv ls": ["r", "--full"],
+    "report": ["r", "-o", "out"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def idle(module_scratch: Path) -> Path:
+    """A store of 8,000 entries and events which nobody serves."""
+    path = module_scratch / "store"
+    with inmem.open(path) as db:
+        for start in range(0, 8000, 2000):
+            db.kv.put_many("r", {f"k{n}": "x" * 500 for n in range(start, start + 2000)})
+            db.events.append_many("r", [("step", {"n": n}) for n in range(2000)])
+    stop_writer(path)
+    return path
+
+
+def files(*places: Path) -> dict[Path, int]:
+    """All files, and their sizes."""
+    return {file: file.stat().st_size for place in places for file in place.rglob("*") if file.is_file()}
+
+
+def of_group(group: int) -> list[int]:
+    """The processes of a group that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and alive(int(entry.name)):
+            try:
+                if os.getpgid(int(entry.name)) == group:
+                    found.append(int(entry.name))
+            except ProcessLookupError:
+                continue
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: signal.Signals(number).name)
+@pytest.mark.parametrize("writer", [(), ("--no-writer",)], ids=["writer", "private"])
+def test_nothing_is_left(
+    idle: Path, scratch: Path, rng: random.Random, name: str, number: int, writer: tuple[str, ...]
+) -> None:
+    more = () if name == "check" else writer
+    before = files(idle)
+    ended = 0
+    for left in range(ROUNDS):
+        place = scratch / f"{left}"
+        place.mkdir()
+        process = subprocess.Popen(
+            [*PROGRAM, *name.split(), *COMMANDS[name], "-d", str(idle), *more], cwd=place,
+            env=os.environ | {"TMPDIR": str(place)}, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(rng.uniform(0.3, 0.9))  # wherever that is: it may have ended, too
+        process.send_signal(number)
+        code = process.wait(30)
+        ended += code in (-number, 128 + number)
+        wait_until(lambda group=process.pid: not of_group(group), "its helper ends with it")
+        assert set(files(place)) <= {place / "out"}
+        if code:
+            assert files(place) == {} or number == signal.SIGKILL
+    print(f"{name} {signal.Signals(number).name}: {ended} of {ROUNDS} ended by it")
+    with inmem.open(idle) as db:
+        assert db.kv.count("r") == 8000
+    stop_writer(idle)
+    grown = set(files(idle)) - set(before)
+    assert {file for file in grown if file.parent.name not in ("wal", "checkpoints")} <= {idle / "writer.log"}
+    assert runtime_entries(idle) == []
+    assert not [entry for entry in files(runtime_directory()) if "private" in str(entry)]
