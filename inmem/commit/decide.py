@@ -58,7 +58,9 @@ def decide(
             check_weight(len(key) + len(payload) + ENTRY_BYTES)
         record = pack(version, now_us, expires if expires >= 0 else end_of(expires, now_us), payload)
         return Effects([(PUT, DATA, key, record)], NO_RESULTS, (bucket,), (), _NOTHING)
-    workspace = Workspace(state, fences, version=version, now_us=now_us, chain=chain, marks=marks)
+    workspace = Workspace(
+        state, fences, version=version, now_us=now_us, chain=chain, marks=marks, recent=recent
+    )
     results = []
     for op in request.ops:
         if op[0] == OP_CALL:

@@ -1,7 +1,7 @@
 """Housekeeping: what the writer does on a timer, between two groups.
 
-Each tick: publish the time, remove expired records, advance a checkpoint,
-free the reader slots of dead processes. Each second: look for files that were
+Each tick: publish the time, advance a checkpoint, free the reader slots of
+dead processes. Each second: look for files that were
 removed. Every five seconds: end idle sessions.
 """
 
@@ -10,11 +10,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from inmem.config import SWEEP_LIMIT
-from inmem.host.control import CLOCK, DURABLE, VERSION
-from inmem.storage.store import PublishError
-from inmem.storage.wal.log import WalBrokenError
-from inmem.writer.durability import end_process
+from inmem.host.control import CLOCK, DURABLE
 from inmem.writer.journal import Journal
 from inmem.writer.parts import Parts
 from inmem.writer.presence import GONE, Presence
@@ -44,7 +40,6 @@ class Housekeeping:
         parts = self._parts
         parts.control.words[CLOCK] = parts.clock.follow_wall()
         parts.control.words[DURABLE] = parts.log.durable_version
-        self._sweep()
         if parts.checkpoints is not None:
             parts.checkpoints.advance(now, parts.generations.store.live_bytes)
         parts.generations.switch_if_pinned(now)
@@ -62,18 +57,6 @@ class Housekeeping:
         if not self._stays and self._presence.is_deserted(now, parts.settings.linger_s):
             journal.info("last_client_left")
             self._stopping.set()
-
-    def _sweep(self) -> None:
-        """Remove expired records; what fails for want of room is tried again at the next tick."""
-        try:
-            swept = self._parts.committer.sweep(self._parts.clock.now_us(), SWEEP_LIMIT)
-        except WalBrokenError:
-            end_process()
-        except (PublishError, OSError) as error:
-            journal.warning("sweep_failed", error=error)
-        else:
-            if swept:
-                self._parts.control.words[VERSION] = self._parts.committer.version
 
     def _check_files(self, now: float) -> None:
         """Replace what was removed under this writer; leave if the data directory itself was."""

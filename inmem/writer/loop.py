@@ -29,6 +29,7 @@ from inmem.storage.environment import Table, free_bytes, remove_image, remove_im
 from inmem.storage.recovery import Recovered, recover
 from inmem.storage.wal.log import WalBrokenError
 from inmem.wire import COMMIT, COMMIT_HEADER, FLAG_SYNC, GOODBYE, HELLO
+from inmem.writer.bulk import BulkWork
 from inmem.writer.checkpoints import Checkpoints
 from inmem.writer.commands import Commands
 from inmem.writer.committer import Answer, Committer, Log, NoLog, Request
@@ -112,11 +113,13 @@ class Writer:
         self._housekeeping = Housekeeping(
             parts, self._presence, stays=self._stays, stopping=self._stopping
         )
+        store.announce = control.say_dead
         control.update(
             image=str(store.path), endpoint=endpoint.address, boot=boot_id(),
             generation=recovered.generation, epoch=epoch, clock=clock.offset, version=committer.version,
             durable=log.durable_version, pid=os.getpid(), namespace=pid_namespace(),
         )
+        control.say_dead(bool(store.purges))  # readers of the image before go on to this one first
         control.flush()
         free = free_bytes(store.path.parent)
         if free + store.file_bytes < 2 * settings.quota_bytes:
@@ -136,19 +139,29 @@ class Writer:
         """Serve until asked to stop, or until the last client has left for `linger_s`."""
         parts = self._parts
         limit, words, endpoint = parts.settings.batch_limit, parts.control.words, parts.endpoint
+        bulk = BulkWork(parts)
         next_tick = 0.0
         groups = 0
+        wait_s = TICK_S
+        is_busy = False  # since the last slice of bulk work
         while not self._stopping.is_set():
-            messages = endpoint.mailbox.take(limit, words[ACTIVE])
+            messages = endpoint.mailbox.take(limit, words[ACTIVE], wait_s)
             if messages:
                 self._handle(messages)
                 groups += 1
+                is_busy = True
                 if groups % _GROUPS_PER_MEASUREMENT == 0:
                     parts.generations.switch_if_pinned(time.monotonic())
             now = time.monotonic()
+            if now >= bulk.due:
+                bulk.do_slice(is_busy=is_busy)
+                is_busy = False
+                wait_s = min(TICK_S, max(0.0, bulk.due - now))
             if now >= next_tick:
                 next_tick = now + TICK_S
                 self._housekeeping.tick(now)
+                bulk.plan(now)
+                wait_s = min(TICK_S, max(0.0, bulk.due - now))
 
     def stop(self) -> None:
         """Leave cleanly: everything durable, nothing in memory, no socket, no pid."""
