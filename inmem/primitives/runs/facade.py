@@ -283,8 +283,8 @@ class Runs(RunReads):
                 start = page[-1][0] + b"\0"
                 for key, record in page:
                     counts[key[tag_at]] = counts.get(key[tag_at], 0) + 1
-                    if record[0] & 0x80 and not 0 < earliest <= (expiry := expires_at(record)):
-                        earliest = expiry
+                    if expiry := expires_at(record):
+                        earliest = min(earliest or expiry, expiry)
             return [view.version, earliest, builtins.list(counts.items())]
 
     def _update(
