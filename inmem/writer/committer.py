@@ -56,6 +56,9 @@ class Log(Protocol):
     def bytes(self) -> int: ...
 
     @property
+    def version(self) -> int: ...
+
+    @property
     def durable_version(self) -> int: ...
 
     def position(self) -> Any: ...
@@ -75,6 +78,11 @@ class NoLog:
     @property
     def bytes(self) -> int:
         """Nothing."""
+        return 0
+
+    @property
+    def version(self) -> int:
+        """Nothing was appended."""
         return 0
 
     @property

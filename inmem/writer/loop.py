@@ -33,7 +33,7 @@ from inmem.writer.bulk import BulkWork
 from inmem.writer.checkpoints import Checkpoints
 from inmem.writer.commands import Commands
 from inmem.writer.committer import Answer, Committer, Log, NoLog, Request
-from inmem.writer.durability import end_process, sync_at_intervals
+from inmem.writer.durability import IntervalSync, end_process
 from inmem.writer.endpoint import Endpoint
 from inmem.writer.generations import Generations
 from inmem.writer.greeting import Greeter
@@ -66,6 +66,7 @@ class Writer:
         self._stopping = threading.Event()
         self._recent: deque[bytes] = deque(maxlen=_RECENT)  # sessions of the last commits
         self._next_slow_report = 0.0
+        self._syncer: IntervalSync | None = None  # in `buffered` mode
 
     def start(self) -> None:
         """Recover the store, open the endpoint, and publish both in the control file."""
@@ -128,11 +129,11 @@ class Writer:
                 problem="too few for two generations: a reader that is stuck may fill it",
             )
         if settings.durability == "buffered":
-            sync_at_intervals(log, settings.fsync_interval_ms / 1000, self._stopping)
+            self._syncer = IntervalSync(log, settings.fsync_interval_ms / 1000, self._stopping)
         journal.info("serving", endpoint=endpoint.address, durability=settings.durability)
 
     def request_stop(self) -> None:
-        """End `run` within a tick; safe in a signal handler."""
+        """End `run` within a second; safe in a signal handler."""
         self._stopping.set()
 
     def run(self) -> None:
@@ -144,12 +145,14 @@ class Writer:
         groups = 0
         wait_s = TICK_S
         is_busy = False  # since the last slice of bulk work
+        is_active = False  # since the last tick
+        syncer = self._syncer
         while not self._stopping.is_set():
             messages = endpoint.mailbox.take(limit, words[ACTIVE], wait_s)
             if messages:
                 self._handle(messages)
                 groups += 1
-                is_busy = True
+                is_busy = is_active = True
                 if groups % _GROUPS_PER_MEASUREMENT == 0:
                     parts.generations.switch_if_pinned(time.monotonic())
             now = time.monotonic()
@@ -157,15 +160,19 @@ class Writer:
                 bulk.do_slice(is_busy=is_busy)
                 is_busy = False
                 wait_s = min(TICK_S, max(0.0, bulk.due - now))
-            if now >= next_tick:
-                next_tick = now + TICK_S
-                self._housekeeping.tick(now)
+            if now >= next_tick or (is_active and next_tick - now > TICK_S):
+                next_tick = self._housekeeping.tick(now, is_active=is_active)
+                is_active = False
                 bulk.plan(now)
-                wait_s = min(TICK_S, max(0.0, bulk.due - now))
+                wait_s = max(0.0, min(next_tick, bulk.due) - now)
+            if syncer is not None and syncer.is_asleep:
+                syncer.look()
 
     def stop(self) -> None:
         """Leave cleanly: everything durable, nothing in memory, no socket, no pid."""
         self._stopping.set()
+        if self._syncer is not None:
+            self._syncer.look()
         parts = self._parts
         if parts.checkpoints is not None:
             parts.checkpoints.abandon()

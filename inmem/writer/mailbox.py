@@ -157,8 +157,17 @@ class Mailbox:
         if asleep:
             slots.say_asleep(False)
         self._last = len(messages)
-        self._shedder.allowance = _DECODED * size
+        shedder = self._shedder
+        shedder.allowance = _DECODED * size
+        if messages:
+            shedder.groups += 1
+            if shedder.is_asleep:
+                shedder.wake()
         return messages
+
+    def look(self) -> None:
+        """Notice what comes without a message. Once in a while."""
+        self._shedder.look()
 
     def answer(self, peer: bytes, frame: bytes) -> None:
         """Send a frame; never blocks. A peer that does not read loses it, and may ask again."""
