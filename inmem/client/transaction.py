@@ -24,7 +24,7 @@ from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations,
 from inmem.client.retry import resolved_as
 from inmem.client.tracking import DraftWorkspace, StoredVersion, TrackedReads
 from inmem.commit.footprint import Footprint, Range, exactly, is_exact
-from inmem.engines.base import Item, Pending, View
+from inmem.engines.base import Item, Pending, VersionView
 from inmem.errors import ClosedError, CommitUnknownError, ForkError, InmemError, InvariantError
 from inmem.host.interrupts import OneThread
 from inmem.primitives.server import FOOTPRINTS, PROCEDURES
@@ -153,7 +153,7 @@ class OptimisticTransaction(OneThread):
         return len(self.scan(start, end))
 
     @contextmanager
-    def moment(self) -> Iterator[View]:
+    def moment(self) -> Iterator[VersionView]:
         """Itself: all reads here are of one version."""
         yield self
 

@@ -8,7 +8,7 @@ from threading import get_ident
 from typing import NoReturn, Protocol
 
 from inmem.client.tracking import StoredVersion
-from inmem.engines.base import Item, View
+from inmem.engines.base import Item, VersionView
 from inmem.errors import BusyError, ClosedError
 from inmem.host.interrupts import OneThread
 from inmem.record import is_live
@@ -71,7 +71,7 @@ class SnapshotView(OneThread):
         return sum(is_live(record, now_us) for _, record in self._snapshot.scan(start, end))
 
     @contextmanager
-    def moment(self) -> Iterator[View]:
+    def moment(self) -> Iterator[VersionView]:
         """Itself: all reads here are of one version."""
         yield self
 
@@ -154,7 +154,7 @@ class LatestView:
             return view.count(start, end)
 
     @contextmanager
-    def moment(self) -> Iterator[View]:
+    def moment(self) -> Iterator[VersionView]:
         """A view for several reads of one version."""
         view = self._begin()
         try:

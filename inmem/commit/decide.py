@@ -54,7 +54,9 @@ def decide(
         plain = _plain(request.ops, version, now_us)
         if plain is not None:
             return plain
-    workspace = Workspace(state, fences, version=version, now_us=now_us, chain=chain, marks=marks)
+    workspace = Workspace(
+        state, fences, version=version, now_us=now_us, chain=chain, marks=marks, recent=recent
+    )
     results = []
     for op in request.ops:
         if op[0] == OP_CALL:

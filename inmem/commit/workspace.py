@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from sortedcontainers import SortedList
 
 from inmem.changes import DELETE, DELETE_RANGE, PUT, Table
+from inmem.commit.validation import RecentWrites
 from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES
 from inmem.errors import BusyError, RunDeletedError
 from inmem.keys import Key, TypeTag, bucket_of, fence_of, owner_of
@@ -41,17 +42,19 @@ class Workspace:
     """What procedures work on."""
 
     __slots__ = (
-        "_admitted", "_base", "_changed", "_cleared", "_fences", "_highest", "_marks", "_order", "_undo",
-        "_weight", "buckets", "chain", "new_fences", "new_marks", "now_us", "ops", "stamp_us", "version",
+        "_admitted", "_base", "_changed", "_cleared", "_fences", "_highest", "_marks", "_order", "_recent",
+        "_undo", "_weight", "buckets", "chain", "new_fences", "new_marks", "now_us", "ops", "stamp_us",
+        "version",
     )
 
     def __init__(
         self, base: BaseState, fences: Collection[bytes], *, version: int, now_us: int, chain: int,
-        marks: Mapping[bytes, bytes] = _NO_MARKS,
+        marks: Mapping[bytes, bytes] = _NO_MARKS, recent: RecentWrites | None = None,
     ) -> None:
         self._base = base
         self._fences = fences
         self._marks = marks
+        self._recent = recent
         self.version = version
         self.now_us = now_us  # what has expired by then is not seen
         self.stamp_us = now_us  # the time that is written into records
@@ -234,6 +237,10 @@ class Workspace:
         self.new_marks = marks
         for taken_back, size in zip((self.ops, self.new_fences, self._cleared), sizes, strict=True):
             del taken_back[size:]  # type: ignore[attr-defined]
+
+    def is_unwritten(self, start: bytes, version: int) -> bool:
+        """Whether surely nothing of the type that a range is of was written since a version."""
+        return self._recent is not None and self._recent.last(bucket_of(start)) <= version
 
     def fence(self, owner: bytes) -> None:
         """Close a run for good: no later commit writes into it."""

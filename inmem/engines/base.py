@@ -41,11 +41,19 @@ class View(Protocol):
     def count(self, start: bytes, end: bytes) -> int:
         """How many records a range has."""
 
-    def moment(self) -> AbstractContextManager[View]:
+    def moment(self) -> AbstractContextManager[VersionView]:
         """A view for several reads of one version."""
 
     def now_us(self) -> int:
         """Store time."""
+
+
+class VersionView(View, Protocol):
+    """A View of one version."""
+
+    @property
+    def version(self) -> int | None:
+        """The commit version that is seen; None in a transaction."""
 
 
 class Sink(Protocol):

@@ -11,7 +11,9 @@ Layout, native byte order (the file never leaves its machine), 4,096 bytes:
     0     magic "INMEMCTL"
     1     format version
     2     sequence, odd during an update
-    3     generation: which image directory, 0 before the first
+    3     generation: which image directory, 0 before the first. Its upper 24 bits
+          count when purges begin and end, and are odd while dead records may be
+          in the image: see `storage.purges`
     4     epoch: which incarnation of the writer, 0 before the first
     5     clock offset: store time less boot time, microseconds
     6     version: the last published commit
@@ -52,6 +54,8 @@ PID: Final = 8
 NAMESPACE: Final = 9
 ACTIVE: Final = 62
 SUSPECTS: Final = 63  # the first word of those
+_PHASE: Final = 1 << 40  # in the word of the generation
+_WORD: Final = (1 << 64) - 1
 _BOOT: Final = 10 * 8
 _DATABASE: Final = 12 * 8
 _IMAGE: Final = 14 * 8
@@ -68,6 +72,16 @@ def boot_id() -> bytes:
 def pid_namespace() -> int:
     """The inode of this process's process id namespace."""
     return os.stat("/proc/self/ns/pid").st_ino
+
+
+def generation_of(word: int) -> int:
+    """The generation in its word."""
+    return word & (_PHASE - 1)
+
+
+def may_have_dead(word: int) -> bool:
+    """Whether dead records may be in the image, by the word of the generation."""
+    return word & _PHASE != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +142,7 @@ class Control:
         if before & 1:
             return None
         state = ControlState(
-            generation=self.words[GENERATION],
+            generation=generation_of(self.words[GENERATION]),
             epoch=self.words[EPOCH],
             pid=self.words[PID],
             namespace=self.words[NAMESPACE],
@@ -167,6 +181,8 @@ class Control:
                 )
         self.words[SEQUENCE] |= 1
         for name, value in words.items():
+            if name == "generation":
+                value |= self.words[GENERATION] & -_PHASE & _WORD
             self.words[names[name]] = value
         if boot is not None:
             self._view[_BOOT : _BOOT + 16] = boot
@@ -174,6 +190,15 @@ class Control:
             self._view[offset] = len(data)
             self._view[offset + 1 : offset + 1 + len(data)] = data
         self.words[SEQUENCE] += 1
+
+    def say_dead(self, may_be: bool) -> None:
+        """Tell readers whether dead records may be in the image; for the writer only. One word changes.
+
+        Each change counts, so that a reader that sees one word twice knows that nothing came in between.
+        """
+        word = self.words[GENERATION]
+        if may_have_dead(word) != may_be:
+            self.words[GENERATION] = word + _PHASE & _WORD
 
     def flush(self) -> None:
         """Write the page to the disk, so that a later boot sees whether the writer left cleanly."""

@@ -31,6 +31,7 @@ from inmem.reading.live_image import live_image
 from inmem.reading.source import Source, loaded, replayed, shared
 from inmem.storage.checkpoint import verify_checkpoint
 from inmem.storage.environment import Table
+from inmem.storage.purges import is_purge
 from inmem.storage.rebuild import owner_of
 from inmem.storage.snapshot import VERSION_KEY
 
@@ -92,11 +93,14 @@ class _DatabaseCheck:
         findings = self._findings
         with source.moment() as moment:
             position = moment.position()
-            stated = int.from_bytes(dict(moment.rows(Table.META)).get(VERSION_KEY, b""), "big")
+            meta = dict(moment.rows(Table.META))
+            stated = int.from_bytes(meta.get(VERSION_KEY, b""), "big")
         if position is None:
             findings.problem("the image has no position")
             return
         findings.counts["version"] = position.version
+        if left := sum(map(is_purge, meta)):
+            findings.notes.append(f"{left} deleted runs still take space, which their writer is freeing")
         if position.owner != owner_of(self._directory, self._identity):
             findings.problem("the image belongs to another database, boot or directory")
         if stated != position.version:

@@ -257,11 +257,11 @@ class _Salvage:
                         continue
                     table, items = part
                     txn = store.begin()
-                    txn.apply(
+                    txn.apply([
                         (PUT, table, key, value)
                         for key, value in items
                         if table != Table.DATA or not self._is_lost(damage, key)
-                    )
+                    ])
                     txn.publish(position)
                 store.begin().publish(position)
             except PublishError as error:

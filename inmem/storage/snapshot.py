@@ -16,6 +16,12 @@ fork or for the next generation. A read that finds its environment closed is
 done again. A new snapshot registers itself and then checks whether the image
 was left; the thread that leaves marks the image as left and then looks for
 snapshots. So at least one of the two sees the other.
+
+Of a large run that was deleted, dead records may be in the image. The word of
+the generation says so before they can be seen. A single read asks it before,
+and so is of a moment before that deletion if it asked too early. A snapshot
+asks before and after it has begun: only if the word is the same, and that of
+an image without dead records, it need not look for them.
 """
 
 from __future__ import annotations
@@ -40,26 +46,29 @@ from inmem.errors import (
     WriterUnavailableError,
 )
 from inmem.host.clock import boot_us
-from inmem.host.control import CLOCK, GENERATION, Control
+from inmem.host.control import CLOCK, GENERATION, Control, generation_of, may_have_dead
 from inmem.host.interrupts import let_through
 from inmem.storage.environment import Table, open_for_reading
+from inmem.storage.purges import Purges, is_dead, living, living_expiries, read_purges, scan_living
 
 VERSION_KEY: Final = b"version"
 _ATTACH_PATIENCE_S: Final = 10.0  # a switch of image takes milliseconds, a recovery may take seconds
 _RETRY_S: Final = 0.001
+_READ_MAX_AGE_S: Final = 3600.0  # of a snapshot for one read: however long the process is stopped in it
 _MANY: Final = 64  # noted snapshots, at which those that were dropped are looked for
 
 
 class _Opened:
     """An image that this process has open, and its open snapshots."""
 
-    __slots__ = ("data", "env", "generation", "is_inherited", "is_left", "live", "path", "tables")
+    __slots__ = ("data", "env", "generation", "is_inherited", "is_left", "live", "path", "tables", "word")
 
     def __init__(self, path: Path, generation: int) -> None:
         self.path = str(path)
         self.env, self.tables = open_for_reading(path)
         self.data = self.tables[Table.DATA]
         self.generation = generation
+        self.word = -1  # of the generation, when no dead records were in the image
         # Transactions of open snapshots, and when their time ends. One that is dropped ends without a
         # finalizer of ours, in which the exception of a signal handler would be lost.
         self.live: dict[weakref.ref[Any], float] = {}
@@ -124,8 +133,10 @@ class Image:
         """The record under a key in the newest committed version. Cost: about 1 µs."""
         while True:
             now = self._now
-            if now is None or self._control.words[GENERATION] != now.generation:
-                now = self._attach()
+            if now is None or self._control.words[GENERATION] != now.word:
+                now = self._attached()
+                if now.word < 0:
+                    return self._get_living(key)
             try:
                 record: bytes | None = now.env.begin(now.data).get(key)
                 return record
@@ -138,6 +149,14 @@ class Image:
                     raise _as_corruption(error, now.env) from error
                 self._attach()  # it was closed for a fork or a switch: read again
 
+    def _get_living(self, key: bytes) -> bytes | None:
+        """The record under a key, while dead ones may be in the image."""
+        snapshot = self.snapshot(_READ_MAX_AGE_S)
+        try:
+            return snapshot.get(key)
+        finally:
+            snapshot.close()
+
     def snapshot(self, max_age_s: float) -> ImageSnapshot:
         """A snapshot of the newest committed version, until it is closed or too old. Cost: about 3 µs."""
         if self._before is not None:
@@ -145,10 +164,13 @@ class Image:
                 self._leave_before()
         while True:
             now = self._now
-            if now is None or now.is_left or self._control.words[GENERATION] != now.generation:
-                now = self._attach()
+            if now is None or now.is_left or self._control.words[GENERATION] != now.word:
+                now = self._attached()
+            word = now.word
             try:
                 snapshot = ImageSnapshot(self, now, max_age_s)
+                if self._control.words[GENERATION] != word:
+                    snapshot.look_for_dead()
             except lmdb.ReadersFullError as error:
                 let_through(error)
                 self._free_reader_slots(now.env)
@@ -160,6 +182,17 @@ class Image:
                 if not now.is_left:
                     return snapshot
                 snapshot.close()
+
+    def _attached(self) -> _Opened:
+        """The image of now, with the word of its generation noted, or -1 if it may have dead records."""
+        word = self._control.words[GENERATION]
+        now = self._now
+        if now is None or now.is_left or generation_of(word) != now.generation:
+            now = self._attach()
+            word = self._control.words[GENERATION]
+        if generation_of(word) == now.generation:
+            now.word = -1 if may_have_dead(word) else word
+        return now
 
     def now_us(self) -> int:
         """Store time, microseconds."""
@@ -228,7 +261,7 @@ class Image:
             return None  # replaced or removed just now; the control file will say
         except lmdb.Error as error:
             let_through(error)
-            if not path.is_dir() or self._control.words[GENERATION] != state.generation:
+            if not path.is_dir() or generation_of(self._control.words[GENERATION]) != state.generation:
                 return None
             raise CorruptionError(f"{path}: {error}", file=state.image, offset=0) from error
         finally:
@@ -316,7 +349,7 @@ _STRANDED: set[str] = set()
 class ImageSnapshot:
     """One committed version of the image, for one thread at a time."""
 
-    __slots__ = ("_born", "_ended_by", "_home", "_image", "_max_age_s", "_noted", "_txn", "now_us")
+    __slots__ = ("_born", "_ended_by", "_home", "_image", "_max_age_s", "_noted", "_purges", "_txn", "now_us")
 
     def __init__(self, image: Image, home: _Opened, max_age_s: float) -> None:
         self._image = image
@@ -326,7 +359,12 @@ class ImageSnapshot:
         self._born = time.monotonic()
         self._max_age_s = max_age_s
         self._ended_by: str | None = None
+        self._purges: Purges | None = None  # by which records are dead
         self.now_us = image.now_us()
+
+    def look_for_dead(self) -> None:
+        """Find out which records are left of deleted runs."""
+        self._purges = read_purges(self._txn, self._home.tables[Table.META]) or None
 
     def _open(self) -> Any:
         txn = self._txn
@@ -368,6 +406,8 @@ class ImageSnapshot:
         except lmdb.Error as error:
             let_through(error)
             raise self._ended(error) from error
+        if self._purges is not None and record is not None and is_dead(self._purges, key, record):
+            return None
         return record
 
     def fence(self, digest: bytes) -> bytes | None:
@@ -395,7 +435,10 @@ class ImageSnapshot:
         """Keys and records of `[start, end)` in order. Cost: about 1 µs a record."""
         txn = self._open()
         try:
-            yield from scan(txn.cursor(), start, end, reverse)
+            if self._purges is None:
+                yield from scan(txn.cursor(), start, end, reverse)
+            else:
+                yield from scan_living(txn.cursor(), self._purges, start, end, reverse)
         except lmdb.Error as error:
             let_through(error)
             raise self._ended(error) from error
@@ -404,7 +447,12 @@ class ImageSnapshot:
         """All entries of one table, for checks and copies."""
         txn = self._open()
         try:
-            yield from txn.cursor(self._home.tables[table])
+            items = iter(txn.cursor(self._home.tables[table]))
+            if self._purges is not None and table == Table.DATA:
+                items = living(self._purges, items)
+            elif self._purges is not None and table == Table.EXPIRY:
+                items = living_expiries(self._purges, items, txn, self._home.data)
+            yield from items
         except lmdb.Error as error:
             let_through(error)
             raise self._ended(error) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,8 +17,19 @@ import lmdb
 import msgpack
 
 from inmem.errors import CorruptionError, StoreFullError
-from inmem.record import expires_at
+from inmem.record import expires_at, is_live
 from inmem.storage.environment import PAGE_BYTES, Table, open_for_writing, open_without_name
+from inmem.storage.purges import (
+    Purge,
+    is_dead,
+    pack,
+    prefix_of,
+    purge_key,
+    read_purges,
+    remove_some,
+    scan_living,
+    whole_prefix,
+)
 from inmem.storage.snapshot import VERSION_KEY, scan
 from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT
 
@@ -29,6 +40,9 @@ _LOAD_FRAMES: Final = 32  # of a checkpoint, about a MiB each, in one store tran
 _SLACK: Final = 8  # an eighth of the quota, or half of the live bytes, may be pinned by old snapshots
 _STUCK_TRANSACTIONS: Final = 64  # a snapshot this far behind is not about to end
 _FILE_FACTOR: Final = 3  # the file may grow to this many quotas while old snapshots pin pages
+NEVER_US: Final = 1 << 63  # later than any expiry
+_AT_ONCE: Final = 1_000  # records of a deleted range that go with its commit, the others in slices
+_AT_ONCE_BYTES: Final = 4 * 1024 * 1024
 
 
 _pack = msgpack.Packer(autoreset=True).pack  # of the one thread that publishes
@@ -68,9 +82,13 @@ class Store:
             raise CorruptionError(f"{path}: {error}", file=str(path), offset=0) from error
         self._budget = 0  # bytes that may be added before the next `measure`
         self.expires = False  # whether any record may expire: then each write reads what it replaces
+        self.next_expiry_us = NEVER_US  # no record expires before
         self.live_bytes = 0
+        self.announce: Callable[[bool], None] = _tell_nobody  # before readers may see purges, after the last
         with self._env.begin(self._tables[Table.META]) as txn:
             self.position = unpack_position(txn.get(POSITION_KEY), path)
+            self.purges = read_purges(txn, self._tables[Table.META])
+        self._find_next_expiry()
         self.measure()
 
     def begin(self) -> StoreTransaction:
@@ -99,7 +117,13 @@ class Store:
         except lmdb.Error as error:
             raise PublishError(error) from error
         self.begin().publish(position)
+        self._find_next_expiry()
         self.measure()
+
+    def _find_next_expiry(self) -> None:
+        with self._env.begin(self._tables[Table.EXPIRY]) as txn:
+            cursor = txn.cursor()
+            self.next_expiry_us = int.from_bytes(cursor.key()[:8], "big") if cursor.first() else NEVER_US
 
     def copy_to(self, path: Path) -> Store:
         """A compact copy of this store in another image directory. Cost: about 1 ns a byte.
@@ -111,7 +135,9 @@ class Store:
             self._env.copy(str(path), compact=True)
         except lmdb.Error as error:
             raise PublishError(error) from error
-        return Store(path, max_readers=self._max_readers, quota_bytes=self.quota_bytes)
+        copy = Store(path, max_readers=self._max_readers, quota_bytes=self.quota_bytes)
+        copy.announce = self.announce
+        return copy
 
     @property
     def files(self) -> tuple[Path, Path]:
@@ -134,6 +160,29 @@ class Store:
     def _has_slack(self) -> bool:
         slack = max(self.quota_bytes // _SLACK, self.live_bytes // 2)
         return self.file_bytes - self.live_bytes <= slack
+
+    def purge(self, limit: int) -> int:
+        """Remove some of what is left of deleted ranges, without a version of its own; how many entries.
+
+        Raises:
+            PublishError: there is no room to copy pages to; nothing has changed.
+        """
+        prefix, purge = next(iter(self.purges.items()))
+        txn = self._env.begin(write=True, buffers=True)
+        try:
+            looked = remove_some(txn, self._tables, prefix, purge, limit)
+            purges = read_purges(txn, self._tables[Table.META])
+            txn.commit()
+        except lmdb.Error as error:
+            txn.abort()
+            raise PublishError(error) from error
+        except BaseException:
+            txn.abort()
+            raise
+        self.purges = purges
+        if not purges:
+            self.announce(False)
+        return looked
 
     def items(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         """All entries of a table."""
@@ -225,6 +274,10 @@ def unpack_position(data: bytes | None, path: Path) -> Position | None:
         raise CorruptionError(f"{path}: position {error}", file=str(path), offset=0) from None
 
 
+def _tell_nobody(_: bool) -> None:
+    pass
+
+
 def _expiry_entry(key: bytes, record: bytes) -> bytes:
     """The key of a record in the table of expiries."""
     return expires_at(record).to_bytes(8, "big") + key
@@ -233,41 +286,58 @@ def _expiry_entry(key: bytes, record: bytes) -> bytes:
 class StoreTransaction:
     """Changes that `publish` makes visible together, or `abort` drops."""
 
-    __slots__ = ("_cursor", "_store", "_tables", "_txn", "get")
+    __slots__ = ("_purges", "_store", "_tables", "_txn", "get")
 
     def __init__(self, store: Store, txn: Any) -> None:
         self._store = store
         self._txn = txn
         self._tables = store._tables
-        self._cursor: Any = None
-        self.get = txn.get  # (key) -> record | None, of table DATA
+        self._purges = store.purges
+        # (key) -> record | None, of table DATA
+        self.get: Callable[[bytes], bytes | None] = self._get_living if store.purges else txn.get
+
+    def _get_living(self, key: bytes) -> bytes | None:
+        record: bytes | None = self._txn.get(key)
+        return None if record is not None and is_dead(self._purges, key, record) else record
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """Keys and records of `[start, end)` of table DATA; not during `apply`."""
+        if self._purges:
+            return scan_living(self._txn.cursor(), self._purges, start, end, reverse)
         return scan(self._txn.cursor(), start, end, reverse)
 
-    def expired(self, now_us: int, limit: int) -> list[tuple[bytes, bytes]]:
-        """Up to `limit` due entries of the table of expiries: (entry, key)."""
-        due: list[tuple[bytes, bytes]] = []
-        for entry, _ in self._txn.cursor(self._tables[Table.EXPIRY]):
-            if int.from_bytes(entry[:8], "big") > now_us or len(due) >= limit:
-                break
-            due.append((entry, entry[8:]))
-        return due
-
-    def drop_expiry(self, entry: bytes) -> None:
-        """Remove one entry of the table of expiries.
+    def sweep(self, now_us: int, limit: int) -> tuple[int, list[Any]]:
+        """Remove up to `limit` records that have expired: how many entries were due, and the operations.
 
         Raises:
             PublishError: as `apply` does.
         """
+        looked, ops = 0, []
+        data, delete = self._tables[Table.DATA], self._txn.delete
         try:
-            self._txn.delete(entry, db=self._tables[Table.EXPIRY])
+            cursor = self._txn.cursor(self._tables[Table.EXPIRY])
+            found = cursor.first()
+            while found and looked < limit:
+                entry = cursor.key()
+                if int.from_bytes(entry[:8], "big") > now_us:
+                    break
+                key = entry[8:]
+                record = self.get(key)
+                if record is not None and not is_live(record, now_us):
+                    delete(key, db=data)
+                    ops.append((DELETE, 0, key))
+                cursor.delete()  # and moves to the next entry
+                looked += 1
+                found = bool(cursor.key())
+            self._store.next_expiry_us = int.from_bytes(cursor.key()[:8], "big") if found else NEVER_US
         except lmdb.Error as error:  # a removal copies a page, and there may be no room for that
             raise PublishError(error) from error
+        return looked, ops
 
-    def apply(self, ops: Iterable[Any]) -> None:
+    def apply(self, ops: Sequence[Any], version: int = 0) -> None:
         """Apply resolved operations, in order.
+
+        As a commit of this version: then large ranges are gone at once, but their space comes back later.
 
         Raises:
             PublishError: the image is full; the transaction can only be aborted.
@@ -278,7 +348,7 @@ class StoreTransaction:
             for op in ops:
                 kind, table = op[0], op[1]
                 if kind == DELETE_RANGE:
-                    self._delete_range(table, op[2], op[3])
+                    self._delete_range(op, ops, version)
                     continue
                 assert kind in (PUT, DELETE)
                 if table != 0:
@@ -301,17 +371,53 @@ class StoreTransaction:
                     delete(_expiry_entry(op[2], old), db=expiry)
                 if kind == PUT and op[3][0] & 0x80:
                     put(_expiry_entry(op[2], op[3]), b"", db=expiry)
+                    if (expiry_us := expires_at(op[3])) < store.next_expiry_us:
+                        store.next_expiry_us = expiry_us
+            if self._purges:
+                self._note_new(ops)
         except lmdb.Error as error:
             raise PublishError(error) from error
 
-    def _delete_range(self, table: int, start: bytes, end: bytes) -> None:
+    def _delete_range(self, op: Any, ops: Sequence[Any], version: int) -> None:
+        _, table, start, end = op
+        prefix = whole_prefix(start, end) if version and table == 0 else None
         cursor = self._txn.cursor(self._tables[Table(table)])
         if not cursor.set_range(start):
             return
+        removed = size = 0
         while (key := cursor.key()) and key < end:
-            if table == 0 and (record := cursor.value())[0] & 0x80:
-                self._txn.delete(_expiry_entry(key, record), db=self._tables[Table.EXPIRY])
+            if prefix is not None and (removed >= _AT_ONCE or size >= _AT_ONCE_BYTES):
+                break
+            if table == 0:
+                record = cursor.value()
+                size += len(record)
+                if record[0] & 0x80:
+                    self._txn.delete(_expiry_entry(key, record), db=self._tables[Table.EXPIRY])
             cursor.delete()  # and moves to the next entry
+            removed += 1
+        else:
+            return
+        for before in ops:  # what this very commit has put there is of its version, and not dead by that
+            if before is op:
+                break
+            if before[0] == PUT and before[1] == 0 and start <= before[2] < end:
+                old = self._txn.pop(before[2])
+                if old is not None and old[0] & 0x80:
+                    self._txn.delete(_expiry_entry(before[2], old), db=self._tables[Table.EXPIRY])
+        self._set_purge(prefix, Purge(version, key))
+
+    def _note_new(self, ops: Sequence[Any]) -> None:
+        """What is stored under the prefix of a purge is living: its dead ones cannot be passed at once."""
+        for op in ops:
+            if op[0] == PUT and op[1] == 0:
+                purge = self._purges.get(prefix := prefix_of(op[2]))
+                if purge is not None and not purge.is_mixed:
+                    self._set_purge(prefix, purge._replace(is_mixed=True))
+
+    def _set_purge(self, prefix: bytes, purge: Purge) -> None:
+        self._txn.put(purge_key(prefix), pack(purge), db=self._tables[Table.META])
+        self._purges = {**self._purges, prefix: purge}
+        self.get = self._get_living
 
     def publish(self, position: Position) -> None:
         """Commit with a position: from now on every reader sees the changes.
@@ -321,13 +427,20 @@ class StoreTransaction:
         """
         meta = self._tables[Table.META]
         data = _pack(position)
+        store = self._store
+        has_new = self._purges is not store.purges
+        if has_new:
+            store.announce(True)
         try:
             self._txn.put(VERSION_KEY, position.version.to_bytes(8, "big"), db=meta)
             self._txn.put(POSITION_KEY, data, db=meta)
             self._txn.commit()
         except lmdb.Error as error:
+            if has_new:
+                store.announce(bool(store.purges))
             raise PublishError(error) from error
-        self._store.position = position
+        store.position = position
+        store.purges = self._purges
 
     def abort(self) -> None:
         """Drop everything."""

@@ -94,6 +94,11 @@ class Checkpoints:
         if self._helper is None and (self._waiting or self._is_due(now, live_bytes)):
             self._begin()
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a helper is at work."""
+        return self._helper is not None
+
     def abandon(self, *, is_ours: bool = True) -> None:
         """End a helper that is at work, and remove what it has written if the directory is still ours."""
         helper, self._helper = self._helper, None

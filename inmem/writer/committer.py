@@ -34,7 +34,6 @@ from inmem.errors import (
     to_wire,
 )
 from inmem.primitives.import_mark import is_mark
-from inmem.record import is_live
 from inmem.storage.environment import Table
 from inmem.storage.store import Position, PublishError, Store, StoreTransaction, entry_bytes
 from inmem.storage.wal.format import DELETE, PUT, Op
@@ -57,6 +56,9 @@ class Log(Protocol):
     def bytes(self) -> int: ...
 
     @property
+    def version(self) -> int: ...
+
+    @property
     def durable_version(self) -> int: ...
 
     def position(self) -> Any: ...
@@ -76,6 +78,11 @@ class NoLog:
     @property
     def bytes(self) -> int:
         """Nothing."""
+        return 0
+
+    @property
+    def version(self) -> int:
+        """Nothing was appended."""
         return 0
 
     @property
@@ -321,7 +328,7 @@ class Committer:
             self._turns.won(session)
             if changes:  # else nothing changes: no version of its own, and nothing to log
                 self.version += 1
-                txn.apply(changes)
+                txn.apply(changes, self.version)
                 ops += changes
                 for bucket in buckets:
                     self._recent.wrote(bucket, self.version)
@@ -390,23 +397,19 @@ class Committer:
         A sweep is no write: what it removes nobody sees any more, so it
         neither marks buckets nor leaves versions.
         """
+        if now_us < self._store.next_expiry_us:
+            return 0
         txn = self._store.begin()
         before = self.version
         try:
-            due = txn.expired(now_us, limit)
-            ops: list[Op] = []
-            for entry, key in due:
-                record = txn.get(key)
-                txn.drop_expiry(entry)
-                if record is not None and not is_live(record, now_us):
-                    ops.append((DELETE, DATA, key))
-            if due:
-                txn.apply(ops)
+            looked, ops = txn.sweep(now_us, limit)
+            if looked:
                 expired = len(ops)
                 self._publish(txn, ops, now_us, self._always_sync)  # adds what sessions have to write
                 self.counters.expired += expired
-                return len(due)
+                return looked
         except BaseException:
+            self._store.next_expiry_us = 0  # not known any more
             txn.abort()
             self.version = before
             raise

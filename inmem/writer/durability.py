@@ -27,19 +27,38 @@ def end_process() -> NoReturn:
     os._exit(os.EX_IOERR)
 
 
-def sync_at_intervals(log: Log, interval_s: float, stopping: threading.Event) -> None:
-    """Start the thread that syncs the log each interval, or as soon as a longer fsync has ended."""
+class IntervalSync:
+    """The thread that syncs the log each interval, or as soon as a longer fsync has ended.
 
-    def run() -> None:
-        pause_s = interval_s
-        while not stopping.wait(pause_s):
+    It sleeps while there is nothing to sync. Who appends looks at `is_asleep`, and calls `look` then.
+    """
+
+    def __init__(self, log: Log, interval_s: float, stopping: threading.Event) -> None:
+        self.is_asleep = False
+        self._log = log
+        self._interval_s = interval_s
+        self._stopping = stopping
+        self._wake = threading.Event()
+        threading.Thread(target=self._run, name="fsync", daemon=True).start()
+
+    def look(self) -> None:
+        """Wake the thread if there is something to sync."""
+        if self._log.version != self._log.durable_version or self._stopping.is_set():
+            self._wake.set()
+
+    def _run(self) -> None:
+        pause_s = self._interval_s
+        while not self._stopping.wait(pause_s):
             began = time.monotonic()
             try:
-                log.sync()
-                pause_s = max(0.0, interval_s - (time.monotonic() - began))
+                self._log.sync()
+                pause_s = max(0.0, self._interval_s - (time.monotonic() - began))
             except (WalBrokenError, ValueError):  # ValueError: the log was closed
-                if stopping.is_set():
+                if self._stopping.is_set():
                     return
                 end_process()
-
-    threading.Thread(target=run, name="fsync", daemon=True).start()
+            self.is_asleep = True  # before the look: what is appended after it wakes this thread
+            if self._log.version == self._log.durable_version:
+                self._wake.wait()
+            self.is_asleep = False
+            self._wake.clear()

@@ -1,7 +1,7 @@
 """Housekeeping: what the writer does on a timer, between two groups.
 
-Each tick: publish the time, remove expired records, advance a checkpoint,
-free the reader slots of dead processes. Each second: look for files that were
+Each tick: publish the time, advance a checkpoint, free the reader slots of
+dead processes. Each second: look for files that were
 removed. Every five seconds: end idle sessions.
 """
 
@@ -10,17 +10,18 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from inmem.config import SWEEP_LIMIT
-from inmem.host.control import CLOCK, DURABLE, VERSION
-from inmem.storage.store import PublishError
-from inmem.storage.wal.log import WalBrokenError
-from inmem.writer.durability import end_process
+from inmem.host.control import CLOCK, DURABLE
 from inmem.writer.journal import Journal
+from inmem.writer.mailbox import TICK_S
 from inmem.writer.parts import Parts
 from inmem.writer.presence import GONE, Presence
 
 SESSIONS_EVERY_S: Final = 5.0  # between two searches for idle sessions and dead processes
-_FILES_EVERY_S: Final = 1.0  # between two looks at the writer's own files
+# Of a writer at rest: between two looks at what nothing tells it of, which are removed files, clients that
+# were killed, and the wall clock. (inotify would tell of files; but a user has 128 instances of it in all.)
+_RESTING_S: Final = 0.8
+_FILES_EVERY_S: Final = _RESTING_S
+_SETTLE_S: Final = SESSIONS_EVERY_S + 1.0  # after messages: what is done on a timer has been done once
 
 journal = Journal()
 
@@ -36,15 +37,18 @@ class Housekeeping:
         self._presence = presence
         self._stays = stays
         self._stopping = stopping
+        self._rests_at = 0.0  # when all that follows from the last messages is done
         self._next_files = 0.0
         self._next_sessions = 0.0
 
-    def tick(self, now: float) -> None:
-        """Do what is due."""
+    def tick(self, now: float, *, is_active: bool) -> float:
+        """Do what is due; when the next tick is. Active is a writer that took messages since the last one."""
         parts = self._parts
+        if is_active:
+            self._rests_at = now + _SETTLE_S
+        parts.endpoint.mailbox.look()
         parts.control.words[CLOCK] = parts.clock.follow_wall()
         parts.control.words[DURABLE] = parts.log.durable_version
-        self._sweep()
         if parts.checkpoints is not None:
             parts.checkpoints.advance(now, parts.generations.store.live_bytes)
         parts.generations.switch_if_pinned(now)
@@ -62,18 +66,16 @@ class Housekeeping:
         if not self._stays and self._presence.is_deserted(now, parts.settings.linger_s):
             journal.info("last_client_left")
             self._stopping.set()
+        return now + self._pause_s(now)
 
-    def _sweep(self) -> None:
-        """Remove expired records; what fails for want of room is tried again at the next tick."""
-        try:
-            swept = self._parts.committer.sweep(self._parts.clock.now_us(), SWEEP_LIMIT)
-        except WalBrokenError:
-            end_process()
-        except (PublishError, OSError) as error:
-            journal.warning("sweep_failed", error=error)
-        else:
-            if swept:
-                self._parts.control.words[VERSION] = self._parts.committer.version
+    def _pause_s(self, now: float) -> float:
+        """Short while there is work or something may follow from it; else long, up to when it would leave."""
+        checkpoints, idle_since = self._parts.checkpoints, self._presence.idle_since
+        if now < self._rests_at or (checkpoints is not None and checkpoints.is_under_way):
+            return TICK_S
+        if self._stays or idle_since is None:
+            return _RESTING_S
+        return min(_RESTING_S, max(0.0, idle_since + self._parts.settings.linger_s - now))
 
     def _check_files(self, now: float) -> None:
         """Replace what was removed under this writer; leave if the data directory itself was."""

@@ -29,10 +29,11 @@ from inmem.storage.environment import Table, free_bytes, remove_image, remove_im
 from inmem.storage.recovery import Recovered, recover
 from inmem.storage.wal.log import WalBrokenError
 from inmem.wire import COMMIT, COMMIT_HEADER, FLAG_SYNC, GOODBYE, HELLO
+from inmem.writer.bulk import BulkWork
 from inmem.writer.checkpoints import Checkpoints
 from inmem.writer.commands import Commands
 from inmem.writer.committer import Answer, Committer, Log, NoLog, Request
-from inmem.writer.durability import end_process, sync_at_intervals
+from inmem.writer.durability import IntervalSync, end_process
 from inmem.writer.endpoint import Endpoint
 from inmem.writer.generations import Generations
 from inmem.writer.greeting import Greeter
@@ -66,6 +67,7 @@ class Writer:
         self._stopping = threading.Event()
         self._recent: deque[bytes] = deque(maxlen=_RECENT)  # sessions of the last commits
         self._next_slow_report = 0.0
+        self._syncer: IntervalSync | None = None  # in `buffered` mode
 
     def start(self) -> None:
         """Recover the store, open the endpoint, and publish both in the control file."""
@@ -114,11 +116,13 @@ class Writer:
         self._housekeeping = Housekeeping(
             parts, self._presence, stays=self._stays, stopping=self._stopping
         )
+        store.announce = control.say_dead
         control.update(
             image=str(store.path), endpoint=endpoint.address, boot=boot_id(),
             generation=recovered.generation, epoch=epoch, clock=clock.offset, version=committer.version,
             durable=log.durable_version, pid=os.getpid(), namespace=pid_namespace(),
         )
+        control.say_dead(bool(store.purges))  # readers of the image before go on to this one first
         control.flush()
         free = free_bytes(store.path.parent)
         if free + store.file_bytes < 2 * settings.quota_bytes:
@@ -127,36 +131,52 @@ class Writer:
                 problem="too few for two generations: a reader that is stuck may fill it",
             )
         if settings.durability == "buffered":
-            sync_at_intervals(log, settings.fsync_interval_ms / 1000, self._stopping)
+            self._syncer = IntervalSync(log, settings.fsync_interval_ms / 1000, self._stopping)
         journal.info("serving", endpoint=endpoint.address, durability=settings.durability)
 
     def request_stop(self) -> None:
-        """End `run` within a tick; safe in a signal handler."""
+        """End `run` within a second; safe in a signal handler."""
         self._stopping.set()
 
     def run(self) -> None:
         """Serve until asked to stop, or until the last client has left for `linger_s`."""
         parts = self._parts
         limit, words, endpoint = parts.settings.batch_limit, parts.control.words, parts.endpoint
+        bulk = BulkWork(parts)
         next_tick = 0.0
         groups = 0
+        wait_s = TICK_S
+        is_busy = False  # since the last slice of bulk work
+        is_active = False  # since the last tick
+        syncer = self._syncer
         while not self._stopping.is_set():
-            messages = endpoint.mailbox.take(limit, words[ACTIVE])
+            messages = endpoint.mailbox.take(limit, words[ACTIVE], wait_s)
             if messages:
                 self._handle(messages)
                 groups += 1
                 if groups % _GROUPS_PER_COUNT == 0:
                     words[ACTIVE] = len(set(self._recent))
+                is_busy = is_active = True
                 if groups % _GROUPS_PER_MEASUREMENT == 0:
                     parts.generations.switch_if_pinned(time.monotonic())
             now = time.monotonic()
-            if now >= next_tick:
-                next_tick = now + TICK_S
-                self._housekeeping.tick(now)
+            if now >= bulk.due:
+                bulk.do_slice(is_busy=is_busy)
+                is_busy = False
+                wait_s = min(TICK_S, max(0.0, bulk.due - now))
+            if now >= next_tick or (is_active and next_tick - now > TICK_S):
+                next_tick = self._housekeeping.tick(now, is_active=is_active)
+                is_active = False
+                bulk.plan(now)
+                wait_s = max(0.0, min(next_tick, bulk.due) - now)
+            if syncer is not None and syncer.is_asleep:
+                syncer.look()
 
     def stop(self) -> None:
         """Leave cleanly: everything durable, nothing in memory, no socket, no pid."""
         self._stopping.set()
+        if self._syncer is not None:
+            self._syncer.look()
         parts = self._parts
         if parts.checkpoints is not None:
             parts.checkpoints.abandon(is_ours=self._presence.owns_directory())

@@ -10,6 +10,7 @@ on the board before it does. What peers may make it hold: see `shedding`.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from inmem.writer.journal import Journal
 from inmem.writer.shedding import LoadShedder
 from inmem.writer.slots import Slots
 
-TICK_S: Final = 0.2  # the longest wait for a message: how late timers may be
+TICK_S: Final = 0.2  # the usual wait for a message: how late timers may be
 _SPINS: Final = 100  # yields before sleeping, about 80 µs: an answered client often sends again at once
 _SKIPS: Final = 3  # passes that leave out a socket found empty: to ask it costs 1 µs
 _EXTRA_SPINS: Final = 1  # yields for more messages, where the last group had several
@@ -65,7 +66,7 @@ class Mailbox:
         socket.setsockopt(zmq.RCVHWM, _QUEUE)
         socket.setsockopt(zmq.SNDHWM, _QUEUE)
         socket.setsockopt(zmq.IPC_FILTER_UID, os.geteuid())
-        socket.setsockopt(zmq.RCVTIMEO, int(TICK_S * 1000))
+        self._patience_s = -1.0  # how long a receive waits now
         self._receive = socket.recv
         self._send = socket.send_multipart
         self._option: Callable[[int], Any] = socket.getsockopt
@@ -82,8 +83,8 @@ class Mailbox:
                 make_private_dir(path.parent)
         self._shedder = LoadShedder(path)
 
-    def take(self, limit: int, active: int = 0) -> list[tuple[bytes, bytes]]:
-        """The messages that have arrived, at most `limit` of (peer, frame); waits up to a tick for one.
+    def take(self, limit: int, active: int = 0, wait_s: float = TICK_S) -> list[tuple[bytes, bytes]]:
+        """The messages that have arrived, at most `limit` of (peer, frame); waits for one.
 
         `active` is the number of sessions that commit now. When many clients
         commit, a writer that polls without pause keeps one core busy, and
@@ -96,7 +97,7 @@ class Mailbox:
         messages: list[tuple[bytes, bytes]] = []
         receive, option, slots = self._receive, self._option, self._slots
         size = 0
-        spins = _SPINS
+        spins = _SPINS if wait_s > 0 else 0
         asleep = False
         may_delay = active > _MANY_SESSIONS
         # Where the last group had several messages, more are on their way: one more costs little.
@@ -131,11 +132,16 @@ class Mailbox:
                     spins -= 1
                     os.sched_yield()
                     continue
+                if wait_s <= 0:
+                    break
                 if not asleep and slots.say_asleep(True):
                     asleep = True
                     continue  # look once more for requests that were written before clients saw it
+            if wait_s != self._patience_s:
+                self._patience_s = wait_s
+                self._socket.setsockopt(zmq.RCVTIMEO, math.ceil(wait_s * 1000))
             try:
-                peer = receive()  # blocks, for a tick at most, only when there was no message
+                peer = receive()  # blocks only when there was no message
             except zmq.Again:
                 break
             frame = receive()  # a ROUTER puts the peer before what it sent, which is one frame at least
@@ -151,8 +157,17 @@ class Mailbox:
         if asleep:
             slots.say_asleep(False)
         self._last = len(messages)
-        self._shedder.allowance = _DECODED * size
+        shedder = self._shedder
+        shedder.allowance = _DECODED * size
+        if messages:
+            shedder.groups += 1
+            if shedder.is_asleep:
+                shedder.wake()
         return messages
+
+    def look(self) -> None:
+        """Notice what comes without a message. Once in a while."""
+        self._shedder.look()
 
     def answer(self, peer: bytes, frame: bytes) -> None:
         """Send a frame; never blocks. A peer that does not read loses it, and may ask again."""

@@ -31,7 +31,7 @@ class Presence:
         # Held open: else what replaces it may get its number, and would be taken for it.
         self._held = os.open(directory.path, os.O_PATH | os.O_DIRECTORY)
         self._clients = [FileLock(directory.clients_lock)]  # more than one if the file was replaced
-        self._idle_since: float | None = None
+        self.idle_since: float | None = None  # no client was there at any look from then on
 
     def owns_directory(self) -> bool:
         """Whether the directory is still the one that this writer was started for."""
@@ -71,12 +71,12 @@ class Presence:
         if len(held) < len(self._clients):
             for lock in held:
                 lock.release()
-            self._idle_since = None
+            self.idle_since = None
             return False
         # While the lock is held here no client gets in.
-        if self._idle_since is None:
-            self._idle_since = now
-        if now - self._idle_since >= linger_s:
+        if self.idle_since is None:
+            self.idle_since = now
+        if now - self.idle_since >= linger_s:
             return True  # a client that comes now waits for the lock, then starts the next writer
         for lock in held:
             lock.release()

@@ -10,6 +10,10 @@ the connections that are sending at that moment; if that does not help, all.
 A client of ours connects again and sends what is unanswered, so a shut
 connection costs it time and nothing else.
 
+While nothing arrives there is nothing to measure: the thread sleeps until a
+connection can be read or accepted. It may miss one that libzmq is quicker to
+take; so the writer wakes it after the first group, and when descriptors came.
+
 libzmq also ends the process when it cannot accept a connection for want of a
 descriptor. So the limit of descriptors is raised as far as it goes, and the
 newest connections are shut when their number comes near it.
@@ -22,11 +26,13 @@ import ctypes
 import fcntl
 import os
 import resource
+import select
 import socket
 import stat
 import termios
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +42,7 @@ from inmem.writer.journal import Journal
 _INTERVAL_S: Final = 0.025  # between two measurements: a sender of 2 GB/s sends 50 MB in it
 _SHORT_INTERVAL_S: Final = 0.005  # once a quarter of the limit is used: a busy machine adds its own delay
 _SPARE_FILES: Final = 4096  # or a quarter of the limit: what may be accepted between two measurements
+_QUIET: Final = 40  # measurements without a message, about a second: then the thread sleeps
 _BEFORE_ALL: Final = 100  # measurements after which shutting the senders has not helped: half a second
 
 journal = Journal()
@@ -46,6 +53,10 @@ class LoadShedder:
 
     def __init__(self, path: Path) -> None:
         self.allowance = 0  # bytes that the group at hand may take while it is decided
+        self.groups = 0  # of messages, that were taken
+        self.is_asleep = False
+        self._files = 0  # open, when it fell asleep
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._path = str(path)
         self._base = anonymous_bytes()
         self._stopping = threading.Event()
@@ -54,11 +65,43 @@ class LoadShedder:
 
     def stop(self) -> None:
         """End the thread."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
+        self.wake()
         self._thread.join()
+        os.close(self._bell)
+
+    def wake(self) -> None:
+        """Measure again, as something has arrived."""
+        os.eventfd_write(self._bell, 1)
+
+    def look(self) -> None:
+        """Wake the thread if it sleeps and connections have come or gone. Cost: 10 µs."""
+        if self.is_asleep and len(os.listdir("/proc/self/fd")) != self._files:
+            self.wake()
+
+    def _sleep(self) -> None:
+        """Sleep until something can be read, by this thread's own look or by another's word."""
+        groups = self.groups
+        with select.epoll() as epoll:
+            epoll.register(self._bell, select.EPOLLIN)
+            for number, _ in self._sockets():
+                try:
+                    epoll.register(number, select.EPOLLIN | select.EPOLLET)
+                except OSError:
+                    continue  # it was closed in between
+            self._files = len(os.listdir("/proc/self/fd"))
+            self.is_asleep = True  # before the look: who takes messages after it sees that
+            if groups == self.groups and not self._stopping.is_set():
+                epoll.poll()
+            self.is_asleep = False
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
 
     def _run(self) -> None:
         beyond = used = 0  # beyond: measurements in a row above the limit
+        quiet = groups = 0  # quiet: measurements in a row without a message
         while not self._stopping.wait(_INTERVAL_S if used < MAX_MAILBOX_BYTES // 4 else _SHORT_INTERVAL_S):
             self._keep_descriptors()
             used = self._used()
@@ -67,6 +110,11 @@ class LoadShedder:
                 used = self._used()
             if used <= MAX_MAILBOX_BYTES:
                 beyond = 0
+                quiet = quiet + 1 if groups == self.groups and used < MAX_MAILBOX_BYTES // 4 else 0
+                groups = self.groups
+                if quiet >= _QUIET:
+                    quiet = 0
+                    self._sleep()
                 continue
             beyond += 1
             shut_all = beyond > _BEFORE_ALL
@@ -98,6 +146,16 @@ class LoadShedder:
 
     def _connections(self, *, newest_first: bool = False) -> Iterator[socket.socket]:
         """Every accepted connection, as a duplicate that the block closes."""
+        for _, connection in self._sockets(newest_first=newest_first):
+            try:
+                accepts = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            except OSError:
+                continue
+            if not accepts:
+                yield connection
+
+    def _sockets(self, *, newest_first: bool = False) -> Iterator[tuple[int, socket.socket]]:
+        """The sockets of this address with their numbers, as duplicates that the block closes."""
         names = os.listdir("/proc/self/fd")
         # The lowest free descriptor is given out first, so the newest connection mostly has the highest.
         for name in sorted(names, key=int, reverse=True) if newest_first else names:
@@ -111,10 +169,10 @@ class LoadShedder:
             with connection:
                 try:
                     ours = connection.getsockname() == self._path
-                    if ours and not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                        yield connection
                 except OSError:
                     continue
+                if ours:
+                    yield int(name), connection
 
     @staticmethod
     def _shut(connection: socket.socket, always: bool) -> bool:

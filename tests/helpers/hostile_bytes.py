@@ -51,6 +51,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "kv.merge": [KEY, values.encode({"a": 1})],
     "run.create": [HOME, RUN_ID, "", ["tag"], values.encode({"m": 1})],
     "run.delete": [HOME, RUN_ID],
+    "run.remove": [HOME, RUN_ID, []],
     "run.update": [HOME, RUN_ID, "completed", None, ["tag"], values.encode({})],
     "trace.record": [PREFIX, [["id", "", 0, 4, "Thought", ["tag"], THOUGHT, b"\x80"]]],
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -311,3 +312,31 @@ def recount(words: Any, index: int, path: str) -> dict[str, int]:
             seen.add(tuple(counts.values()))
             words[index] += 1
     return {"views": views, "states": len(seen)}
+
+
+# --- runs that are deleted beside others ----------------------------------------------------------
+
+
+def write_on(words: Any, path: str) -> list[float]:
+    """Put until told to stop; how long each put took."""
+    waits = []
+    with inmem.open(path) as db:
+        while not words.stopping():
+            began = time.monotonic()
+            db.kv.put("bystander", "n", len(waits) + 1)
+            waits.append(time.monotonic() - began)
+            time.sleep(0.0005)
+    return waits
+
+
+def write_into(words: Any, number: int, path: str, run: str) -> int:
+    """Put new keys into a run until it is deleted; how many."""
+    done = 0
+    with inmem.open(path) as db:
+        while not words.stopping():
+            try:
+                db.kv.put(run, f"more-{number}-{done}", done)
+            except inmem.RunDeletedError:
+                break
+            done += 1
+    return done

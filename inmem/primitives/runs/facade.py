@@ -14,16 +14,25 @@ from typing import Any, Final
 
 from inmem import values
 from inmem.engines.base import Sink, View
-from inmem.errors import InvalidInputError, InvalidRunIdError
+from inmem.errors import (
+    ConflictError,
+    InvalidInputError,
+    InvalidRunIdError,
+    LimitError,
+    SnapshotTooOldError,
+)
 from inmem.keys import RunId, TypeTag, check_run_id, range_of, shorten
 from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit, check_metadata, check_tags
 from inmem.primitives.runs import rules
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
-from inmem.record import payload_of
+from inmem.record import expires_at, payload_of
 
 _EMPTY: Final = values.encode({})
 _PLACE_BYTES: Final = 8 + 65  # time of creation, and more than any run id
+_COUNTS: Final = 4  # attempts at counting a large run that others write into; then the writer counts it
+_PAGE_RECORDS: Final = 1024
+_PAGE_BYTES: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,8 +258,10 @@ class Runs(RunReads):
 
         One atomic commit over all primitives and indices, which cannot be
         taken back: the id is fenced, and whoever writes into it later gets
-        RunDeletedError. Works on runs that were never created too. Cost:
-        about 1 µs a record, during which other commits wait.
+        RunDeletedError. Works on runs that were never created too. Cost: 10 ms
+        for 10,000 records. A larger run is counted here first, 1 µs a
+        record, and its space comes back in the time after the commit, a
+        million records in some seconds. Other commits wait 20 ms at most.
 
         Raises:
             RunNotFoundError: no record, and nothing stored.
@@ -262,10 +273,40 @@ class Runs(RunReads):
         def deleted(counts: builtins.list[Any]) -> DeletedRun:
             return DeletedRun(run_id, *counts)
 
-        found: DeletedRun = self._sink.ask(
-            "run.delete", [self._namespace, run_id], deleted, alone="delete_run"
-        )
-        return found
+        def delete(procedure: str, *given: Any) -> DeletedRun:
+            found: DeletedRun = self._sink.ask(
+                procedure, [self._namespace, run_id, *given], deleted, alone="delete_run"
+            )
+            return found
+
+        given: builtins.list[Any] = []
+        for _ in range(_COUNTS):
+            try:
+                return delete("run.remove", given)
+            except (LimitError, ConflictError) as error:
+                # Too much for the writer to count; or it was written to while it was counted here.
+                if isinstance(error, LimitError) and error.what != rules.TO_COUNT:
+                    raise
+            try:
+                given = self._count()
+            except SnapshotTooOldError:
+                break  # so large that it cannot be counted in one snapshot
+        return delete("run.delete")
+
+    def _count(self) -> builtins.list[Any]:
+        """A version, the earliest expiry met or 0, and how many records each type tag has then."""
+        start = self._namespace + b"/" + self._own().encode() + b"\0"
+        tag_at, end = len(start), start[:-1] + b"\1"
+        counts: dict[int, int] = {}
+        earliest = 0
+        with self._view.moment() as view:
+            while page := view.scan(start, end, limit=_PAGE_RECORDS, max_bytes=_PAGE_BYTES):
+                start = page[-1][0] + b"\0"
+                for key, record in page:
+                    counts[key[tag_at]] = counts.get(key[tag_at], 0) + 1
+                    if expiry := expires_at(record):
+                        earliest = min(earliest or expiry, expiry)
+            return [view.version, earliest, builtins.list(counts.items())]
 
     def _update(
         self, *, status: RunStatus | None = None, error: str | None = None, tags: Sequence[str] = (),

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Final
 
-from inmem.commit.arguments import check_labels, check_map, check_namespace, check_prefix, check_type
+from inmem.commit.arguments import (
+    check_labels,
+    check_map,
+    check_namespace,
+    check_prefix,
+    check_time,
+    check_type,
+)
 from inmem.commit.footprint import Footprint
 from inmem.commit.workspace import Workspace
-from inmem.config import REPAIR_LIMIT
-from inmem.errors import CorruptionError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
+from inmem.config import COUNT_LIMIT, REPAIR_LIMIT
+from inmem.errors import (
+    ConflictError,
+    CorruptionError,
+    InvalidInputError,
+    LimitError,
+    RunDeletedError,
+    RunExistsError,
+    RunNotFoundError,
+)
 from inmem.keys import Key, check_run_id, range_of, shorten, successor
 from inmem.primitives import record_table
 from inmem.primitives.counts import FIRST_DELETED, others_in
@@ -85,25 +101,81 @@ def footprint(namespace: bytes, *_: Any) -> Footprint:
 def delete(workspace: Workspace, namespace: bytes, run_id: str) -> list[Any]:
     """Remove a run with all it has, and fence it: `[kv, events, cells, traces, had a record]`.
 
-    A map of the numbers of other kinds follows, if there were any.
+    A map of the numbers of other kinds follows, if there were any. However many there are, they are
+    counted here, while all other commits wait: see `remove`.
     """
-    prefix = check_namespace(namespace) + b"/" + check_run_id(run_id).encode()
-    if workspace.is_fenced(prefix):
-        raise RunDeletedError(f"run {run_id} was deleted before", run_id=run_id)
-    key = run.run_key(namespace, run_id)
-    stored = workspace.get(key)
-    start, end = prefix + b"\0", prefix + b"\1"
-    if stored is None and next(workspace.scan(start, end), None) is None:
-        raise RunNotFoundError(f"there is no run {run_id}, and nothing is stored in it", run_id=run_id)
+    prefix, stored = _to_delete(workspace, namespace, run_id)
     counts = {
         name: sum(1 for _ in workspace.scan(*range_of(prefix, counted.tag)))
         for name, counted in record_table.counted()
     }
-    workspace.delete_range(start, end)
+    return _removed(workspace, namespace, run_id, stored, counts)
+
+
+def remove(workspace: Workspace, namespace: bytes, run_id: str, given: list[Any]) -> list[Any]:
+    """Like `delete`, for runs of any size: the client counts what is too much to be counted here.
+
+    `given` is empty, or `[version, earliest expiry that was met or 0, [[type tag, number], ...]]`: what
+    was counted in that version.
+
+    Raises:
+        LimitError: nothing was given, and the run has more than COUNT_LIMIT records.
+        ConflictError: something in the run was written since, or has expired.
+    """
+    prefix, stored = _to_delete(workspace, namespace, run_id)
+    check_type("given", given, list)
+    counts = _given(workspace, prefix, given) if given else _few(workspace, prefix)
+    return _removed(workspace, namespace, run_id, stored, counts)
+
+
+def _to_delete(workspace: Workspace, namespace: bytes, run_id: str) -> tuple[bytes, bytes | None]:
+    """The prefix of a run that can be deleted, and the payload of its record."""
+    prefix = check_namespace(namespace) + b"/" + check_run_id(run_id).encode()
+    if workspace.is_fenced(prefix):
+        raise RunDeletedError(f"run {run_id} was deleted before", run_id=run_id)
+    stored = workspace.get(run.run_key(namespace, run_id))
+    if stored is None and next(workspace.scan(prefix + b"\0", prefix + b"\1"), None) is None:
+        raise RunNotFoundError(f"there is no run {run_id}, and nothing is stored in it", run_id=run_id)
+    return prefix, stored
+
+
+def _few(workspace: Workspace, prefix: bytes) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    left = COUNT_LIMIT
+    for name, counted in record_table.counted():
+        found = workspace.scan(*range_of(prefix, counted.tag))
+        counts[name] = sum(1 for _ in islice(found, left + 1))
+        left -= counts[name]
+        if left < 0:
+            raise LimitError(
+                f"the run has more than {COUNT_LIMIT} records: its client has to count them",
+                what=run.TO_COUNT, limit=COUNT_LIMIT, hint="Call delete_run again.",
+            )
+    return counts
+
+
+def _given(workspace: Workspace, prefix: bytes, given: list[Any]) -> dict[str, int]:
+    version, expiry_us, numbers = given
+    check_type("version", version, int)
+    check_time(expiry_us, "expiry")
+    of_tags = {check_time(tag, "tag"): check_time(number, "number") for tag, number in numbers}
+    counts = {name: of_tags.get(counted.tag, 0) for name, counted in record_table.counted()}
+    ranges = [range_of(prefix, counted.tag) for _, counted in record_table.counted()]
+    unwritten = all(workspace.is_unwritten(start, version) for start, _ in ranges)
+    if not unwritten or (expiry_us and workspace.now_us >= expiry_us):
+        raise ConflictError("the run has changed since its records were counted")
+    return counts
+
+
+def _removed(
+    workspace: Workspace, namespace: bytes, run_id: str, stored: bytes | None, counts: dict[str, int]
+) -> list[Any]:
+    prefix = namespace + b"/" + run_id.encode()
+    workspace.delete_range(prefix + b"\0", prefix + b"\1")
     if stored is not None:
         for index_key in run.index_keys(namespace, run_id.encode(), stored):
             workspace.delete(index_key)
-        workspace.delete(key)
+        workspace.delete(run.run_key(namespace, run_id))
     workspace.fence(prefix)
     others = others_in(counts)
     return [*(counts[name] for name in FIRST_DELETED), stored is not None, *([others] if others else [])]
@@ -142,6 +214,7 @@ PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
     "index.repair": repair_indices,
     "run.create": create,
     "run.delete": delete,
+    "run.remove": remove,
     "run.update": update,
     **import_procedures.PROCEDURES,
 }

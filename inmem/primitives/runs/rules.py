@@ -44,6 +44,7 @@ TRANSITIONS: Final[Mapping[RunStatus, frozenset[RunStatus]]] = {
 }
 ENDED: Final = frozenset({_S.COMPLETED, _S.FAILED, _S.CANCELLED})
 assert set(TRANSITIONS) == set(RunStatus)
+TO_COUNT: Final = "records to count at once"  # the limit that sends a large run's client counting
 _STATUSES: Final = frozenset(s.value for s in RunStatus)
 
 

@@ -1,0 +1,112 @@
+"""Fault 40: a writer with nothing to do sleeps, and misses nothing of what it should notice."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from crash_workers import hold_open
+from support import Workers, alive, control_state, epoch, kill, wait_until, writer_pid
+
+import inmem
+
+STORES = int(os.environ.get("INMEM_TEST_STORES", "3"))
+WINDOW_S = 5.0
+SETTLED_S = 30.0  # how long after work a writer may take to come to rest, beside others
+MOST_PER_S = 2.0
+MOST_CPU = 0.003  # of a core, each: three times what is promised, as other work makes each wake-up dearer
+
+
+def wake_ups(pid: int) -> int:
+    """How often all threads of a process together have gone to sleep."""
+    count = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        lines = (task / "status").read_text().splitlines()
+        count += next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+    return count
+
+
+def cpu_s(pid: int) -> float:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+@pytest.mark.parametrize("durability", ["buffered", "sync", "memory"])
+def test_idle_stores(scratch: Path, durability: str) -> None:
+    with ExitStack() as stack:
+        stores = [
+            stack.enter_context(inmem.open(scratch / f"store-{n}", durability=durability))
+            for n in range(STORES)
+        ]
+        for db in stores:
+            db.kv.put("run", "k", 1)
+            db.kv.put("run", "later", 1, ttl=3600)
+        pids = [writer_pid(scratch / f"store-{n}") for n in range(STORES)]
+
+        def measure() -> tuple[float, float]:
+            before, used, began = sum(map(wake_ups, pids)), sum(map(cpu_s, pids)), time.monotonic()
+            time.sleep(WINDOW_S)
+            took_s = time.monotonic() - began
+            woken, spent = sum(map(wake_ups, pids)) - before, sum(map(cpu_s, pids)) - used
+            return woken / took_s / STORES, spent / took_s
+
+        found: list[tuple[float, float]] = []
+
+        def rests() -> bool:
+            found.append(measure())
+            return found[-1][0] <= MOST_PER_S
+
+        wait_until(rests, "the writers come to rest", SETTLED_S)
+        per_s, cpu = found[-1]
+        print(f"{STORES} idle stores, {durability}: {per_s:.2f} wake-ups/s each, {cpu:.2%} of a core in all")
+        assert cpu < MOST_CPU * STORES
+        for number, db in enumerate(stores):
+            assert db.kv.put("run", "k", number) and db.kv.get("run", "k") == number
+
+
+def rest(pid: int) -> None:
+    """Wait until a writer has come to rest."""
+    def is_resting() -> bool:
+        before = wake_ups(pid)
+        time.sleep(2.0)
+        return wake_ups(pid) - before <= 2 * MOST_PER_S
+
+    wait_until(is_resting, "the writer rests")
+
+
+def test_what_a_resting_writer_must_not_sleep_over(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An expiry that is due, a removed socket, a sync that is due, and the end of its last client."""
+    monkeypatch.setenv("INMEM_LINGER_S", "0.5")
+    with inmem.open(store_path) as db:
+        db.kv.put("run", "k", 1)
+        db.kv.put("run", "brief", 1, ttl=12)
+        pid = writer_pid(store_path)
+        rest(pid)
+        wait_until(lambda: db.status().expired == 1, "what has expired is removed")
+        rest(pid)
+        db.kv.put("run", "k", 2)
+        wait_until(lambda: (s := db.status()).durable_version == s.version, "what was written is synced")
+        before = epoch(store_path)
+        rest(pid)
+        Path(control_state(store_path).endpoint.removeprefix("ipc://")).unlink()
+        wait_until(lambda: epoch(store_path) > before, "a removed socket is replaced")
+        assert db.kv.put("run", "k", 3) and writer_pid(store_path) == pid
+    wait_until(lambda: not alive(pid), "the writer leaves")
+
+
+def test_a_killed_client_is_noticed(
+    store_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing tells the writer that its last client was killed. It looks about once a second."""
+    monkeypatch.setenv("INMEM_LINGER_S", "0.5")
+    client = workers.start(hold_open, 1, store_path)
+    wait_until(lambda: workers.check() or workers.words[1], "the client is there")
+    pid = writer_pid(store_path)
+    rest(pid)
+    kill(client.pid, wait=False)
+    wait_until(lambda: not alive(pid), "the writer leaves after its last client", 10.0)
