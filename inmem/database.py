@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from inmem.client.retry import check_timeout
 from inmem.config import REPAIR_LIMIT
@@ -18,6 +18,7 @@ from inmem.engines.local import open_local
 from inmem.errors import ClosedError, InvalidInputError, RunDeletedError
 from inmem.keys import Namespace, check_run_id
 from inmem.maintenance.check_report import CheckReport, check_in_process
+from inmem.pending import Pending
 from inmem.primitives.facades import DatabaseFacades
 from inmem.scopes import (
     MAX_ATTEMPTS,
@@ -174,16 +175,33 @@ class Database(DatabaseFacades):
 
     # --- transactions -----------------------------------------------------------------
 
+    @overload
     def transact(
-        self, run_id: str | RunScope, fn: Callable[[Transaction], T], *, max_attempts: int = MAX_ATTEMPTS,
+        self, run_id: str | RunScope, fn: Callable[[Transaction], Pending[T]], *, max_attempts: int = ...,
+        timeout_s: float = ..., durability: str | None = None,
+    ) -> T: ...
+    @overload
+    def transact(
+        self, run_id: str | RunScope, fn: Callable[[Transaction], T], *, max_attempts: int = ...,
+        timeout_s: float = ..., durability: str | None = None,
+    ) -> T: ...
+    def transact(
+        self, run_id: str | RunScope, fn: Callable[[Transaction], Any], *, max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None,
-    ) -> T:
+    ) -> Any:
         """Run `fn(txn)` as a serializable transaction and return its result.
 
         `fn` may run many times, so it must be pure: read and write through
         `txn` only. A refused attempt is repeated with jittered pauses, at
-        most `max_attempts` times and for at most `timeout_s` seconds. Cost:
-        the reads, and one round trip if anything was written.
+        most `max_attempts` times and for at most `timeout_s` seconds. Results
+        that only the commit knows are replaced by their values, also within
+        tuples, lists and dicts that `fn` returns. Cost: the reads, and one
+        round trip if anything was written.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     db.transact("run-1", lambda txn: {"count": txn.kv.add("steps"), "by": "planner"})
+        {'count': 1, 'by': 'planner'}
 
         Raises:
             ConflictError: still refused after the last attempt; nothing was applied.

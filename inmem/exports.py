@@ -15,9 +15,7 @@ from inmem.database import (
     Status as Status,
     open as open,
 )
-from inmem.engines.base import (
-    Pending as Pending,
-)
+from inmem.pending import Pending as Pending
 from inmem.errors import (
     AlreadyExistsError as AlreadyExistsError,
     AppendOnlyError as AppendOnlyError,
@@ -95,8 +93,8 @@ from inmem.primitives.kv.facade import (
 from inmem.primitives.runs.facade import (
     CreateRunOptions as CreateRunOptions,
     RunIndex as RunIndex,
-    RunQuery as RunQuery,
 )
+from inmem.primitives.runs.reads import RunQuery as RunQuery
 from inmem.primitives.cells.facade import PendingVersion as PendingVersion, StateCell as StateCell
 from inmem.primitives.traces.facade import NewTrace as NewTrace, TraceStore as TraceStore
 from inmem.scopes import (

@@ -21,7 +21,7 @@ def step(txn: inmem.Transaction, name: str) -> int:
 
 def work(run: RunScope) -> inmem.RunMetadata:
     assert_type(step(run, "looked"), int)
-    assert_type(run.transact(lambda txn: txn.kv.add("n")), inmem.PendingNumber)
+    assert_type(run.transact(lambda txn: txn.kv.add("n")), int | float)
     assert_type(run.cells.transition("phase", lambda state: ("done", state.version)), int)
     with run.snapshot() as view:
         assert_type(view.events.len(), int)

@@ -8,22 +8,21 @@ under the namespace, apart from what the runs store.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from inmem import values
 from inmem.engines.base import Sink, View
 from inmem.errors import InvalidInputError, InvalidRunIdError
-from inmem.keys import RunId, TypeTag, check_run_id, range_of, shorten
+from inmem.keys import RunId, check_run_id
 from inmem.primitives._byrun import ByRun, by_run
-from inmem.primitives._common import check_limit, check_metadata, check_tags
+from inmem.primitives._common import check_metadata, check_tags
 from inmem.primitives.runs import rules
+from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
-from inmem.record import payload_of
 
 _EMPTY: Final = values.encode({})
-_PLACE_BYTES: Final = 8 + 65  # time of creation, and more than any run id
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,120 +33,6 @@ class CreateRunOptions:
     parent_run: str | None = None
     tags: Sequence[str] = ()
     metadata: Mapping[str, Any] | None = field(default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class RunQuery:
-    """What `query_runs` looks for: runs that match every condition given.
-
-    `created_after` and `created_before` are microseconds, the range half-open.
-    """
-
-    status: RunStatus | None = None
-    tags: Sequence[str] = ()
-    created_after: int | None = None
-    created_before: int | None = None
-    parent_run: str | None = None
-    limit: int | None = None
-    reverse: bool = False
-    include_archived: bool = False
-
-
-class RunReads:
-    """Reads of a namespace's runs; `run_id` is the scope's own."""
-
-    __slots__ = ("_namespace", "_run_id", "_view")
-
-    def __init__(self, view: View, namespace: bytes, run_id: str) -> None:
-        self._view = view
-        self._namespace = namespace
-        self._run_id = run_id
-
-    def _own(self) -> str:
-        return check_run_id(self._run_id)  # a shared scope is no run
-
-    def get_run(self, run_id: str | None = None) -> RunMetadata | None:
-        """A run's record, without an id this scope's; None if it was never created. Cost: about 5 µs."""
-        return self._get(self._view, self._own() if run_id is None else check_run_id(run_id))
-
-    def _get(self, view: View, run_id: str) -> RunMetadata | None:
-        record = view.read(rules.run_key(self._namespace, run_id))
-        return None if record is None else rules.unpack(run_id, payload_of(record))
-
-    def query_runs(self, query: RunQuery | None = None, **conditions: Any) -> builtins.list[RunMetadata]:
-        """Runs that match every condition, in order of creation.
-
-        Takes a `RunQuery` or its fields as keywords. Archived runs are left
-        out unless `include_archived` or `status=ARCHIVED` is given. Cost:
-        linear in the runs of the narrowest condition (parent, first tag,
-        status), not in their data.
-        """
-        wanted = _query(query, conditions)
-        found: builtins.list[RunMetadata] = []
-        if wanted.limit == 0:
-            return found
-        with self._view.moment() as view:
-            candidates = self._candidates(view, wanted)
-            for run_id in reversed(candidates) if wanted.reverse else candidates:
-                run = self._get(view, run_id)
-                if run is not None and _matches(run, wanted):
-                    found.append(run)
-                    if len(found) == wanted.limit:
-                        break
-        return found
-
-    def _candidates(self, view: View, wanted: RunQuery) -> builtins.list[str]:
-        """Ids from the narrowest index that a condition allows, in order of creation."""
-        if wanted.parent_run is not None:
-            return self._by(view, TypeTag.RUN_BY_PARENT, wanted.parent_run, wanted)
-        if wanted.tags:
-            return self._by(view, TypeTag.RUN_BY_TAG, wanted.tags[0], wanted)
-        statuses = [s for s in RunStatus if wanted.status in (None, s)]
-        places = [p for s in statuses for p in self._places(view, TypeTag.RUN_BY_STATUS, s.value, wanted)]
-        return [place[8:].decode() for place in sorted(places)]
-
-    def _by(self, view: View, tag: TypeTag, name: str, wanted: RunQuery) -> builtins.list[str]:
-        return [place[8:].decode() for place in self._places(view, tag, name, wanted)]
-
-    def _places(self, view: View, tag: TypeTag, name: str, wanted: RunQuery) -> builtins.list[bytes]:
-        """Time of creation and id of the index entries under a name."""
-        head = b"%b\0%c%b\0" % (self._namespace, tag, name.encode())
-        start, end = head, head + b"\xff" * _PLACE_BYTES
-        if wanted.created_after is not None:
-            start = head + wanted.created_after.to_bytes(8, "big")
-        if wanted.created_before is not None:
-            end = head + wanted.created_before.to_bytes(8, "big")
-        return [key[len(head) :] for key, _ in view.scan(start, end)] if start < end else []
-
-    def list_runs(
-        self, *, limit: int | None = None, reverse: bool = False, include_archived: bool = False
-    ) -> builtins.list[str]:
-        """Ids of all runs in byte order. Cost: about 5 µs a run, whatever they store."""
-        check_limit(limit)
-        start, end = range_of(self._namespace, TypeTag.RUN)
-        skip = len(self._namespace) + 2
-        found = self._view.scan(start, end, reverse=bool(reverse))
-        return [
-            run_id for key, record in found
-            if (run := rules.unpack(run_id := key[skip:].decode(), payload_of(record)))
-            and (include_archived or run.status is not RunStatus.ARCHIVED)
-        ][:limit]
-
-    def get_child_runs(
-        self, run_id: str | None = None, *, limit: int | None = None, reverse: bool = False
-    ) -> builtins.list[RunMetadata]:
-        """The runs that were created with this run as their parent, archived ones too."""
-        parent = self._own() if run_id is None else check_run_id(run_id)
-        return self.query_runs(parent_run=parent, limit=limit, reverse=reverse, include_archived=True)
-
-    def get_stats(self) -> RunStats:
-        """How many runs there are, by status. Cost: about 0.3 µs a run."""
-        with self._view.moment() as view:
-            counts = {
-                status: view.count(*_under(self._namespace, TypeTag.RUN_BY_STATUS, status.value))
-                for status in RunStatus
-            }
-        return RunStats(sum(counts.values()), counts)
 
 
 class Runs(RunReads):
@@ -324,10 +209,11 @@ class RunIndex(ByRun[Runs]):
         return self._of(run_id).get_run()
 
     def get_child_runs(
-        self, run_id: str, *, limit: int | None = None, reverse: bool = False
+        self, run_id: str, *, limit: int | None = None, start_after: str | RunMetadata | None = None,
+        reverse: bool = False,
     ) -> builtins.list[RunMetadata]:
-        """The runs that were created with this run as their parent, archived ones too."""
-        return self._of(run_id).get_child_runs(limit=limit, reverse=reverse)
+        """The runs that were created with this run as their parent, archived ones too. See `query_runs`."""
+        return self._of(run_id).get_child_runs(limit=limit, start_after=start_after, reverse=reverse)
 
     def query_runs(self, query: RunQuery | None = None, **conditions: Any) -> builtins.list[RunMetadata]:
         """Runs that match every condition, in order of creation.
@@ -335,15 +221,31 @@ class RunIndex(ByRun[Runs]):
         Takes a `RunQuery` or its fields as keywords. Archived runs are left
         out unless `include_archived` or `status=ARCHIVED` is given. Cost:
         linear in the runs of the narrowest condition (parent, first tag,
-        status), not in their data.
+        status), not in their data; with a `limit` in those up to the last one.
+
+        Raises:
+            RunNotFoundError: there is no run with the id to start after.
         """
         return self._any().query_runs(query, **conditions)
 
+    def iter_runs(self, query: RunQuery | None = None, **conditions: Any) -> Iterator[RunMetadata]:
+        """Stream what `query_runs` finds, in bounded memory, with a new snapshot for each 512 runs.
+
+        A run that is there all the time comes once. Raises as `query_runs` does.
+        """
+        return self._any().iter_runs(query, **conditions)
+
     def list_runs(
-        self, *, limit: int | None = None, reverse: bool = False, include_archived: bool = False
+        self, *, limit: int | None = None, start_after: str | RunMetadata | None = None,
+        reverse: bool = False, include_archived: bool = False,
     ) -> builtins.list[str]:
-        """Ids of all runs in byte order. Cost: about 5 µs a run, whatever they store."""
-        return self._any().list_runs(limit=limit, reverse=reverse, include_archived=include_archived)
+        """Ids of all runs in byte order. Cost: about 5 µs a run, whatever they store.
+
+        `start_after` continues after a run, or its id (before it, if `reverse`).
+        """
+        return self._any().list_runs(
+            limit=limit, start_after=start_after, reverse=reverse, include_archived=include_archived
+        )
 
     def get_stats(self) -> RunStats:
         """How many runs there are, by status. Cost: about 0.3 µs a run."""
@@ -351,11 +253,6 @@ class RunIndex(ByRun[Runs]):
 
     def _any(self) -> Runs:
         return self._of("-")  # the call concerns all runs: any run's facade will do
-
-
-def _under(namespace: bytes, tag: TypeTag, name: str) -> tuple[bytes, bytes]:
-    head = b"%b\0%c%b\0" % (namespace, tag, name.encode())
-    return head, head + b"\xff" * _PLACE_BYTES
 
 
 def _creation(
@@ -395,34 +292,3 @@ def _required_metadata(metadata: object) -> dict[str, Any]:
     return check_metadata(metadata)
 
 
-def _query(query: RunQuery | None, conditions: dict[str, Any]) -> RunQuery:
-    if query is not None and (conditions or not isinstance(query, RunQuery)):
-        raise InvalidInputError("give a RunQuery or keywords, not both", argument="query")
-    try:
-        wanted = query or RunQuery(**conditions)
-    except TypeError:
-        unknown = sorted(set(conditions) - set(RunQuery.__slots__))
-        raise InvalidInputError(f"there is no condition {unknown[0]!r}", argument=unknown[0]) from None
-    check_limit(wanted.limit)
-    wanted = replace(wanted, tags=tuple(check_tags(wanted.tags)))
-    for name in ("created_after", "created_before"):
-        value = getattr(wanted, name)
-        if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
-            raise InvalidInputError(
-                f"{name} must be an int of microseconds, not {shorten(value)}", argument=name
-            )
-    if wanted.parent_run is not None:
-        check_run_id(wanted.parent_run, "parent_run")
-    if wanted.status is not None:
-        _status(wanted.status)
-    return wanted
-
-
-def _matches(run: RunMetadata, wanted: RunQuery) -> bool:
-    if run.status is RunStatus.ARCHIVED and not wanted.include_archived and wanted.status is None:
-        return False
-    return (
-        (wanted.status is None or run.status == wanted.status)
-        and set(wanted.tags) <= set(run.tags)
-        and (wanted.parent_run is None or run.parent_run == wanted.parent_run)
-    )
