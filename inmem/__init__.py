@@ -16,6 +16,7 @@ __all__ = [
     "AlreadyExistsError",
     "AppendOnlyError",
     "Appended",
+    "BackupReport",
     "BusyError",
     "CellExistsError",
     "CellNotFoundError",

@@ -58,6 +58,7 @@ from inmem.keys import (
     RunId as RunId,
     TypeTag as TypeTag,
 )
+from inmem.maintenance.backup_report import BackupReport as BackupReport
 from inmem.maintenance.check_report import (
     CheckReport as CheckReport,
 )

@@ -306,6 +306,7 @@ class Pipeline(PipelineFacades):
 
     def __init__(self, database: Database, sync: bool) -> None:
         self._database = database
+        self.namespace_prefix = database.namespace_prefix
         self._batches = database.engine.pipeline(sync=sync)
         self._runs: dict[str | RunScope, PipelinedFacades] = {}
         self._was_entered = False

@@ -22,7 +22,7 @@ from inmem.cli.common import AsJson, StorePath, command, console, database_at, p
 from inmem.database import CHECKPOINT_TIMEOUT_S
 from inmem.database import open as open_database
 from inmem.host.paths import check_path
-from inmem.maintenance.backup import backup_in_process
+from inmem.maintenance.backup_report import backup_in_process
 from inmem.maintenance.process import Progress
 from inmem.maintenance.restore import restore as restore_directory
 from inmem.maintenance.salvage import salvage_in_process

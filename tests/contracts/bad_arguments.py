@@ -174,7 +174,7 @@ EVENT_READS = [
     ("read", {"sequence": 0}, {"sequence": BAD_SEQUENCES}),
     ("read_range", {"start": 0}, {"start": BAD_SEQUENCES, "end": BAD_ENDS, "limit": BAD_LIMITS}),
     ("iter", {"start": 0}, {"start": BAD_SEQUENCES, "event_type": [x for x in BAD_LABELS if x is not None]}),
-    ("read_by_type", {"event_type": "t"},
+    ("query_by_type", {"event_type": "t"},
      {"event_type": BAD_LABELS, "limit": BAD_LIMITS,
       "start_after": [x for x in BAD_SEQUENCES if x is not None]}),
     ("verify_chain", {}, {"anchor": BAD_ANCHORS}),
@@ -185,7 +185,7 @@ EVENT_WRITES = [
 ]
 METHODS = {
     "facade": {"kv": KV_READS + KV_WRITES, "events": [
-        ("head", {}, {}), ("len", {}, {}), *EVENT_READS, *EVENT_WRITES]},
+        ("head", {}, {}), ("count", {}, {}), *EVENT_READS, *EVENT_WRITES]},
     "scope": {"kv": KV_READS + KV_WRITES, "events": EVENT_READS + EVENT_WRITES},
     "transaction": {"kv": KV_READS + KV_WRITES, "events": EVENT_READS + EVENT_WRITES},
     "snapshot": {"kv": KV_READS, "events": EVENT_READS},

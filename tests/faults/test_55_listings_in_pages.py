@@ -39,7 +39,7 @@ LISTINGS: list[tuple[str, str, tuple[Any, ...], str, dict[str, Any]]] = [
     ("kv", "list", ("k",), "iter", {"prefix": "k"}),
     ("kv", "list_with_values", (), "iter", {}),
     ("cells", "list", ("c",), "iter", {"prefix": "c"}),
-    ("events", "read_by_type", ("even",), "iter", {"event_type": "even"}),
+    ("events", "query_by_type", ("even",), "iter", {"event_type": "even"}),
     ("traces", "list", (), "iter", {}),
     ("traces", "roots", (), "iter", {"parent_id": ""}),
     ("traces", "get_children", ("root",), "iter", {"parent_id": "root"}),

@@ -51,6 +51,7 @@ WRITES: dict[str, Callable[[Any], Any]] = {
     "append_many": lambda t: t.events.append_many([("t", 1), ("v", None)]),
     "init": lambda t: t.cells.init("new", [1]),
     "init again": lambda t: t.cells.init("gone", 2),
+    "init if need be": lambda t: t.cells.init("c", 9, exist_ok=True),
     "set": lambda t: t.cells.set("c", 2),
     "set anew": lambda t: t.cells.set("gone", 2),
     "cas": lambda t: t.cells.cas("c", t.cells.set("c", 5).version if t.cells.read("c") else 0, 2),
@@ -63,6 +64,7 @@ WRITES: dict[str, Callable[[Any], Any]] = {
     ),
     "record at a time": lambda t: t.traces.record(inmem.Thought("then"), timestamp=12345),
     "create_run": lambda t: t.runs.create_run(tags=["new"], metadata={"b": 2}),
+    "create_run if need be": lambda t: t.runs.create_run(tags=["new"], exist_ok=True),
     "complete_run": lambda t: t.runs.complete_run(),
     "fail_run": lambda t: t.runs.fail_run("it broke"),
     "cancel_run": lambda t: t.runs.cancel_run(),
@@ -80,8 +82,8 @@ READS: dict[str, Callable[[Any], Any]] = {
         t.kv.get_many(["k", "n", "d"]), (t.kv.ttl("k") is None, t.kv.ttl("brief") is None),
     ),
     "events": lambda t: (
-        t.events.read_range(0), t.events.head(), t.events.len(), list(t.events.iter()), t.events.read(1),
-        t.events.read_by_type("t"), t.events.read_by_type("u", reverse=True), t.events.verify_chain(),
+        t.events.read_range(0), t.events.head(), t.events.count(), list(t.events.iter()), t.events.read(1),
+        t.events.query_by_type("t"), t.events.query_by_type("u", reverse=True), t.events.verify_chain(),
     ),
     "cells": lambda t: (t.cells.list(), [t.cells.read(n) for n in ("c", "gone", "new")], t.cells.exists("c")),
     "traces": lambda t: (

@@ -24,7 +24,7 @@ def work(run: RunScope) -> inmem.RunMetadata:
     assert_type(run.transact(lambda txn: txn.kv.add("n")), int | float)
     assert_type(run.cells.transition("phase", lambda state: ("done", state.version)), int)
     with run.snapshot() as view:
-        assert_type(view.events.len(), int)
+        assert_type(view.events.count(), int)
         assert_type(view.traces.roots(), list[inmem.Trace])
     return run.runs.complete_run()
 

@@ -19,7 +19,7 @@ from inmem.host.interrupts import called, let_through
 from inmem.keys import MAX_NAME_BYTES, TypeTag, encode_name, encode_prefix, range_of, shorten
 from inmem.pending import PendingReal
 from inmem.primitives._byrun import ByRun, by_run
-from inmem.primitives._common import check_limit
+from inmem.primitives._common import check_flag, check_limit
 from inmem.primitives._paging import past, stream
 from inmem.primitives.cells import rules
 from inmem.primitives.cells.rules import State
@@ -119,15 +119,18 @@ class Cells(CellReads, Generic[V]):
         super().__init__(view, prefix)
         self._sink = sink
 
-    def init(self, name: str, value: Any) -> int:
+    def init(self, name: str, value: Any, *, exist_ok: bool = False) -> int:
         """Create a cell and return its version, 1 for the first of a run. Cost: one round trip.
+
+        With `exist_ok` a cell that exists is left as it is, and its version returned.
 
         Raises:
             CellExistsError: it exists; nothing is changed.
             InvalidKeyError, InvalidValueError, LimitError: name or value cannot be stored.
             RunDeletedError: the run was deleted.
         """
-        return int(self._sink.ask("cell.init", [self._prefix, _name(name), values.encode(value)], int))
+        procedure = "cell.ensure" if check_flag(exist_ok, "exist_ok") else "cell.init"
+        return int(self._sink.ask(procedure, [self._prefix, _name(name), values.encode(value)], int))
 
     def cas(self, name: str, expected_version: int, value: Any) -> int:
         """Change a cell if it is still at a version; its new version. Cost: one round trip.

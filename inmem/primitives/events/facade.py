@@ -18,7 +18,7 @@ from inmem.errors import AppendOnlyError, InvalidInputError
 from inmem.keys import TypeTag, encode_label, encode_sequence, range_of
 from inmem.pending import Pending
 from inmem.primitives._byrun import ByRun, by_run
-from inmem.primitives._common import check_limit
+from inmem.primitives._common import check_limit, deprecated
 from inmem.primitives._paging import past, stream
 from inmem.primitives.events.rules import (
     HASH_BYTES,
@@ -116,7 +116,7 @@ class EventReads(_AppendOnly):
         found = self._view.scan(self._start, self._end, limit=1, reverse=True)
         return _event(found[0]) if found else None
 
-    def len(self) -> int:
+    def count(self) -> int:
         """How many events there are. Cost: that of one read, however long the log."""
         found = self._view.scan(self._start, self._end, limit=1, reverse=True)
         return int.from_bytes(found[0][0][-8:], "big") + 1 if found else 0
@@ -150,7 +150,20 @@ class EventReads(_AppendOnly):
         """What the places of a type's events begin with; 8 bytes of sequence follow."""
         return self._by_type + encode_label(event_type, "event_type") + b"\0"
 
+    def len(self) -> int:
+        """Deprecated, and goes with the next release: `count`."""
+        deprecated("len", "count")
+        return self.count()
+
     def read_by_type(
+        self, event_type: str, *, limit: int | None = None, start_after: int | None = None,
+        reverse: bool = False,
+    ) -> list[Event]:
+        """Deprecated, and goes with the next release: `query_by_type`."""
+        deprecated("read_by_type", "query_by_type")
+        return self.query_by_type(event_type, limit=limit, start_after=start_after, reverse=reverse)
+
+    def query_by_type(
         self, event_type: str, *, limit: int | None = None, start_after: int | None = None,
         reverse: bool = False,
     ) -> list[Event]:
@@ -279,8 +292,10 @@ class EventLog(ByRun[RunEvents], _AppendOnly):
     read = by_run(RunEvents.read)
     read_range = by_run(RunEvents.read_range)
     head = by_run(RunEvents.head)
+    count = by_run(RunEvents.count)
     len = by_run(RunEvents.len)
     iter = by_run(RunEvents.iter)
+    query_by_type = by_run(RunEvents.query_by_type)
     read_by_type = by_run(RunEvents.read_by_type)
     verify_chain = by_run(RunEvents.verify_chain)
 

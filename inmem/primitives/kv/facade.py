@@ -18,7 +18,7 @@ from inmem.engines.base import Item, Sink, View
 from inmem.errors import InvalidInputError
 from inmem.keys import TypeTag, encode_name, encode_prefix, range_of
 from inmem.pending import Pending, PendingReal
-from inmem.primitives._byrun import ByRun, by_run
+from inmem.primitives._byrun import ByRun, OfRun, by_run
 from inmem.primitives._common import check_limit, lasting
 from inmem.primitives._paging import past, stream
 from inmem.primitives.kv import rules
@@ -311,7 +311,7 @@ class KVStore(ByRun[RunKV]):
 
     KIND = "kv"
 
-    def get(self, run_id: str, key: str, default: Any = None) -> Any:
+    def get(self, run_id: str | OfRun, key: str, default: Any = None) -> Any:
         """The value under a key, or `default` if there is none. Cost: about 2 µs.
 
         Raises:

@@ -16,8 +16,8 @@ from inmem import values
 from inmem.engines.base import Sink, View
 from inmem.errors import InvalidInputError, InvalidRunIdError
 from inmem.keys import RunId, check_run_id
-from inmem.primitives._byrun import ByRun, by_run
-from inmem.primitives._common import check_metadata, check_tags
+from inmem.primitives._byrun import ByRun, OfRun, by_run
+from inmem.primitives._common import check_flag, check_metadata, check_tags
 from inmem.primitives.runs import rules
 from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
@@ -33,6 +33,7 @@ class CreateRunOptions:
     parent_run: str | None = None
     tags: Sequence[str] = ()
     metadata: Mapping[str, Any] | None = field(default=None)
+    exist_ok: bool = False
 
 
 class Runs(RunReads):
@@ -46,11 +47,12 @@ class Runs(RunReads):
 
     def create_run(
         self, *, parent_run: str | None = None, tags: Sequence[str] = (),
-        metadata: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None, exist_ok: bool = False,
     ) -> RunMetadata:
         """Create a run, active, and return its record. Cost: one round trip.
 
-        `metadata` is a mapping with `str` keys.
+        `metadata` is a mapping with `str` keys. With `exist_ok` a run that
+        exists is left as it is, whatever else is given, and its record returned.
 
         Raises:
             RunExistsError: the id is taken.
@@ -60,11 +62,14 @@ class Runs(RunReads):
         """
         run_id, parent, labels, described = _creation(self._own(), parent_run, tags, metadata)
         arguments = [self._namespace, run_id, parent or "", labels, values.encode(described, "metadata")]
+        procedure = "run.ensure" if check_flag(exist_ok, "exist_ok") else "run.create"
 
-        def created(now_us: int) -> RunMetadata:
-            return rules.created(run_id, parent, tuple(labels), described, now_us)
+        def created(result: int | bytes) -> RunMetadata:
+            if isinstance(result, bytes):
+                return rules.unpack(run_id, result)
+            return rules.created(run_id, parent, tuple(labels), described, result)
 
-        run: RunMetadata = self._sink.ask("run.create", arguments, created)
+        run: RunMetadata = self._sink.ask(procedure, arguments, created)
         return run
 
     def update_status(self, status: RunStatus, *, error: str | None = None) -> RunMetadata:
@@ -168,13 +173,21 @@ class RunIndex(ByRun[Runs]):
     KIND = "runs"
 
     def create_run(
-        self, *, run_id: str | None = None, parent_run: str | None = None, tags: Sequence[str] = (),
-        metadata: Mapping[str, Any] | None = None,
+        self, *, run_id: str | OfRun | None = None, parent_run: str | OfRun | None = None,
+        tags: Sequence[str] = (), metadata: Mapping[str, Any] | None = None, exist_ok: bool = False,
     ) -> RunMetadata:
         """Create a run, active, and return its record. Cost: one round trip.
 
         Without a `run_id` a time-ordered one is made. `metadata` is a mapping
-        with `str` keys.
+        with `str` keys; for an id of `RunId.from_external` it gets what that
+        was made of, as `external_id`. With `exist_ok` a run that exists is
+        left as it is, whatever else is given, and its record returned.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     run = db.runs.create_run(run_id=inmem.RunId.from_external("user@example.com/7"))
+        ...     run.run_id, run.metadata
+        ('user-example.com-7-4e94765c59578e67fcc4', {'external_id': 'user@example.com/7'})
 
         Raises:
             RunExistsError: the id is taken.
@@ -183,14 +196,19 @@ class RunIndex(ByRun[Runs]):
             InvalidInputError: an argument is wrong.
         """
         runs = self._of(RunId.new() if run_id is None else run_id)
-        return runs.create_run(parent_run=parent_run, tags=tags, metadata=metadata)
+        if isinstance(run_id, RunId) and run_id.external is not None:
+            metadata = {"external_id": run_id.external} | check_metadata(metadata)
+        return runs.create_run(
+            parent_run=self._id_of(parent_run, "parent_run"), tags=tags, metadata=metadata, exist_ok=exist_ok
+        )
 
     def create_run_with_options(self, options: CreateRunOptions) -> RunMetadata:
         """Like `create_run`, with all arguments in one object."""
         if not isinstance(options, CreateRunOptions):
             raise InvalidInputError("options must be CreateRunOptions", argument="options")
         return self.create_run(
-            run_id=options.run_id, parent_run=options.parent_run, tags=options.tags, metadata=options.metadata
+            run_id=options.run_id, parent_run=options.parent_run, tags=options.tags,
+            metadata=options.metadata, exist_ok=options.exist_ok,
         )
 
     update_status = by_run(Runs.update_status)
@@ -204,12 +222,12 @@ class RunIndex(ByRun[Runs]):
     update_metadata = by_run(Runs.update_metadata)
     delete_run = by_run(Runs.delete_run)
 
-    def get_run(self, run_id: str) -> RunMetadata | None:
+    def get_run(self, run_id: str | OfRun) -> RunMetadata | None:
         """A run's record, None if it was never created. Cost: about 5 µs."""
         return self._of(run_id).get_run()
 
     def get_child_runs(
-        self, run_id: str, *, limit: int | None = None, start_after: str | RunMetadata | None = None,
+        self, run_id: str | OfRun, *, limit: int | None = None, start_after: str | RunMetadata | None = None,
         reverse: bool = False,
     ) -> builtins.list[RunMetadata]:
         """The runs that were created with this run as their parent, archived ones too. See `query_runs`."""
@@ -250,6 +268,15 @@ class RunIndex(ByRun[Runs]):
     def get_stats(self) -> RunStats:
         """How many runs there are, by status. Cost: about 0.3 µs a run."""
         return self._any().get_stats()
+
+    def _id_of(self, run: str | OfRun | None, argument: str) -> str | None:
+        """The id of a run of this namespace."""
+        if run is None or isinstance(run, str):
+            return run
+        scope = self._database.run(run)
+        if scope.namespace != self._database.namespace_prefix:
+            raise InvalidInputError(f"{argument} is a run of another namespace", argument=argument)
+        return str(scope.run_id)
 
     def _any(self) -> Runs:
         return self._of("-")  # the call concerns all runs: any run's facade will do
