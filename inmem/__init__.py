@@ -16,6 +16,7 @@ __all__ = [
     "AlreadyExistsError",
     "AppendOnlyError",
     "Appended",
+    "BackupReport",
     "BusyError",
     "CellExistsError",
     "CellNotFoundError",
@@ -97,15 +98,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> typing.Any:
-    """Load the exports at the first use of one; see `inmem.exports`."""
-    if name not in __all__:  # also asked for modules of the package, which Python then imports
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import inmem.exports  # noqa: F401 - to have it loaded
+if not typing.TYPE_CHECKING:  # to a type checker a name that is not listed is an error, and not `Any`
 
-    exports = sys.modules["inmem.exports"]
-    globals().update((each, getattr(exports, each)) for each in __all__ if each != "__version__")
-    return globals()[name]
+    def __getattr__(name: str) -> typing.Any:
+        """Load the exports at the first use of one; see `inmem.exports`."""
+        if name not in __all__:  # also asked for modules of the package, which Python then imports
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import inmem.exports  # noqa: F401 - to have it loaded
+
+        exports = sys.modules["inmem.exports"]
+        globals().update((each, getattr(exports, each)) for each in __all__ if each != "__version__")
+        return globals()[name]
 
 
 def __dir__() -> list[str]:

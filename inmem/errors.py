@@ -160,7 +160,10 @@ class InvalidRunIdError(InvalidInputError):
     """A run id is not 1-64 characters of `[A-Za-z0-9._:-]`."""
 
     code = "invalid_run_id"
-    default_hint = "Use RunId.new(), or 1-64 characters of A-Z a-z 0-9 . _ : -"
+    default_hint = (
+        "Use RunId.new(), 1-64 characters of A-Z a-z 0-9 . _ : -, or RunId.from_external(text) for an id of "
+        "another system"
+    )
 
 
 class NotFoundError(InmemError, KeyError):

@@ -15,9 +15,7 @@ from inmem.database import (
     Status as Status,
     open as open,
 )
-from inmem.engines.base import (
-    Pending as Pending,
-)
+from inmem.pending import Pending as Pending
 from inmem.errors import (
     AlreadyExistsError as AlreadyExistsError,
     AppendOnlyError as AppendOnlyError,
@@ -60,6 +58,7 @@ from inmem.keys import (
     RunId as RunId,
     TypeTag as TypeTag,
 )
+from inmem.maintenance.backup_report import BackupReport as BackupReport
 from inmem.maintenance.check_report import (
     CheckReport as CheckReport,
 )
@@ -95,8 +94,8 @@ from inmem.primitives.kv.facade import (
 from inmem.primitives.runs.facade import (
     CreateRunOptions as CreateRunOptions,
     RunIndex as RunIndex,
-    RunQuery as RunQuery,
 )
+from inmem.primitives.runs.reads import RunQuery as RunQuery
 from inmem.primitives.cells.facade import PendingVersion as PendingVersion, StateCell as StateCell
 from inmem.primitives.traces.facade import NewTrace as NewTrace, TraceStore as TraceStore
 from inmem.scopes import (

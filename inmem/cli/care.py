@@ -20,7 +20,7 @@ from rich.table import Table
 from inmem.cli.common import Where, command, console, print_fields, print_json, size
 from inmem.database import CHECKPOINT_TIMEOUT_S
 from inmem.host.paths import check_path
-from inmem.maintenance.backup import backup_in_process
+from inmem.maintenance.backup_report import backup_in_process
 from inmem.maintenance.process import Progress
 from inmem.maintenance.restore import restore as restore_directory
 from inmem.maintenance.salvage import salvage_in_process

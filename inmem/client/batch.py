@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import msgpack
 
-from inmem.engines.base import Pending
 from inmem.errors import InvariantError
+from inmem.pending import Pending
 from inmem.writeset import OP_CALL
 
 PART_BYTES: Final = 128  # of a key or value beside its own: each may be an entry, which has its price

@@ -9,8 +9,8 @@ from inmem.client.applied import Applied
 from inmem.client.attachment import Attachment
 from inmem.client.retry import resolved_as
 from inmem.client.views import closed
-from inmem.engines.base import Pending
 from inmem.errors import CommitUnknownError
+from inmem.pending import Pending
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet, encode_single
 
 T = TypeVar("T")

@@ -25,9 +25,9 @@ from inmem.client.batch import (
 )
 from inmem.client.retry import resolved_as
 from inmem.config import Settings
-from inmem.engines.base import Pending
 from inmem.errors import BusyError, ClosedError, CommitUnknownError, ForkError, InmemError
 from inmem.host.interrupts import OneThread
+from inmem.pending import Pending
 from inmem.primitives.server import WRITE_WHOLE
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 

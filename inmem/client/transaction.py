@@ -24,9 +24,12 @@ from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations,
 from inmem.client.retry import resolved_as
 from inmem.client.tracking import DraftWorkspace, StoredVersion, TrackedReads
 from inmem.commit.footprint import Footprint, Range, exactly, is_exact
-from inmem.engines.base import Item, Pending, VersionView
+from inmem.engines.base import Item, VersionView
 from inmem.errors import ClosedError, CommitUnknownError, ForkError, InmemError, InvariantError
 from inmem.host.interrupts import OneThread
+from inmem.keys import fence_of
+from inmem.pending import Pending
+from inmem.primitives.import_mark import is_mark
 from inmem.primitives.server import FOOTPRINTS, PROCEDURES
 from inmem.record import end_of, is_live, pack
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
@@ -151,6 +154,12 @@ class OptimisticTransaction(OneThread):
     def count(self, start: bytes, end: bytes) -> int:
         """How many live records a range has, own writes included."""
         return len(self.scan(start, end))
+
+    def is_deleted(self, prefix: bytes) -> bool:
+        """Whether the run with this prefix was deleted, as of the snapshot."""
+        self.check_open()
+        found = self._reads.snapshot().fence(fence_of(prefix))
+        return found is not None and not is_mark(found)
 
     @contextmanager
     def moment(self) -> Iterator[VersionView]:

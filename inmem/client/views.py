@@ -11,6 +11,8 @@ from inmem.client.tracking import StoredVersion
 from inmem.engines.base import Item, VersionView
 from inmem.errors import BusyError, ClosedError
 from inmem.host.interrupts import OneThread
+from inmem.keys import fence_of
+from inmem.primitives.import_mark import is_mark
 from inmem.record import is_live
 
 
@@ -69,6 +71,13 @@ class SnapshotView(OneThread):
             self._take_over()
         now_us = self._snapshot.now_us
         return sum(is_live(record, now_us) for _, record in self._snapshot.scan(start, end))
+
+    def is_deleted(self, prefix: bytes) -> bool:
+        """Whether the run with this prefix was deleted."""
+        if self.thread != get_ident():
+            self._take_over()
+        found = self._snapshot.fence(fence_of(prefix))
+        return found is not None and not is_mark(found)
 
     @contextmanager
     def moment(self) -> Iterator[VersionView]:
@@ -152,6 +161,11 @@ class LatestView:
         """How many live records a range has."""
         with self.moment() as view:
             return view.count(start, end)
+
+    def is_deleted(self, prefix: bytes) -> bool:
+        """Whether the run with this prefix was deleted."""
+        with self.moment() as view:
+            return view.is_deleted(prefix)
 
     @contextmanager
     def moment(self) -> Iterator[VersionView]:

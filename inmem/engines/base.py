@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 from inmem.config import Settings
-from inmem.errors import InvariantError
+from inmem.pending import Pending
 
-T = TypeVar("T")
 Item = tuple[bytes, bytes]
 
 
@@ -40,6 +39,9 @@ class View(Protocol):
 
     def count(self, start: bytes, end: bytes) -> int:
         """How many records a range has."""
+
+    def is_deleted(self, prefix: bytes) -> bool:
+        """Whether the run with this prefix was deleted."""
 
     def moment(self) -> AbstractContextManager[VersionView]:
         """A view for several reads of one version."""
@@ -85,60 +87,6 @@ class Sink(Protocol):
 
         `alone` names the method if the call must be a commit of its own.
         """
-
-
-class Pending(Generic[T]):
-    """A result that only the commit knows: `value` is there after it, or once a transaction knows it.
-
-    >>> import inmem
-    >>> with inmem.open() as db:
-    ...     with db.pipeline() as p:
-    ...         existed = p.kv.delete("run-1", "missing")
-    ...     existed.value
-    False
-    """
-
-    __slots__ = ("_known",)
-
-    def __init__(self) -> None:
-        self._known: tuple[Any, ...] | None = None
-
-    def resolve(self, result: T) -> None:
-        """Called with the result once it is known."""
-        self._known = (result,)
-
-    def resolve_part(self, result: Any, position: int) -> None:
-        """Called with the result of a joined call, of which this is the item at a position."""
-        self.resolve(result[position])
-
-    def forget(self) -> None:
-        """Called if the commit that the result is of does not happen."""
-        self._known = None
-
-    def result(self) -> T:
-        """The result.
-
-        Raises:
-            InvariantError: the transaction has not committed.
-        """
-        if self._known is None:
-            raise InvariantError(
-                "this is known only after the commit", hint="Read it when the transaction is over."
-            )
-        return self._made(self._known)
-
-    def _made(self, known: tuple[Any, ...]) -> T:
-        """The result, made of what `_known` holds."""
-        result: T = known[0]
-        return result
-
-    @property
-    def value(self) -> T:
-        """The result, see `result`."""
-        return self.result()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._made(self._known) if self._known else None!r})"
 
 
 class Draft(View, Sink, Protocol):

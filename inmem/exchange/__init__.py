@@ -11,7 +11,7 @@ with file and line. docs/EXPORT.md describes the files.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inmem.exchange.export import Exported, count_runs, export_runs
 from inmem.exchange.import_ import Imported, discard_import, import_runs, unfinished_imports
@@ -27,15 +27,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """The names of `inmem.exchange.recorded`, deprecated here."""
-    from inmem.exchange import recorded
+if TYPE_CHECKING:  # nothing dynamic where a type checker looks
+    from inmem.exchange.recorded import *
+else:
 
-    if name not in recorded.__all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(
-        f"inmem.exchange.{name} is deprecated: recorded runs of agents leave inmem with the next release",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return getattr(recorded, name)
+    def __getattr__(name: str) -> Any:
+        """The names of `inmem.exchange.recorded`, deprecated here."""
+        from inmem.exchange import recorded
+
+        if name not in recorded.__all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        warnings.warn(
+            f"inmem.exchange.{name} is deprecated: recorded runs of agents leave inmem with the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(recorded, name)

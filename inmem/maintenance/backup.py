@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -30,15 +30,14 @@ from inmem.errors import (
 )
 from inmem.host.control import Control
 from inmem.host.directory import DataDirectory, Identity
-from inmem.maintenance.appearing import appearing_file, left_behind
+from inmem.maintenance.appearing import appearing_file
+from inmem.maintenance.backup_report import BackupReport
 from inmem.maintenance.checkpoint import COPY_MAX_AGE_S, copy_moment
 from inmem.maintenance.process import (
-    DiedOfDamage,
     Progress,
     answer,
     counted,
     from_os_error,
-    run_helper,
     silent,
     tell,
 )
@@ -47,40 +46,6 @@ from inmem.reading.source import replayed, shared
 from inmem.storage.checkpoint import CheckpointHeader, Written
 
 _ATTEMPTS: Final = 3  # at a source that moves: a writer that leaves, or comes, meanwhile
-_PROGRAM: Final = ["-m", "inmem.maintenance", "backup"]
-
-
-@dataclass(frozen=True, slots=True)
-class BackupReport:
-    """A backup that is in place: its file, the version that it shows, how much it holds (bytes, entries).
-
-    `source` is "image" if it was copied from the live one, else "replay".
-    """
-
-    path: str
-    file: str
-    source: str
-    version: int
-    entries: int
-    bytes: int
-    seconds: float
-
-
-def backup_in_process(path: Path, file: Path, progress: Progress = silent) -> BackupReport:
-    """Back up from a fresh process, which a damaged image cannot take the caller with.
-
-    Raises:
-        InmemError: as `backup`; and if the process died of what it read.
-    """
-    try:
-        return BackupReport(**run_helper([*_PROGRAM, str(path), str(file)], "backup", progress))
-    except DiedOfDamage as signal_name:
-        for left in left_behind(file):
-            left.unlink(missing_ok=True)
-        raise CorruptionError(
-            f"the backup died of {signal_name}: the image cannot be read",
-            hint="Stop the writer, then check: the log may be whole.",
-        ) from None
 
 
 def backup(path: Path, file: Path, progress: Progress = silent) -> BackupReport:

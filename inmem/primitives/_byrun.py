@@ -15,10 +15,22 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class OfRun(Protocol):
+    """The scope of a run, as it may be given in place of the run's id: an `inmem.RunScope`."""
+
+    prefix: bytes
+    namespace: bytes
+
+    @property
+    def run_id(self) -> str: ...
+
+
 class Host(Protocol):
     """What the facades of a run are asked of: a database or a pipeline."""
 
-    def run(self, run_id: str) -> Any: ...
+    namespace_prefix: bytes
+
+    def run(self, run_id: Any) -> Any: ...
 
 
 class ByRun(Generic[F_co]):
@@ -38,21 +50,21 @@ class ByRun(Generic[F_co]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._database!r})"
 
-    def _of(self, run_id: str) -> F_co:
+    def _of(self, run_id: str | OfRun) -> F_co:
         facade: F_co = getattr(self._database.run(run_id), self.KIND)
         return facade
 
 
-def by_run(method: Callable[Concatenate[F, P], R]) -> Callable[Concatenate[ByRun[F], str, P], R]:
+def by_run(method: Callable[Concatenate[F, P], R]) -> Callable[Concatenate[ByRun[F], str | OfRun, P], R]:
     """A method of a run's facade, as one that takes the run first."""
 
-    def call(self: ByRun[F], run_id: str, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(self: ByRun[F], run_id: str | OfRun, *args: P.args, **kwargs: P.kwargs) -> R:
         # As `_of`, without its call.
         return method(getattr(self._database.run(run_id), self.KIND), *args, **kwargs)
 
     functools.update_wrapper(call, method)
     del call.__wrapped__  # type: ignore[attr-defined]
     first, *rest = inspect.signature(method).parameters.values()
-    run = inspect.Parameter("run_id", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="str")
+    run = inspect.Parameter("run_id", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="str | RunScope")
     call.__signature__ = inspect.Signature([first, run, *rest])  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]  # the run may be named: `put(run_id=...)`

@@ -6,8 +6,11 @@ anything is sent.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 from inmem.config import MAX_TTL_S
@@ -26,6 +29,26 @@ def check_limit(limit: object) -> int | None:
     raise InvalidInputError(
         f"limit must be None or an int of at least 0, not {shorten(limit)}", argument="limit"
     )
+
+
+def deprecated(old: str, new: str) -> None:
+    """Warn whoever calls a method under its old name, in their own line."""
+    frame: FrameType | None = sys._getframe()
+    level = 1
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("inmem."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(f"{old} is deprecated: use {new}", DeprecationWarning, stacklevel=level)
+
+
+def check_flag(flag: object, argument: str) -> bool:
+    """The value if it is True or False.
+
+    Raises:
+        InvalidInputError: it is neither.
+    """
+    if type(flag) is bool:
+        return flag
+    raise InvalidInputError(f"{argument} must be True or False, not {shorten(flag)}", argument=argument)
 
 
 def check_tags(tags: object) -> list[str]:

@@ -21,7 +21,8 @@ from inmem.primitives.events.facade import (
     TransactionEvents,
 )
 from inmem.primitives.kv.facade import KVReads, KVStore, PipedKV, PipelineKV, RunKV, TransactionKV
-from inmem.primitives.runs.facade import RunIndex, RunReads, Runs
+from inmem.primitives.runs.facade import RunIndex, Runs
+from inmem.primitives.runs.reads import RunReads
 from inmem.primitives.traces.facade import TraceReads, Traces, TraceStore
 
 

@@ -17,7 +17,7 @@ from architecture.modules import COMPUTED, imports_of, real_modules
 # From the ground up. A name is a module, or a package with all of it that has no layer of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "version", "conversions"),
-    ("record", "changes", "keys", "values", "writeset", "wire", "jsonvalues", "callables"),
+    ("record", "changes", "keys", "values", "writeset", "wire", "jsonvalues", "callables", "pending"),
     ("host",),
     ("engines.base",),
     ("commit",),
@@ -86,12 +86,12 @@ GIVEN = frozenset({"inmem.writer.committer", "inmem.writer.outcomes", "inmem.wri
 # these do, by what each folder has for them.
 COLLECTORS = {
     "inmem.primitives.server": frozenset({"procedures", "records"}),
-    "inmem.primitives.facades": frozenset({"facade"}),
+    "inmem.primitives.facades": frozenset({"facade", "reads"}),
 }
 # The table is filled by `server`. Others import it from there, or it may be empty.
 TABLE = "inmem.primitives.record_table"
 KNOW_TABLE = frozenset({"inmem.primitives.server", "inmem.primitives.runs.procedures"})
-FACADE_MODULES = frozenset({"facade", "facades", "_byrun", "_common"})
+FACADE_MODULES = frozenset({"facade", "facades", "reads", "_byrun", "_common", "_paging"})
 # One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
 NEIGHBOURS = frozenset({("inmem.primitives.runs.import_procedures", "inmem.primitives.cells.rules")})
 
@@ -165,7 +165,7 @@ def problems_of_a_primitive(module: str, target: str) -> Iterator[str]:
         yield "primitives do not know their table"
     elif other and own != other and (module, target) not in NEIGHBOURS:
         yield "primitives do not know each other" if own else "this is of no single primitive"
-    if part_of(module) == "primitives.facades" and other and name not in ("facade", "rules"):
+    if part_of(module) == "primitives.facades" and other and name not in ("facade", "reads", "rules"):
         yield "a facade knows the rules, and asks the writer for the rest"
 
 

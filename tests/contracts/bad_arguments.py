@@ -159,6 +159,7 @@ KV_READS = [
         )
         for name in ("list", "list_with_values")
     ],
+    ("iter", {}, {"prefix": BAD_PREFIXES, "start_after": [x for x in BAD_NAMES if x is not None]}),
 ]
 KV_WRITES = [
     ("put", {"key": "k", "value": 1}, {"key": BAD_NAMES, "value": BAD_VALUES, "ttl": BAD_TTLS}),
@@ -172,8 +173,10 @@ KV_WRITES = [
 EVENT_READS = [
     ("read", {"sequence": 0}, {"sequence": BAD_SEQUENCES}),
     ("read_range", {"start": 0}, {"start": BAD_SEQUENCES, "end": BAD_ENDS, "limit": BAD_LIMITS}),
-    ("iter", {"start": 0}, {"start": BAD_SEQUENCES}),
-    ("read_by_type", {"event_type": "t"}, {"event_type": BAD_LABELS, "limit": BAD_LIMITS}),
+    ("iter", {"start": 0}, {"start": BAD_SEQUENCES, "event_type": [x for x in BAD_LABELS if x is not None]}),
+    ("query_by_type", {"event_type": "t"},
+     {"event_type": BAD_LABELS, "limit": BAD_LIMITS,
+      "start_after": [x for x in BAD_SEQUENCES if x is not None]}),
     ("verify_chain", {}, {"anchor": BAD_ANCHORS}),
 ]
 EVENT_WRITES = [
@@ -182,7 +185,7 @@ EVENT_WRITES = [
 ]
 METHODS = {
     "facade": {"kv": KV_READS + KV_WRITES, "events": [
-        ("head", {}, {}), ("len", {}, {}), *EVENT_READS, *EVENT_WRITES]},
+        ("head", {}, {}), ("count", {}, {}), *EVENT_READS, *EVENT_WRITES]},
     "scope": {"kv": KV_READS + KV_WRITES, "events": EVENT_READS + EVENT_WRITES},
     "transaction": {"kv": KV_READS + KV_WRITES, "events": EVENT_READS + EVENT_WRITES},
     "snapshot": {"kv": KV_READS, "events": EVENT_READS},

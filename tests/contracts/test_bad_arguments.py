@@ -75,7 +75,7 @@ def run_cases(
     elif form == "pipeline":
         holder.flush()
     assert db.kv.count(run) == 0
-    assert db.events.len(run) == 0
+    assert db.events.count(run) == 0
     return len(values)
 
 
@@ -318,7 +318,7 @@ class TestClosed:
         lambda db: db.run("r"), lambda db: db.shared("agent"), lambda db: db.transaction("r"),
         lambda db: db.snapshot("r"), lambda db: db.pipeline(), lambda db: db.status(), lambda db: db.sync(),
         lambda db: db.transact("r", put), lambda db: db.run("known").kv.get("k"),
-        lambda db: db.kv.get("known", "k"), lambda db: db.events.len("known"),
+        lambda db: db.kv.get("known", "k"), lambda db: db.events.count("known"),
     ])
     def test_the_database(self, call: Any) -> None:
         database = inmem.open()

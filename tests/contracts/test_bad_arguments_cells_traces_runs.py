@@ -69,7 +69,7 @@ BAD_STATUSES = [None, "", "Active", "ACTIVE", "done", 7, True, b"active", [], {}
 BAD_ERRORS = [7, HUGE, True, b"bytes", [], {}, "\ud800", Opaque()]
 BAD_PARENTS = [x for x in BAD_IDS if x is not None]
 
-LISTING = {"limit": BAD_LIMITS}
+LISTING = {"limit": BAD_LIMITS, "start_after": BAD_PARENTS}
 RECORD = {
     "body": BAD_BODIES, "id": BAD_PARENTS, "parent_id": BAD_PARENTS, "tags": BAD_TAGS,
     "metadata": BAD_METADATA, "timestamp": [*BAD_TIMES, 0],
@@ -81,10 +81,12 @@ def same(state: inmem.State) -> tuple[Any, None]:
     return state.value, None
 
 
+BAD_AFTER = [x for x in BAD_NAMES if x is not None]
 Method = tuple[str, dict[str, Any], dict[str, list[Any]]]
 CELL_READS: list[Method] = [
     ("read", {"name": "c"}, {"name": BAD_NAMES}), ("exists", {"name": "c"}, {"name": BAD_NAMES}),
-    ("list", {}, {"prefix": BAD_PREFIXES, "limit": BAD_LIMITS}),
+    ("list", {}, {"prefix": BAD_PREFIXES, "limit": BAD_LIMITS, "start_after": BAD_AFTER}),
+    ("iter", {}, {"prefix": BAD_PREFIXES, "start_after": BAD_AFTER}),
 ]
 CELL_WRITES: list[Method] = [
     ("init", {"name": "new", "value": 1}, {"name": BAD_NAMES, "value": BAD_VALUES}),
@@ -97,6 +99,7 @@ CELL_WRITES: list[Method] = [
 BOUNDED: list[Method] = [
     ("transition", {"name": "c", "fn": same}, {"max_attempts": BAD_ATTEMPTS, "timeout_s": BAD_TIMEOUTS}),
 ]
+GIVEN_LABELS = [x for x in BAD_LABELS if x is not None]
 TRACE_READS: list[Method] = [
     ("get", {"trace_id": "t"}, {"trace_id": BAD_IDS}),
     ("query_by_type", {"name": "Thought"}, {"name": BAD_LABELS} | LISTING),
@@ -106,6 +109,9 @@ TRACE_READS: list[Method] = [
     ("get_children", {"parent_id": "t"}, {"parent_id": BAD_IDS} | LISTING),
     ("get_tree", {"root_id": "t"}, {"root_id": BAD_IDS}),
     ("roots", {}, LISTING), ("list", {}, LISTING),
+    ("iter", {},
+     {"type_name": GIVEN_LABELS, "tag": GIVEN_LABELS, "parent_id": [x for x in BAD_PARENTS if x != ""],
+      "start": BAD_TIMES, "end": [x for x in BAD_TIMES if x is not None], "start_after": BAD_PARENTS}),
 ]
 TRACE_WRITES: list[Method] = [
     ("record", BODY, RECORD),
@@ -114,11 +120,11 @@ TRACE_WRITES: list[Method] = [
 ]
 CONDITIONS = {
     "status": [x for x in BAD_STATUSES if x is not None], "tags": BAD_TAGS, "created_after": BAD_TIMES,
-    "created_before": BAD_TIMES, "parent_run": BAD_PARENTS, "limit": BAD_LIMITS,
+    "created_before": BAD_TIMES, "parent_run": BAD_PARENTS, "limit": BAD_LIMITS, "start_after": BAD_PARENTS,
 }
 RUN_READS: list[Method] = [
-    ("query_runs", {}, CONDITIONS | {"query": [7, "text", {}, [], True, HUGE, RunStatus.ACTIVE, Opaque()],
-                                     "nonsense": [1, None]}),
+    *((name, {}, CONDITIONS | {"query": [7, "text", {}, [], True, HUGE, RunStatus.ACTIVE, Opaque()],
+                               "nonsense": [1, None]}) for name in ("query_runs", "iter_runs")),
     ("list_runs", {}, LISTING), ("get_child_runs", {}, LISTING),
 ]
 RUN_WRITES: list[Method] = [
@@ -147,7 +153,7 @@ METHODS: dict[str, dict[str, list[Method]]] = {
 METHODS["transaction"] = {
     "cells": CELL_READS + CELL_WRITES, "traces": TRACE_READS + TRACE_WRITES, "runs": METHODS["scope"]["runs"],
 }
-WHOLE = ("query_runs", "list_runs", "get_stats")  # of the facade: about all runs
+WHOLE = ("query_runs", "iter_runs", "list_runs", "get_stats")  # of the facade: about all runs
 OWN = "own-run"
 
 
@@ -383,5 +389,6 @@ def test_after_the_end_every_method_says_so(form: str) -> None:
             for name, good, _ in methods:
                 arguments = arguments_of(form, kind, name, run) | good
                 with pytest.raises(inmem.ClosedError):
-                    getattr(targets[kind], name)(**arguments)
+                    result = getattr(targets[kind], name)(**arguments)
+                    list(result) if name in ("iter", "iter_runs") else result
     database.close()

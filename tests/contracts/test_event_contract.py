@@ -55,15 +55,15 @@ ALL = [(i, *event) for i, event in enumerate(EVENTS)]
 
 
 def test_an_empty_log(store: Any) -> None:
-    assert store.read(lambda events: events.len()) == 0
+    assert store.read(lambda events: events.count()) == 0
     assert store.read(lambda events: events.head()) is None
     assert store.read(lambda events: events.read(0)) is None
     assert store.read(lambda events: events.read_range(0)) == []
-    assert store.read(lambda events: events.read_by_type("step")) == []
+    assert store.read(lambda events: events.query_by_type("step")) == []
     assert store.read(lambda events: list(events.iter())) == []
     assert store.read(lambda events: events.verify_chain()) == inmem.ChainVerification(True, 0)
     assert store.write(lambda events: events.append_many([])) == []
-    assert store.read(lambda events: events.len()) == 0
+    assert store.read(lambda events: events.count()) == 0
 
 
 def test_events_come_back_in_order_with_their_types(filled: Any) -> None:
@@ -83,7 +83,7 @@ def test_hashes_lead_from_event_to_event(filled: Any) -> None:
 
 
 def test_length_and_head_agree(filled: Any) -> None:
-    assert filled.read(lambda events: events.len()) == len(EVENTS)
+    assert filled.read(lambda events: events.count()) == len(EVENTS)
     head = filled.read(lambda events: events.head())
     assert shown([head]) == ALL[-1:]
     assert head == filled.read(lambda events: events.read(len(EVENTS) - 1))
@@ -110,10 +110,10 @@ def test_ranges(filled: Any, bounds: tuple[int, int | None], limit: int | None) 
 def test_by_type(filled: Any, event_type: str) -> None:
     expected = [event for event in ALL if event[1] == event_type]
     for limit in (None, 0, 1, 2, 9):
-        found = filled.read(lambda events, limit=limit: events.read_by_type(event_type, limit=limit))
+        found = filled.read(lambda events, limit=limit: events.query_by_type(event_type, limit=limit))
         assert shown(found) == expected[:limit]
         found = filled.read(
-            lambda events, limit=limit: events.read_by_type(event_type, limit=limit, reverse=True)
+            lambda events, limit=limit: events.query_by_type(event_type, limit=limit, reverse=True)
         )
         assert shown(found) == expected[::-1][:limit]
 
@@ -160,12 +160,12 @@ class TestWriters:
     def test_one_bad_event_stops_all(self, writer: Form) -> None:
         with pytest.raises(inmem.InvalidValueError, match=r"events\[1\]\[1\]"):
             writer(lambda events: events.append_many([("a", 1), ("b", {1, 2}), ("c", 3)]))
-        assert writer.db.events.len(writer.run_id) == 0
+        assert writer.db.events.count(writer.run_id) == 0
 
     def test_runs_are_apart(self, writer: Form) -> None:
         other = new_run()
         writer(lambda events: events.append("t"))
-        assert writer.db.events.len(other) == 0
+        assert writer.db.events.count(other) == 0
         assert writer.db.events.append(other, "t").sequence == 0
 
     def test_there_is_no_update_and_no_delete(self, writer: Form) -> None:
@@ -186,7 +186,7 @@ class TestReaders:
     def test_reading_changes_nothing(self, reader: Form) -> None:
         reader.db.events.append(reader.run_id, "t", 1)
         before = reader.db.status().version
-        reader(lambda events: [events.head(), events.len(), list(events.iter()), events.verify_chain()])
+        reader(lambda events: [events.head(), events.count(), list(events.iter()), events.verify_chain()])
         assert reader.db.status().version == before
 
 
@@ -210,8 +210,8 @@ class TestInATransaction:
         assert shared_db.events.verify_chain(run).is_valid
 
     @pytest.mark.parametrize("look", [
-        lambda events: events.len(), lambda events: events.head(), lambda events: events.read(0),
-        lambda events: events.read_range(0), lambda events: events.read_by_type("t"),
+        lambda events: events.count(), lambda events: events.head(), lambda events: events.read(0),
+        lambda events: events.read_range(0), lambda events: events.query_by_type("t"),
         lambda events: list(events.iter()), lambda events: events.verify_chain(),
     ])
     @pytest.mark.parametrize("before", [0, 2])
@@ -229,14 +229,14 @@ class TestInATransaction:
         shared_db.events.append(run, "other")
         with pytest.raises(inmem.ConflictError):
             txn.commit()
-        assert shared_db.events.len(run) == before + 1
+        assert shared_db.events.count(run) == before + 1
 
     def test_events_seen_before_the_commit_are_those_stored(self, shared_db: inmem.Database) -> None:
         run = new_run()
         shared_db.events.append(run, "first")
         with shared_db.transaction(run) as txn:
             txn.events.append("a", 1)
-            assert txn.events.len() == 2
+            assert txn.events.count() == 2
             txn.events.append("b", 2)
             seen = txn.events.read_range(0)
         assert shared_db.events.read_range(run, 0) == seen
@@ -247,11 +247,11 @@ class TestInATransaction:
         some.close()
         for late in (
             lambda events: events.append("late"), lambda events: events.append_many([("late", 1)]),
-            lambda events: events.len(), lambda events: events.read(0),
+            lambda events: events.count(), lambda events: events.read(0),
         ):
             with pytest.raises(inmem.ClosedError):
                 some.write(late)
-        assert shared_db.events.len(some.run_id) == 1
+        assert shared_db.events.count(some.run_id) == 1
 
 
 def test_a_stream_sees_what_is_appended_meanwhile(shared_db: inmem.Database) -> None:

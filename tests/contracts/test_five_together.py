@@ -27,7 +27,7 @@ def db(home: Any) -> Iterator[inmem.Database]:
 def work(txn: Any, n: int) -> None:
     """A step that reads and writes all five, as the two ways to hold a run offer it."""
     state = txn.cells.read("n")
-    assert (state.value if state else 0) == n == txn.kv.count() == txn.events.len() == txn.traces.count()
+    assert (state.value if state else 0) == n == txn.kv.count() == txn.events.count() == txn.traces.count()
     txn.kv.put(f"k{n}", n)
     txn.events.append("step", n)
     if state is None:
@@ -40,7 +40,7 @@ def work(txn: Any, n: int) -> None:
         txn.runs.create_run(tags=["t"])
     txn.runs.update_metadata({"n": n + 1})
     # All of it is seen at once.
-    assert txn.kv.count() == txn.events.len() == txn.traces.count() == txn.cells.read("n").value == n + 1
+    assert txn.kv.count() == txn.events.count() == txn.traces.count() == txn.cells.read("n").value == n + 1
     assert len(txn.traces.query_by_tag("t")) == n + 1
     assert [event.payload for event in txn.events.read_range(0)] == list(range(n + 1))
     assert txn.runs.get_run().metadata == {"n": n + 1}
@@ -49,7 +49,7 @@ def work(txn: Any, n: int) -> None:
 def totals(view: Any) -> list[Any]:
     state, run = view.cells.read("n"), view.runs.get_run()
     return [
-        view.kv.count(), view.events.len(), state.value if state else 0, view.traces.count(),
+        view.kv.count(), view.events.count(), state.value if state else 0, view.traces.count(),
         run.metadata["n"] if run else 0,
     ]
 
@@ -70,7 +70,7 @@ def test_one_transaction_over_many_runs(db: inmem.Database) -> None:
         for run_id in runs:
             assert totals(db.run(run_id)) == [n + 1] * 5
     scope = db.shared("app")
-    assert (scope.kv.get("total"), scope.events.len(), scope.traces.count()) == (9, 3, 3)
+    assert (scope.kv.get("total"), scope.events.count(), scope.traces.count()) == (9, 3, 3)
     assert scope.cells.read("n").version == 3  # type: ignore[union-attr]
     assert db.runs.list_runs() == runs
 
@@ -139,7 +139,7 @@ class TestComposition:
         assert deposit(db.run("a"), 5) == 5
         assert transfer(db.run("a"), "b", 2) == (3, 2)
         assert (db.kv.get("a", "balance"), db.kv.get("b", "balance")) == (3, 2)
-        assert (db.events.len("a"), db.events.len("b"), db.traces.count("b")) == (2, 1, 1)
+        assert (db.events.count("a"), db.events.count("b"), db.traces.count("b")) == (2, 1, 1)
         assert (deposit.__name__, deposit.__doc__) == (
             "deposit", "Add to a balance and note it in log and traces."
         )
@@ -150,11 +150,11 @@ class TestComposition:
         assert transfer(txn, other="b", amount=1) == (-3, 3)
         assert not db.kv.exists("a", "balance")
         txn.abort()
-        assert (db.events.len("a"), db.events.len("b")) == (0, 0)
+        assert (db.events.count("a"), db.events.count("b")) == (0, 0)
         with db.transaction("a") as txn:
             transfer(txn, "b", 2)
             transfer(txn, "b", 1)
-        assert (db.kv.get("a", "balance"), db.kv.get("b", "balance"), db.events.len("b")) == (-3, 3, 2)
+        assert (db.kv.get("a", "balance"), db.kv.get("b", "balance"), db.events.count("b")) == (-3, 3, 2)
 
     def test_of_a_scope_it_is_tried_again(self, db: inmem.Database) -> None:
         attempts = []
@@ -169,7 +169,7 @@ class TestComposition:
 
         assert disturbed(db.run("a")) == 21
         assert len(attempts) == 3
-        assert (db.kv.get("a", "balance"), db.events.len("a"), db.traces.count("a")) == (21, 1, 1)
+        assert (db.kv.get("a", "balance"), db.events.count("a"), db.traces.count("a")) == (21, 1, 1)
 
     def test_in_a_shared_scope(self, db: inmem.Database) -> None:
         assert transfer(db.shared("agent"), "b", 1) == (-1, 1)

@@ -168,7 +168,7 @@ def test_invariant_22_a_commit_over_all_five_is_seen_whole_or_not_at_all(db: inm
                 run, state = view.runs.get_run(), view.cells.read("n")
                 assert run is not None and state is not None
                 n = run.metadata["n"]
-                assert view.kv.count() == view.events.len() == state.value == n
+                assert view.kv.count() == view.events.count() == state.value == n
                 assert view.traces.count() == len(view.traces.query_by_tag("t")) == n
                 seen.add(n)
 
@@ -283,7 +283,7 @@ def test_invariant_26_no_acknowledged_commit_is_lost_or_doubled(store_path: Path
         assert len(acked) == 180
         assert sorted(total for total, _, _, _ in acked) == list(range(1, 181))
         assert sorted(sequence for _, sequence, _, _ in acked) == list(range(180))
-        assert db.kv.get("r", "n") == db.events.len("r") == db.traces.count("r") == 180
+        assert db.kv.get("r", "n") == db.events.count("r") == db.traces.count("r") == 180
         assert {trace.id for trace in db.traces.list("r")} == {trace_id for _, _, _, trace_id in acked}
         for index in range(3):
             state = db.cells.read("r", f"c{index}")

@@ -32,12 +32,12 @@ def test_invariant_01_keys_of_one_primitive_are_invisible_to_the_others(db: inme
     for name in ("t", "0", "\x01", "\x02", "\x12t"):
         db.kv.put(run, name, name)
     db.events.append(run, "t", "event")
-    assert db.events.len(run) == 1
-    assert db.events.read_by_type(run, "t")[0].payload == "event"
+    assert db.events.count(run) == 1
+    assert db.events.query_by_type(run, "t")[0].payload == "event"
     assert db.kv.count(run) == 5
     assert db.kv.list(run, "\x02") == ["\x02"]
     with db.snapshot(run) as view:
-        assert (view.kv.count(), view.events.len()) == (5, 1)
+        assert (view.kv.count(), view.events.count()) == (5, 1)
 
 
 def test_invariant_02_the_same_key_in_two_runs_is_two_values(db: inmem.Database) -> None:
@@ -50,7 +50,7 @@ def test_invariant_02_the_same_key_in_two_runs_is_two_values(db: inmem.Database)
         assert scope.kv.list_with_values() == [("k", i)]
         assert [e.payload for e in scope.events.read_range(0)] == [i]
     for neighbour in (one + "0", one + "-", one + ".", one.upper()):
-        assert (db.kv.count(neighbour), db.events.len(neighbour)) == (0, 0)
+        assert (db.kv.count(neighbour), db.events.count(neighbour)) == (0, 0)
 
 
 def test_invariant_03_facades_hold_no_state(db: inmem.Database) -> None:
@@ -106,7 +106,7 @@ def test_invariant_06_an_aborted_transaction_leaves_nothing(db: inmem.Database) 
         txn.kv.add("n")
         txn.events.append("lost")
         txn.at(other).kv.put("k", 1)
-        assert txn.events.len() == 2
+        assert txn.events.count() == 2
         raise MyError
 
     for call in (lambda: db.transact(run, step), lambda: db.kv.transaction(run, step)):
@@ -192,7 +192,7 @@ def test_invariant_10_concurrent_appends_form_one_total_order(db: inmem.Database
         worker, i, digest = by_sequence[event.sequence]
         assert (event.event_type, event.payload, event.hash) == (f"w{worker}", i, digest)
     for worker in range(4):
-        assert [e.payload for e in db.events.read_by_type(run, f"w{worker}")] == list(range(50))
+        assert [e.payload for e in db.events.query_by_type(run, f"w{worker}")] == list(range(50))
 
 
 def test_invariant_11_length_and_head_agree_with_the_events(db: inmem.Database) -> None:
@@ -200,7 +200,7 @@ def test_invariant_11_length_and_head_agree_with_the_events(db: inmem.Database) 
     for i in range(20):
         with db.snapshot(run) as view:
             events = view.events.read_range(0)
-            assert view.events.len() == len(events) == i
+            assert view.events.count() == len(events) == i
             assert view.events.head() == (events[-1] if events else None)
         db.events.append(run, "t", i)
 
@@ -213,7 +213,7 @@ def test_invariant_11_also_after_recovery(store_path: Path) -> None:
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), "the writer ends")
     with inmem.open(store_path) as db:
         assert db.status().writer_pid != pid
-        assert (db.events.len("r"), db.events.head("r")) == (20, head)
+        assert (db.events.count("r"), db.events.head("r")) == (20, head)
         assert db.events.append("r", "t").sequence == 20
         assert db.events.verify_chain("r") == inmem.ChainVerification(True, 21)
         assert db.kv.get("r", "k") == 1
@@ -238,7 +238,7 @@ def test_invariant_22_a_commit_is_seen_whole_or_not_at_all(db: inmem.Database) -
             with db.snapshot(run) as view:
                 head = view.events.head()
                 assert view.kv.get("a") == view.kv.get("b") == (head.payload if head else 0)
-                assert view.events.len() == view.kv.get("a")
+                assert view.events.count() == view.kv.get("a")
                 seen.add(view.kv.get("a"))
             both = db.kv.get_many(run, ["a", "b"])
             assert both["a"] == both["b"]
@@ -362,7 +362,7 @@ def test_an_unknown_commit_is_resolved_as_what_its_call_returns(store_path: Path
                 os.kill(pid, signal.SIGCONT)
             assert check(second.value.resend(20.0))
         assert pending[0].sequence == 5
-        assert db.events.len("r") == len(log) + 4
+        assert db.events.count("r") == len(log) + 4
         assert db.kv.list("r") == ["k", "m", "n", "z"]
 
 

@@ -93,11 +93,11 @@ class TestReads:
         with shared_db.transaction(run) as txn:
             txn.kv.get("else")
             txn.cells.read("else")
-            txn.at("other").events.len()
+            txn.at("other").events.count()
             txn.traces.count()
             BLIND[name](txn)
             txn.kv.get("else too")
-            txn.at("other").events.len()
+            txn.at("other").events.count()
         assert not any(ran for _, ran in calls(wire.last))
         keys = [bytes(Key(key)) for key in wire.last.reads]
         assert all(b"else" in key for key in keys), keys
@@ -106,9 +106,9 @@ class TestReads:
     @pytest.mark.parametrize(("name", "look"), [
         ("add", lambda txn: txn.kv.get("n")), ("add", lambda txn: txn.kv.list()),
         ("add", lambda txn: txn.kv.get_many(["m", "n"])), ("add", lambda txn: txn.kv.count("n")),
-        ("merge", lambda txn: txn.kv.exists("d")), ("append", lambda txn: txn.events.len()),
+        ("merge", lambda txn: txn.kv.exists("d")), ("append", lambda txn: txn.events.count()),
         ("append", lambda txn: txn.events.read(0)), ("append", lambda txn: txn.events.read(7)),
-        ("append", lambda txn: txn.events.read_by_type("t")), ("set", lambda txn: txn.cells.read("c")),
+        ("append", lambda txn: txn.events.query_by_type("t")), ("set", lambda txn: txn.cells.read("c")),
         ("set", lambda txn: txn.cells.list("c")), ("set", lambda txn: txn.cells.exists("c")),
     ])
     def test_a_look_at_what_it_concerns_makes_it_run_here(
@@ -184,7 +184,7 @@ class TestReads:
         shared_db.events.append_many(run, [("t", n) for n in range(100)])
         with shared_db.transaction(run) as txn:
             txn.events.append("t")
-            assert txn.events.len() == 101
+            assert txn.events.count() == 101
         assert [met for _, _, met in wire.last.ranges] == [1, 0]
         assert wire.last.reads == {}
 
@@ -253,7 +253,7 @@ class TestRefusals:
         for end in ("abort", "conflict"):
             txn = shared_db.transaction(run)
             waiting = [txn.events.append("t"), txn.cells.set("c", 1), txn.kv.add("n")]
-            assert (txn.events.len(), txn.cells.read("c").version) == (1, 1)  # type: ignore[union-attr]
+            assert (txn.events.count(), txn.cells.read("c").version) == (1, 1)  # type: ignore[union-attr]
             assert txn.kv.get("n") == waiting[2].value == 1
             if end == "abort":
                 txn.abort()
@@ -281,7 +281,7 @@ class TestAgreement:
         monkeypatch.setattr(client, "PROCEDURES", {**client.PROCEDURES, name: wrong})
         txn = shared_db.transaction(run)
         waiting = [txn.kv.add("n"), txn.cells.set("c", 1), txn.events.append("t")]
-        txn.kv.get("n"), txn.cells.read("c"), txn.events.len()
+        txn.kv.get("n"), txn.cells.read("c"), txn.events.count()
         with pytest.raises(inmem.InvariantError, match=rf"{name} gave the writer another result"):
             txn.commit()
         assert txn.version is not None, "it is committed, and the error says so"
@@ -460,7 +460,7 @@ class TestNested:
             txn.kv.put("steps", txn.kv.get("steps", 0) + 1)
             txn.kv.add("n")
             appended = txn.events.append("t", 1)
-            assert txn.events.len() == appended.sequence + 1
+            assert txn.events.count() == appended.sequence + 1
             txn.cells.set("c", 1)
             txn.cells.read("c")
             txn.cells.set("c", 2)
@@ -485,11 +485,11 @@ class TestNested:
             done = shared_db.kv.get(run, "steps", 0)
             assert done == 1 or (how == "interrupt" and done == 0)
             cell = shared_db.cells.read(run, "c")
-            assert (shared_db.kv.get(run, "n", 0), shared_db.events.len(run)) == (done, done)
+            assert (shared_db.kv.get(run, "n", 0), shared_db.events.count(run)) == (done, done)
             assert (cell.version if cell else 0) == 2 * done
         for run in runs[:: len(runs) // 20]:
             before = shared_db.kv.get(run, "steps", 0)
             shared_db.transact(run, step)
-            assert shared_db.kv.get(run, "steps") == shared_db.events.len(run) == before + 1
+            assert shared_db.kv.get(run, "steps") == shared_db.events.count(run) == before + 1
         if how == "nested":
             assert shared_db.kv.get(nested_run, "steps") == lines - 1

@@ -33,7 +33,8 @@ from inmem.host import failpoints
 from inmem.host.directory import DataDirectory
 from inmem.host.files import python_environment
 from inmem.maintenance import backup as module
-from inmem.maintenance.backup import backup, backup_in_process
+from inmem.maintenance.backup import backup
+from inmem.maintenance.backup_report import backup_in_process
 from inmem.maintenance.check import check
 from inmem.maintenance.restore import restore
 from inmem.storage.checkpoint import (
@@ -173,7 +174,7 @@ def test_there_and_back(store_path: Path, scratch: Path, durability: str, state:
     kill_writer(path)
     shutil.rmtree(control_state(path).image)
     with inmem.open(path) as copy:  # from checkpoint and log now
-        assert copy.kv.get(RUN, "new") == 1 and copy.events.len(RUN) == 21
+        assert copy.kv.get(RUN, "new") == 1 and copy.events.count(RUN) == 21
         copy.checkpoint()
         assert copy.check().problems == []
 

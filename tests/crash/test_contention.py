@@ -54,7 +54,7 @@ def test_appends_of_many_processes_form_one_order(store_path: Path, workers: Wor
             assert order == sorted(order), "one process's appends keep their order"
             assert db.kv.get(RUN, f"appended-{index}") == len(range(0, APPENDS, 3))
         for name in ("type-0", "type-1", "type-2", "in-txn"):
-            by_type = [event.sequence for event in db.events.read_by_type(RUN, name)]
+            by_type = [event.sequence for event in db.events.query_by_type(RUN, name)]
             assert by_type == [event.sequence for event in events if event.event_type == name]
         chain = db.events.verify_chain(RUN)
         assert chain.is_valid and chain.length == WORKERS * APPENDS
@@ -78,7 +78,7 @@ def test_an_anomaly_is_refused(store_path: Path, workers: Workers, kind: str) ->
             elif kind == "phantom":
                 assert db.kv.count(run) == 1
             else:
-                assert db.events.len(run) == 1
+                assert db.events.count(run) == 1
         assert db.status().conflicts == rounds
 
 
@@ -92,7 +92,7 @@ def test_a_reader_never_sees_half_of_a_transaction(store_path: Path, workers: Wo
         report = auditor.result()
         workers.words.stop()
         moves = sum(mover.result() for mover in movers)
-        assert db.events.len(RUN) == moves
+        assert db.events.count(RUN) == moves
     assert report["views"] == views
     assert report["states"] > 20, "the accounts changed while they were looked at"
     print(f"{views} views of {report['states']} states, {moves} moves")

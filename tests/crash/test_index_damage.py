@@ -73,8 +73,8 @@ def fill(path: Path, agent: str) -> None:
 def asked(db: inmem.Database, tag: TypeTag) -> Any:
     """What the queries of one index answer."""
     if tag == TypeTag.EVENT_BY_TYPE:
-        return [e.sequence for e in db.events.read_by_type("run", "odd")], [
-            e.sequence for e in db.events.read_by_type("run", "even")
+        return [e.sequence for e in db.events.query_by_type("run", "odd")], [
+            e.sequence for e in db.events.query_by_type("run", "even")
         ]
     if tag == TypeTag.TRACE_BY_TYPE:
         return [[t.id for t in db.traces.query_by_type("run", name)] for name in ("Thought", "step")]
@@ -257,7 +257,7 @@ def test_an_entry_without_its_record(store_path: Path) -> None:
     with inmem.open(store_path, agent="one") as db:
         db.kv.put("-", "k", 1)
         assert len(db.check().problems) == len(entries)
-        assert [e.sequence for e in db.events.read_by_type("run", "odd")] == [1, 3, 5]
+        assert [e.sequence for e in db.events.query_by_type("run", "odd")] == [1, 3, 5]
         assert [t.id for t in db.traces.query_by_tag("run", "blue")] == ["a", "b"]
         assert [t.id for t in db.traces.list("run")] == ["a", "b", "c"]
         assert sum(1 for _ in db.traces.get_tree("run", "a").walk()) == 3

@@ -103,8 +103,8 @@ def test_a_hundred_runs_of_eight_processes(store_path: Path, workers: Workers) -
 def assert_empty(db: inmem.Database, run: str) -> None:
     """What readers of a deleted run see: nothing."""
     assert db.kv.list(run) == [] and db.kv.get(run, "same") is None and db.kv.ttl(run, "brief-0") is None
-    assert db.events.len(run) == 0 and db.events.head(run) is None and db.events.read(run, 0) is None
-    assert db.events.read_by_type(run, "piped") == []
+    assert db.events.count(run) == 0 and db.events.head(run) is None and db.events.read(run, 0) is None
+    assert db.events.query_by_type(run, "piped") == []
     assert db.cells.list(run) == [] and db.cells.read(run, "cell-0") is None
     assert db.traces.list(run) == db.traces.roots(run) == db.traces.query_by_type(run, "Thought") == []
     assert db.traces.count(run) == 0 and db.traces.get(run, "top-0") is None

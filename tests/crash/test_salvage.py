@@ -258,7 +258,7 @@ def test_a_damaged_checkpoint_gives_the_runs_that_are_whole_in_it(damaged: Path,
     with inmem.open(done.path) as db:
         for n in range(6):
             if n in lost:
-                assert db.kv.count(f"run-{n}") == 0 and db.events.len(f"run-{n}") == 0
+                assert db.kv.count(f"run-{n}") == 0 and db.events.count(f"run-{n}") == 0
             else:
                 assert db.events.verify_chain(f"run-{n}").length == 25
                 assert db.kv.get(f"run-{n}", "count") == 19 and db.kv.count(f"run-{n}") == 5

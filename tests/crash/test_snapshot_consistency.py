@@ -29,7 +29,7 @@ def test_events_cell_and_key_always_agree(store_path: Path, workers: Workers) ->
         meanwhile = workers.words.total(WRITERS) - before
         workers.words.stop()
         done = sum(writer.result() for writer in writers)
-        length = db.events.len(RUN)
+        length = db.events.count(RUN)
         state = db.cells.read(RUN, "count")
         assert state is not None
         assert length == state.value == db.kv.get(RUN, "count") >= done

@@ -78,7 +78,7 @@ class Calls:
         assert self._db.status().writer_pid > 0
 
     def stream(self) -> None:
-        if self._db.events.len("streamed") < 3:
+        if self._db.events.count("streamed") < 3:
             self._db.events.append_many("streamed", [("happened", n) for n in range(3)])
         assert sum(1 for _ in self._db.events.iter("streamed")) >= 3
 
@@ -114,7 +114,7 @@ class Calls:
         found = {
             "put": db.kv.count(RUN, self._key("put")),
             "add": db.kv.get(RUN, self._key("add"), 0),
-            "append": db.events.len(self._key("log")),
+            "append": db.events.count(self._key("log")),
             "transact": db.kv.get(RUN, self._key("transact"), 0),
             "pipeline": db.kv.get(RUN, self._key("pipeline"), 0),
             "transition": 0 if cell is None else cell.value,

@@ -96,7 +96,7 @@ with inmem.open(path) as db:
     for thread in threads: thread.start()
     for thread in threads: thread.join()
     assert not wrong, wrong
-    assert db.kv.get("r", "n") == 20 and db.events.len("r") == 20
+    assert db.kv.get("r", "n") == 20 and db.events.count("r") == 20
     assert db.status().writer_pid == pid
     os.kill(pid, 9)
     assert db.kv.add("r", "n") == 21

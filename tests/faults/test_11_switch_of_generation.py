@@ -203,7 +203,7 @@ def test_nothing_is_lost_in_a_switch(
         seen = resume(stuck, workers, STUCK)
         assert seen["first"] == seen["again"] == {"k": "old", "raw": None, "once": None}
         assert seen["newest"] == {"k": "newest", "raw": RawSession.COUNT, "once": 1}
-        assert seen["generation_after"] > seen["generation"] and db.events.len(RUN) == 1
+        assert seen["generation_after"] > seen["generation"] and db.events.count(RUN) == 1
         wait_until(lambda: expiring(db) == 1, "what has expired is swept")
         assert db.kv.get(RUN, "brief") is None and db.kv.get(RUN, "long") == 1
         assert db.check().problems == []

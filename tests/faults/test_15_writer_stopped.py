@@ -110,7 +110,7 @@ def test_a_stopped_writer(store_path: Path) -> None:
             assert error.commit_id and error.hint
             for _ in range(1000):
                 assert db.kv.get(RUN, "k") == "v"
-            assert db.kv.get(RUN, "n") == 1 and db.events.len(RUN) == 0
+            assert db.kv.get(RUN, "n") == 1 and db.events.count(RUN) == 0
             with pytest.raises(inmem.CommitUnknownError):
                 error.resend(timeout_s=0.2)
         finally:

@@ -251,7 +251,7 @@ def test_garbage_on_the_socket(store_path: Path, workers: Workers, rng: random.R
         workers.words.stop()
         assert worker.result() > 50
         assert db.kv.list(RUN) == ["k"] and db.kv.get(RUN, "k") == "v"
-        assert db.events.len("run") == 0
+        assert db.events.count("run") == 0
         assert db.check().problems == []
     print(f"{sent} frames, crashes 0")
 

@@ -32,7 +32,7 @@ def test_two_hundred_clients_come_and_go(store_path: Path, workers: Workers) -> 
             wait_until(lambda: db.status().clients <= 1, "the dead are forgotten")
             wait_until(lambda n=at_once: descriptors(pid) < n - 40, "their connections are closed")
             settled.append((descriptors(pid), memory_kib(pid)))
-        assert came == waves * 50 and db.kv.get("guests", "n") == came == db.events.len("guests")
+        assert came == waves * 50 and db.kv.get("guests", "n") == came == db.events.count("guests")
         assert writer_pid(store_path) == pid
         files, memory = zip(*settled, strict=True)
         print(f"{came} clients in {waves} waves: descriptors {files}, RssAnon {memory} KiB after each")

@@ -119,7 +119,7 @@ def test_the_largest_commit_and_the_first_refused_one(
 
 def stored_in(db: inmem.Database) -> list[Any]:
     return [
-        db.kv.count(RUN), db.events.len(RUN), db.traces.count(RUN), len(db.cells.list(RUN)),
+        db.kv.count(RUN), db.events.count(RUN), db.traces.count(RUN), len(db.cells.list(RUN)),
         len(db.runs.list_runs()),
     ]
 
@@ -170,7 +170,7 @@ def test_bulk_of_any_size_is_cut_where_it_may_be(store_path: Path, scratch: Path
                 pipe.events.append(RUN, "happened", n)
         assert db.kv.count(RUN) == 60
         assert db.kv.get(RUN, "large-059") == bytes([59]) * 600_000
-        assert db.events.len(RUN) == 12_000
+        assert db.events.count(RUN) == 12_000
         for _ in range(3):
             db.traces.record_many(RUN, [inmem.NewTrace(inmem.Thought("x"), tags=TAGS)] * 40)
         with db.pipeline() as pipe:
@@ -182,7 +182,7 @@ def test_bulk_of_any_size_is_cut_where_it_may_be(store_path: Path, scratch: Path
         inmem.exchange.export_runs(db, file)
     with inmem.open(scratch / "copy", timeout_s=60.0) as copy:
         inmem.exchange.import_runs(copy, file)
-        assert (copy.traces.count(RUN), copy.events.len(RUN), copy.kv.count(RUN)) == (120, 12_000, 62)
+        assert (copy.traces.count(RUN), copy.events.count(RUN), copy.kv.count(RUN)) == (120, 12_000, 62)
         assert copy.check().problems == []
 
 

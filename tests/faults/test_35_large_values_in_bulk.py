@@ -73,7 +73,7 @@ def test_export_import_and_pipeline(full: inmem.Database, scratch: Path) -> None
             "export": peak_of(lambda: export_runs(full, file, [RUN])),
             "import": peak_of(lambda: import_runs(other, file)),
         }
-        assert other.events.len(RUN) == COUNT
+        assert other.events.count(RUN) == COUNT
         assert other.events.verify_chain(RUN).is_valid
     # A line of a file is text: base64 of the value, and that of the line before.
     assert max(peaks.values()) < 2 * BOUND, peaks
@@ -113,4 +113,4 @@ def test_a_stream_that_feeds_itself_ends(db: inmem.Database) -> None:
     for event in db.events.iter(RUN):
         db.events.append(RUN, "seen", event.sequence)
         read += 1
-    assert read == 10 and db.events.len(RUN) == 20
+    assert read == 10 and db.events.count(RUN) == 20

@@ -70,7 +70,7 @@ HANDLES: dict[str, Callable[[Any], Any]] = {
     "get": lambda thing: thing.kv.get("k"),
     "list": lambda thing: thing.kv.list(),
     "at": lambda thing: thing.at("c").kv.get("k"),
-    "events": lambda thing: thing.events.len(),
+    "events": lambda thing: thing.events.count(),
     "again": lambda thing: twice(thing),
 }
 
@@ -84,7 +84,7 @@ def filled(db: inmem.Database) -> inmem.Database:
 
 
 def stored(db: inmem.Database) -> Any:
-    return dict(db.kv.list_with_values("r")), db.events.len("r")
+    return dict(db.kv.list_with_values("r")), db.events.count("r")
 
 
 @pytest.mark.parametrize("inside", INSIDE)

@@ -106,4 +106,4 @@ def test_a_compressed_file_is_read(
     assert list(other.runs.list_runs()) == []
     file.write_bytes(data)
     assert import_runs(other, file).runs == 1
-    assert other.events.len("run") == 300
+    assert other.events.count("run") == 300

@@ -52,7 +52,7 @@ def test_a_named_pipe(data: bytes, other: inmem.Database, scratch: Path, compres
     report = import_runs(other, fifo)
     writer.join()
     assert report.runs == 1 and report.file == str(fifo)
-    assert other.events.len("run") == EVENTS
+    assert other.events.count("run") == EVENTS
     assert _aside() == before
 
 
@@ -65,7 +65,7 @@ def test_a_pipe_and_a_stream(data: bytes, other: inmem.Database) -> None:
         source: BinaryIO = stream
         assert import_runs(other, source).unchanged == ["run"]
     writer.join()
-    assert other.events.len("run") == EVENTS
+    assert other.events.count("run") == EVENTS
 
 
 @pytest.mark.parametrize("how", ["standard input", "a substituted process", "INMEM_PATH"])
@@ -83,4 +83,4 @@ def test_the_command(data: bytes, scratch: Path, how: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "1 runs" in done.stdout
     with inmem.open(place) as database:
-        assert database.events.len("run") == EVENTS
+        assert database.events.count("run") == EVENTS

@@ -27,7 +27,7 @@ def in_snapshot(db: inmem.Database) -> None:
     with db.snapshot("r") as view:
         for _ in range(20):
             view.kv.list()
-            view.events.len()
+            view.events.count()
             _ = view.version
 
 
@@ -173,7 +173,7 @@ def test_handles_are_handed_over(db: inmem.Database) -> None:
     by(2, p.__exit__, None, None, None)
     assert by(0, view.kv.list) == []
     by(0, view.__exit__, None, None, None)
-    assert db.kv.count("r") == db.kv.count("piped") == 200 and db.events.len("r") == 200
+    assert db.kv.count("r") == db.kv.count("piped") == 200 and db.events.count("r") == 200
     for over in (lambda: txn.kv.get("k"), lambda: view.kv.get("k"), lambda: p.kv.put("r", "k", 1)):
         with pytest.raises(inmem.ClosedError):
             by(1, over)

@@ -104,7 +104,7 @@ def test_the_importer_is_killed_again_and_again(large: Path, scratch: Path, rng:
             else:
                 # Killed before the mark or after the record: the run is not there, or all of it.
                 there = db.runs.get_run("large")
-                assert db.events.len("large") == (0 if there is None else LARGE)
+                assert db.events.count("large") == (0 if there is None else LARGE)
         assert closed > 0, "never killed in the middle: the test proves nothing"
         done = import_runs(db, large)
         assert done.cleared in ([], ["large"])
@@ -199,7 +199,7 @@ def test_an_agent_that_retries_goes_on_in_a_run_that_is_whole(large: Path, db: i
         with inmem.open(db.path) as mine:
             def step(txn: Any) -> int:
                 txn.kv.put("mine", 1)
-                return int(txn.events.len())
+                return int(txn.events.count())
 
             found.append(mine.transact("large", step, max_attempts=10_000, timeout_s=60))
 
@@ -222,5 +222,5 @@ def test_what_goes_wrong_half_way_leaves_nothing(large: Path, scratch: Path) -> 
         with pytest.raises(InmemError) as caught:
             import_runs(db, large)
         assert caught.value.code == "store_full"
-        assert unfinished_imports(db) == [] and db.events.len("large") == 0
+        assert unfinished_imports(db) == [] and db.events.count("large") == 0
         assert db.runs.list_runs() == ["before"] and db.kv.get("after", "k") == 1  # whole, as they come first

@@ -67,7 +67,7 @@ def keep_reading(words: Any, path: str) -> dict[str, Any]:
             with db.snapshot(RUN) as view:
                 count, mirror = view.kv.get("transacted", 0), view.kv.get("mirror", 0)
                 assert count == -mirror, (count, mirror)
-                events = view.events.len()
+                events = view.events.count()
                 head = view.events.head()
                 assert events == (0 if head is None else head.sequence + 1)
             assert count >= seen and events >= length, "what was published has gone"
@@ -162,7 +162,7 @@ def anomaly(words: Any, index: int, path: str, kind: str, rounds: int) -> list[s
                         if not booked:
                             txn.kv.put(f"slot-{index}", True)
                     else:
-                        length = txn.events.len()
+                        length = txn.events.count()
                         words.meet(index, 2, 3 * number + 2)
                         if not length:
                             txn.events.append("first", index)
@@ -201,7 +201,7 @@ def audit(words: Any, path: str, views: int) -> dict[str, int]:
             with db.snapshot(RUN) as view:
                 left, right = view.kv.get("left"), view.kv.get("right")
                 head = view.events.head()
-                length = view.events.len()
+                length = view.events.count()
                 assert left + right == 1000, (left, right)
                 assert left == view.kv.get("left")
                 assert length == (0 if head is None else head.sequence + 1)

@@ -52,7 +52,7 @@ def come_and_go(words: Any, slot: int, path: str) -> dict[str, Any]:
                 for _ in range(20):
                     count, mirror = view.kv.get("transacted", 0), view.kv.get("mirror", 0)
                     assert count == -mirror, (count, mirror)
-                    events = view.events.len()
+                    events = view.events.count()
                     head = view.events.head()
                     assert events == (0 if head is None else head.sequence + 1)
             assert db.kv.get("visits", f"of-{slot}") == visits

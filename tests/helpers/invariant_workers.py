@@ -21,7 +21,7 @@ def move(words: Any, index: int, path: str, steps: int) -> list[int]:
             def step(txn: inmem.Transaction, source: str = source, target: str = target, i: int = i) -> int:
                 balances = {name: txn.kv.get(name, 0) for name in ACCOUNTS}
                 assert sum(balances.values()) == 0
-                number = txn.events.len()
+                number = txn.events.count()
                 txn.kv.put(source, balances[source] - 1)
                 txn.kv.put(target, balances[target] + 1)
                 txn.events.append("move", [index, i, source, target])

@@ -186,8 +186,8 @@ def change_all_three(words: Any, index: int, path: str, run: str, seed: int) -> 
     def by_length(txn: Any, more: int) -> None:
         for _ in range(more):
             txn.events.append("pinned", None)
-        txn.kv.put("count", txn.events.len())
-        txn.cells.set("count", txn.events.len())
+        txn.kv.put("count", txn.events.count())
+        txn.cells.set("count", txn.events.count())
 
     def by_transition(txn: Any, more: int) -> None:
         txn.cells.transition("count", lambda state: (state.value + more, None))
@@ -213,7 +213,7 @@ def compare_all_three(words: Any, path: str, run: str, views: int) -> dict[str, 
     with open_store(path) as db:
         for number in range(views):
             with db.snapshot(run) if number % 10 else db.transaction(run) as view:
-                events = view.events.len()
+                events = view.events.count()
                 state = view.cells.read("count")
                 count = view.kv.get("count")
                 assert state is not None and events == state.value == count, (number, events, state, count)

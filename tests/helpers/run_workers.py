@@ -82,7 +82,7 @@ def check_run(db: inmem.Database, number: int, workers: int) -> None:
     both = sorted([f"type-{i}", [run, i]] for i in every) + sorted(["piped", [run, i]] for i in every)
     assert sorted([e.event_type, e.payload] for e in events) == sorted(both)
     for i in every:
-        assert [e.payload for e in db.events.read_by_type(run, f"type-{i}")] == [[run, i]]
+        assert [e.payload for e in db.events.query_by_type(run, f"type-{i}")] == [[run, i]]
     assert db.events.verify_chain(run).length == 2 * workers
     assert db.cells.list(run) == [f"cell-{i}" for i in every]
     for i in every:
@@ -154,7 +154,7 @@ def writes_into(db: inmem.Database, run: str, other: str, mark: str) -> list[Wri
         ("txn.kv", 0, in_transaction(lambda t: t.kv.put("k", t.kv.get("n", 0)))),
         ("txn.kv.add", 0, in_transaction(lambda t: t.kv.add("n"))),
         ("txn.events", 1, in_transaction(lambda t: t.events.append("txn", mark))),
-        ("txn.events, pinned", 1, in_transaction(lambda t: t.events.append("txn", t.events.len()))),
+        ("txn.events, pinned", 1, in_transaction(lambda t: t.events.append("txn", t.events.count()))),
         ("txn.cells.init", 0, in_transaction(lambda t: t.cells.init(f"txn-{mark}", 1))),
         ("txn.cells.set", 0, in_transaction(lambda t: t.cells.set("cell", mark))),
         ("txn.traces", 0, in_transaction(lambda t: t.traces.record(thought))),

@@ -252,7 +252,7 @@ class TransactionMachine(RuleBasedStateMachine):
     @rule(at=st.integers(0, 8))
     def read_log(self, at: int) -> None:
         events = self.inside.events
-        assert self.events.len() == len(events)
+        assert self.events.count() == len(events)
         head, one = self.events.head(), self.events.read(at)
         assert (head and (head.sequence, head.event_type, head.payload)) == (
             (len(events) - 1, *events[-1]) if events else None
@@ -260,9 +260,9 @@ class TransactionMachine(RuleBasedStateMachine):
         assert (one and (one.event_type, one.payload)) == (events[at] if at < len(events) else None)
 
     @rule(event_type=st.sampled_from([*TYPES, "none"]), limit=limits, reverse=st.booleans())
-    def read_by_type(self, event_type: str, limit: int | None, reverse: bool) -> None:
+    def query_by_type(self, event_type: str, limit: int | None, reverse: bool) -> None:
         expected = [(i, p) for i, (t, p) in enumerate(self.inside.events) if t == event_type]
-        found = self.events.read_by_type(event_type, limit=limit, reverse=reverse)
+        found = self.events.query_by_type(event_type, limit=limit, reverse=reverse)
         assert [(e.sequence, e.payload) for e in found] == (expected[::-1] if reverse else expected)[:limit]
 
     @rule(start=st.integers(0, 4))
@@ -279,7 +279,7 @@ class TransactionMachine(RuleBasedStateMachine):
         with self.db.snapshot(self.run) as view:
             assert dict(view.kv.list_with_values()) == self.stored.entries
             assert [(e.event_type, e.payload) for e in view.events.read_range(0)] == self.stored.events
-            assert view.events.len() == len(self.stored.events)
+            assert view.events.count() == len(self.stored.events)
 
 
 TestTransactionMachine = TransactionMachine.TestCase
@@ -312,7 +312,7 @@ def test_long_programs(seed: int) -> None:
         lambda: machine.count(rng.choice([None, "a", "q"]), rng.sample(KEYS, 3)),
         lambda: machine.read_range(rng.randrange(7), rng.choice([None, *range(9)]), limit(), flag()),
         lambda: machine.read_log(rng.randrange(9)),
-        lambda: machine.read_by_type(rng.choice([*TYPES, "none"]), limit(), flag()),
+        lambda: machine.query_by_type(rng.choice([*TYPES, "none"]), limit(), flag()),
         lambda: machine.chain(rng.randrange(5)),
     ]
     writes = [

@@ -195,7 +195,7 @@ class TestWhileCommitsGoOn:
 
             monkeypatch.setattr(prefixes.PrefixCheck, "take", taking)
             report = check(store_path)
-            assert len(appended) == 2 and db.events.len(RUN) == 13
+            assert len(appended) == 2 and db.events.count(RUN) == 13
         assert report.problems == []
         assert report.events == 24
 

@@ -17,7 +17,8 @@ from inmem import errors
 PUBLIC = {
     "__version__",
     # opening, and handles
-    "open", "Database", "RunScope", "Status", "CheckReport", "CheckpointReport", "RepairReport",
+    "open", "Database", "RunScope", "Status",
+    "BackupReport", "CheckReport", "CheckpointReport", "RepairReport",
     # names
     "Namespace", "RunId", "TypeTag", "Key",
     # primitives and their records

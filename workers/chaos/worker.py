@@ -289,5 +289,5 @@ def _seen(view: Any) -> list[Any]:
     head = view.events.head()
     return [
         view.version, view.kv.get("counter", 0), view.kv.get("piped", 0), view.kv.count(),
-        view.events.len(), head and head.hash.hex(), view.runs.get_run().version, view.traces.count(),
+        view.events.count(), head and head.hash.hex(), view.runs.get_run().version, view.traces.count(),
     ]  # fmt: skip

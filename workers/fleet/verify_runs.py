@@ -42,7 +42,7 @@ def check_deleted(check: Check, db: Any, run: str) -> None:
     check.require(db.runs.get_run(run) is None, f"{run}: deleted, it has a record")
     left = {
         "entries": len(db.kv.list_with_values(run)),
-        "events": db.events.len(run),
+        "events": db.events.count(run),
         "cells": len(db.cells.list(run)),
         "traces": db.traces.count(run) + len(db.traces.list(run)),
         "children": len(db.runs.get_child_runs(run)),

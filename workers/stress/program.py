@@ -194,7 +194,7 @@ def _read_run(db: Any, run: str, deleted: bool) -> FinalRun:
     found.kv = dict(db.kv.list_with_values(run))
     found.events = [(event.sequence, event.event_type, event.payload) for event in db.events.iter(run)]
     chain = db.events.verify_chain(run)
-    length = db.events.len(run)
+    length = db.events.count(run)
     if not chain.is_valid or not chain.length == length == len(found.events):
         found.chain = f"chain of {chain.length}, log of {length}: {chain.error}"
     found.cells = read_cells(db.cells, run)

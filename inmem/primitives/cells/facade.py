@@ -7,18 +7,20 @@ changes from one version exactly one happens. The rules are in `rules`.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
 from inmem import values
 from inmem.callables import check_callable, check_result
 from inmem.client.retry import resolved_as, retrying
-from inmem.engines.base import Pending, Sink, View
+from inmem.engines.base import Sink, View
 from inmem.errors import CommitUnknownError, ConflictError, InvalidInputError, VersionMismatchError
 from inmem.host.interrupts import called, let_through
 from inmem.keys import MAX_NAME_BYTES, TypeTag, encode_name, encode_prefix, range_of, shorten
+from inmem.pending import PendingReal
 from inmem.primitives._byrun import ByRun, by_run
-from inmem.primitives._common import check_limit
+from inmem.primitives._common import check_flag, check_limit
+from inmem.primitives._paging import past, stream
 from inmem.primitives.cells import rules
 from inmem.primitives.cells.rules import State
 from inmem.record import payload_of, timestamp_of
@@ -34,8 +36,8 @@ TRANSITION_TIMEOUT_S: Final = 30.0
 _PAUSE_S: Final = 0.0001
 
 
-class PendingVersion(Pending[int]):
-    """The result of `cells.set` in a transaction: `version` is there after the commit.
+class PendingVersion(PendingReal[int]):
+    """The result of `cells.set` in a transaction: a number after the commit, see `version`.
 
     In a transaction that reads the cell it is there at once.
     """
@@ -61,23 +63,51 @@ class CellReads:
     def read(self, name: str) -> State | None:
         """Value, version and time of a cell, None if there is none. Cost: about 3 µs."""
         record = self._view.read(self._head + encode_name(name, "name"))
-        if record is None:
-            return None
-        payload = payload_of(record)
-        return State(decode(rules.value_in(payload)), rules.version_in(payload), timestamp_of(record))
+        return None if record is None else _state(record)
 
     def exists(self, name: str) -> bool:
         """Whether there is a cell."""
         return self._view.read(self._head + encode_name(name, "name")) is not None
 
     def list(
-        self, prefix: str | None = None, *, limit: int | None = None, reverse: bool = False
+        self, prefix: str | None = None, *, limit: int | None = None, start_after: str | None = None,
+        reverse: bool = False,
     ) -> builtins.list[str]:
-        """Names that start with `prefix`, in byte order."""
-        start, end = range_of(self._prefix, TypeTag.STATE, encode_prefix(prefix))
+        """Names that start with `prefix`, in byte order. Cost: about 1 µs a name.
+
+        `start_after` continues after a name (before it, if `reverse`).
+        """
+        start, end = self._range(prefix, start_after, reverse)
         skip = len(self._head)
         found = self._view.scan(start, end, limit=check_limit(limit), reverse=bool(reverse))
         return [key[skip:].decode() for key, _ in found]
+
+    def iter(
+        self, prefix: str | None = None, *, start_after: str | None = None, reverse: bool = False
+    ) -> Iterator[tuple[str, State]]:
+        """Stream names and states, in bounded memory. Cost: about 2 µs a cell.
+
+        Takes a new snapshot for each 512 cells or 4 MiB.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     version = db.cells.set("run-1", "phase", "planning")
+        ...     [(name, state.value) for name, state in db.cells.iter("run-1")]
+        [('phase', 'planning')]
+
+        Raises:
+            RunDeletedError: the run was deleted in the middle of it.
+        """
+        start, end = self._range(prefix, start_after, reverse)
+        skip = len(self._head)
+        return (
+            (key[skip:].decode(), _state(record))
+            for key, record in stream(self._view, self._prefix, start, end, reverse=bool(reverse))
+        )
+
+    def _range(self, prefix: str | None, start_after: str | None, reverse: bool) -> tuple[bytes, bytes]:
+        place = None if start_after is None else self._head + encode_name(start_after, "start_after")
+        return past(*range_of(self._prefix, TypeTag.STATE, encode_prefix(prefix)), place, reverse)
 
 
 class Cells(CellReads, Generic[V]):
@@ -89,15 +119,18 @@ class Cells(CellReads, Generic[V]):
         super().__init__(view, prefix)
         self._sink = sink
 
-    def init(self, name: str, value: Any) -> int:
+    def init(self, name: str, value: Any, *, exist_ok: bool = False) -> int:
         """Create a cell and return its version, 1 for the first of a run. Cost: one round trip.
+
+        With `exist_ok` a cell that exists is left as it is, and its version returned.
 
         Raises:
             CellExistsError: it exists; nothing is changed.
             InvalidKeyError, InvalidValueError, LimitError: name or value cannot be stored.
             RunDeletedError: the run was deleted.
         """
-        return int(self._sink.ask("cell.init", [self._prefix, _name(name), values.encode(value)], int))
+        procedure = "cell.ensure" if check_flag(exist_ok, "exist_ok") else "cell.init"
+        return int(self._sink.ask(procedure, [self._prefix, _name(name), values.encode(value)], int))
 
     def cas(self, name: str, expected_version: int, value: Any) -> int:
         """Change a cell if it is still at a version; its new version. Cost: one round trip.
@@ -213,8 +246,14 @@ class StateCell(ByRun[RunCells]):
     set = by_run(RunCells.set)
     delete = by_run(RunCells.delete)
     list = by_run(RunCells.list)
+    iter = by_run(RunCells.iter)
     exists = by_run(RunCells.exists)
     transition = by_run(RunCells.transition)
+
+
+def _state(record: bytes) -> State:
+    payload = payload_of(record)
+    return State(decode(rules.value_in(payload)), rules.version_in(payload), timestamp_of(record))
 
 
 def _name(name: str) -> bytes:

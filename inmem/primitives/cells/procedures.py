@@ -42,6 +42,12 @@ def init(workspace: Workspace, prefix: bytes, name: bytes, value: bytes) -> int:
     return found.write(cell.initialized(found.name, found.payload, found.mark()), value)
 
 
+def ensure(workspace: Workspace, prefix: bytes, name: bytes, value: bytes) -> int:
+    """Create a cell if there is none; its version."""
+    payload = _Cell(workspace, prefix, name).payload
+    return init(workspace, prefix, name, value) if payload is None else cell.version_in(payload)
+
+
 def assign(workspace: Workspace, prefix: bytes, name: bytes, value: bytes) -> int:
     """Create or overwrite a cell; its version."""
     found = _Cell(workspace, prefix, name)
@@ -82,7 +88,7 @@ def import_cells(workspace: Workspace, prefix: bytes, token: bytes, items: list[
 
 
 def assign_footprint(prefix: bytes, name: bytes, *_: Any) -> Footprint:
-    """Of `init` and `set`: the cell, whose first version depends on the run's mark."""
+    """Of `init`, `ensure` and `set`: the cell, whose first version depends on the run's mark."""
     key = exactly(cell.cell_key(prefix, name))
     return Footprint((key, exactly(cell.mark_key(prefix))), (key,))
 
@@ -100,6 +106,7 @@ def delete_footprint(prefix: bytes, name: bytes) -> Footprint:
 PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
     "cell.cas": cas,
     "cell.delete": delete,
+    "cell.ensure": ensure,
     "cell.init": init,
     "cell.set": assign,
     "import.cells": import_cells,
@@ -108,6 +115,7 @@ PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
 FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = {
     "cell.cas": cas_footprint,
     "cell.delete": delete_footprint,
+    "cell.ensure": assign_footprint,
     "cell.init": assign_footprint,
     "cell.set": assign_footprint,
 }

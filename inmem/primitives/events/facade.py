@@ -13,17 +13,18 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from inmem import values
 from inmem.config import ENTRY_BYTES
-from inmem.engines.base import Item, Pending, Sink, View
+from inmem.engines.base import Item, Sink, View
 from inmem.errors import AppendOnlyError, InvalidInputError
 from inmem.keys import TypeTag, encode_label, encode_sequence, range_of
+from inmem.pending import Pending
 from inmem.primitives._byrun import ByRun, by_run
-from inmem.primitives._common import check_limit
+from inmem.primitives._common import check_limit, deprecated
+from inmem.primitives._paging import past, stream
 from inmem.primitives.events.rules import (
     HASH_BYTES,
     Appended,
     ChainVerification,
     Event,
-    deleted_in_the_middle,
     unpack,
     verify,
 )
@@ -32,9 +33,7 @@ from inmem.writeset import check_weight
 
 A = TypeVar("A")  # where an event went, or what will say so
 
-_CHUNK_BYTES: Final = 4 * 1024 * 1024  # as well: events may be large
-_CHUNK: Final = 512  # events of one snapshot while streaming: bounds memory and the snapshot's age
-
+_AFTER_ALL: Final = b"\xff" * 9  # more than any sequence
 
 class PendingAppend(Pending[Appended]):
     """An event appended in a transaction or pipeline: `sequence` and `hash` are there after the commit.
@@ -117,13 +116,15 @@ class EventReads(_AppendOnly):
         found = self._view.scan(self._start, self._end, limit=1, reverse=True)
         return _event(found[0]) if found else None
 
-    def len(self) -> int:
+    def count(self) -> int:
         """How many events there are. Cost: that of one read, however long the log."""
         found = self._view.scan(self._start, self._end, limit=1, reverse=True)
         return int.from_bytes(found[0][0][-8:], "big") + 1 if found else 0
 
-    def iter(self, start: int = 0) -> Iterator[Event]:
-        """Stream events from `start` on, in bounded memory.
+    def iter(
+        self, start: int = 0, *, event_type: str | None = None, reverse: bool = False
+    ) -> Iterator[Event]:
+        """Stream events from `start` on, of one type if one is given, in bounded memory.
 
         Takes a new snapshot for each 512 events or 4 MiB, so events appended
         meanwhile are seen too, and nothing is pinned for long.
@@ -131,33 +132,51 @@ class EventReads(_AppendOnly):
         Raises:
             RunDeletedError: the run was deleted in the middle of it.
         """
-        encode_sequence(start, "start")
-        return (_event(item) for item in self._stream(start))
+        first = encode_sequence(start, "start")
+        if event_type is None:
+            return (_event(item) for item in self._stream(first, reverse=bool(reverse)))
+        head = self._typed(event_type)
+        return (
+            _event(item) for item in stream(
+                self._view, self._prefix, head + first, head + _AFTER_ALL, reverse=bool(reverse),
+                record_key=lambda key: self._start + key[-8:],
+            )
+        )
 
-    def _stream(self, start: int) -> Iterator[Item]:
-        last = None
-        while True:
-            first = self._start + start.to_bytes(8, "big")
-            items = self._view.scan(first, self._end, limit=_CHUNK, max_bytes=_CHUNK_BYTES)
-            # Events go with their whole run only. So if the last one is there still, this is the end.
-            if not items and last is not None and self._view.read(last) is None:
-                raise deleted_in_the_middle(int.from_bytes(last[-8:], "big"))
-            is_cut = len(items) == _CHUNK or sum(len(record) for _, record in items) >= _CHUNK_BYTES
-            last = items[-1][0] if items else None
-            yield from items
-            if not is_cut or last is None:
-                return
-            start = int.from_bytes(last[-8:], "big") + 1
+    def _stream(self, first: bytes = bytes(8), *, reverse: bool = False) -> Iterator[Item]:
+        return stream(self._view, self._prefix, self._start + first, self._end, reverse=reverse)
+
+    def _typed(self, event_type: str) -> bytes:
+        """What the places of a type's events begin with; 8 bytes of sequence follow."""
+        return self._by_type + encode_label(event_type, "event_type") + b"\0"
+
+    def len(self) -> int:
+        """Deprecated, and goes with the next release: `count`."""
+        deprecated("len", "count")
+        return self.count()
 
     def read_by_type(
-        self, event_type: str, *, limit: int | None = None, reverse: bool = False
+        self, event_type: str, *, limit: int | None = None, start_after: int | None = None,
+        reverse: bool = False,
     ) -> list[Event]:
-        """Events of one type in sequence order. Cost: linear in the result, not in the log."""
-        start = self._by_type + encode_label(event_type, "event_type") + b"\0"
+        """Deprecated, and goes with the next release: `query_by_type`."""
+        deprecated("read_by_type", "query_by_type")
+        return self.query_by_type(event_type, limit=limit, start_after=start_after, reverse=reverse)
+
+    def query_by_type(
+        self, event_type: str, *, limit: int | None = None, start_after: int | None = None,
+        reverse: bool = False,
+    ) -> list[Event]:
+        """Events of one type in sequence order. Cost: linear in the result, not in the log.
+
+        `start_after` continues after a sequence (before it, if `reverse`).
+        """
+        head = self._typed(event_type)
         check_limit(limit)
+        place = None if start_after is None else head + encode_sequence(start_after, "start_after")
+        start, end = past(head, head + _AFTER_ALL, place, reverse)
         with self._view.moment() as view:
-            # The type's name and its NUL end the index's shared part: 8 bytes of sequence follow.
-            entries = view.scan(start, start + b"\xff" * 9, limit=limit, reverse=bool(reverse))
+            entries = view.scan(start, end, limit=limit, reverse=bool(reverse))
             keys = [self._start + key[-8:] for key, _ in entries]
             records = view.read_many(keys)
         found = zip(keys, records, strict=True)
@@ -180,7 +199,7 @@ class EventReads(_AppendOnly):
             if not isinstance(digest, bytes) or len(digest) != HASH_BYTES:
                 raise InvalidInputError(f"anchor's hash must be {HASH_BYTES} bytes", argument="anchor")
         return verify(
-            ((int.from_bytes(key[-8:], "big"), payload_of(record)) for key, record in self._stream(0)), anchor
+            ((int.from_bytes(key[-8:], "big"), payload_of(record)) for key, record in self._stream()), anchor
         )
 
 
@@ -273,8 +292,10 @@ class EventLog(ByRun[RunEvents], _AppendOnly):
     read = by_run(RunEvents.read)
     read_range = by_run(RunEvents.read_range)
     head = by_run(RunEvents.head)
+    count = by_run(RunEvents.count)
     len = by_run(RunEvents.len)
     iter = by_run(RunEvents.iter)
+    query_by_type = by_run(RunEvents.query_by_type)
     read_by_type = by_run(RunEvents.read_by_type)
     verify_chain = by_run(RunEvents.verify_chain)
 

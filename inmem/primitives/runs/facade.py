@@ -8,8 +8,8 @@ under the namespace, apart from what the runs store.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from inmem import values
@@ -21,15 +21,15 @@ from inmem.errors import (
     LimitError,
     SnapshotTooOldError,
 )
-from inmem.keys import RunId, TypeTag, check_run_id, range_of, shorten
-from inmem.primitives._byrun import ByRun, by_run
-from inmem.primitives._common import check_limit, check_metadata, check_tags
+from inmem.keys import RunId, check_run_id
+from inmem.primitives._byrun import ByRun, OfRun, by_run
+from inmem.primitives._common import check_flag, check_metadata, check_tags
 from inmem.primitives.runs import rules
+from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
-from inmem.record import expires_at, payload_of
+from inmem.record import expires_at
 
 _EMPTY: Final = values.encode({})
-_PLACE_BYTES: Final = 8 + 65  # time of creation, and more than any run id
 _COUNTS: Final = 4  # attempts at counting a large run that others write into; then the writer counts it
 _PAGE_RECORDS: Final = 1024
 _PAGE_BYTES: Final = 4 * 1024 * 1024
@@ -43,141 +43,7 @@ class CreateRunOptions:
     parent_run: str | None = None
     tags: Sequence[str] = ()
     metadata: Mapping[str, Any] | None = field(default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class RunQuery:
-    """What `query_runs` looks for: runs that match every condition given.
-
-    `created_after` and `created_before` are microseconds, the range half-open.
-    """
-
-    status: RunStatus | None = None
-    tags: Sequence[str] = ()
-    created_after: int | None = None
-    created_before: int | None = None
-    parent_run: str | None = None
-    limit: int | None = None
-    reverse: bool = False
-    include_archived: bool = False
-
-
-class RunReads:
-    """Reads of a namespace's runs; `run_id` is the scope's own."""
-
-    __slots__ = ("_namespace", "_run_id", "_view")
-
-    def __init__(self, view: View, namespace: bytes, run_id: str) -> None:
-        self._view = view
-        self._namespace = namespace
-        self._run_id = run_id
-
-    def _own(self) -> str:
-        return check_run_id(self._run_id)  # a shared scope is no run
-
-    def get_run(self, run_id: str | None = None) -> RunMetadata | None:
-        """A run's record, without an id this scope's; None if it was never created. Cost: about 5 µs."""
-        return self._get(self._view, self._own() if run_id is None else check_run_id(run_id))
-
-    def _get(self, view: View, run_id: str) -> RunMetadata | None:
-        record = view.read(rules.run_key(self._namespace, run_id))
-        return None if record is None else rules.unpack(run_id, payload_of(record))
-
-    def query_runs(self, query: RunQuery | None = None, **conditions: Any) -> builtins.list[RunMetadata]:
-        """Runs that match every condition, in order of creation.
-
-        Takes a `RunQuery` or its fields as keywords. Archived runs are left
-        out unless `include_archived` or `status=ARCHIVED` is given. Cost:
-        linear in the runs of the narrowest condition (parent, first tag,
-        status), not in their data.
-        """
-        wanted = _query(query, conditions)
-        found: builtins.list[RunMetadata] = []
-        if wanted.limit == 0:
-            return found
-        with self._view.moment() as view:
-            candidates = self._candidates(view, wanted)
-            for run_id in reversed(candidates) if wanted.reverse else candidates:
-                run = self._get(view, run_id)
-                if run is not None and _matches(run, wanted):
-                    found.append(run)
-                    if len(found) == wanted.limit:
-                        break
-        return found
-
-    def _candidates(self, view: View, wanted: RunQuery) -> builtins.list[str]:
-        """Ids from the narrowest index that a condition allows, in order of creation."""
-        if wanted.parent_run is not None:
-            return self._by(view, TypeTag.RUN_BY_PARENT, wanted.parent_run, wanted)
-        if wanted.tags:
-            return self._by(view, TypeTag.RUN_BY_TAG, wanted.tags[0], wanted)
-        statuses = [s for s in RunStatus if wanted.status in (None, s)]
-        places = [p for s in statuses for p in self._places(view, TypeTag.RUN_BY_STATUS, s.value, wanted)]
-        return [place[8:].decode() for place in sorted(places)]
-
-    def _by(self, view: View, tag: TypeTag, name: str, wanted: RunQuery) -> builtins.list[str]:
-        return [place[8:].decode() for place in self._places(view, tag, name, wanted)]
-
-    def _places(self, view: View, tag: TypeTag, name: str, wanted: RunQuery) -> builtins.list[bytes]:
-        """Time of creation and id of the index entries under a name."""
-        head = b"%b\0%c%b\0" % (self._namespace, tag, name.encode())
-        start, end = head, head + b"\xff" * _PLACE_BYTES
-        if wanted.created_after is not None:
-            start = head + wanted.created_after.to_bytes(8, "big")
-        if wanted.created_before is not None:
-            end = head + wanted.created_before.to_bytes(8, "big")
-        return [key[len(head) :] for key, _ in view.scan(start, end)] if start < end else []
-
-    def list_runs(
-        self, *, limit: int | None = None, reverse: bool = False, include_archived: bool = False,
-        include_uncreated: bool = False,
-    ) -> builtins.list[str]:
-        """Ids of all runs in byte order. Cost: about 5 µs a run, whatever they store.
-
-        With `include_uncreated` those too that hold data and were never
-        created; a run that is being imported is one of these.
-        """
-        check_limit(limit)
-        start, end = range_of(self._namespace, TypeTag.RUN)
-        skip = len(self._namespace) + 2
-        with self._view.moment() as view:
-            statuses = {
-                run_id: rules.unpack(run_id, payload_of(record)).status
-                for run_id, record in ((k[skip:].decode(), r) for k, r in view.scan(start, end))
-            }
-            used = self._used(view) if include_uncreated else []
-        found = [r for r, status in statuses.items() if include_archived or status != RunStatus.ARCHIVED]
-        found += [run_id for run_id in used if run_id not in statuses]
-        return sorted(found, reverse=bool(reverse))[:limit]
-
-    def _used(self, view: View) -> builtins.list[str]:
-        """Ids of the runs that hold data: one look into the store for each."""
-        head = self._namespace + b"/"
-        # Written like keys, so that a transaction can note them. A `0` comes after `/`.
-        at, end = head + b"\0\1", self._namespace + b"0\0\1"
-        found = []
-        while item := view.scan(at, end, limit=1):
-            name = item[0][0].partition(b"\0")[0]
-            if not name.endswith(b"@"):  # what runs share is no run
-                found.append(name[len(head) :].decode())
-            at = name + b"\0\xff"
-        return found
-
-    def get_child_runs(
-        self, run_id: str | None = None, *, limit: int | None = None, reverse: bool = False
-    ) -> builtins.list[RunMetadata]:
-        """The runs that were created with this run as their parent, archived ones too."""
-        parent = self._own() if run_id is None else check_run_id(run_id)
-        return self.query_runs(parent_run=parent, limit=limit, reverse=reverse, include_archived=True)
-
-    def get_stats(self) -> RunStats:
-        """How many runs there are, by status. Cost: about 0.3 µs a run."""
-        with self._view.moment() as view:
-            counts = {
-                status: view.count(*_under(self._namespace, TypeTag.RUN_BY_STATUS, status.value))
-                for status in RunStatus
-            }
-        return RunStats(sum(counts.values()), counts)
+    exist_ok: bool = False
 
 
 class Runs(RunReads):
@@ -191,11 +57,12 @@ class Runs(RunReads):
 
     def create_run(
         self, *, parent_run: str | None = None, tags: Sequence[str] = (),
-        metadata: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None, exist_ok: bool = False,
     ) -> RunMetadata:
         """Create a run, active, and return its record. Cost: one round trip.
 
-        `metadata` is a mapping with `str` keys.
+        `metadata` is a mapping with `str` keys. With `exist_ok` a run that
+        exists is left as it is, whatever else is given, and its record returned.
 
         Raises:
             RunExistsError: the id is taken.
@@ -205,11 +72,14 @@ class Runs(RunReads):
         """
         run_id, parent, labels, described = _creation(self._own(), parent_run, tags, metadata)
         arguments = [self._namespace, run_id, parent or "", labels, values.encode(described, "metadata")]
+        procedure = "run.ensure" if check_flag(exist_ok, "exist_ok") else "run.create"
 
-        def created(now_us: int) -> RunMetadata:
-            return rules.created(run_id, parent, tuple(labels), described, now_us)
+        def created(result: int | bytes) -> RunMetadata:
+            if isinstance(result, bytes):
+                return rules.unpack(run_id, result)
+            return rules.created(run_id, parent, tuple(labels), described, result)
 
-        run: RunMetadata = self._sink.ask("run.create", arguments, created)
+        run: RunMetadata = self._sink.ask(procedure, arguments, created)
         return run
 
     def update_status(self, status: RunStatus, *, error: str | None = None) -> RunMetadata:
@@ -345,13 +215,21 @@ class RunIndex(ByRun[Runs]):
     KIND = "runs"
 
     def create_run(
-        self, *, run_id: str | None = None, parent_run: str | None = None, tags: Sequence[str] = (),
-        metadata: Mapping[str, Any] | None = None,
+        self, *, run_id: str | OfRun | None = None, parent_run: str | OfRun | None = None,
+        tags: Sequence[str] = (), metadata: Mapping[str, Any] | None = None, exist_ok: bool = False,
     ) -> RunMetadata:
         """Create a run, active, and return its record. Cost: one round trip.
 
         Without a `run_id` a time-ordered one is made. `metadata` is a mapping
-        with `str` keys.
+        with `str` keys; for an id of `RunId.from_external` it gets what that
+        was made of, as `external_id`. With `exist_ok` a run that exists is
+        left as it is, whatever else is given, and its record returned.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     run = db.runs.create_run(run_id=inmem.RunId.from_external("user@example.com/7"))
+        ...     run.run_id, run.metadata
+        ('user-example.com-7-4e94765c59578e67fcc4', {'external_id': 'user@example.com/7'})
 
         Raises:
             RunExistsError: the id is taken.
@@ -360,14 +238,19 @@ class RunIndex(ByRun[Runs]):
             InvalidInputError: an argument is wrong.
         """
         runs = self._of(RunId.new() if run_id is None else run_id)
-        return runs.create_run(parent_run=parent_run, tags=tags, metadata=metadata)
+        if isinstance(run_id, RunId) and run_id.external is not None:
+            metadata = {"external_id": run_id.external} | check_metadata(metadata)
+        return runs.create_run(
+            parent_run=self._id_of(parent_run, "parent_run"), tags=tags, metadata=metadata, exist_ok=exist_ok
+        )
 
     def create_run_with_options(self, options: CreateRunOptions) -> RunMetadata:
         """Like `create_run`, with all arguments in one object."""
         if not isinstance(options, CreateRunOptions):
             raise InvalidInputError("options must be CreateRunOptions", argument="options")
         return self.create_run(
-            run_id=options.run_id, parent_run=options.parent_run, tags=options.tags, metadata=options.metadata
+            run_id=options.run_id, parent_run=options.parent_run, tags=options.tags,
+            metadata=options.metadata, exist_ok=options.exist_ok,
         )
 
     update_status = by_run(Runs.update_status)
@@ -381,15 +264,16 @@ class RunIndex(ByRun[Runs]):
     update_metadata = by_run(Runs.update_metadata)
     delete_run = by_run(Runs.delete_run)
 
-    def get_run(self, run_id: str) -> RunMetadata | None:
+    def get_run(self, run_id: str | OfRun) -> RunMetadata | None:
         """A run's record, None if it was never created. Cost: about 5 µs."""
         return self._of(run_id).get_run()
 
     def get_child_runs(
-        self, run_id: str, *, limit: int | None = None, reverse: bool = False
+        self, run_id: str | OfRun, *, limit: int | None = None, start_after: str | RunMetadata | None = None,
+        reverse: bool = False,
     ) -> builtins.list[RunMetadata]:
-        """The runs that were created with this run as their parent, archived ones too."""
-        return self._of(run_id).get_child_runs(limit=limit, reverse=reverse)
+        """The runs that were created with this run as their parent, archived ones too. See `query_runs`."""
+        return self._of(run_id).get_child_runs(limit=limit, start_after=start_after, reverse=reverse)
 
     def query_runs(self, query: RunQuery | None = None, **conditions: Any) -> builtins.list[RunMetadata]:
         """Runs that match every condition, in order of creation.
@@ -397,16 +281,27 @@ class RunIndex(ByRun[Runs]):
         Takes a `RunQuery` or its fields as keywords. Archived runs are left
         out unless `include_archived` or `status=ARCHIVED` is given. Cost:
         linear in the runs of the narrowest condition (parent, first tag,
-        status), not in their data.
+        status), not in their data; with a `limit` in those up to the last one.
+
+        Raises:
+            RunNotFoundError: there is no run with the id to start after.
         """
         return self._any().query_runs(query, **conditions)
 
+    def iter_runs(self, query: RunQuery | None = None, **conditions: Any) -> Iterator[RunMetadata]:
+        """Stream what `query_runs` finds, in bounded memory, with a new snapshot for each 512 runs.
+
+        A run that is there all the time comes once. Raises as `query_runs` does.
+        """
+        return self._any().iter_runs(query, **conditions)
+
     def list_runs(
-        self, *, limit: int | None = None, reverse: bool = False, include_archived: bool = False,
-        include_uncreated: bool = False,
+        self, *, limit: int | None = None, start_after: str | RunMetadata | None = None,
+        reverse: bool = False, include_archived: bool = False, include_uncreated: bool = False,
     ) -> builtins.list[str]:
         """Ids of all runs in byte order. Cost: about 5 µs a run, whatever they store.
 
+        `start_after` continues after a run, or its id (before it, if `reverse`).
         With `include_uncreated` those too that hold data and were never
         created; a run that is being imported is one of these.
 
@@ -417,7 +312,7 @@ class RunIndex(ByRun[Runs]):
         ([], ['used'])
         """
         return self._any().list_runs(
-            limit=limit, reverse=reverse, include_archived=include_archived,
+            limit=limit, start_after=start_after, reverse=reverse, include_archived=include_archived,
             include_uncreated=include_uncreated,
         )
 
@@ -425,13 +320,17 @@ class RunIndex(ByRun[Runs]):
         """How many runs there are, by status. Cost: about 0.3 µs a run."""
         return self._any().get_stats()
 
+    def _id_of(self, run: str | OfRun | None, argument: str) -> str | None:
+        """The id of a run of this namespace."""
+        if run is None or isinstance(run, str):
+            return run
+        scope = self._database.run(run)
+        if scope.namespace != self._database.namespace_prefix:
+            raise InvalidInputError(f"{argument} is a run of another namespace", argument=argument)
+        return str(scope.run_id)
+
     def _any(self) -> Runs:
         return self._of("-")  # the call concerns all runs: any run's facade will do
-
-
-def _under(namespace: bytes, tag: TypeTag, name: str) -> tuple[bytes, bytes]:
-    head = b"%b\0%c%b\0" % (namespace, tag, name.encode())
-    return head, head + b"\xff" * _PLACE_BYTES
 
 
 def _creation(
@@ -471,34 +370,3 @@ def _required_metadata(metadata: object) -> dict[str, Any]:
     return check_metadata(metadata)
 
 
-def _query(query: RunQuery | None, conditions: dict[str, Any]) -> RunQuery:
-    if query is not None and (conditions or not isinstance(query, RunQuery)):
-        raise InvalidInputError("give a RunQuery or keywords, not both", argument="query")
-    try:
-        wanted = query or RunQuery(**conditions)
-    except TypeError:
-        unknown = sorted(set(conditions) - set(RunQuery.__slots__))
-        raise InvalidInputError(f"there is no condition {unknown[0]!r}", argument=unknown[0]) from None
-    check_limit(wanted.limit)
-    wanted = replace(wanted, tags=tuple(check_tags(wanted.tags)))
-    for name in ("created_after", "created_before"):
-        value = getattr(wanted, name)
-        if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
-            raise InvalidInputError(
-                f"{name} must be an int of microseconds, not {shorten(value)}", argument=name
-            )
-    if wanted.parent_run is not None:
-        check_run_id(wanted.parent_run, "parent_run")
-    if wanted.status is not None:
-        _status(wanted.status)
-    return wanted
-
-
-def _matches(run: RunMetadata, wanted: RunQuery) -> bool:
-    if run.status is RunStatus.ARCHIVED and not wanted.include_archived and wanted.status is None:
-        return False
-    return (
-        (wanted.status is None or run.status == wanted.status)
-        and set(wanted.tags) <= set(run.tags)
-        and (wanted.parent_run is None or run.parent_run == wanted.parent_run)
-    )

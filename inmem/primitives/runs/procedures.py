@@ -53,6 +53,16 @@ def create(
     return new.created_at
 
 
+def ensure(
+    workspace: Workspace, namespace: bytes, run_id: str, parent_run: str, tags: list[str], metadata: bytes
+) -> int | bytes:
+    """Create a run if there is none; the time of its creation, or the record of the one that is there."""
+    key = run.run_key(check_namespace(namespace), check_run_id(run_id))
+    workspace.check_open(key)
+    stored = workspace.get(key)
+    return create(workspace, namespace, run_id, parent_run, tags, metadata) if stored is None else stored
+
+
 def update(
     workspace: Workspace, namespace: bytes, run_id: str, status: str, error: str | None, tags: list[str],
     metadata: bytes,
@@ -94,7 +104,7 @@ def _write(
 
 
 def footprint(namespace: bytes, *_: Any) -> Footprint:
-    """Of `create` and `update`: the namespace's runs. Their indices are changed by nothing else."""
+    """Of `create`, `ensure` and `update`: the namespace's runs. Their indices are changed by nothing else."""
     return Footprint.of(run.runs_of(namespace))
 
 
@@ -214,9 +224,12 @@ PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
     "index.repair": repair_indices,
     "run.create": create,
     "run.delete": delete,
+    "run.ensure": ensure,
     "run.remove": remove,
     "run.update": update,
     **import_procedures.PROCEDURES,
 }
 
-FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = {"run.create": footprint, "run.update": footprint}
+FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = dict.fromkeys(
+    ("run.create", "run.ensure", "run.update"), footprint
+)

@@ -11,7 +11,7 @@ its places by type, parent and time), and one more for each tag.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -22,14 +22,16 @@ from inmem.errors import InvalidInputError, TraceNotFoundError
 from inmem.keys import RunId, TypeTag, encode_id, encode_label, range_of, shorten
 from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit, check_metadata, check_tags
+from inmem.primitives._paging import past, stream
 from inmem.primitives.traces import rules
 from inmem.primitives.traces.rules import Body, Trace, TraceTree
 from inmem.record import payload_of
 from inmem.writeset import check_weight
 
 T = TypeVar("T")
+Place = Trace | str | None  # a trace or its id, to start after
 
-_PLACE_BYTES: Final = 8 + 65  # timestamp, and more than any id
+_AFTER_ALL: Final = b"\xff" * 8  # more than any timestamp
 _MAX_TIME: Final = (1 << 63) - 1
 
 
@@ -60,38 +62,94 @@ class TraceReads:
         return None if record is None else rules.unpack(trace_id, payload_of(record))
 
     def query_by_type(
-        self, name: str, *, limit: int | None = None, reverse: bool = False
+        self, name: str, *, limit: int | None = None, start_after: Place = None, reverse: bool = False
     ) -> builtins.list[Trace]:
-        """Traces of one type: `ToolCall`, `Decision`, `Query`, `Thought`, `Error` or a custom one."""
-        return self._named(TypeTag.TRACE_BY_TYPE, encode_label(name, "name"), limit, reverse)
+        """Traces of one type: `ToolCall`, `Decision`, `Query`, `Thought`, `Error` or a custom one.
+
+        `start_after` continues after a trace, or its id (before it, if
+        `reverse`), here and in all the queries below. Cost: about 6 µs a trace.
+
+        Raises:
+            TraceNotFoundError: there is no trace with the id to start after.
+        """
+        head = self._of(TypeTag.TRACE_BY_TYPE, encode_label(name, "name"))
+        return self._at(head, limit, start_after, reverse)
 
     def query_by_tag(
-        self, tag: str, *, limit: int | None = None, reverse: bool = False
+        self, tag: str, *, limit: int | None = None, start_after: Place = None, reverse: bool = False
     ) -> builtins.list[Trace]:
-        """Traces that have a tag."""
-        return self._named(TypeTag.TRACE_BY_TAG, encode_label(tag, "tag"), limit, reverse)
+        """Traces that have a tag. See `query_by_type`."""
+        head = self._of(TypeTag.TRACE_BY_TAG, encode_label(tag, "tag"))
+        return self._at(head, limit, start_after, reverse)
 
     def query_by_time(
-        self, start: int, end: int, *, limit: int | None = None, reverse: bool = False
+        self, start: int, end: int, *, limit: int | None = None, start_after: Place = None,
+        reverse: bool = False,
     ) -> builtins.list[Trace]:
-        """Traces with a timestamp in `[start, end)`, microseconds."""
-        first, last = _time(start, "start"), _time(end, "end")
-        head = b"%b\0%c" % (self._prefix, TypeTag.TRACE_BY_TIME)
-        return self._at(head + first.to_bytes(8, "big"), head + last.to_bytes(8, "big"), limit, reverse)
+        """Traces with a timestamp in `[start, end)`, microseconds. See `query_by_type`."""
+        return self._at(self._of_all(), limit, start_after, reverse, start, _time(end, "end"))
 
     def get_children(
-        self, parent_id: str, *, limit: int | None = None, reverse: bool = False
+        self, parent_id: str, *, limit: int | None = None, start_after: Place = None, reverse: bool = False
     ) -> builtins.list[Trace]:
-        """The direct children of a trace; none if it has none or does not exist."""
-        return self._named(TypeTag.TRACE_BY_PARENT, encode_id(parent_id, "parent_id"), limit, reverse)
+        """The direct children of a trace; none if it has none or does not exist. See `query_by_type`."""
+        head = self._of(TypeTag.TRACE_BY_PARENT, encode_id(parent_id, "parent_id"))
+        return self._at(head, limit, start_after, reverse)
 
-    def roots(self, *, limit: int | None = None, reverse: bool = False) -> builtins.list[Trace]:
-        """The traces without a parent."""
-        return self._named(TypeTag.TRACE_BY_PARENT, b"", limit, reverse)
+    def roots(
+        self, *, limit: int | None = None, start_after: Place = None, reverse: bool = False
+    ) -> builtins.list[Trace]:
+        """The traces without a parent. See `query_by_type`."""
+        return self._at(self._of(TypeTag.TRACE_BY_PARENT, b""), limit, start_after, reverse)
 
-    def list(self, *, limit: int | None = None, reverse: bool = False) -> builtins.list[Trace]:
-        """All traces of a run in order of time."""
-        return self._at(*range_of(self._prefix, TypeTag.TRACE_BY_TIME), limit, reverse)
+    def list(
+        self, *, limit: int | None = None, start_after: Place = None, reverse: bool = False
+    ) -> builtins.list[Trace]:
+        """All traces of a run in order of time. See `query_by_type`."""
+        return self._at(self._of_all(), limit, start_after, reverse)
+
+    def iter(
+        self, *, type_name: str | None = None, tag: str | None = None, parent_id: str | None = None,
+        start: int = 0, end: int | None = None, start_after: Place = None, reverse: bool = False,
+    ) -> Iterator[Trace]:
+        """Stream traces in order of time, in bounded memory. Cost: about 8 µs a trace.
+
+        All of them, or those of a type, with a tag, or below a parent (the
+        empty string: without one); with a timestamp in `[start, end)`,
+        microseconds. Takes a new snapshot for each 512 traces or 4 MiB.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     ids = [db.traces.record("run-1", inmem.Thought(text), tags=["plan"]) for text in ("a", "b")]
+        ...     [trace.body.content for trace in db.traces.iter("run-1", tag="plan", start_after=ids[0])]
+        ['b']
+
+        Raises:
+            RunDeletedError: the run was deleted in the middle of it.
+            TraceNotFoundError: there is no trace with the id to start after.
+            InvalidInputError: more than one of type, tag and parent is given.
+        """
+        given = [each for each in (type_name, tag, parent_id) if each is not None]
+        if len(given) > 1:
+            raise InvalidInputError("give one of type_name, tag and parent_id", argument="type_name")
+        if type_name is not None:
+            head = self._of(TypeTag.TRACE_BY_TYPE, encode_label(type_name, "type_name"))
+        elif tag is not None:
+            head = self._of(TypeTag.TRACE_BY_TAG, encode_label(tag, "tag"))
+        elif parent_id is not None:
+            above = b"" if parent_id == "" else encode_id(parent_id, "parent_id")
+            head = self._of(TypeTag.TRACE_BY_PARENT, above)
+        else:
+            head = self._of_all()
+        first, last = self._between(head, start_after, reverse, start, end)
+        skip = len(head) + 8
+        return (
+            rules.unpack(key[len(self._prefix) + 2 :].decode(), payload_of(record))
+            for key, record in stream(
+                self._view, self._prefix, first, last, reverse=bool(reverse),
+                record_key=lambda key: rules.trace_key(self._prefix, key[skip:]),
+            )
+        )
 
     def count(self) -> int:
         """How many traces a run has. Cost: about 0.3 µs a trace."""
@@ -121,31 +179,46 @@ class TraceReads:
                 waiting += parent.children
         return tree
 
-    def _named(self, tag: TypeTag, name: bytes, limit: int | None, reverse: bool) -> builtins.list[Trace]:
-        start = b"%b\0%c%b\0" % (self._prefix, tag, name)
-        return self._at(start, start + b"\xff" * _PLACE_BYTES, limit, reverse)
+    def _of(self, tag: TypeTag, name: bytes) -> bytes:
+        """What the places of a type, tag or parent begin with; timestamp and id follow."""
+        return b"%b\0%c%b\0" % (self._prefix, tag, name)
 
-    def _at(self, start: bytes, end: bytes, limit: int | None, reverse: bool) -> builtins.list[Trace]:
-        """The traces that a range of index entries names; what follows the timestamp is the id."""
+    def _of_all(self) -> bytes:
+        return b"%b\0%c" % (self._prefix, TypeTag.TRACE_BY_TIME)
+
+    def _between(
+        self, head: bytes, start_after: Place, reverse: bool, start: int = 0, end: int | None = None
+    ) -> tuple[bytes, bytes]:
+        """The part of an index that has the timestamps of `[start, end)`, and comes after a trace."""
+        first = head + _time(start, "start").to_bytes(8, "big")
+        last = head + (_AFTER_ALL if end is None else _time(end, "end").to_bytes(8, "big"))
+        if isinstance(start_after, str):
+            trace_id, start_after = start_after, self.get(encode_id(start_after, "start_after").decode())
+            if start_after is None:
+                raise TraceNotFoundError(f"there is no trace {trace_id} to start after", trace_id=trace_id)
+        if start_after is None:
+            return past(first, last, None, reverse)
+        if not isinstance(start_after, Trace):
+            raise InvalidInputError("start_after must be a Trace or the id of one", argument="start_after")
+        place = start_after.timestamp.to_bytes(8, "big") + start_after.id.encode()
+        return past(first, last, head + place, reverse)
+
+    def _at(
+        self, head: bytes, limit: int | None, start_after: Place, reverse: bool, start: int = 0,
+        end: int | None = None,
+    ) -> builtins.list[Trace]:
+        """The traces that a part of an index names."""
         check_limit(limit)
-        if start >= end:
-            return []
-        skip = self._place_of(start)
+        skip = len(head) + 8
         with self._view.moment() as view:
-            entries = view.scan(start, end, limit=limit, reverse=bool(reverse))
-            ids = [key[skip + 8 :] for key, _ in entries]
+            first, last = TraceReads(view, self._prefix)._between(head, start_after, reverse, start, end)
+            entries = view.scan(first, last, limit=limit, reverse=bool(reverse))
+            ids = [key[skip:] for key, _ in entries]
             records = view.read_many([rules.trace_key(self._prefix, trace_id) for trace_id in ids])
         return [
             rules.unpack(trace_id.decode(), payload_of(record))
             for trace_id, record in zip(ids, records, strict=True) if record is not None
         ]
-
-    def _place_of(self, start: bytes) -> int:
-        """Where the timestamp begins in the index keys of a range."""
-        head = len(self._prefix) + 2
-        if start[head - 1] == TypeTag.TRACE_BY_TIME:
-            return head
-        return start.index(0, head) + 1
 
 
 class Traces(TraceReads):
@@ -226,6 +299,7 @@ class TraceStore(ByRun[Traces]):
     get_tree = by_run(Traces.get_tree)
     roots = by_run(Traces.roots)
     list = by_run(Traces.list)
+    iter = by_run(Traces.iter)
     count = by_run(Traces.count)
 
 

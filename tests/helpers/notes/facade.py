@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from inmem.engines.base import Pending, Sink, View
+from inmem.engines.base import Sink, View
 from inmem.keys import encode_name, range_of
+from inmem.pending import Pending
 from inmem.primitives._byrun import ByRun, by_run
 from inmem.record import payload_of
 

@@ -1,0 +1,182 @@
+"""What may be given for a run's id, ids of other systems, and creating what may be there already."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forms import new_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import inmem
+from inmem.keys import RunId, check_run_id
+
+# --- a scope in place of an id ---------------------------------------------------------------------
+
+CALLS: dict[str, Any] = {
+    "kv.put": lambda db, run: db.kv.put(run, "k", 1) > 0, "kv.get": lambda db, run: db.kv.get(run, "k"),
+    "events": lambda db, run: (db.events.append(run, "t").sequence, db.events.count(run)),
+    "cells": lambda db, run: (db.cells.set(run, "c", 1), db.cells.read(run, "c").value),
+    "traces": lambda db, run: (db.traces.record(run, inmem.Thought("x"), id="t"), db.traces.count(run)),
+    "create": lambda db, run: db.runs.create_run(run_id=run).run_id,
+    "get_run": lambda db, run: db.runs.get_run(run).run_id,
+    "complete": lambda db, run: str(db.runs.complete_run(run).status),
+    "transact": lambda db, run: db.transact(run, lambda txn: txn.kv.get("k")),
+    "children": lambda db, run: db.runs.get_child_runs(run),
+    "run": lambda db, run: db.run(run).kv.get("k"),
+    "delete": lambda db, run: db.runs.delete_run(run).kv,
+}
+
+
+@pytest.mark.parametrize("agent", ["default", "other"])
+def test_a_scope_stands_for_its_run(home: Any, agent: str) -> None:
+    with home.open() as db, home.open(agent=agent) as other:
+        name, scope = new_run(), other.run(new_run())
+        found = {call: (CALLS[call](db, scope), CALLS[call](other, name)) for call in CALLS}
+    assert found.pop("create") == (scope.run_id, name) and found.pop("get_run") == (scope.run_id, name)
+    assert {call: by_scope for call, (by_scope, _) in found.items()} == \
+        {call: by_name for call, (_, by_name) in found.items()}
+
+
+def test_scopes_of_elsewhere_are_refused(home: Any) -> None:
+    with home.open() as db, home.open(agent="other") as other, inmem.open() as foreign:
+        scope = foreign.run("r")
+        for call in (lambda: db.kv.put(scope, "k", 1), lambda: db.runs.create_run(run_id=scope),
+                     lambda: db.runs.create_run(parent_run=scope), lambda: db.runs.get_run(scope)):
+            with pytest.raises(inmem.InvalidInputError, match="of another database"):
+                call()
+        with pytest.raises(inmem.InvalidInputError, match="parent_run is a run of another namespace"):
+            db.runs.create_run(parent_run=other.run("r"))
+        parent, child = db.runs.create_run(run_id=new_run()), new_run()
+        made = db.runs.create_run(run_id=child, parent_run=db.run(parent.run_id))
+        assert made.parent_run == parent.run_id
+        for not_a_run in (db, db.kv, object(), 7):
+            with pytest.raises(inmem.InvalidRunIdError):
+                db.kv.get(not_a_run, "k")  # type: ignore[arg-type]
+
+
+# --- what may be there already ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["scope", "transaction"])
+def test_init_leaves_a_cell_that_exists(shared_db: inmem.Database, form: str) -> None:
+    scope = shared_db.run(new_run())
+
+    def call(fn: Any) -> Any:
+        return fn(scope) if form == "scope" else scope.transact(fn)
+
+    assert call(lambda s: s.cells.init("c", 1, exist_ok=True)) == 1
+    scope.cells.set("c", 2)
+    assert call(lambda s: s.cells.init("c", 3, exist_ok=True)) == 2
+    assert scope.cells.read("c").value == 2  # type: ignore[union-attr]
+    with pytest.raises(inmem.CellExistsError):
+        call(lambda s: s.cells.init("c", 3))
+    assert call(lambda s: (s.cells.delete("c"), s.cells.init("c", 3, exist_ok=True))[1]) == 3
+
+
+@pytest.mark.parametrize("form", ["facade", "options", "scope", "transaction"])
+def test_create_run_leaves_a_run_that_exists(shared_db: inmem.Database, form: str) -> None:
+    run = new_run()
+    scope = shared_db.run(run)
+
+    def create(**given: Any) -> inmem.RunMetadata:
+        if form == "facade":
+            return shared_db.runs.create_run(run_id=run, **given)
+        if form == "options":
+            return shared_db.runs.create_run_with_options(inmem.CreateRunOptions(run_id=run, **given))
+        if form == "scope":
+            return scope.runs.create_run(**given)
+        return scope.transact(lambda txn: txn.runs.create_run(**given))
+
+    first = create(tags=["a"], metadata={"n": 1}, exist_ok=True)
+    assert first == scope.runs.get_run()
+    changed = scope.runs.pause_run()
+    again = create(tags=["b"], metadata={"n": 2}, parent_run="never-made", exist_ok=True)
+    assert again == changed == scope.runs.get_run()
+    with pytest.raises(inmem.RunExistsError):
+        create()
+    scope.runs.delete_run()
+    with pytest.raises(inmem.RunDeletedError):
+        create(exist_ok=True)
+    for wrong in (1, None, "yes"):
+        with pytest.raises(inmem.InvalidInputError, match="exist_ok"):
+            create(exist_ok=wrong)
+
+
+def test_a_transaction_that_found_it_there_depends_on_it(shared_db: inmem.Database) -> None:
+    scope = shared_db.run(new_run())
+    scope.cells.init("c", 1)
+    with pytest.raises(inmem.ConflictError), scope.transaction() as txn:
+        txn.cells.init("c", 2, exist_ok=True)
+        txn.kv.put("k", 1)
+        scope.cells.delete("c")
+
+
+# --- ids of other systems ----------------------------------------------------------------------------
+
+
+@given(text=st.text(min_size=1, max_size=200).filter(lambda t: t.isprintable() or t.isascii()))
+@settings(max_examples=300, deadline=None)
+def test_any_text_gives_a_legal_id(text: str) -> None:
+    run_id = RunId.from_external(text)
+    assert check_run_id(run_id) == run_id and not run_id.startswith("-")
+    assert RunId.from_external(text) == run_id and run_id.external == text
+    for copied in (pickle.loads(pickle.dumps(run_id)), copy.deepcopy(run_id)):  # noqa: S301
+        assert (copied, copied.external) == (run_id, text)
+
+
+def test_ids_of_other_systems() -> None:
+    texts = [
+        "user@example.com/thread 1", "user@example.com/thread 2", "user example.com thread 1", "USER", "user",
+        "{0f8fad5b-d9cb-469f-a165-70867728950e}", "日本", "日本 ", "-o", "--help", "..",
+        "a" * 64, "a" * 65, "a\0b",
+    ]
+    ids = [RunId.from_external(text) for text in texts]
+    assert len(set(ids)) == len(texts)
+    assert ids[0].startswith("user-example.com-thread-1-") and len(ids[-2]) == 64
+    assert ids[0] == "user-example.com-thread-1-c468c495289b43e09db7", "it is the same for ever"
+    for wrong in ("", None, 7, b"bytes", "\ud800"):
+        with pytest.raises(inmem.InvalidRunIdError):
+            RunId.from_external(wrong)  # type: ignore[arg-type]
+
+
+def test_the_text_is_kept_with_the_run(shared_db: inmem.Database) -> None:
+    text = f"user@example.com/{new_run()}"
+    run_id = RunId.from_external(text)
+    run = shared_db.runs.create_run(run_id=run_id, metadata={"model": "m"})
+    assert run.metadata == {"external_id": text, "model": "m"}
+    assert shared_db.runs.get_run(RunId.from_external(text)) == run
+    own = shared_db.runs.create_run(run_id=RunId.from_external(text + "2"), metadata={"external_id": "mine"})
+    assert own.metadata == {"external_id": "mine"}
+    assert shared_db.runs.create_run(run_id=new_run()).metadata == {}
+
+
+def test_a_refused_id_names_the_way(shared_db: inmem.Database) -> None:
+    for call in (lambda: shared_db.kv.get("a b", "k"), lambda: shared_db.runs.create_run(run_id="user@host")):
+        with pytest.raises(inmem.InvalidRunIdError) as refused:
+            call()
+        assert "RunId.from_external" in str(refused.value.hint)
+
+
+# --- a backup by the handle -------------------------------------------------------------------------
+
+
+def test_backup_by_the_handle(tmp_path: Path) -> None:
+    from inmem.maintenance.restore import restore
+
+    with inmem.open() as db:
+        version = db.kv.put("r", "k", 1)
+        report = db.backup(tmp_path / "copy")
+        assert isinstance(report, inmem.BackupReport) and report.version >= version
+        db.kv.put("r", "k", 2)
+        with pytest.raises(inmem.AlreadyExistsError):
+            db.backup(str(tmp_path / "copy"))
+        with pytest.raises(inmem.InvalidInputError):
+            db.backup("file:///copy")
+    restore(tmp_path / "copy", tmp_path / "restored")
+    with inmem.open(tmp_path / "restored", create=False) as db:
+        assert db.kv.get("r", "k") == 1
