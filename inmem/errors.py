@@ -41,6 +41,7 @@ Invariant: each failure has exactly one class, and each class one stable
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -481,3 +482,14 @@ def from_wire(data: Any) -> InmemError:
     cls = ERRORS_BY_CODE.get(code, InmemError)
     known = {name: value for name, value in fields.items() if name in cls.field_names or name == "hint"}
     return cls(message, **known)
+
+
+def type_name(value: object) -> str:
+    """The name of a value's type, with its module where it would be taken for one of Python's own.
+
+    >>> type_name(1.5)
+    'float'
+    """
+    kind = type(value)
+    is_other = kind.__module__ != "builtins" and hasattr(builtins, kind.__name__)
+    return f"{kind.__module__}.{kind.__name__}" if is_other else kind.__name__

@@ -28,7 +28,7 @@ from typing import Final
 import xxhash
 
 from inmem.config import MAX_TAGS
-from inmem.errors import InvalidInputError, InvalidKeyError, InvalidRunIdError, LimitError
+from inmem.errors import InvalidInputError, InvalidKeyError, InvalidRunIdError, LimitError, type_name
 
 MAX_KEY_BYTES: Final = 511  # LMDB's compiled-in limit
 MAX_NAME_BYTES: Final = 320  # user keys and cell names: prefix + 320 + index suffix fits 511
@@ -146,7 +146,7 @@ def check_run_id(value: object, argument: str = "run_id") -> str:
     """
     if not isinstance(value, str):
         raise InvalidRunIdError(
-            f"{argument} must be a str, not {type(value).__name__}", argument=argument
+            f"{argument} must be a str, not {type_name(value)}", argument=argument
         )
     if not _RUN.match(value):
         raise InvalidRunIdError(
@@ -166,7 +166,7 @@ def encode_name(value: object, argument: str = "key", limit: int = MAX_NAME_BYTE
     """
     if not isinstance(value, str):
         raise InvalidKeyError(
-            f"{argument} must be a str, not {type(value).__name__}", argument=argument
+            f"{argument} must be a str, not {type_name(value)}", argument=argument
         )
     try:
         data = value.encode()
@@ -226,7 +226,7 @@ def shorten(value: object) -> str:
     try:
         text = repr(value)
     except Exception:  # an int of thousands of digits, or an object of the user's
-        return f"of type {type(value).__name__}"
+        return f"of type {type_name(value)}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias, Union
 
 import msgpack
 
-from inmem.errors import InvalidValueError, LimitError
+from inmem.errors import InvalidValueError, LimitError, type_name
 
 Value: TypeAlias = Union[bool, int, float, str, bytes, "list[Value]", "dict[str, Value]", None]
 
@@ -123,7 +123,7 @@ def _check(value: Any, argument: str, *, text: bool = False) -> None:
         if type(container) is dict:
             for key in container:
                 if type(key) is not str:
-                    problem = f"has a key of type {type(key).__name__}; keys must be str"
+                    problem = f"has a key of type {type_name(key)}; keys must be str"
                     raise _invalid(problem, argument, _path(names))
                 budget -= len(key)
                 if text and _has_surrogate(key):
@@ -167,7 +167,7 @@ _WIDE: Final = "is an int outside the 64-bit signed range: store its str()"
 def _foreign(value: Any, argument: str, path: str) -> InvalidValueError:
     from inmem.conversions import conversion_of  # loads much, and is needed on the way to an error only
 
-    problem = f"is a {type(value).__name__}, which would not come back as one"
+    problem = f"is a {type_name(value)}, which would not come back as one"
     name = argument + path
     conversion = conversion_of(value, name if len(name) <= _SHORT_NAME else "it")
     return _invalid(problem if conversion is None else f"{problem}: store {conversion}", argument, path)

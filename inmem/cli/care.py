@@ -19,7 +19,7 @@ from rich.table import Table
 
 from inmem.cli.common import Where, command, console, print_fields, print_json, size
 from inmem.database import CHECKPOINT_TIMEOUT_S
-from inmem.host.paths import check_path
+from inmem.host.paths import absolute, check_path
 from inmem.maintenance.backup_report import backup_in_process
 from inmem.maintenance.process import Progress
 from inmem.maintenance.restore import restore as restore_directory
@@ -52,7 +52,7 @@ def backup(where: Where, file: NewFile) -> None:
 
     Example: inmem backup ./data.backup -d ./data
     """
-    new = Path(check_path(file, "FILE"))
+    new = absolute(check_path(file, "FILE"), "FILE")
     with where.served() as directory, _progress(where.as_json) as progress:
         report = backup_in_process(directory.path, new, progress)
     if where.as_json:
@@ -79,7 +79,7 @@ def restore(
     Example: inmem restore ./data.backup -d ./data
     """
     with _progress(where.as_json) as progress:
-        report = restore_directory(file, Path(check_path(where.path)), progress)
+        report = restore_directory(absolute(file, "FILE"), Path(check_path(where.path)), progress)
     if where.as_json:
         print_json(asdict(report))
         return
@@ -134,7 +134,7 @@ def salvage(where: Where, new: NewPath) -> None:
 
     Example: inmem salvage ./salvaged -d ./data
     """
-    target = Path(check_path(new, "NEW"))
+    target = absolute(check_path(new, "NEW"), "NEW")
     with _progress(where.as_json) as progress:
         report = salvage_in_process(where.directory().path, target, progress)
     if where.as_json:

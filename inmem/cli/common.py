@@ -9,6 +9,7 @@ terminal would obey.
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import inspect
 import itertools
@@ -33,7 +34,8 @@ from inmem.database import Database
 from inmem.database import open as open_database
 from inmem.errors import InmemError, InvalidInputError, RunNotFoundError
 from inmem.host.directory import DataDirectory
-from inmem.host.paths import check_path
+from inmem.host.files import hint_of, text_of
+from inmem.host.paths import GO_ELSEWHERE, check_path, has_working_directory
 from inmem.keys import Namespace
 from inmem.primitives.runs.rules import RunMetadata
 from inmem.reading.database_source import DatabaseSource
@@ -159,7 +161,8 @@ class Where:
         if self._is_said():
             raise typer.BadParameter(f"there is an argument too many, {str(path)!r}", param_hint="-d")
         self.given = path
-        print(f"inmem: a data directory is named with an option now: -d {self.shown}", file=sys.stderr)
+        note = f"inmem: a data directory is named with an option now: -d {self.shown}"
+        print(note, file=sys.stderr, flush=True)
 
     def _is_said(self) -> bool:
         """Whether it was named by the option, and not by the variable."""
@@ -194,9 +197,10 @@ def command(
             except BrokenPipeError:
                 raise  # whoever read the output has seen enough: the command ends, without a word
             except OSError as error:
-                named = error.filename and error.strerror
-                what = f"{error.filename}: {error.strerror}" if named else str(error)
-                fail(InmemError(what, hint="See to that file and its permissions."), as_json=where.as_json)
+                problem = InmemError(text_of(error), hint=hint_of(error))
+                if error.errno == errno.ENOENT and not has_working_directory():
+                    problem = InvalidInputError("the working directory was removed", hint=GO_ELSEWHERE)
+                fail(problem, as_json=where.as_json)
             except KeyboardInterrupt:
                 raise typer.Exit(INTERRUPTED) from None
 
@@ -256,10 +260,10 @@ def fail(error: InmemError, *, as_json: bool, code: int = FAILED) -> NoReturn:
     if as_json:
         # In one line: of a listing it is the last one.
         document = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
-        print(json.dumps(document))
+        print(json.dumps(document), flush=True)
     else:
         line = plain(" ".join(f"inmem: {error.message}. {error.hint}".split()))
-        print(line, file=sys.stderr)
+        print(line, file=sys.stderr, flush=True)
     raise typer.Exit(code)
 
 

@@ -37,6 +37,7 @@ from inmem.database import open as open_database
 from inmem.exchange import Exported, Imported, count_runs, discard_import, export_runs, import_runs
 from inmem.exchange.given import check_given
 from inmem.exchange.recorded import FORMATS, Recorded, import_recorded
+from inmem.host.paths import absolute
 
 _SHOWN: Final = 10  # names of runs in a line: `--json` has all
 _STANDARD: Final = Path("-")
@@ -69,6 +70,7 @@ def export(
         raise typer.BadParameter("where to write to is missing", param_hint="-o")
     if output == _STANDARD and where.as_json:
         raise typer.BadParameter("standard output cannot be both file and document", param_hint="-o")
+    absolute(output, "FILE")
     namespace = where.namespace
     target: Path | BinaryIO = sys.stdout.buffer if output == _STANDARD else output
     with (

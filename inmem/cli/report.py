@@ -35,6 +35,7 @@ from inmem.cli.scale import Scale
 from inmem.cli.text import clock, day, full_time, indented, one_line, plain, span
 from inmem.cli.traces import duration_s, one_line_of, tree_of
 from inmem.host.files import write_durably
+from inmem.host.paths import absolute
 from inmem.primitives.events.rules import ChainVerification
 from inmem.primitives.runs.rules import RunMetadata
 from inmem.primitives.traces.rules import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace
@@ -78,6 +79,7 @@ def report(
         sys.stdout.buffer.flush()
         return
     file = output or Path(f"{run}.html")
+    absolute(file, "FILE")
     write_durably(file, data)
     if where.as_json:
         print_json({"file": str(file), "bytes": len(data)})

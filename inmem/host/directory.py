@@ -32,7 +32,7 @@ from inmem.errors import (
     PermissionDeniedError,
 )
 from inmem.host.control import Control
-from inmem.host.files import check_private_dir, make_private_dir, open_private, write_durably
+from inmem.host.files import check_private_dir, denied, make_private_dir, open_private, write_durably
 from inmem.host.interrupts import let_through
 from inmem.host.paths import check_parent
 
@@ -83,7 +83,7 @@ class DataDirectory:
             return self.settings_file.exists()
         except PermissionError as error:
             let_through(error)
-            raise PermissionDeniedError(f"{self.path}: {error.strerror}", path=str(self.path)) from None
+            raise denied(self.path, error) from None
 
     def prepare(self) -> None:
         """Make the directory, private and writable, so that its locks can be taken.
@@ -103,9 +103,7 @@ class DataDirectory:
                     os.chmod(self.path, 0o700)
                 except OSError as error:
                     let_through(error)
-                    raise PermissionDeniedError(
-                        f"{self.path}: {error.strerror}", path=str(self.path)
-                    ) from None
+                    raise denied(self.path, error) from None
             elif not entries & {"settings.json", "launch.lock"}:
                 raise InvalidInputError(
                     f"{self.path} is not empty and holds no inmem database", argument="path"

@@ -14,13 +14,51 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from inmem.errors import PermissionDeniedError
+from inmem.errors import InmemError, PermissionDeniedError, StoreFullError
 from inmem.host.interrupts import let_through
 
 PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)  # the last: a symlink
+_HINTS: Final = {
+    errno.EROFS: "The file system is read-only: mount it writable, or name another place. "
+    "Commands that only read a store can.",
+    errno.ELOOP: "It is a symbolic link: name what it points to.",
+    errno.EACCES: "This user may not: see the owner and the mode of it, and of the directories above it.",
+    errno.EPERM: "This user may not: see the owner, the mode and the attributes of it.",
+    errno.ENOENT: "Correct the path, or make what it lies in.",
+    errno.ENOTDIR: "A part of the path is a file: correct the path.",
+    errno.EISDIR: "It is a directory, where a file is wanted.",
+    errno.EEXIST: "Name another one.",
+    errno.ENOSPC: "Free space on the disk.",
+    errno.EDQUOT: "Free space: the quota of this user is used up.",
+    errno.EFBIG: "Raise the limit on the size of files: ulimit -f.",
+    errno.EMFILE: "Raise the limit of open files: ulimit -n.",
+    errno.ENFILE: "The machine has too many files open.",
+    errno.ENOMEM: "Free memory, or raise the limit on it: ulimit -v.",
+    errno.EAGAIN: "Raise the limit on processes (ulimit -u), or try again.",
+    errno.EIO: "The disk cannot be read or written: see the system's log.",
+    errno.ENAMETOOLONG: "Name a shorter path.",
+}
+
+
+def hint_of(error: OSError) -> str:
+    """What to do about a failed system call."""
+    return _HINTS.get(error.errno or 0, "See what the system says of it.")
+
+
+def text_of(error: OSError) -> str:
+    """A failed system call in words: the file and what is wrong, without a number."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+
+
+def denied(path: Path, error: OSError) -> InmemError:
+    """The error for a file or directory that the system does not let us have."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFullError(f"{path}: {error.strerror}", hint=hint_of(error))
+    return PermissionDeniedError(f"{path}: {error.strerror}", path=str(path), hint=hint_of(error))
 
 
 def check_private_dir(path: Path) -> os.stat_result:
@@ -36,7 +74,7 @@ def check_private_dir(path: Path) -> os.stat_result:
         raise
     except OSError as error:
         let_through(error)
-        raise PermissionDeniedError(f"{path}: {error.strerror}", path=str(path)) from None
+        raise denied(path, error) from None
     if not stat.S_ISDIR(info.st_mode):
         kind = "a symlink" if stat.S_ISLNK(info.st_mode) else "not a directory"
         raise PermissionDeniedError(f"{path}: {kind}", path=str(path))
@@ -62,7 +100,7 @@ def make_private_dir(path: Path) -> os.stat_result:
             let_through(error)
         except OSError as error:
             let_through(error)
-            raise PermissionDeniedError(f"{path}: {error.strerror}", path=str(path)) from None
+            raise denied(path, error) from None
         try:
             return check_private_dir(path)
         except FileNotFoundError as error:
@@ -88,7 +126,7 @@ def open_private(path: Path, flags: int) -> io.FileIO:
         let_through(error)
         if error.errno not in _FORBIDDEN:
             raise
-        raise PermissionDeniedError(f"{path}: {error.strerror}", path=str(path)) from None
+        raise denied(path, error) from None
     info = os.fstat(file.fileno())
     if info.st_uid != os.geteuid() or not stat.S_ISREG(info.st_mode):
         file.close()
@@ -98,18 +136,10 @@ def open_private(path: Path, flags: int) -> io.FileIO:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Create or replace a file. A power cut leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open_private(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
-            left = memoryview(data)
-            while left:
-                left = left[file.write(left) :]
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+    with appearing(path) as file:
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) :]
 
 
 @contextmanager
@@ -129,6 +159,10 @@ def appearing(path: Path, *, replaces: bool = True) -> Iterator[io.FileIO]:
             file = next(map(io.FileIO, map(os.open, (path.parent,), (flags,), (PRIVATE_FILE,)), ("r+",)))
         except OSError as error:
             let_through(error)
+            if error.errno in _FORBIDDEN:
+                raise denied(path.parent, error) from None
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
             file = open_private(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         with file:
             yield file
@@ -140,7 +174,8 @@ def appearing(path: Path, *, replaces: bool = True) -> Iterator[io.FileIO]:
         if replaces:
             os.rename(hidden, path)
     finally:
-        hidden.unlink(missing_ok=True)
+        if os.path.lexists(hidden):
+            hidden.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 

@@ -17,6 +17,18 @@ _VARIABLE: Final = re.compile(r"(?:^|/)\$(?:[A-Za-z_]|\{)|\$\{|%[A-Za-z_]+%")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 
 
+GO_ELSEWHERE: Final = "Change to a directory that is there, and give whole paths."
+
+
+def has_working_directory() -> bool:
+    """Whether the directory that relative paths begin at is there still."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def check_path(path: object, argument: str = "path") -> str:
     """The path as a `str`.
 
@@ -24,8 +36,8 @@ def check_path(path: object, argument: str = "path") -> str:
     refused: it would be a new, empty store in a place where nobody looks.
 
     Raises:
-        InvalidInputError: not a path; a URL, with `~` or a variable that nobody has expanded, with spaces
-            or quotes around it, or with a control character.
+        InvalidInputError: not a path; relative, and the working directory is gone; a URL, with `~` or a
+            variable that nobody has expanded, with spaces or quotes around it, or with a control character.
     """
     name = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(name, str):
@@ -42,7 +54,22 @@ def check_path(path: object, argument: str = "path") -> str:
         ) from None
     for what, hint in _doubts(name):
         raise InvalidInputError(f"{argument} {what}", argument=argument, hint=hint)
+    absolute(name, argument)
     return name
+
+
+def absolute(path: str | Path, argument: str = "path") -> Path:
+    """The whole path.
+
+    Raises:
+        InvalidInputError: it is relative, and the working directory was removed.
+    """
+    if not os.path.isabs(path) and not has_working_directory():
+        raise InvalidInputError(
+            f"{argument} is relative, and the working directory was removed", argument=argument,
+            hint=GO_ELSEWHERE,
+        )
+    return Path(os.path.abspath(path))
 
 
 def _doubts(name: str) -> list[tuple[str, str]]:

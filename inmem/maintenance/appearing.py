@@ -17,7 +17,7 @@ from pathlib import Path
 
 from inmem.errors import AlreadyExistsError, InmemError
 from inmem.host import failpoints
-from inmem.host.files import appearing, make_private_dir, sync_directory
+from inmem.host.files import appearing, denied, sync_directory
 from inmem.host.paths import check_parent
 
 
@@ -71,7 +71,10 @@ def appearing_directory(path: Path) -> Iterator[Path]:
     for left in left_behind(path):
         shutil.rmtree(left, ignore_errors=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    make_private_dir(unfinished)
+    try:
+        os.mkdir(unfinished, 0o700)
+    except OSError as error:
+        raise denied(path.parent, error) from None
     try:
         yield unfinished
         failpoints.reached("restore_built")

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from inmem.errors import InmemError, StoreFullError, from_wire, to_wire
-from inmem.host.files import python_environment
+from inmem.host.files import hint_of, python_environment, text_of
 
 Progress = Callable[[str], None]
 
@@ -118,8 +118,8 @@ def tell(text: str) -> None:
 def from_os_error(problem: str, error: OSError) -> InmemError:
     """What a failed system call means to a user: a full disk, or what the system says."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFullError(f"{problem}: {error}", hint="Free space on the disk.")
-    return InmemError(f"{problem}: {error}")
+        return StoreFullError(f"{problem}: {text_of(error)}", hint="Free space on the disk.")
+    return InmemError(f"{problem}: {text_of(error)}", hint=hint_of(error))
 
 
 def counted(done: str, progress: Progress) -> Callable[[Iterable[Any]], Iterator[Any]]:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from inmem.config import MAX_TTL_S
-from inmem.errors import InvalidInputError
+from inmem.errors import InvalidInputError, type_name
 from inmem.keys import check_tag_count, encode_label, shorten
 
 
@@ -77,7 +77,7 @@ def check_metadata(metadata: object) -> dict[str, Any]:
         return {}
     if not isinstance(metadata, Mapping):
         raise InvalidInputError(
-            f"metadata must be a mapping, not {type(metadata).__name__}", argument="metadata"
+            f"metadata must be a mapping, not {type_name(metadata)}", argument="metadata"
         )
     return dict(metadata)
 
