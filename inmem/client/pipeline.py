@@ -93,7 +93,8 @@ class PipelineSink:
         return added[0] if is_one else added
 
     def ask(
-        self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = ""
+        self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = "",
+        shows_time: bool = True,
     ) -> Pending[T]:
         """Run a procedure; what `convert` makes of its result is there after the flush."""
         result: _Converted[T] = _Converted(convert)

@@ -390,6 +390,7 @@ class Committer:
             raise
         self._reached("published")
         self._published = self.version
+        self._recent.published(self.version, now_us)
         self.sessions.written()
         self.counters.batches += 1
 
