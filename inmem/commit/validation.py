@@ -63,7 +63,9 @@ class RecentWrites:
 
     def is_unwritten_since(self, bucket: bytes, time_us: int) -> bool:
         """Whether surely no commit of a later time has written in the bucket."""
-        before = next((version for when, version in reversed(self._times) if when <= time_us), -1)
+        # None of a time before: it is not known, unless there was no group yet.
+        before = -1 if self._times else self.floor
+        before = next((version for when, version in reversed(self._times) if when <= time_us), before)
         return self.last(bucket) <= before
 
     def last(self, bucket: bytes) -> int:
