@@ -51,7 +51,8 @@ class Status:
     been of the newest version (seconds), None without one. `repeated` counts requests that were
     answered from memory because they arrived again. `groups` of commits took `group_s` seconds
     together; `hot` has the runs that were written most of late with their share of the commits,
-    as estimated from a few of them.
+    as estimated from a few of them. `clock_ahead_s` is by how much store time is ahead of the wall
+    clock, after that was set back: `inmem clock` tells more.
     """
 
     writer_pid: int
@@ -77,6 +78,7 @@ class Status:
     groups: int = 0
     group_s: float = 0.0
     hot: Mapping[str, float] = field(default_factory=dict)
+    clock_ahead_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

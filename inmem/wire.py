@@ -12,6 +12,7 @@ Client to writer:
     SYNC     kind u8, request number u64
     STATUS   kind u8, request number u64
     CHECKPOINT  kind u8, request number u64; answered when it is in place
+    SET_BACK  kind u8, request number u64; store time goes back to the wall clock
     GOODBYE  kind u8, session 16 bytes
 
 Writer to client:
@@ -36,6 +37,7 @@ SYNC: Final = 3
 STATUS: Final = 4
 GOODBYE: Final = 5
 CHECKPOINT: Final = 6
+SET_BACK: Final = 7
 WELCOME: Final = 16
 ANSWER: Final = 17
 REPLY: Final = 18

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from inmem.cli.care import backup, checkpoint, restore, salvage
+from inmem.cli.care import backup, checkpoint, clock, restore, salvage
 from inmem.cli.check import check
 from inmem.cli.common import Command
 from inmem.cli.config import config
@@ -38,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    serve, start, status, stop, top, check, backup, restore, checkpoint, salvage, export, import_
+    serve, start, status, stop, top, check, backup, restore, checkpoint, clock, salvage, export, import_
 ):
     app.command(cls=Command)(command)
 app.add_typer(config, name="config")

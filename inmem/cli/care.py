@@ -1,8 +1,8 @@
-"""`inmem backup`, `restore`, `checkpoint`, `salvage`: keeping what is stored, and getting it back.
+"""`inmem backup`, `restore`, `checkpoint`, `clock`, `salvage`: keeping what is stored, and getting it back.
 
 Invariant: nothing that exists is ever replaced, and what these commands could
-not finish has no name. Only `checkpoint` needs a writer, and starts one as
-any program does.
+not finish has no name. Only `checkpoint` and `clock` need a writer, and start
+one as any program does.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from inmem.maintenance.process import Progress
 from inmem.maintenance.restore import restore as restore_directory
 from inmem.maintenance.salvage import salvage_in_process
 from inmem.maintenance.salvage_report import SalvageReport
+from inmem.wire import SET_BACK
 
 _SHOWN: Final = 20  # runs and places of a salvage: `--json` has all
 
@@ -117,6 +118,36 @@ def checkpoint(
             f"{report.seconds:.1f} s; the log has {size(report.wal_bytes)} left",
             soft_wrap=True,
         )
+
+
+@command()
+def clock(
+    where: Where,
+    set_back: Annotated[
+        bool, typer.Option("--set-back", help="Let store time go back to the wall clock.")
+    ] = False,
+) -> None:
+    """How far the store's time is ahead of the wall clock, and setting it back.
+
+    Store time never goes back by itself. If the wall clock was ahead for more
+    than a minute, what is written stays dated ahead until it has caught up.
+    Correct the wall clock first, then set store time back. What was stored
+    with a ttl meanwhile lasts for as long as was said; what has expired by
+    the wrong clock is gone; records and events keep the times that they have.
+
+    Example: inmem clock -d ./data --set-back
+    """
+    with where.open() as database:
+        if set_back:
+            found = database.engine.request(SET_BACK, database.engine.settings.timeout_s)[1]
+        else:
+            found = {"seconds": database.status().clock_ahead_s, "expiries": 0}
+    if where.as_json:
+        print_json(dict(found))
+    elif set_back:
+        console().print(f"set back by {found['seconds']:,.0f} s; {found['expiries']:,} expiries with it")
+    else:
+        console().print(f"store time is ahead of the wall clock by {max(0.0, found['seconds']):,.0f} s")
 
 
 @command(old="first")

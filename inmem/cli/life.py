@@ -24,6 +24,7 @@ from inmem.client.launcher import create_directory, ensure_writer, running_write
 from inmem.config import DURABILITIES, load
 from inmem.database import open as open_database
 from inmem.errors import BusyError, WriterUnavailableError
+from inmem.host.clock import FAR_US
 from inmem.host.control import DURABLE, VERSION, Control, boot_id
 from inmem.host.directory import DataDirectory
 from inmem.host.paths import check_path
@@ -248,6 +249,8 @@ def _shown(fields: dict[str, Any]) -> dict[str, str]:
         f"file {size(fields['image_file_bytes'])}, generation {fields['generation']}"
     )
     rows["log"] = size(fields["wal_bytes"])
+    if fields["clock_ahead_s"] * 1e6 >= FAR_US:
+        rows["clock"] = f"{fields['clock_ahead_s']:,.0f} s ahead of the wall clock; see: inmem clock"
     rows["clients"] = f"{fields['clients']} processes and {fields['sessions']} sessions, these here included"
     oldest = fields["oldest_snapshot_age_s"]
     rows["oldest snapshot"] = "none" if oldest is None else f"{oldest:.1f} s old"

@@ -49,6 +49,10 @@ class Call:
         self._early = at_us, result
         self.resolve(result)
 
+    def leave_time(self) -> None:
+        """Nobody has seen when it ran: the commit gives it its time, and the result is another one then."""
+        self._early = None
+
     def operation(self) -> list[Any]:
         """The call as a write set has it."""
         op = [OP_CALL, self.procedure, self.arguments()]

@@ -67,7 +67,8 @@ class DirectSink:
         return self.ask(procedure, [head, items], lambda result: [part(result, i) for i in range(len(items))])
 
     def ask(
-        self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = ""
+        self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = "",
+        shows_time: bool = True,
     ) -> T:
         """Run one procedure; what `convert` makes of its result, also when that comes by a resend."""
         body = encode_single([OP_CALL, procedure, arguments])

@@ -92,7 +92,8 @@ class PipelineSink:
         return self._pipeline.join(self, procedure, head, items, pending, is_one)
 
     def ask(
-        self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = ""
+        self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = "",
+        shows_time: bool = True,
     ) -> Pending[T]:
         """Run a procedure; what `convert` makes of its result is there after the flush."""
         result: _Converted[T] = _Converted(convert)

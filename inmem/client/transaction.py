@@ -23,7 +23,7 @@ from inmem.client.applied import Applied
 from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
 from inmem.client.retry import resolved_as
 from inmem.client.tracking import DraftWorkspace, StoredVersion, TrackedReads
-from inmem.commit.footprint import Footprint, Range, exactly, is_exact
+from inmem.commit.footprint import Footprint, Range, exactly, is_exact, overlap
 from inmem.engines.base import Item, VersionView
 from inmem.errors import ClosedError, CommitUnknownError, ForkError, InmemError, InvariantError
 from inmem.host.interrupts import OneThread
@@ -62,6 +62,7 @@ class OptimisticTransaction(OneThread):
         self._late: dict[Footprint, list[Call]] = {}  # calls that have not run here, in order
         self._wide: set[Footprint] = set()  # of these and earlier ones, those of more than one key
         self._known: set[Footprint] = set()  # of calls that run here at once
+        self._unseen: list[tuple[Footprint, Call]] = []  # that ran here when nothing has shown
         self._is_over = False
         self._incarnation = owner.incarnation
         self.version: int | None = None
@@ -92,6 +93,8 @@ class OptimisticTransaction(OneThread):
         self.check_open()
         if self._late:
             self._catch_up(looks_at=(exactly(key),))
+        if self._unseen:
+            self._show(exactly(key))
         return self._work.record(key)
 
     def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -112,6 +115,8 @@ class OptimisticTransaction(OneThread):
             return []
         if self._late:
             self._catch_up(looks_at=((start, end),))
+        if self._unseen:
+            self._show((start, end))
         work, reads = self._work, self._reads
         own = work.own_keys(start, end, reverse=reverse)
         found: list[Item] = []
@@ -150,6 +155,10 @@ class OptimisticTransaction(OneThread):
             start, end = (last, end) if reverse else (start, last + b"\0")
         reads.ranges.append([start, end, met])
         return found
+
+    def _show(self, looked_at: Range) -> None:
+        """Keep the times of calls that may have written what is read now."""
+        self._unseen = [each for each in self._unseen if not overlap(each[0].changes, (looked_at,))]
 
     def count(self, start: bytes, end: bytes) -> int:
         """How many live records a range has, own writes included."""
@@ -214,7 +223,8 @@ class OptimisticTransaction(OneThread):
         return added[0] if is_one else added
 
     def ask(
-        self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = ""
+        self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = "",
+        shows_time: bool = True,
     ) -> T:
         """Run a procedure here, and again at commit if it changes anything.
 
@@ -228,11 +238,14 @@ class OptimisticTransaction(OneThread):
                 hint="Call it outside of the transaction.",
             )
         call = Call(procedure, arguments)
-        with self._whole(call, FOOTPRINTS[procedure](*arguments)):
+        footprint = FOOTPRINTS[procedure](*arguments)
+        with self._whole(call, footprint):
             before = len(self._work.ops)
             result = self._run(call)
             if len(self._work.ops) != before:
                 self._entries.append(call)
+                if not shows_time:
+                    self._unseen.append((footprint, call))
             return convert(result)
 
     def _add(self, call: Call, footprint: Footprint) -> None:
@@ -352,6 +365,8 @@ class OptimisticTransaction(OneThread):
         try:
             if not self._entries:
                 return None
+            for _, call in self._unseen:
+                call.leave_time()
             version = reads.snapshot().version if reads.ranges else 0
             return WriteSet(
                 version, reads.expiry_us, reads.reads, [(s, e, n) for s, e, n in reads.ranges],

@@ -15,14 +15,17 @@ that time on; before it, sweeping removes only what nobody saw alive.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from inmem.config import MAX_RANGE_WALK, MAX_RECENT_BUCKETS
 from inmem.errors import ConflictError
 from inmem.keys import Key, bucket_of, successor
 from inmem.record import ABSENT, is_live, version_of
 from inmem.writeset import WriteSet
+
+_TIMES: Final = 1024  # groups whose times are remembered, some milliseconds of a busy writer
 
 
 class StoredState(Protocol):
@@ -43,6 +46,7 @@ class RecentWrites:
         self.floor = floor
         self._limit = limit
         self._versions: dict[bytes, int] = {}
+        self._times: deque[tuple[int, int]] = deque(maxlen=_TIMES)  # of the last groups, with their versions
 
     def wrote(self, bucket: bytes, version: int) -> None:
         """Remember a write; when memory is full, forget all and raise the floor."""
@@ -52,6 +56,17 @@ class RecentWrites:
             self.floor = max(self.floor, version)
             versions.clear()
         versions[bucket] = version
+
+    def published(self, version: int, now_us: int) -> None:
+        """Remember that a group, with this as its last version, is of this time."""
+        self._times.append((now_us, version))
+
+    def is_unwritten_since(self, bucket: bytes, time_us: int) -> bool:
+        """Whether surely no commit of a later time has written in the bucket."""
+        # None of a time before: it is not known, unless there was no group yet.
+        before = -1 if self._times else self.floor
+        before = next((version for when, version in reversed(self._times) if when <= time_us), before)
+        return self.last(bucket) <= before
 
     def last(self, bucket: bytes) -> int:
         """A version at or above the last write of the bucket."""

@@ -18,7 +18,7 @@ from sortedcontainers import SortedList
 from inmem.changes import DELETE, DELETE_RANGE, PUT, Table
 from inmem.commit.validation import RecentWrites
 from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES
-from inmem.errors import BusyError, RunDeletedError
+from inmem.errors import BusyError, ConflictError, RunDeletedError
 from inmem.keys import Key, TypeTag, bucket_of, fence_of, owner_of
 from inmem.record import is_live, pack, payload_of
 from inmem.writeset import check_weight
@@ -241,6 +241,22 @@ class Workspace:
     def is_unwritten(self, start: bytes, version: int) -> bool:
         """Whether surely nothing of the type that a range is of was written since a version."""
         return self._recent is not None and self._recent.last(bucket_of(start)) <= version
+
+    def check_order(self, key: bytes) -> None:
+        """Refuse a call that was made before a later commit gave a time to something of the same type.
+
+        Times that the store gives never go back within a run (or a namespace, for its runs). A call that
+        a transaction has run carries the time at which it did so, and others may have committed since.
+
+        Raises:
+            ConflictError: they have.
+        """
+        if self.stamp_us < self.now_us and self._recent is not None:
+            bucket = bucket_of(key)
+            if not self._recent.is_unwritten_since(bucket, self.stamp_us):
+                raise ConflictError(
+                    f"something of the type of {Key(key)!r} was committed after the time of this", key=key
+                )
 
     def fence(self, owner: bytes) -> None:
         """Close a run for good: no later commit writes into it."""

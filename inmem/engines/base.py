@@ -81,11 +81,14 @@ class Sink(Protocol):
         """
 
     def ask(
-        self, procedure: str, arguments: list[Any], convert: Callable[[Any], Any], *, alone: str = ""
+        self, procedure: str, arguments: list[Any], convert: Callable[[Any], Any], *, alone: str = "",
+        shows_time: bool = True,
     ) -> Any:
         """One procedure, whose result is wanted at once; inside a transaction that makes reads.
 
-        `alone` names the method if the call must be a commit of its own.
+        `alone` names the method if the call must be a commit of its own. If
+        what `convert` gives does not show when the call was made, the commit
+        gives it its time, unless what it wrote was read before.
         """
 
 

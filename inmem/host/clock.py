@@ -1,17 +1,23 @@
 """The store's clock: one time for all processes, which never goes backwards.
 
 Invariant: store time is boot time plus an offset that the writer publishes
-and only raises. Boot time counts through suspend and does not jump. So a wall
-clock that is set back changes nothing; one that is set forward raises the
-offset at the writer's next tick.
+and only raises, but for `set_back`. Boot time counts through suspend and does
+not jump. So a wall clock that is set back changes nothing; one that is set
+forward raises the offset at the writer's next tick. A leap of more than a day
+is taken for a mistake at first: it counts once it has lasted for a minute.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
 
 Microseconds = Callable[[], int]
+
+FAR_US: Final = 60 * 1_000_000  # between store time and wall clock: ordinary corrections stay below
+_LEAP_US: Final = 86_400 * 1_000_000
+_LASTING_US: Final = 60 * 1_000_000
 
 
 def boot_us() -> int:
@@ -37,15 +43,37 @@ class StoreClock:
     ) -> None:
         self._wall = wall
         self._boot = boot
-        self.offset = max(floor_us + 1 - boot(), wall() - boot())
-        if offset is not None:  # readers of this boot have seen times with this offset
+        self._leap_at: int | None = None  # since when the wall clock is far ahead, boot time
+        self.offset = floor_us + 1 - boot()
+        if offset is None:
+            self.offset = max(self.offset, wall() - boot())
+        else:  # readers of this boot have seen times with this offset
             self.offset = max(self.offset, offset)
+            self.follow_wall()
 
     def now_us(self) -> int:
         """Store time in microseconds since the Unix epoch."""
         return self._boot() + self.offset
 
+    def ahead_us(self) -> int:
+        """How far store time is ahead of the wall clock; below 0 during a leap that does not count yet."""
+        return self.now_us() - self._wall()
+
     def follow_wall(self) -> int:
         """Raise the offset if the wall clock is ahead; returns it."""
-        self.offset = max(self.offset, self._wall() - self._boot())
+        now = self._boot()
+        wanted = self._wall() - now
+        if wanted - self.offset > _LEAP_US:
+            if self._leap_at is None:
+                self._leap_at = now
+            if now - self._leap_at < _LASTING_US:
+                return self.offset
+        self._leap_at = None
+        self.offset = max(self.offset, wanted)
+        return self.offset
+
+    def set_back(self) -> int:
+        """Go back to the wall clock; returns the offset. The owner sees to what was timed by the old one."""
+        self._leap_at = None
+        self.offset = min(self.offset, self._wall() - self._boot())
         return self.offset

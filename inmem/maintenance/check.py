@@ -20,6 +20,7 @@ from pathlib import Path
 
 from inmem.config import check_stored
 from inmem.errors import InvalidInputError
+from inmem.host.clock import FAR_US, wall_us
 from inmem.host.control import Control
 from inmem.host.directory import DataDirectory, Identity
 from inmem.maintenance.check_report import CheckReport
@@ -101,6 +102,10 @@ class _DatabaseCheck:
         findings.counts["version"] = position.version
         if left := sum(map(is_purge, meta)):
             findings.notes.append(f"{left} deleted runs still take space, which their writer is freeing")
+        if (ahead_us := source.now_us() - wall_us()) >= FAR_US:
+            findings.notes.append(
+                f"store time is {ahead_us / 1e6:,.0f} s ahead of the wall clock; see: inmem clock"
+            )
         if position.owner != owner_of(self._directory, self._identity):
             findings.problem("the image belongs to another database, boot or directory")
         if stated != position.version:

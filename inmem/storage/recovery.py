@@ -137,7 +137,7 @@ def recover(
         epoch = max(epoch, before.epoch, logged.end.epoch if logged and logged.end else 0) + 1
         version = _next_base(version, control, adopted, before.boot == boot_id())
         if logged is not None:
-            clock_us = max(clock_us, logged.clock_us, header.clock_us if header else 0)
+            clock_us = clock_us or logged.clock_us  # the image stands at the end of the log now
             if logged.end is None:
                 log = Wal.create(
                     directory.wal, identity.database_id, segment_bytes=settings.segment_bytes,

@@ -17,7 +17,7 @@ import lmdb
 import msgpack
 
 from inmem.errors import CorruptionError, StoreFullError
-from inmem.record import expires_at, is_live
+from inmem.record import expires_at, is_live, timestamp_of
 from inmem.storage.environment import PAGE_BYTES, Table, open_for_writing, open_without_name
 from inmem.storage.purges import (
     Purge,
@@ -333,6 +333,12 @@ class StoreTransaction:
         except lmdb.Error as error:  # a removal copies a page, and there may be no room for that
             raise PublishError(error) from error
         return looked, ops
+
+    def future_expiries(self, now_us: int) -> list[tuple[bytes, bytes]]:
+        """The records that expire, of those that were written later than now: keys and records."""
+        keys = (bytes(entry[8:]) for entry, _ in self._txn.cursor(self._tables[Table.EXPIRY]))
+        found = ((key, record) for key in keys if (record := self.get(key)) is not None)
+        return [(key, record) for key, record in found if timestamp_of(record) > now_us]
 
     def apply(self, ops: Sequence[Any], version: int = 0) -> None:
         """Apply resolved operations, in order.

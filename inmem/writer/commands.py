@@ -1,4 +1,4 @@
-"""Commands: what a client asks of the writer beside commits: status, sync and checkpoint."""
+"""Commands: what a client asks of the writer beside commits: status, sync, checkpoint, the clock set back."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from typing import Any
 
 import msgpack
 
-from inmem.errors import InmemError, InvalidInputError, to_wire
-from inmem.host.control import DURABLE
+from inmem.config import SWEEP_LIMIT
+from inmem.errors import InmemError, InvalidInputError, StoreFullError, to_wire
+from inmem.host.control import CLOCK, DURABLE, VERSION
 from inmem.storage.environment import free_bytes
+from inmem.storage.store import PublishError
 from inmem.storage.wal.log import WalBrokenError
-from inmem.wire import APPLIED, CHECKPOINT, REFUSED, REPLY, REQUEST_HEADER, STATUS, SYNC, answer
+from inmem.wire import APPLIED, CHECKPOINT, REFUSED, REPLY, REQUEST_HEADER, SET_BACK, STATUS, SYNC, answer
 from inmem.writer.durability import end_process
+from inmem.writer.journal import Journal
 from inmem.writer.parts import Parts
+
+journal = Journal()
 
 
 class Commands:
@@ -25,7 +30,7 @@ class Commands:
     def handle(self, peer: bytes, frame: bytes) -> None:
         """Answer one command; any other frame is dropped."""
         kind = frame[0]
-        if kind not in (SYNC, STATUS, CHECKPOINT) or len(frame) != REQUEST_HEADER.size:
+        if kind not in (SYNC, STATUS, CHECKPOINT, SET_BACK) or len(frame) != REQUEST_HEADER.size:
             return
         number = REQUEST_HEADER.unpack(frame)[1]
         try:
@@ -36,12 +41,16 @@ class Commands:
                 self._parts.log.sync()
                 self._parts.control.words[DURABLE] = self._parts.log.durable_version
                 result: Any = None
+            elif kind == SET_BACK:
+                result = self._set_back()
             else:
                 result = self._status()
         except WalBrokenError:
             end_process()
         except InmemError as error:
             self._answer(peer, number, error)
+        except (PublishError, OSError) as error:
+            self._answer(peer, number, StoreFullError(f"there is no room: {error}"))
         else:
             self._answer(peer, number, result)
 
@@ -61,6 +70,18 @@ class Commands:
             )
         self._parts.checkpoints.want(lambda result: self._answer(peer, number, result))
 
+    def _set_back(self) -> dict[str, Any]:
+        parts = self._parts
+        committer, clock = parts.committer, parts.clock
+        while committer.sweep(clock.now_us(), SWEEP_LIMIT):
+            pass
+        ahead_us = max(0, clock.ahead_us())
+        expiries = committer.set_back(clock.now_us() - ahead_us, ahead_us) if ahead_us else 0
+        parts.control.words[CLOCK] = clock.set_back()
+        parts.control.words[VERSION] = committer.version
+        journal.warning("clock_set_back", seconds=ahead_us / 1e6, expiries=expiries)
+        return {"seconds": ahead_us / 1e6, "expiries": expiries}
+
     def _status(self) -> dict[str, Any]:
         parts = self._parts
         counters, store = parts.committer.counters, parts.generations.store
@@ -77,6 +98,7 @@ class Commands:
             "quota_bytes": store.quota_bytes,
             "wal_bytes": parts.log.bytes,
             "memory_free_bytes": free_bytes(store.path.parent),
+            "clock_ahead_s": parts.clock.ahead_us() / 1e6,
             "clients": parts.greeter.clients(),
             "sessions": len(parts.committer.sessions),
             "oldest_snapshot_age_s": parts.generations.oldest_snapshot_age_s(),

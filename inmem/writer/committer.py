@@ -34,6 +34,7 @@ from inmem.errors import (
     to_wire,
 )
 from inmem.primitives.import_mark import is_mark
+from inmem.record import expires_at, pack, payload_of, timestamp_of, version_of
 from inmem.storage.environment import Table
 from inmem.storage.store import Position, PublishError, Store, StoreTransaction, entry_bytes
 from inmem.storage.wal.format import DELETE, PUT, Op
@@ -388,6 +389,7 @@ class Committer:
             raise
         self._reached("published")
         self._published = self.version
+        self._recent.published(self.version, now_us)
         self.sessions.written()
         self.counters.batches += 1
 
@@ -415,3 +417,29 @@ class Committer:
             raise
         txn.abort()
         return 0
+
+    def set_back(self, now_us: int, ahead_us: int) -> int:
+        """Publish that it is earlier than was said; returns how many expiries come as much sooner.
+
+        What was written while the clock was ahead was to expire some time after that: it still does. What
+        has expired by the wrong clock is to be removed before, or it would be seen again.
+        """
+        txn = self._store.begin()
+        before = self.version
+        try:
+            ops: list[Op] = []
+            for key, record in txn.future_expiries(now_us):
+                sooner = expires_at(record) - ahead_us
+                sooner_record = pack(version_of(record), timestamp_of(record), sooner, payload_of(record))
+                ops.append((PUT, DATA, key, sooner_record))
+            txn.apply(ops)
+            self.sessions.set_back(now_us)
+            expiries = len(ops)
+            self._publish(txn, ops, now_us, True)
+        except BaseException:
+            txn.abort()
+            self.version = before
+            raise
+        self._turns = Turns()  # these, and the next line, end at a time
+        self._careful_until_us = 0
+        return expiries

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
+from inmem.host.clock import FAR_US
 from inmem.host.control import CLOCK, DURABLE
 from inmem.writer.journal import Journal
 from inmem.writer.mailbox import TICK_S
@@ -21,6 +22,7 @@ SESSIONS_EVERY_S: Final = 5.0  # between two searches for idle sessions and dead
 # were killed, and the wall clock. (inotify would tell of files; but a user has 128 instances of it in all.)
 _RESTING_S: Final = 0.8
 _FILES_EVERY_S: Final = _RESTING_S
+_WARNING_EVERY_S: Final = 3600.0
 _SETTLE_S: Final = SESSIONS_EVERY_S + 1.0  # after messages: what is done on a timer has been done once
 
 journal = Journal()
@@ -40,6 +42,7 @@ class Housekeeping:
         self._rests_at = 0.0  # when all that follows from the last messages is done
         self._next_files = 0.0
         self._next_sessions = 0.0
+        self._next_warning = 0.0  # of clocks that are far apart
 
     def tick(self, now: float, *, is_active: bool) -> float:
         """Do what is due; when the next tick is. Active is a writer that took messages since the last one."""
@@ -48,6 +51,7 @@ class Housekeeping:
             self._rests_at = now + _SETTLE_S
         parts.endpoint.mailbox.look()
         parts.control.words[CLOCK] = parts.clock.follow_wall()
+        self._compare_clocks(now)
         parts.control.words[DURABLE] = parts.log.durable_version
         if parts.checkpoints is not None:
             parts.checkpoints.advance(now, parts.generations.store.live_bytes)
@@ -76,6 +80,19 @@ class Housekeeping:
         if self._stays or idle_since is None:
             return _RESTING_S
         return min(_RESTING_S, max(0.0, idle_since + self._parts.settings.linger_s - now))
+
+    def _compare_clocks(self, now: float) -> None:
+        """Say so, from time to time, if store time and wall clock are far apart."""
+        ahead_us = self._parts.clock.ahead_us()
+        if abs(ahead_us) < FAR_US or now < self._next_warning:
+            return
+        self._next_warning = now + _WARNING_EVERY_S
+        if ahead_us > 0:
+            problem = "the wall clock was set back; what is written is dated ahead of it. See: inmem clock"
+            journal.warning("clock_ahead", seconds=ahead_us / 1e6, problem=problem)
+        else:
+            problem = "the wall clock has leapt ahead; it is followed if that lasts for a minute"
+            journal.warning("clock_leap", seconds=-ahead_us / 1e6, problem=problem)
 
     def _check_files(self, now: float) -> None:
         """Replace what was removed under this writer; leave if the data directory itself was."""

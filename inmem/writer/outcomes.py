@@ -104,6 +104,15 @@ class Sessions:
         for session_id in [i for i, s in self._sessions.items() if s.active_s < oldest]:
             self.drop(session_id)
 
+    def set_back(self, now_us: int) -> None:
+        """The clock was ahead: no session was active later than now."""
+        now_s = now_us // 1_000_000
+        for session_id, session in self._sessions.items():
+            if session.active_s > now_s:
+                self._touch(session_id)
+                session.active_s = now_s
+                self._dirty.add(session_id)
+
     def _make_room(self, now_us: int) -> None:
         session_id, session = min(self._sessions.items(), key=lambda item: item[1].active_s)
         if now_us // 1_000_000 - session.active_s < MIN_SESSION_IDLE_S:

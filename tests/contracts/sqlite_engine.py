@@ -152,10 +152,10 @@ class SqliteStore:
         except MalformedError as error:
             raise InvalidInputError(str(error)) from None
         closed = connection.execute("select key, value from fences").fetchall()
-        version = state.version + 1
+        version, now_us = state.version + 1, self.now_us()
         decision = decide(
             request, state, self._recent, PROCEDURES, version=version,
-            now_us=self.now_us(), fences={key for key, value in closed if not is_mark(value)},
+            now_us=now_us, fences={key for key, value in closed if not is_mark(value)},
             marks={key: value for key, value in closed if is_mark(value)}, chain=0,
         )
         for op in decision.ops:
@@ -168,6 +168,7 @@ class SqliteStore:
                 connection.execute(f"delete from {table} where key >= ? and key < ?", op[2:])
         for bucket in decision.buckets:
             self._recent.wrote(bucket, version)
+        self._recent.published(version, now_us)
         if decision.ops:
             connection.execute("update position set version = ?", (version,))
         else:

@@ -340,3 +340,55 @@ def write_into(words: Any, number: int, path: str, run: str) -> int:
                 break
             done += 1
     return done
+
+
+# --- times in the order of commits ----------------------------------------------------------------
+
+FOLLOWED = "followed"
+
+
+def record_each_way(words: Any, index: int, path: str, count: int) -> list[str]:
+    """Traces in every way to record one, those of transactions that run the call early too; their ids."""
+    made = []
+    with inmem.open(path) as db:
+        for number in range(count):
+            name = f"{index}-{number}"
+
+            def early(txn: Any, name: str = name) -> None:
+                txn.traces.record(inmem.Thought("early"), id=name)
+                txn.traces.get(name)  # so that its time is known here, before the commit
+                time.sleep(0.002)
+
+            if number % 4 == 0:
+                db.transact(FOLLOWED, early)
+            elif number % 4 == 1:
+                db.traces.record(FOLLOWED, inmem.Thought("direct"), id=name)
+            elif number % 4 == 2:
+                with db.transaction(FOLLOWED) as txn:
+                    txn.traces.record(inmem.Thought("late"), id=name)
+            else:
+                db.traces.record_many(FOLLOWED, [inmem.NewTrace(inmem.Thought("many"), name)])
+            made.append(name)
+            words[index] = number + 1
+    return made
+
+
+def create_each_way(words: Any, index: int, path: str, count: int) -> list[str]:
+    """Runs that are created directly, and in transactions that know the time before; their ids."""
+    made = []
+    with inmem.open(path) as db:
+        for number in range(count):
+            name = f"{index}-{number}"
+
+            def early(txn: Any) -> None:
+                txn.runs.create_run()
+                txn.runs.get_run()
+                time.sleep(0.002)
+
+            if number % 2:
+                db.transact(name, early)
+            else:
+                db.runs.create_run(run_id=name)
+            made.append(name)
+            words[index] = number + 1
+    return made

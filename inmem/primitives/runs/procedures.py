@@ -41,6 +41,7 @@ def create(
     workspace.check_open(key)
     if workspace.record(key) is not None:
         raise RunExistsError(f"run {run_id} exists", run_id=run_id)
+    workspace.check_order(key)
     if parent_run:
         parent = run.run_key(namespace, check_run_id(parent_run, "parent_run"))
         if workspace.record(parent) is None:

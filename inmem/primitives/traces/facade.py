@@ -264,7 +264,7 @@ class Traces(TraceReads):
         recorded = result([item[0] for item in items])
         check_weight(ENTRY_BYTES * sum(map(rules.entries_of, items)))
         if items:
-            self._sink.ask("trace.record", [self._prefix, items], lambda _: recorded)
+            self._sink.ask("trace.record", [self._prefix, items], lambda _: recorded, shows_time=False)
         return recorded
 
 

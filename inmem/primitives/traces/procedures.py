@@ -18,7 +18,7 @@ from inmem.primitives.traces import rules as trace
 def record(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[int]:
     """Record `[id, parent or "", timestamp (0: now), kind, type name, tags, body, metadata]` items.
 
-    The result are the timestamps.
+    The result are the timestamps. Those given here never go back within the run.
     """
     check_prefix(prefix)
     check_type("items", items, list)
@@ -51,7 +51,9 @@ def _record(workspace: Workspace, prefix: bytes, item: Any) -> int:
         parent = trace.trace_key(prefix, encode_id(parent_id, "parent_id"))
         if workspace.record(parent) is None:
             raise TraceNotFoundError(f"there is no trace {parent_id} to be the parent", trace_id=parent_id)
-    when = check_time(timestamp) or workspace.stamp_us
+    if not check_time(timestamp):
+        workspace.check_order(key)
+    when = timestamp or workspace.stamp_us
     payload = trace.pack(kind, type_name, parent_id, when, check_labels(tags), body, metadata)
     workspace.put(key, payload)
     for index_key in trace.index_keys(prefix, trace_id.encode(), payload):

@@ -126,7 +126,7 @@ def walk(
             chain.version = header.version
             chain.epoch = header.epoch
             chain.durable_version = max(chain.durable_version, header.durable_version)
-            chain.clock_us = max(chain.clock_us, header.clock_us)
+            chain.clock_us = header.clock_us  # of the last one: it is less only where the clock was set back
             chain.records += 1
         yield offset, end, header, view[at + RECORD_HEADER_BYTES : at + length]
         offset = end
