@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from inmem.errors import InmemError, StoreFullError, from_wire, to_wire
-from inmem.host.files import hint_of, python_environment, text_of
+from inmem.host.files import hint_of, python_environment, python_program, text_of
 
 Progress = Callable[[str], None]
 
@@ -50,7 +50,7 @@ def run_helper(program: Sequence[str], what: str, progress: Progress = silent) -
     """
     document: dict[str, Any] | None = None
     with tempfile.TemporaryFile() as errors, subprocess.Popen(
-        [sys.executable, *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        [python_program(), *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         env=python_environment() | {_ATTENDED: "1"},
     ) as process:
         assert process.stdout is not None
