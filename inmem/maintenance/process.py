@@ -90,6 +90,7 @@ def answer(work: Callable[[], dict[str, Any]], what: str) -> int:
     SIGTERM and SIGINT end it with what it has begun undone, and no answer.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # of whoever runs it
     if os.environ.pop(_ATTENDED, None):
         threading.Thread(target=_end_when_unattended, daemon=True).start()
     try:

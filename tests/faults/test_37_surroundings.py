@@ -222,7 +222,7 @@ def work(number):
         gevent.sleep(0)
 with inmem.open(sys.argv[1]) as db:
     gevent.joinall([gevent.spawn(work, n) for n in range(20)], raise_error=True)
-    print(db.kv.get("r", "count"))
+    print(db.kv.get("r", "count"), db.check().ok)
 """
 
 
@@ -233,7 +233,7 @@ def test_gevent(store_path: Path) -> None:
         [sys.executable, "-c", GREENLETS, str(store_path)],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert done.stdout == "400\n", done.stderr
+    assert done.stdout == "400 True\n", done.stderr
     stop_writer(store_path)
 
 
@@ -264,3 +264,22 @@ def test_as_the_first_process_of_a_container(store_path: Path) -> None:
     with inmem.open(store_path) as db:  # its writer died with the container
         assert db.kv.count("r") == 3
         kill_writer(store_path)
+
+
+@needs_root
+def test_a_command_as_the_first_process_ends_by_sigterm(store_path: Path) -> None:
+    process = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child",
+         *PROGRAM, "serve", "-d", str(store_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        if not process.stdout.readline().startswith("serving"):
+            pytest.skip("no process namespace can be made here")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
