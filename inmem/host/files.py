@@ -180,6 +180,18 @@ def appearing(path: Path, *, replaces: bool = True) -> Iterator[io.FileIO]:
     sync_directory(path.parent)
 
 
+def left_behind(path: Path) -> list[Path]:
+    """What killed processes have left of something of this name; those that had our process number, too."""
+    found = []
+    head, tail = f".{path.name}.", ".tmp"
+    for left in path.parent.iterdir():
+        if left.name.startswith(head) and left.name.endswith(tail):
+            pid = left.name[len(head) : -len(tail)].partition("-")[0]
+            if pid.isdigit() and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()):
+                found.append(left)
+    return found
+
+
 def sync_directory(path: Path) -> None:
     """Make created, renamed and removed names in the directory durable."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

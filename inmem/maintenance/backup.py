@@ -30,7 +30,8 @@ from inmem.errors import (
 )
 from inmem.host.control import Control
 from inmem.host.directory import DataDirectory, Identity
-from inmem.maintenance.appearing import appearing_file, left_behind
+from inmem.host.files import left_behind
+from inmem.maintenance.appearing import appearing_file
 from inmem.maintenance.checkpoint import COPY_MAX_AGE_S, copy_moment
 from inmem.maintenance.process import (
     DiedOfDamage,
