@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -28,6 +27,7 @@ from inmem.cli.report import report
 from inmem.cli.runs import run, runs
 from inmem.cli.top import top
 from inmem.cli.traces import traces
+from inmem.version import __version__
 
 app = typer.Typer(
     name="inmem",
@@ -49,7 +49,7 @@ app.add_typer(kv, name="kv", rich_help_panel="Looking into runs")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"inmem {version('inmem')}")
+        print(f"inmem {__version__}")
         raise typer.Exit
 
 

@@ -30,7 +30,6 @@ from inmem.host.directory import DataDirectory
 from inmem.host.paths import check_path
 from inmem.reading.live_image import is_served
 from inmem.storage.wal.files import segment_files
-from inmem.writer.__main__ import serve as serve_directory
 
 NOT_SERVED: Final = 3
 _POLL_S: Final = 0.01
@@ -63,6 +62,8 @@ def serve(
 
     Example: inmem serve --durability sync -d ./data
     """
+    from inmem.writer.__main__ import serve as serve_directory  # which no other command has to wait for
+
     configuration = load(config, {"durability": durability})
     directory = DataDirectory(check_path(where.path))
     create_directory(directory, configuration.settings, time.monotonic() + timeout)

@@ -7,12 +7,11 @@ It knows how to start a writer, not what one does.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from inmem.errors import ForkError, WriterUnavailableError, from_wire
 from inmem.host.clock import boot_us
 from inmem.host.control import Control, ControlState, boot_id
 from inmem.host.directory import DataDirectory, runtime_directory
-from inmem.host.files import FileLock, open_private, python_environment
+from inmem.host.files import FileLock, open_private, python_environment, python_program
 from inmem.host.interrupts import Exclusive, Living, let_through
 
 T = TypeVar("T")
@@ -33,6 +32,7 @@ _CRASH_LOOP_S: Final = 1.0  # a writer that lived shorter than this counts as dy
 _CRASH_FREE: Final = 5  # so many quick deaths are met without delay
 _CRASH_DELAY_S: Final = 0.05
 _CRASH_DELAY_MAX_S: Final = 2.0
+_SAID_BYTES: Final = 64 * 1024  # of what a writer said that could not start
 _START_TRIES: Final = 10  # silent deaths in a row: fewer may be kills, so many mean that it cannot run
 
 # Held while a process is started and what it gets is opened. A fork waits for that moment: the child would
@@ -207,16 +207,22 @@ def _hold_back(directory: DataDirectory, deadline: float) -> None:
 def _launch(directory: DataDirectory, deadline: float, stays: bool) -> bool:
     """Start a detached writer and wait until it serves or says why not; False if it died silently."""
     with starting:
-        ours, theirs = map(_not_for_children.add, socket.socketpair())
+        python = python_program()
+        ours, theirs = map(_not_for_children.add, map(_above_standard, socket.socketpair()))
         with theirs, open_private(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as log:
+            said = os.fstat(log.fileno()).st_size
+            ready = 3 if theirs.fileno() != 3 else 4
+            words = [python, "-P", "-m", "inmem.writer", str(directory.path), "--ready-fd", str(ready)]
+            streams = [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
             try:
-                process = subprocess.Popen(
-                    [
-                        sys.executable, "-m", "inmem.writer", str(directory.path),
-                        "--ready-fd", str(theirs.fileno()), *(["--stay"] if stays else []),
+                # Not by `subprocess`: where gevent replaces it, it runs what a fork has to do, which closes
+                # these files. Others that are open here the writer closes itself.
+                process = os.posix_spawn(
+                    python, words + ["--stay"] * stays, python_environment(), setsid=True, setsigmask=(),
+                    file_actions=[
+                        *streams, (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                        (os.POSIX_SPAWN_DUP2, theirs.fileno(), ready),
                     ],
-                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-                    env=python_environment(), start_new_session=True,
                 )
             except OSError as error:
                 let_through(error)
@@ -227,7 +233,7 @@ def _launch(directory: DataDirectory, deadline: float, stays: bool) -> bool:
         try:
             line = _read_line(ours, deadline)
         finally:
-            process.wait()  # it has detached: what we started ends at once
+            status = _ended(process)  # it has detached: what we started ends at once
     if line is None:
         raise WriterUnavailableError(
             f"the writer of {directory.path} was not ready in time", path=str(directory.path)
@@ -236,12 +242,43 @@ def _launch(directory: DataDirectory, deadline: float, stays: bool) -> bool:
         message = json.loads(line)
     except ValueError as error:
         let_through(error)
+        if status > 0:  # it is no writer yet; one that is killed may be luckier the next time
+            raise _not_started(directory, status, said) from error
         return False
     if "error" in message:
         refusal = from_wire(message["error"])
         if refusal.code != "busy":  # busy: another writer was faster, which is as good
             raise refusal
     return True
+
+
+def _ended(process: int) -> int:
+    """Wait for a process that we started; its exit code, 0 if somebody else has asked for it."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    except ChildProcessError as error:
+        let_through(error)
+        return 0
+
+
+def _above_standard(end: socket.socket) -> socket.socket:
+    """A socket whose number is none of the standard streams, which may be closed in this process."""
+    if end.fileno() > 2:
+        return end
+    with end:
+        return socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3))
+
+
+def _not_started(directory: DataDirectory, status: int, said: int) -> WriterUnavailableError:
+    """The error for a program that ended before it was a writer: what it said last."""
+    with open_private(directory.log_file, os.O_RDONLY) as log:
+        log.seek(said)
+        lines = log.read(_SAID_BYTES).decode(errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), f"it said nothing, status {status}")
+    return WriterUnavailableError(
+        f"the writer of {directory.path} could not start: {last.strip()[:500]}", path=str(directory.path),
+        hint=f"See all that it said in {directory.log_file}.",
+    )
 
 
 def _read_line(source: socket.socket, deadline: float) -> bytes | None:

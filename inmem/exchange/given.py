@@ -108,7 +108,7 @@ def given_file(file: Path | str | BinaryIO) -> Iterator[GivenFile]:
             name, stream = str(path), stack.enter_context(path.open("rb", buffering=_BUFFER))
         else:
             name, stream = str(getattr(file, "name", "the file")), cast(Any, file)
-        aside = stack.enter_context(tempfile.NamedTemporaryFile(prefix="inmem-import-"))
+        aside = stack.enter_context(tempfile.TemporaryFile(prefix="inmem-import-"))
         shutil.copyfileobj(stream, aside, _BUFFER)
         aside.flush()
-        yield GivenFile(Path(aside.name), name)
+        yield GivenFile(Path(f"/proc/self/fd/{aside.fileno()}"), name)  # it has no name that could be left

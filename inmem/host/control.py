@@ -39,7 +39,7 @@ from typing import Final
 
 from inmem.config import FORMAT_VERSION, MAX_CONTROL_PATH
 from inmem.errors import CorruptionError, FormatVersionError, LimitError, PermissionDeniedError
-from inmem.host.files import open_private
+from inmem.host.files import is_locked, open_private
 
 SIZE: Final = 4096
 MAGIC: Final = int.from_bytes(b"INMEMCTL", "little")
@@ -213,7 +213,9 @@ class Control:
                 cannot be seen from here.
         """
         state = self.read()
-        if state and state.pid and state.boot == boot_id() and state.namespace != pid_namespace():
+        elsewhere = state and state.pid and state.boot == boot_id() and state.namespace != pid_namespace()
+        # One that was killed with its container has left its number here, and holds no lock.
+        if elsewhere and is_locked(self.path.with_name("writer.lock")):
             raise PermissionDeniedError(
                 f"{self.path.parent} is served from another container",
                 path=str(self.path.parent),

@@ -32,7 +32,14 @@ from inmem.errors import (
     PermissionDeniedError,
 )
 from inmem.host.control import Control
-from inmem.host.files import check_private_dir, denied, make_private_dir, open_private, write_durably
+from inmem.host.files import (
+    check_private_dir,
+    denied,
+    left_behind,
+    make_private_dir,
+    open_private,
+    write_durably,
+)
 from inmem.host.interrupts import let_through
 from inmem.host.paths import check_parent
 
@@ -109,6 +116,8 @@ class DataDirectory:
                     f"{self.path} is not empty and holds no inmem database", argument="path"
                 )
         make_private_dir(self.path)
+        for left in left_behind(self.path):  # of a restore that was killed
+            shutil.rmtree(left, ignore_errors=True)
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise PermissionDeniedError(
                 f"{self.path} is read-only", path=str(self.path),

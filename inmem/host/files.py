@@ -11,6 +11,7 @@ import fcntl
 import io
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,6 +180,18 @@ def appearing(path: Path, *, replaces: bool = True) -> Iterator[io.FileIO]:
     sync_directory(path.parent)
 
 
+def left_behind(path: Path) -> list[Path]:
+    """What killed processes have left of something of this name; those that had our process number, too."""
+    found = []
+    head, tail = f".{path.name}.", ".tmp"
+    for left in path.parent.iterdir():
+        if left.name.startswith(head) and left.name.endswith(tail):
+            pid = left.name[len(head) : -len(tail)].partition("-")[0]
+            if pid.isdigit() and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()):
+                found.append(left)
+    return found
+
+
 def sync_directory(path: Path) -> None:
     """Make created, renamed and removed names in the directory durable."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -251,6 +264,40 @@ class FileLock:
     def close(self) -> None:
         """Close the descriptor; the lock goes with its last copy."""
         self._file.close()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds a lock file exclusively."""
+    if not path.exists():  # a lock would create it
+        return False
+    lock = FileLock(path)
+    try:
+        return not lock.try_shared()
+    finally:
+        lock.close()
+
+
+def python_program() -> str:
+    """The Python interpreter to start a process of ours with.
+
+    `sys.executable` is none in a program that embeds Python or was frozen:
+    started with our arguments that would do something else.
+
+    Raises:
+        InmemError: none is known.
+    """
+    named = os.environ.get("INMEM_PYTHON")
+    if named:
+        return named
+    places = [] if getattr(sys, "frozen", False) else [sys.executable, f"{sys.prefix}/bin/python3"]
+    for place in filter(None, places):
+        name = os.path.basename(place).lower()
+        if ("python" in name or "pypy" in name) and os.access(place, os.X_OK):
+            return place
+    raise InmemError(
+        f"no Python interpreter is known to start the writer or a helper with: this is {sys.executable!r}",
+        hint="Name one that has inmem by the variable INMEM_PYTHON; or start the writer: inmem start -d DIR",
+    )
 
 
 def python_environment() -> dict[str, str]:

@@ -3,7 +3,7 @@
 Until then a file has no name, and a directory is beside its place under a
 hidden one, as a file is where there are no files without a name. Nothing is
 ever replaced. What a killed process has left under a hidden name is removed by the
-next attempt.
+next attempt, and by whoever makes a database of that name.
 """
 
 from __future__ import annotations
@@ -17,20 +17,8 @@ from pathlib import Path
 
 from inmem.errors import AlreadyExistsError, InmemError
 from inmem.host import failpoints
-from inmem.host.files import appearing, denied, sync_directory
+from inmem.host.files import appearing, denied, left_behind, sync_directory
 from inmem.host.paths import check_parent
-
-
-def left_behind(path: Path) -> list[Path]:
-    """What killed processes have left of something of this name; those that had our process number, too."""
-    found = []
-    head, tail = f".{path.name}.", ".tmp"
-    for left in path.parent.iterdir():
-        if left.name.startswith(head) and left.name.endswith(tail):
-            pid = left.name[len(head) : -len(tail)].partition("-")[0]
-            if pid.isdigit() and (int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()):
-                found.append(left)
-    return found
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from inmem.errors import InmemError, StoreFullError, from_wire, to_wire
-from inmem.host.files import hint_of, python_environment, text_of
+from inmem.host.files import hint_of, python_environment, python_program, text_of
 
 Progress = Callable[[str], None]
 
@@ -50,7 +50,7 @@ def run_helper(program: Sequence[str], what: str, progress: Progress = silent) -
     """
     document: dict[str, Any] | None = None
     with tempfile.TemporaryFile() as errors, subprocess.Popen(
-        [sys.executable, *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        [python_program(), *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         env=python_environment() | {_ATTENDED: "1"},
     ) as process:
         assert process.stdout is not None
@@ -90,6 +90,7 @@ def answer(work: Callable[[], dict[str, Any]], what: str) -> int:
     SIGTERM and SIGINT end it with what it has begun undone, and no answer.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # of whoever runs it
     if os.environ.pop(_ATTENDED, None):
         threading.Thread(target=_end_when_unattended, daemon=True).start()
     try:

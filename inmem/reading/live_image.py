@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from inmem.errors import CorruptionError, InmemError
+from inmem.errors import CorruptionError, InmemError, LimitError
 from inmem.host.control import Control, ControlState, boot_id
 from inmem.host.directory import DataDirectory, Identity
-from inmem.host.files import FileLock
+from inmem.host.files import is_locked
 from inmem.reading.source import shared
 from inmem.storage.rebuild import owner_of
 from inmem.storage.snapshot import Image
@@ -48,6 +48,9 @@ def live_image(directory: DataDirectory, identity: Identity, control: Control) -
             position = moment.position()
     except CorruptionError:
         return Found(image)  # whoever reads it meets the damage again
+    except LimitError:  # of this process; nothing is wrong with the image
+        image.close()
+        raise
     except InmemError as error:
         image.close()
         unchanged = Path(state.image).is_dir() and control_state(control) == state
@@ -69,13 +72,7 @@ def control_state(control: Control) -> ControlState | None:
 
 def is_served(directory: DataDirectory) -> bool:
     """Whether a process holds the writer's lock."""
-    if not directory.writer_lock.exists():  # a lock would create it
-        return False
-    lock = FileLock(directory.writer_lock)
-    try:
-        return not lock.try_shared()
-    finally:
-        lock.close()
+    return is_locked(directory.writer_lock)
 
 
 def writer_of(directory: DataDirectory, control: Control) -> tuple[ControlState | None, bool]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -21,7 +22,7 @@ import lmdb
 
 from inmem.changes import Table as Table
 from inmem.config import MAP_BYTES
-from inmem.errors import StoreFullError
+from inmem.errors import LimitError, StoreFullError
 from inmem.host.directory import DataDirectory, runtime_directory
 from inmem.host.files import check_private_dir, make_private_dir, private_umask
 
@@ -41,11 +42,30 @@ def open_for_writing(path: Path, max_readers: int) -> tuple[Any, dict[Table, Any
     with private_umask():
         path.mkdir(mode=0o700, exist_ok=True)
         _reserve_reader_slots(path / "lock.mdb", max_readers)
-        env = lmdb.open(
-            str(path), map_size=MAP_BYTES, max_dbs=len(Table), max_readers=max_readers,
-            mode=0o600, writemap=False, sync=False, metasync=False, lock=True, max_spare_txns=0,
+        env = _opened(
+            str(path), max_readers=max_readers, mode=0o600,
+            writemap=False, sync=False, metasync=False, lock=True, max_spare_txns=0,
         )
     return env, {table: env.open_db(name) for table, name in TABLE_NAMES.items()}
+
+
+def _opened(path: str, **options: Any) -> Any:
+    """An environment of LMDB, whose map has room in this process.
+
+    Raises:
+        LimitError: there is a limit on address space, and it has none.
+    """
+    try:
+        return lmdb.open(path, map_size=MAP_BYTES, max_dbs=len(Table), **options)
+    except lmdb.MemoryError as error:
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            raise
+        raise LimitError(
+            f"the limit on address space (ulimit -v) has no room for the image, {MAP_BYTES} bytes of it",
+            what="address space (ulimit -v)", size=MAP_BYTES, limit=limit,
+            hint="Run it without that limit; a limit on memory itself (a cgroup) does no harm.",
+        ) from error
 
 
 def open_without_name() -> tuple[Any, dict[Table, Any]]:
@@ -58,9 +78,9 @@ def open_without_name() -> tuple[Any, dict[Table, Any]]:
     """
     file = os.memfd_create("inmem-private", os.MFD_CLOEXEC)
     try:
-        env = lmdb.open(
-            f"/proc/self/fd/{file}", subdir=False, map_size=MAP_BYTES, max_dbs=len(Table), writemap=False,
-            sync=False, metasync=False, lock=False, max_spare_txns=0,
+        env = _opened(
+            f"/proc/self/fd/{file}", subdir=False, writemap=False, sync=False, metasync=False, lock=False,
+            max_spare_txns=0,
         )
     finally:
         os.close(file)  # LMDB has opened it
@@ -105,9 +125,8 @@ def open_for_reading(path: Path) -> tuple[Any, dict[Table, Any]]:
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
             # One spare transaction halves the cost of a read; the image is closed before a fork.
-            env = lmdb.open(
-                str(path), map_size=MAP_BYTES, max_dbs=len(Table), readonly=True, create=False, lock=True,
-                max_spare_txns=1,
+            env = _opened(
+                str(path), readonly=True, create=False, lock=True, max_spare_txns=1,
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

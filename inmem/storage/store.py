@@ -54,7 +54,7 @@ class PublishError(Exception):
     def __init__(self, error: lmdb.Error) -> None:
         super().__init__(str(error))
         # LMDB reports a write that a full file system cut short as EIO. Memory has no other cause of it.
-        reasons = (os.strerror(errno.ENOSPC), os.strerror(errno.EIO))
+        reasons = (os.strerror(errno.ENOSPC), os.strerror(errno.EIO), os.strerror(errno.EFBIG))
         self.is_full = isinstance(error, lmdb.MapFullError) or str(error).endswith(reasons)
 
 

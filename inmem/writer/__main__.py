@@ -11,7 +11,6 @@ import json
 import logging
 import logging.handlers
 import os
-import resource
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from inmem.host.files import FileLock
 from inmem.version import __version__
 from inmem.writer.journal import Journal, LineFormatter
 from inmem.writer.loop import Writer
+from inmem.writer.surroundings import allow_open_files, check_limits, close_inherited, leave_starter
 from inmem.writer.watch import living_writer
 
 _LOG_BYTES = 4 * 1024 * 1024
@@ -68,8 +68,11 @@ def _serve(directory: DataDirectory, foreground: bool, stays: bool, starter: _St
             lock.release()
             time.sleep(_PROBE_S)  # a client held it for a moment, to see whether there is a writer
         _refuse_a_second_writer(directory)
-        _allow_open_files()
+        allow_open_files()
+        if not foreground:
+            leave_starter()
         _set_up_logging(directory, foreground)
+        check_limits(directory.identity().settings)
         writer = Writer(directory, lock, stays=foreground or stays)
         signal.signal(signal.SIGTERM, lambda *_: writer.request_stop())
         signal.signal(signal.SIGINT, lambda *_: writer.request_stop())
@@ -87,12 +90,6 @@ def _serve(directory: DataDirectory, foreground: bool, stays: bool, starter: _St
         writer.stop()
     finally:
         lock.close()
-
-
-def _allow_open_files() -> None:
-    """Raise the soft limit of open files to the hard one: each thread of a client is a connection."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _refuse_a_second_writer(directory: DataDirectory) -> None:
@@ -163,6 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     directory = DataDirectory(options.directory)
     detached = options.ready_fd is not None
     if detached:
+        close_inherited(options.ready_fd)
         _detach()
     try:
         serve(directory, foreground=not detached, stays=options.stay, ready_fd=options.ready_fd)

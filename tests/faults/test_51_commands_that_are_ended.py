@@ -93,3 +93,36 @@ def test_nothing_is_left(
     assert {file for file in grown if file.parent.name not in ("wal", "checkpoints")} <= {idle / "writer.log"}
     assert runtime_entries(idle) == []
     assert not [entry for entry in files(runtime_directory()) if "private" in str(entry)]
+
+
+@pytest.mark.parametrize("command", ["restore", "salvage"])
+def test_a_directory_that_is_not_whole_goes_with_the_next_open(
+    idle: Path, scratch: Path, command: str
+) -> None:
+    new = scratch / "new"
+    subprocess.run([*PROGRAM, "backup", str(scratch / "b"), "-d", str(idle), "--no-writer"], check=True)
+    words = {"restore": [str(scratch / "b"), "-d", str(new)], "salvage": [str(new), "-d", str(idle)]}[command]
+    stop_writer(idle)
+    done = subprocess.run(
+        [*PROGRAM, command, *words], env=os.environ | {"INMEM_FAILPOINT": "restore_built"}, check=False,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode != 0 and list(scratch.glob(".new.*"))
+    inmem.open(new).close()
+    assert not list(scratch.glob(".new.*"))
+    stop_writer(new)
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: signal.Signals(number).name)
+def test_what_is_read_once_is_kept_aside_without_a_name(idle: Path, scratch: Path, number: int) -> None:
+    process = subprocess.Popen(
+        [*PROGRAM, "import", "-", "-d", str(scratch / "copy")], stdin=subprocess.PIPE, cwd=scratch,
+        env=os.environ | {"TMPDIR": str(scratch)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdin is not None
+    with process.stdin as pipe:
+        pipe.write(b"x" * 5_000_000)  # not before it reads, as a pipe holds 64 KiB
+        process.send_signal(number)
+        assert process.wait(30) in (-number, 128 + number)
+    assert {place.name for place in scratch.iterdir()} <= {"copy"}
+    stop_writer(scratch / "copy")
