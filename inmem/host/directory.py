@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from inmem.errors import (
     PermissionDeniedError,
 )
 from inmem.host.control import Control
-from inmem.host.files import check_private_dir, make_private_dir, open_private, write_durably
+from inmem.host.files import check_private_dir, make_private_dir, open_private, remove_tree, write_durably
 from inmem.host.interrupts import let_through
 from inmem.host.paths import check_parent
 
@@ -185,7 +184,7 @@ class DataDirectory:
 
     def remove(self) -> None:
         """Remove the directory and all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=False)
+        remove_tree(self.path, must_be_there=True)
 
 
 def runtime_directory() -> Path:
