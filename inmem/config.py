@@ -10,7 +10,6 @@ it is created, and every later writer uses those.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
@@ -225,6 +224,8 @@ def _from_toml(path: str | os.PathLike[str] | None) -> dict[str, Any]:
         raise InvalidInputError(
             f"config must be a str or a path, not {type(path).__name__}", argument="config"
         )
+    import tomllib  # here, as the writer never needs it: each module is memory of every writer
+
     try:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:  # unreadable, not UTF-8, not TOML, not a path

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from inmem.host.files import (
     left_behind,
     make_private_dir,
     open_private,
+    remove_tree,
     write_durably,
 )
 from inmem.host.interrupts import let_through
@@ -117,7 +117,7 @@ class DataDirectory:
                 )
         make_private_dir(self.path)
         for left in left_behind(self.path):  # of a restore that was killed
-            shutil.rmtree(left, ignore_errors=True)
+            remove_tree(left)
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise PermissionDeniedError(
                 f"{self.path} is read-only", path=str(self.path),
@@ -186,7 +186,7 @@ class DataDirectory:
             left.unlink(missing_ok=True)
         for left in self.path.glob("*-*.scratch"):
             if not Path("/proc", left.name[:-8].rpartition("-")[2]).exists():
-                shutil.rmtree(left, ignore_errors=True)
+                remove_tree(left)
 
     def inode(self) -> tuple[int, int]:
         """Device and inode, which identify the directory under any path."""
@@ -203,7 +203,7 @@ class DataDirectory:
 
     def remove(self) -> None:
         """Remove the directory and all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=False)
+        remove_tree(self.path, must_be_there=True)
 
 
 def runtime_directory() -> Path:

@@ -192,6 +192,13 @@ def left_behind(path: Path) -> list[Path]:
     return found
 
 
+def remove_tree(path: Path, *, must_be_there: bool = False) -> None:
+    """Remove a directory and all that is in it; what cannot be removed stays, unless it must be there."""
+    import shutil  # here, as it loads compressors: each module is memory of every writer
+
+    shutil.rmtree(path, ignore_errors=not must_be_there)
+
+
 def sync_directory(path: Path) -> None:
     """Make created, renamed and removed names in the directory durable."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

@@ -30,7 +30,6 @@ from inmem.errors import (
 )
 from inmem.host.control import Control
 from inmem.host.directory import DataDirectory, Identity
-from inmem.host.files import left_behind
 from inmem.maintenance.appearing import appearing_file
 from inmem.maintenance.backup_report import BackupReport
 from inmem.maintenance.checkpoint import COPY_MAX_AGE_S, copy_moment

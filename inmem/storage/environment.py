@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import shutil
 import signal
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +23,7 @@ from inmem.changes import Table as Table
 from inmem.config import MAP_BYTES
 from inmem.errors import LimitError, StoreFullError
 from inmem.host.directory import DataDirectory, runtime_directory
-from inmem.host.files import check_private_dir, make_private_dir, private_umask
+from inmem.host.files import check_private_dir, make_private_dir, private_umask, remove_tree
 
 TABLE_NAMES: Final = {table: table.name.lower().encode() for table in Table}
 LOGGED: Final = (Table.DATA, Table.SESSIONS, Table.FENCES)
@@ -192,7 +191,7 @@ def origin_of(image: Path) -> Path | None:
 
 def remove_image(path: Path) -> None:
     """Remove an image; processes that have it mapped keep reading it."""
-    shutil.rmtree(path, ignore_errors=True)
+    remove_tree(path)
 
 
 def free_bytes(path: Path) -> int:

@@ -6,21 +6,20 @@ descriptor, as one line of JSON, that it serves or why it cannot.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import logging.handlers
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from inmem.errors import BusyError, InmemError, to_wire
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
 from inmem.version import __version__
-from inmem.writer.journal import Journal, LineFormatter
+from inmem.writer.journal import Journal, LineFormatter, RotatingFile
 from inmem.writer.loop import Writer
 from inmem.writer.surroundings import allow_open_files, check_limits, close_inherited, leave_starter
 from inmem.writer.watch import living_writer
@@ -108,9 +107,7 @@ def _refuse_a_second_writer(directory: DataDirectory) -> None:
 
 def _set_up_logging(directory: DataDirectory, foreground: bool) -> None:
     handlers: list[logging.Handler] = [
-        logging.handlers.RotatingFileHandler(
-            directory.log_file, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES - 1
-        )
+        RotatingFile(directory.log_file, max_bytes=_LOG_BYTES, files=_LOG_FILES)
     ]
     if foreground:
         handlers.append(logging.StreamHandler())
@@ -150,13 +147,29 @@ def _detach() -> None:
     os.chdir("/")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Entry point; 0 after a clean stop."""
+class _Options(NamedTuple):
+    directory: Path
+    ready_fd: int | None
+    stay: bool
+
+
+def _parsed(arguments: list[str]) -> _Options:
+    match arguments:  # as the launcher gives them: without loading a parser into each writer
+        case [directory, "--ready-fd", number, *stay] if stay in ([], ["--stay"]):
+            return _Options(Path(directory), int(number), bool(stay))
+    import argparse
+
     parser = argparse.ArgumentParser(prog="python -m inmem.writer", description=__doc__)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--ready-fd", type=int, help="detach, and report readiness on this descriptor")
     parser.add_argument("--stay", action="store_true", help="do not leave with the last client")
     options = parser.parse_args(arguments)
+    return _Options(options.directory, options.ready_fd, options.stay)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; 0 after a clean stop."""
+    options = _parsed(sys.argv[1:] if arguments is None else arguments)
     directory = DataDirectory(options.directory)
     detached = options.ready_fd is not None
     if detached:

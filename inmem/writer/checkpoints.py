@@ -23,11 +23,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from inmem.config import Settings
 from inmem.errors import InmemError, StoreFullError, from_wire
@@ -37,6 +36,9 @@ from inmem.storage.checkpoint import checkpoint_files, checkpoint_path
 from inmem.storage.wal.log import Wal, WalBrokenError
 from inmem.writer.durability import end_process
 from inmem.writer.journal import Journal
+
+if TYPE_CHECKING:
+    import subprocess
 
 _EARLY: Final = 16  # after the interval, this part of the size that makes one due is enough
 _RETRY_S: Final = 30.0  # after a failure: a full disk stays full for a while
@@ -125,6 +127,8 @@ class Checkpoints:
 
     def _begin(self) -> None:
         """Start a helper."""
+        import subprocess  # here, as most writers never need it: each module is memory of every writer
+
         self._began = time.monotonic()
         self._not_before = self._began + _RETRY_S
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from pathlib import Path
 from typing import Final
 
 NAME: Final = "inmem.writer"
@@ -62,6 +63,35 @@ def _value(value: object, limit: int) -> str:
     if len(text) > limit:
         text = text[:limit] + "..."
     return text if _BARE.match(text) else json.dumps(text)
+
+
+class RotatingFile(logging.FileHandler):
+    """A file that is followed by a new one when it has grown to `max_bytes`; so many files are kept.
+
+    That of the standard library loads pickle and sockets, which is memory of every writer.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, files: int) -> None:
+        super().__init__(path)
+        self._path = path
+        self._max_bytes = max_bytes
+        self._files = files
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        super().emit(record)
+        try:
+            if self.stream is not None and self.stream.tell() >= self._max_bytes:
+                self._rotate()
+        except (OSError, ValueError):
+            self.handleError(record)
+
+    def _rotate(self) -> None:
+        self.close()
+        names = [self._path, *(Path(f"{self._path}.{number}") for number in range(1, self._files))]
+        for older, newer in zip(reversed(names), reversed(names[:-1]), strict=False):
+            if newer.exists():
+                newer.replace(older)
 
 
 class LineFormatter(logging.Formatter):

@@ -7,14 +7,13 @@ only an hour after its last commit: a directory that is being moved needs it.
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Final
 
 from inmem.errors import InmemError
 from inmem.host.directory import DataDirectory
-from inmem.host.files import FileLock
+from inmem.host.files import FileLock, remove_tree
 from inmem.storage.environment import origin_of, remove_image
 from inmem.writer.journal import Journal
 
@@ -59,7 +58,7 @@ def _is_abandoned(origin: Path) -> bool:
         # The clients' lock first: a client that opens it now waits, and then finds it removed.
         if not (with_clients.try_exclusive() and with_writer.try_exclusive()):
             return False
-        shutil.rmtree(directory.path, ignore_errors=True)
+        remove_tree(directory.path)
         return True
     finally:
         with_clients.close()
