@@ -45,6 +45,7 @@ from inmem.host.interrupts import let_through
 from inmem.storage.environment import Table, open_for_reading
 
 VERSION_KEY: Final = b"version"
+_CHECK_EVERY_S: Final = 0.5  # between two looks at whether the directory is there
 _ATTACH_PATIENCE_S: Final = 10.0  # a switch of image takes milliseconds, a recovery may take seconds
 _RETRY_S: Final = 0.001
 _MANY: Final = 64  # noted snapshots, at which those that were dropped are looked for
@@ -106,8 +107,16 @@ class _Opened:
 class Image:
     """The image that the control file names, opened read-only once in a process."""
 
-    def __init__(self, control: Control, stem: str, revive: Callable[[float], object] | None = None) -> None:
-        """`stem` begins the names of this directory's images; `revive(deadline)` starts a writer."""
+    def __init__(
+        self, control: Control, stem: str, revive: Callable[[float], object] | None = None,
+        check_there: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`stem` begins the names of this directory's images; `revive(deadline)` starts a writer.
+
+        `check_there` raises if the directory is not there any more.
+        """
+        self._check_there = check_there
+        self._next_check = 0.0
         self._control = control
         self._stem = stem
         self._revive = revive
@@ -143,6 +152,8 @@ class Image:
         if self._before is not None:
             with self.lock:
                 self._leave_before()
+        if time.monotonic() >= self._next_check:
+            self._look()
         while True:
             now = self._now
             if now is None or now.is_left or self._control.words[GENERATION] != now.generation:
@@ -178,6 +189,7 @@ class Image:
         """Open the image that the control file names now; without one, start a writer and wait."""
         deadline = time.monotonic() + _ATTACH_PATIENCE_S
         while True:
+            self._look()
             with self.lock:
                 if self._is_moving:
                     raise BusyError(
@@ -200,6 +212,18 @@ class Image:
             if self._revive is not None:
                 self._revive(deadline)  # without the lock: it may take a while, and a fork waits for it
             time.sleep(_RETRY_S)
+
+    def _look(self) -> None:
+        """See that the directory is there; else no read takes the image for that of now any more."""
+        if self.closed:
+            return
+        try:
+            self._check_there()
+        except InmemError:
+            if self._now is not None:
+                self._now.generation = 0
+            raise
+        self._next_check = time.monotonic() + _CHECK_EVERY_S
 
     def _try_attach(self) -> _Opened | None:
         """The image that the control file names, opened; None if there is none at this moment."""
@@ -264,10 +288,20 @@ class Image:
             before.close()
             self._before = None
 
+    def leave(self) -> None:
+        """Close the image for now, so that it can be opened elsewhere in this process."""
+        with self.lock:
+            if not self._is_moving:
+                self._leave_before(at_once=True)
+                if self._now is not None:
+                    self._now.close()
+                    self._now = None
+
     def close(self) -> None:
         """Close the image; open snapshots of it end."""
         with self.lock:
             self.closed = True
+            self._check_there = lambda: None
             self._revive = None  # it refers to who has this image
             if not self._is_moving:
                 self._leave()

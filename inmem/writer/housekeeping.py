@@ -11,7 +11,7 @@ import threading
 from typing import Final
 
 from inmem.config import SWEEP_LIMIT
-from inmem.host.control import CLOCK, DURABLE, VERSION
+from inmem.host.control import CLOCK, DURABLE, EPOCH, GENERATION, VERSION
 from inmem.storage.store import PublishError
 from inmem.storage.wal.log import WalBrokenError
 from inmem.writer.durability import end_process
@@ -20,7 +20,7 @@ from inmem.writer.parts import Parts
 from inmem.writer.presence import GONE, Presence
 
 SESSIONS_EVERY_S: Final = 5.0  # between two searches for idle sessions and dead processes
-_FILES_EVERY_S: Final = 1.0  # between two looks at the writer's own files
+_FILES_EVERY_S: Final = 0.8  # between two looks at the writer's own files
 
 journal = Journal()
 
@@ -77,12 +77,16 @@ class Housekeeping:
 
     def _check_files(self, now: float) -> None:
         """Replace what was removed under this writer; leave if the data directory itself was."""
-        if not self._presence.owns_directory():
+        parts = self._parts
+        control = parts.control
+        if not self._presence.owns_directory() or not control.is_current():
             journal.critical("leaving", problem="the data directory was removed or replaced")
+            # Clients that have the page mapped look for image and writer, and find out.
+            generation, epoch = control.words[GENERATION] + 1, control.words[EPOCH] + 1
+            control.update(image="", endpoint="", generation=generation, epoch=epoch)
             self._stopping.set()
             return
         self._presence.restore_locks()
-        parts = self._parts
         parts.generations.switch_if_removed(now)
         missing = parts.endpoint.missing()
         if missing:
