@@ -33,7 +33,6 @@ import lmdb
 from inmem.errors import (
     BusyError,
     ClosedError,
-    CorruptionError,
     ForkError,
     InmemError,
     SnapshotTooOldError,
@@ -43,6 +42,7 @@ from inmem.host.clock import boot_us
 from inmem.host.control import CLOCK, GENERATION, Control
 from inmem.host.interrupts import let_through
 from inmem.storage.environment import Table, open_for_reading
+from inmem.storage.unusable import unusable
 
 VERSION_KEY: Final = b"version"
 _CHECK_EVERY_S: Final = 0.5  # between two looks at whether the directory is there
@@ -144,7 +144,7 @@ class Image:
             except lmdb.Error as error:
                 let_through(error)
                 if not now.is_left:
-                    raise _as_corruption(error, now.env) from error
+                    raise unusable(error, now.path) from error
                 self._attach()  # it was closed for a fork or a switch: read again
 
     def snapshot(self, max_age_s: float) -> ImageSnapshot:
@@ -166,7 +166,7 @@ class Image:
             except lmdb.Error as error:
                 let_through(error)
                 if not now.is_left:
-                    raise _as_corruption(error, now.env) from error
+                    raise unusable(error, now.path) from error
             else:
                 if not now.is_left:
                     return snapshot
@@ -254,7 +254,7 @@ class Image:
             let_through(error)
             if not path.is_dir() or self._control.words[GENERATION] != state.generation:
                 return None
-            raise CorruptionError(f"{path}: {error}", file=state.image, offset=0) from error
+            raise unusable(error, path) from error
         finally:
             self._opening = None
         self._now = opened  # with nothing called in between: a traceback would hold what nobody closes
@@ -416,7 +416,7 @@ class ImageSnapshot:
 
     def _ended(self, error: lmdb.Error) -> InmemError:
         if self._noted in self._home.live:
-            return _as_corruption(error, self._home.env)
+            return unusable(error, self._home.path)
         if self._home.is_inherited:
             return _of_the_parent()
         if self._image.closed:
@@ -474,7 +474,3 @@ def scan(cursor: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[tuple
 
 def _of_the_parent() -> ForkError:
     return ForkError("this snapshot belongs to the parent process")
-
-
-def _as_corruption(error: lmdb.Error, env: Any) -> InmemError:
-    return CorruptionError(f"the image cannot be read: {error}", file=str(env.path()), offset=0)

@@ -20,6 +20,7 @@ from inmem.errors import CorruptionError, StoreFullError
 from inmem.record import expires_at
 from inmem.storage.environment import PAGE_BYTES, Table, open_for_writing
 from inmem.storage.snapshot import VERSION_KEY, scan
+from inmem.storage.unusable import unusable
 from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT
 
 POSITION_KEY: Final = b"position"
@@ -62,7 +63,7 @@ class Store:
         try:
             self._env, self._tables = open_for_writing(path, max_readers)
         except lmdb.Error as error:
-            raise CorruptionError(f"{path}: {error}", file=str(path), offset=0) from error
+            raise unusable(error, path) from error
         self._budget = 0  # bytes that may be added before the next `measure`
         self.expires = False  # whether any record may expire: then each write reads what it replaces
         self.live_bytes = 0
