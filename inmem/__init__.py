@@ -4,8 +4,16 @@ One writer process owns the store and serializes commits; every other process
 reads shared snapshots directly from memory. Start with `inmem.open`.
 """
 
+import _thread
 import sys
 import typing
+
+# Python says so since 3.12, without a word of its own for it. What is refused here would end the process.
+if not getattr(_thread, "daemon_threads_allowed", lambda: True)():
+    raise ImportError(
+        "inmem cannot be used in an isolated subinterpreter (InterpreterPoolExecutor): the modules for "
+        "libzmq and LMDB do not support it. Use threads or processes."
+    )
 
 from inmem.version import __version__
 

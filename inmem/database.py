@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+from inmem.callables import check_callable
 from inmem.client.retry import check_timeout
 from inmem.config import REPAIR_LIMIT
 from inmem.engines.base import Engine
@@ -303,7 +304,7 @@ class Database(DatabaseFacades):
         """
         return check_in_process(self.path)
 
-    def repair_indices(self, run_id: str | None = None) -> RepairReport:
+    def repair_indices(self, run_id: str | RunScope | None = None) -> RepairReport:
         """Make the indices of one run (default: of everything) what the records say.
 
         Each run is repaired by commits of its own, one for 4,000 entries that
@@ -316,7 +317,8 @@ class Database(DatabaseFacades):
         if run_id is None:
             prefixes = list(self.engine.prefixes())
         else:
-            prefixes = [self.namespace.run_prefix(run_id), self.namespace.prefix()]
+            scope = self.run(run_id)
+            prefixes = [scope.prefix, scope.namespace]
         sink = self.engine.direct()
         added = removed = 0
         repaired: list[str] = []
@@ -355,6 +357,7 @@ def open(
     path: str | os.PathLike[str] | None = None, *, durability: str | None = None, tenant: str = "default",
     app: str = "default", agent: str = "default", config: str | os.PathLike[str] | None = None,
     autostart: bool = True, create: bool = True, timeout_s: float | None = None,
+    default: Callable[[Any], Any] | None = None,
 ) -> Database:
     """Open a database, creating it and starting its writer if need be.
 
@@ -364,13 +367,15 @@ def open(
     `tenant`, `app` and `agent` are the namespace. `timeout_s` (seconds,
     default 10) bounds opening and is the default deadline of a commit.
     `config` names a TOML file; `INMEM_*` variables override it, arguments
-    override both. Cost: under a millisecond if a writer runs, else the start
-    of a Python process.
+    override both. `default` is called, as by `json.dumps`, with each part of a
+    value that would be refused, and returns one that is not. Cost: under a
+    millisecond if a writer runs, else the start of a Python process.
 
     >>> import inmem
-    >>> with inmem.open() as db:
-    ...     db.kv.get("run-1", "missing") is None
-    True
+    >>> with inmem.open(default=str) as db:
+    ...     version = db.kv.put("run-1", "key", 1 + 2j)
+    ...     db.kv.get("run-1", "key"), db.kv.get("run-1", "missing")
+    ('(1+2j)', None)
 
     Raises:
         ConfigMismatchError: a setting differs from the one stored at creation.
@@ -383,26 +388,31 @@ def open(
     """
     return _open(
         path, durability=durability, tenant=tenant, app=app, agent=agent, config=config, autostart=autostart,
-        create=create, timeout_s=timeout_s,
+        create=create, timeout_s=timeout_s, default=default,
     )
 
 
 def _open(
     path: Any, *, durability: str | None = None, tenant: str, app: str, agent: str, config: Any,
     autostart: bool, create: bool, timeout_s: float | None, known: bytes | None = None,
+    default: Callable[[Any], Any] | None = None,
 ) -> Database:
     namespace = Namespace(tenant, app, agent)
     if timeout_s is not None:
         timeout_s = check_timeout(timeout_s)
+    if default is not None:
+        check_callable(default, "default")
     arguments = {"durability": durability, "timeout_s": timeout_s}
     engine = open_local(
-        path, config=config, arguments=arguments, autostart=bool(autostart), create=bool(create), known=known
+        path, config=config, arguments=arguments, autostart=bool(autostart), create=bool(create), known=known,
+        default=default,
     )
     reopen = {
         "tenant": tenant, "app": app, "agent": agent, "autostart": autostart,
         "timeout_s": engine.settings.timeout_s,
         "config": os.path.abspath(config) if config is not None else None,
         "known": engine.attachment.database_id,
+        "default": default,
     }
     return Database(engine, namespace, reopen)
 

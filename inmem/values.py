@@ -8,7 +8,7 @@ int, float, nil, bool, array and map types only. Knows nothing of keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias, Union
 
 import msgpack
@@ -83,6 +83,30 @@ def encode(value: Any, argument: str = "value") -> bytes:
     if len(data) > MAX_VALUE_BYTES:
         raise _too_big(len(data), argument)
     return data
+
+
+def encode_by(default: Callable[[Any], Any] | None, value: Any, argument: str = "value") -> bytes:
+    """The bytes of a value that `encode` refuses, with what `default` gives for each part that it refuses.
+
+    Raises:
+        InvalidValueError: there is no default, or what it gives is refused too.
+        LimitError: over 16 MiB encoded.
+        Exception: whatever `default` raises.
+    """
+    return encode(value if default is None else _converted(value, default, 0), argument)
+
+
+def _converted(value: Any, default: Callable[[Any], Any], depth: int, *, is_given: bool = False) -> Any:
+    kind = type(value)
+    if depth <= MAX_DEPTH and kind is list:
+        return [_converted(item, default, depth + 1) for item in value]
+    if depth <= MAX_DEPTH and kind is dict:
+        return {name: _converted(item, default, depth + 1) for name, item in value.items()}
+    if is_given or kind in _FIXED or kind is bytes or kind is list or kind is dict:
+        return value
+    if (kind is int and _INT_MIN <= value <= _INT_MAX) or (kind is str and not _has_surrogate(value)):
+        return value
+    return _converted(default(value), default, depth, is_given=True)
 
 
 def encode_checked(value: Any, argument: str = "value") -> bytes:

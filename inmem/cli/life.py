@@ -134,7 +134,7 @@ def start(
     directory = DataDirectory(check_path(where.path))
     deadline = time.monotonic() + timeout
     create_directory(directory, configuration.settings, time.monotonic() + timeout)
-    configuration.with_stored(directory.identity().stored)
+    configuration.with_stored(directory.check_own().stored)
     control = directory.control()
     try:
         control.check_machine()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import resource
 import signal
 import tempfile
 import threading
@@ -32,23 +31,22 @@ from inmem.errors import (
     ForkError,
     InmemError,
     InvalidInputError,
-    LimitError,
     WriterUnavailableError,
 )
 from inmem.host.board import Board
 from inmem.host.control import ControlState
 from inmem.host.directory import DataDirectory
-from inmem.host.files import FileLock
+from inmem.host.files import FileLock, check_spare_files
 from inmem.host.interrupts import Exclusive, Living, let_through
 from inmem.host.paths import check_path
 from inmem.storage.snapshot import Image
 
 T = TypeVar("T")
+Key = tuple[int, int, int]  # of a directory: see `DataDirectory.key`
 
 _POLL_S: Final = 0.003
 _FORK_RETRY_S: Final = 0.001
 _MANY: Final = 64  # noted transactions and pipelines, at which those that are over are dropped
-_SPARE_FILES: Final = 32  # starting a writer, opening and connecting take 20; a few threads may do so at once
 
 
 class Inherited(Protocol):
@@ -117,20 +115,22 @@ class ThreadSessions(threading.local):
 
 
 class Place(Exclusive):
-    """The opening and closing of one path in this process: one at a time.
+    """The opening and closing of one directory in this process: one at a time.
+
+    A path has a turn of its own, to make the directory that it leads to; after it comes that directory's.
 
     Whoever gives a share back does not wait: what is under way at that moment
     takes it in when it has ended. So a finalizer can do it, wherever it runs.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, key: Key | str) -> None:
         super().__init__()
-        self._path = path
+        self._key = key
         self._given_back: deque[Hold] = deque()
 
     def what(self) -> str:
         """See `Exclusive`."""
-        return f"opening or closing {self._path}"
+        return "opening or closing this directory"
 
     def use(self, deadline: float, call: Callable[..., T], *arguments: Any) -> T:
         """Make the call when no other one is under way here. Raises as `Exclusive.alone`."""
@@ -165,8 +165,7 @@ class Place(Exclusive):
             hold = self._given_back[0]  # it stays until all is done
             attachment = hold.attachment
             if attachment.holds == {hold.share}:
-                if _registry.get(self._path) is attachment:
-                    _registry.pop(self._path, None)
+                _forget(attachment)
                 attachment.close()
             attachment.holds.discard(hold.share)
             self._given_back.popleft()
@@ -188,7 +187,7 @@ class Hold:
         """Give the share back. May be called twice, and goes on where an interrupt ended it."""
         attachment = self.attachment
         if self.share in attachment.holds:
-            _place(attachment.path).give_back(self)
+            _place(attachment.key).give_back(self)
 
     def __del__(self) -> None:
         if "attachment" in self.__dict__ and not self.attachment.closed:  # as it is when Python ends
@@ -198,7 +197,7 @@ class Hold:
 class Attachment:
     """Made by `attach`, closed with its last `Hold`."""
 
-    def __init__(self, directory: DataDirectory, autostart: bool, deadline: float) -> None:
+    def __init__(self, directory: DataDirectory, key: Key, autostart: bool, deadline: float) -> None:
         self.directory = directory
         self.path = str(directory.path)
         self.identity = directory.identity()
@@ -208,12 +207,15 @@ class Attachment:
         self.holds: set[object] = set()  # of the handles
         self.incarnation = 0  # changes in a forked child: what belongs to the parent shows by it
         self.control = directory.control()
+        self.key = key
         self.closed = False
         self._is_stranded = False  # forked inside a snapshot or transaction of the parent
         self._noted: list[weakref.ref[Inherited]] = []
         self._board: Board | None = None
         self._sessions: ThreadSessions | None = ThreadSessions(self)
-        self.image = Image(self.control, directory.stem(self.identity), self.ensure_writer)
+        self.image = Image(
+            self.control, directory.stem(self.identity), self.ensure_writer, self.check_there
+        )
         self._client_lock = FileLock(directory.clients_lock)
         _alive.add(self)
         try:
@@ -233,13 +235,26 @@ class Attachment:
                 )
             time.sleep(_POLL_S)
 
+    def check_there(self) -> None:
+        """Raise DatabaseGoneError if the directory was removed, moved or made anew."""
+        if not self.is_there():
+            if self._sessions is not None:
+                self._sessions = ThreadSessions(self)  # none is linked to a writer that may not have noticed
+            raise _absent(self.directory, self.database_id)
+
+    def is_there(self) -> bool:
+        """Whether the path still leads to the directory that it led to."""
+        return self.directory.key() == self.key
+
     def ensure_writer(self, deadline: float) -> ControlState:
         """The writer that serves now, started if need be.
 
         Raises:
+            DatabaseGoneError: see `check_there`.
             LimitError: too few open files are left to start it, and to connect to it.
         """
-        _check_files()
+        check_spare_files()
+        self.check_there()
         return ensure_writer(self.directory, self.control, deadline, autostart=self.autostart)
 
     def session(self) -> ThreadSessions:
@@ -295,18 +310,23 @@ class Attachment:
         self._sessions = None if self._is_stranded else ThreadSessions(self)
         if is_open:
             self.image.is_refused = True
-            _stranded.add(self.path)
+            _stranded.add(self.key)
 
 
 _INHERITED: list[Any] = []  # a parent's sockets: kept, never closed
-_stranded: set[str] = set()  # paths of stores that this process may not use
-_registry: dict[str, Attachment] = {}  # what is open, by path
-_places: dict[str, Place] = {}
+_stranded: set[Key] = set()  # stores that this process may not use
+_registry: dict[Key, Attachment] = {}  # what is open
+_places: dict[Key | str, Place] = {}
 _alive: Living[Attachment] = Living()  # also those that are being opened or closed
 
 
-def _place(path: str) -> Place:
-    return _places.setdefault(path, Place(path))
+def _place(key: Key | str) -> Place:
+    return _places.setdefault(key, Place(key))
+
+
+def _forget(attachment: Attachment) -> None:
+    if _registry.get(attachment.key) is attachment:
+        _registry.pop(attachment.key, None)
 
 
 def attach(
@@ -315,19 +335,19 @@ def attach(
 ) -> tuple[Hold, Settings]:
     """A share of the attachment of a path, and the handle's settings; creates the database if it may.
 
-    `known` is the id of the database that it must be, of a handle that comes from elsewhere.
+    `known` is the id of the database that it must be, for a handle from elsewhere.
 
     Raises:
         ConfigMismatchError, PermissionDeniedError, WriterUnavailableError,
         FormatVersionError, CorruptionError, LimitError: see SPEC of `open`.
-        DatabaseGoneError: the one that is known is not there.
+        DatabaseGoneError: the known one is not there.
     """
     if known is None and path is not None:
         path = check_path(path)
     if path is None and not create:
         raise InvalidInputError("a store without a path is always created", argument="create")
     configuration = load(config, arguments)
-    _check_files()
+    check_spare_files()
     deadline = time.monotonic() + configuration.settings.timeout_s
     ephemeral = path is None
     if path is None:
@@ -335,8 +355,6 @@ def attach(
         if configuration.origins["durability"] == "default":
             configuration = load(config, dict(arguments) | {"durability": "memory"})
     directory = DataDirectory(Path(path))
-    if str(directory.path) in _stranded:
-        raise _forked_inside()
     return _place(str(directory.path)).use(
         deadline, _attach, directory, configuration, ephemeral, autostart, create, known, deadline
     )
@@ -346,20 +364,34 @@ def _attach(
     directory: DataDirectory, configuration: Configuration, ephemeral: bool, autostart: bool, create: bool,
     known: bytes | None, deadline: float,
 ) -> tuple[Hold, Settings]:
-    key = str(directory.path)
+    if create:
+        _create(directory, configuration, ephemeral, autostart, deadline)
+    elif not directory.exists():
+        raise _absent(directory, known)
+    database_id = directory.check_own().database_id
+    if database_id != (known or database_id):
+        raise _absent(directory, known)
+    directory.control().close()  # in an overlay the inodes may be others before
+    key = directory.key()
+    if key is None:  # removed just now
+        raise _absent(directory, database_id)
+    return _place(key).use(deadline, _share, key, directory, configuration, autostart, deadline)
+
+
+def _share(
+    key: Key, directory: DataDirectory, configuration: Configuration, autostart: bool, deadline: float
+) -> tuple[Hold, Settings]:
+    if key in _stranded:
+        raise _forked_inside()
     attachment = _registry.get(key)
     try:
-        if attachment is None or not directory.exists():
-            # Removed under us: what is there now, or will be, is another database.
-            if create:
-                _create(directory, configuration, ephemeral, autostart, deadline)
-            elif not directory.exists():
-                raise _absent(directory, known)
+        if attachment is not None and not attachment.is_there():
+            # It was moved: its handles say so, and its image is left to those that are opened here.
+            _registry.pop(key, None)
+            attachment.image.leave()
             attachment = None
-        if known is not None and directory.identity().database_id != known:
-            raise _absent(directory, known)
         if attachment is None:
-            attachment = Attachment(directory, autostart, deadline)
+            attachment = Attachment(directory, key, autostart, deadline)
         settings = configuration.with_stored(attachment.identity.stored).settings
         if not attachment.holds:
             if autostart:
@@ -368,8 +400,7 @@ def _attach(
         return Hold(attachment), settings
     finally:
         if attachment is not None and not attachment.holds:
-            if _registry.get(key) is attachment:
-                _registry.pop(key, None)
+            _forget(attachment)
             attachment.close()
 
 
@@ -390,27 +421,6 @@ def _absent(directory: DataDirectory, known: bytes | None) -> InmemError:
     return DatabaseGoneError(f"{path} holds no database any more: it was removed or moved", path=path)
 
 
-def _check_files() -> None:
-    """Refuse to go on with hardly any open file left: what fails first then would say something else.
-
-    Raises:
-        LimitError: says how many files are open, and how many may be.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY:
-        return
-    try:
-        count = sum(int(name) < limit for name in os.listdir("/proc/self/fd"))
-    except OSError as error:
-        let_through(error)
-        count = limit  # not one is left to look with
-    if count > limit - _SPARE_FILES:
-        raise LimitError(
-            f"{count} files are open in this process, the limit is {limit}", what="open files", size=count,
-            limit=limit, hint=f"Raise the limit (ulimit -n) or close some; {_SPARE_FILES} must be free.",
-        )
-
-
 def _create(
     directory: DataDirectory, configuration: Configuration, ephemeral: bool, autostart: bool, deadline: float
 ) -> None:
@@ -423,8 +433,8 @@ def _create(
 
 def attached(directory: DataDirectory) -> Attachment | None:
     """What this process has open of a directory, None if it has no handle of it."""
-    attachment = _registry.get(str(directory.path))
-    return None if attachment is None or attachment.closed else attachment
+    attachment = _registry.get(directory.key() or (0, 0, 0))
+    return None if attachment is None or attachment.closed or not attachment.is_there() else attachment
 
 
 @atexit.register

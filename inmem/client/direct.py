@@ -25,9 +25,13 @@ class Commits(Protocol):
 class DirectSink:
     """Commits of their own, of the thread that calls."""
 
-    __slots__ = ("_session", "_timeout_s")
+    __slots__ = ("_session", "_timeout_s", "default")
 
-    def __init__(self, session: Callable[[], Commits], timeout_s: float) -> None:
+    def __init__(
+        self, session: Callable[[], Commits], timeout_s: float,
+        default: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.default = default
         self._session = session
         self._timeout_s = timeout_s
 

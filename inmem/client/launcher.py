@@ -145,6 +145,8 @@ def ensure_writer(
         InmemError: whatever kept a started writer from serving.
     """
     deaths = 0
+    if directory.exists():
+        directory.check_own()
     while True:
         state = running_writer(directory, control)
         if state is not None:

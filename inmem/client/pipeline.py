@@ -67,6 +67,11 @@ class PipelineSink:
     def __init__(self, pipeline: PipelinedWrites) -> None:
         self._pipeline = pipeline
 
+    @property
+    def default(self) -> Callable[[Any], Any] | None:
+        """See `Sink`."""
+        return self._pipeline.default
+
     def put(self, key: bytes, payload: bytes, expires: int) -> None:
         """Write a record."""
         self._pipeline.add(self, len(payload) + PART_BYTES, [OP_PUT, key, payload, expires])
@@ -114,6 +119,8 @@ class _Converted(Pending[T]):
 
 class PipelinedWrites(OneThread):
     """The groups of one pipeline: the one that is filled, and those that are under way."""
+
+    default: Callable[[Any], Any] | None = None  # see `Sink`
 
     def __init__(self, sessions: SessionSource, settings: Settings, *, sync: bool) -> None:
         super().__init__()

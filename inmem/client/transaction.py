@@ -46,6 +46,8 @@ class Owner(Protocol):
 class OptimisticTransaction(OneThread):
     """An optimistic transaction: a View and a Sink. For one thread at a time."""
 
+    default: Callable[[Any], Any] | None = None  # see `Sink`
+
     def __init__(
         self, begin: Callable[[], StoredVersion], commit: Callable[..., Applied], now_us: Callable[[], int],
         owner: Owner, *, chain: int, timeout_s: float, sync: bool,

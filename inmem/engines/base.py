@@ -61,6 +61,10 @@ class VersionView(View, Protocol):
 class Sink(Protocol):
     """Where writes go: each to a commit of its own, to a transaction's, or to a pipeline's."""
 
+    @property
+    def default(self) -> Callable[[Any], Any] | None:
+        """What makes a value that can be stored of one that would be refused."""
+
     def put(self, key: bytes, payload: bytes, expires: int) -> Any:
         """Write one record; the version of the commit. `expires` is as `inmem.record.end_of` has it."""
 

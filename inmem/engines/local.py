@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from inmem.client.applied import Applied
@@ -22,12 +22,13 @@ from inmem.storage.snapshot import ImageSnapshot
 
 def open_local(
     path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool,
-    create: bool = True, known: bytes | None = None,
+    create: bool = True, known: bytes | None = None, default: Callable[[Any], Any] | None = None,
 ) -> LocalEngine:
     """The engine for a data directory. See `attach`; raises as `inmem.open` does."""
-    return LocalEngine(
-        *attach(path, config=config, arguments=arguments, autostart=autostart, create=create, known=known)
+    hold, settings = attach(
+        path, config=config, arguments=arguments, autostart=autostart, create=create, known=known
     )
+    return LocalEngine(hold, settings, default)
 
 
 def attachment_of(engine: Engine) -> Attachment:
@@ -44,7 +45,10 @@ def attachment_of(engine: Engine) -> Attachment:
 class LocalEngine:
     """What this process shares of one store, with the settings of one handle."""
 
-    def __init__(self, hold: Hold, settings: Settings) -> None:
+    def __init__(
+        self, hold: Hold, settings: Settings, default: Callable[[Any], Any] | None = None
+    ) -> None:
+        self._default = default
         attachment = self.attachment = hold.attachment
         self._hold = hold
         self.settings = settings
@@ -53,7 +57,7 @@ class LocalEngine:
         self._chain = CHAIN_IDS[attachment.settings.chain]
         self._is_closed = False
         self._latest = LatestView(attachment.image.get, self.snapshot, self._now_us)
-        self._direct = DirectSink(attachment.session, settings.timeout_s)
+        self._direct = DirectSink(attachment.session, settings.timeout_s, default)
 
     def _begin(self) -> ImageSnapshot:
         if self._is_closed:
@@ -88,12 +92,15 @@ class LocalEngine:
             self._begin, self._commit, self._now_us, self.attachment, chain=self._chain,
             timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
         )
+        if self._default is not None:
+            draft.default = self._default
         self.attachment.note(draft)
         return draft
 
     def pipeline(self, *, sync: bool) -> PipelinedWrites:
         """Writes without waiting for each."""
         pipeline = PipelinedWrites(self.attachment.session(), self.settings, sync=sync)
+        pipeline.default = self._default
         self.attachment.note(pipeline)
         return pipeline
 

@@ -31,6 +31,7 @@ Layout, native byte order (the file never leaves its machine), 4,096 bytes:
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from typing import Final
 from inmem.config import FORMAT_VERSION, MAX_CONTROL_PATH
 from inmem.errors import CorruptionError, FormatVersionError, LimitError, PermissionDeniedError
 from inmem.host.files import is_locked, open_private
+from inmem.host.interrupts import let_through
 
 SIZE: Final = 4096
 MAGIC: Final = int.from_bytes(b"INMEMCTL", "little")
@@ -84,6 +86,21 @@ def may_have_dead(word: int) -> bool:
     return word & _PHASE != 0
 
 
+def _opened(path: Path, writable: bool) -> io.FileIO:
+    """The file, opened to be written to where that is allowed.
+
+    In the lower layer of an overlay that makes it the file that the writer
+    opens: one that was opened to be read stays what it was.
+    """
+    try:
+        return open_private(path, os.O_RDWR)
+    except PermissionDeniedError as error:
+        let_through(error)
+        if writable:
+            raise
+    return open_private(path, os.O_RDONLY)
+
+
 @dataclass(frozen=True, slots=True)
 class ControlState:
     """The fields of the control file at one moment."""
@@ -103,8 +120,9 @@ class Control:
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
         self.path = path
-        with open_private(path, os.O_RDWR if writable else os.O_RDONLY) as file:
-            if os.fstat(file.fileno()).st_size != SIZE:
+        with _opened(path, writable) as file:
+            self._info = os.fstat(file.fileno())
+            if self._info.st_size != SIZE:
                 raise CorruptionError(f"{path} is not {SIZE} bytes", file=str(path), offset=0)
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
             self._map = mmap.mmap(file.fileno(), SIZE, access=access)
@@ -117,6 +135,14 @@ class Control:
                 f"{path} has format {self.words[1]}, this release reads {FORMAT_VERSION}",
                 found=self.words[1], supported=FORMAT_VERSION,
             )
+
+    def is_current(self) -> bool:
+        """Whether the path still leads to this file: it is never replaced."""
+        try:
+            return os.path.samestat(os.stat(self.path), self._info)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            let_through(error)
+            return False
 
     def boot(self) -> bytes:
         """The boot of the last writer, also where it died in an update."""

@@ -51,6 +51,7 @@ class Identity:
     database_id: bytes
     ephemeral: bool
     stored: Mapping[str, Any]
+    inode: int | None = None  # of the directory that it was created in; None if that is not known
 
     @property
     def settings(self) -> Settings:
@@ -67,7 +68,7 @@ class DataDirectory:
     """Paths and identity of one database."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path = _without_links(os.fspath(path))
         self.settings_file = self.path / "settings.json"
         self.control_file = self.path / "control"
         self.wal = self.path / "wal"
@@ -140,6 +141,7 @@ class DataDirectory:
             "format": FORMAT_VERSION,
             "database_id": database_id.hex(),
             "ephemeral": ephemeral,
+            "inode": self.inode()[1],
             "settings": {name: getattr(settings, name) for name in STORED},
         }
         write_durably(self.settings_file, json.dumps(document, indent=2).encode() + b"\n")
@@ -166,12 +168,43 @@ class DataDirectory:
             if len(database_id) != 16:
                 raise ValueError("database_id is not 16 bytes")
             stored = check_stored(document["settings"], str(self.settings_file))
-            return Identity(database_id, bool(document["ephemeral"]), stored)
+            return Identity(database_id, bool(document["ephemeral"]), stored, document.get("inode"))
         except (ValueError, KeyError, TypeError) as error:
             let_through(error)
             raise CorruptionError(
                 f"{self.settings_file}: {error}", file=str(self.settings_file), offset=0
             ) from None
+
+    def check_own(self) -> Identity:
+        """The identity of a database that was created in this directory; before anything is written to it.
+
+        A copy is refused: its files may be those of the original (hard
+        links), and two stores of one id and one past would follow.
+
+        Raises:
+            InvalidInputError: it is a copy of another directory.
+        """
+        identity = self.identity()
+        if identity.inode not in (None, self.inode()[1]):
+            raise InvalidInputError(
+                f"{self.path} is a copy of another data directory: its files were not made in it",
+                argument="path",
+                hint="A copy is no store of its own. Make one of it: inmem backup COPY FILE, then "
+                "inmem restore FILE NEW. To move a store to another file system, do the same.",
+            )
+        return identity
+
+    def key(self) -> tuple[int, int, int] | None:
+        """What identifies the database here, whatever path leads to it, while somebody has it open.
+
+        Device and inode of the directory, and the inode of its control file,
+        which is never replaced. None if there is no database.
+        """
+        try:
+            return (*self.inode(), os.stat(self.control_file).st_ino)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            let_through(error)
+            return None
 
     def control(self, *, writable: bool = False) -> Control:
         """The mapped control file."""
@@ -196,14 +229,25 @@ class DataDirectory:
     def stem(self, identity: Identity) -> str:
         """The beginning of the names of all files in memory: images, socket, board.
 
-        The directory's inode is in it. A copy of a data directory has the
-        same database id, and must not touch the files of the original.
+        Device and inode of the directory are in it. A copy of a data
+        directory has the same database id, a snapshot of a file system the
+        same inodes, and neither may touch the files of the original.
         """
-        return f"{identity.short_id}-{self.inode()[1]:x}-"
+        device, inode = self.inode()
+        return f"{identity.short_id}-{device:x}.{inode:x}-"
 
     def remove(self) -> None:
         """Remove the directory and all that is in it."""
         remove_tree(self.path, must_be_there=True)
+
+
+def _without_links(path: str) -> Path:
+    """The path as the system resolves it; a link in the last place stays, and is refused later."""
+    name = path.rstrip("/")
+    parent, last = os.path.split(name)
+    if last in ("", ".", ".."):
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(parent), last)
 
 
 def runtime_directory() -> Path:

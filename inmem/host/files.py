@@ -10,6 +10,7 @@ import errno
 import fcntl
 import io
 import os
+import resource
 import stat
 import sys
 from collections.abc import Iterator
@@ -17,11 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from inmem.errors import InmemError, PermissionDeniedError, StoreFullError
+from inmem.errors import InmemError, LimitError, PermissionDeniedError, StoreFullError
 from inmem.host.interrupts import let_through
 
 PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
+_SPARE_FILES: Final = 32  # starting a writer, opening and connecting take 20; a few threads may do so at once
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)  # the last: a symlink
 _HINTS: Final = {
     errno.EROFS: "The file system is read-only: mount it writable, or name another place. "
@@ -305,6 +307,27 @@ def python_program() -> str:
         f"no Python interpreter is known to start the writer or a helper with: this is {sys.executable!r}",
         hint="Name one that has inmem by the variable INMEM_PYTHON; or start the writer: inmem start -d DIR",
     )
+
+
+def check_spare_files() -> None:
+    """Refuse to go on with hardly any open file left: what fails first then would say something else.
+
+    Raises:
+        LimitError: says how many files are open, and how many may be.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return
+    try:
+        count = sum(int(name) < limit for name in os.listdir("/proc/self/fd"))
+    except OSError as error:
+        let_through(error)
+        count = limit  # not one is left to look with
+    if count > limit - _SPARE_FILES:
+        raise LimitError(
+            f"{count} files are open in this process, the limit is {limit}", what="open files", size=count,
+            limit=limit, hint=f"Raise the limit (ulimit -n) or close some; {_SPARE_FILES} must be free.",
+        )
 
 
 def python_environment() -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from inmem.errors import CorruptionError
-from inmem.maintenance.appearing import left_behind
+from inmem.host.files import left_behind
 from inmem.maintenance.process import DiedOfDamage, Progress, run_helper, silent
 
 _PROGRAM: Final = ["-m", "inmem.maintenance", "backup"]

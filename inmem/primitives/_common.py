@@ -13,8 +13,11 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any
 
+from inmem import values
 from inmem.config import MAX_TTL_S
-from inmem.errors import InvalidInputError, type_name
+from inmem.engines.base import Sink
+from inmem.errors import InvalidInputError, InvalidValueError, type_name
+from inmem.host.interrupts import let_through
 from inmem.keys import check_tag_count, encode_label, shorten
 
 
@@ -38,6 +41,19 @@ def deprecated(old: str, new: str) -> None:
     while frame is not None and str(frame.f_globals.get("__name__")).startswith("inmem."):
         frame, level = frame.f_back, level + 1
     warnings.warn(f"{old} is deprecated: use {new}", DeprecationWarning, stacklevel=level)
+
+
+def encoded(sink: Sink, value: object, argument: str = "value") -> bytes:
+    """A value as bytes; what would be refused goes through the handle's `default`.
+
+    Raises:
+        InvalidValueError, LimitError: as `inmem.values.encode`.
+    """
+    try:
+        return values.encode(value, argument)
+    except InvalidValueError as error:
+        let_through(error)
+        return values.encode_by(sink.default, value, argument)
 
 
 def check_flag(flag: object, argument: str) -> bool:

@@ -138,7 +138,7 @@ def _engine_errors() -> Iterator[None]:
     """An error of LMDB inside the block is a `CorruptionError`."""
     try:
         yield
-    except InmemError:
+    except (InmemError, MemoryError, OSError):
         raise
     except Exception as error:  # LMDB has one class for each way in which a page can be wrong
         raise CorruptionError(f"the image cannot be read: {type(error).__name__}: {error}") from error

@@ -39,7 +39,6 @@ import lmdb
 from inmem.errors import (
     BusyError,
     ClosedError,
-    CorruptionError,
     ForkError,
     InmemError,
     SnapshotTooOldError,
@@ -50,8 +49,10 @@ from inmem.host.control import CLOCK, GENERATION, Control, generation_of, may_ha
 from inmem.host.interrupts import let_through
 from inmem.storage.environment import Table, open_for_reading
 from inmem.storage.purges import Purges, is_dead, living, living_expiries, read_purges, scan_living
+from inmem.storage.unusable import unusable
 
 VERSION_KEY: Final = b"version"
+_CHECK_EVERY_S: Final = 0.5  # between two looks at whether the directory is there
 _ATTACH_PATIENCE_S: Final = 10.0  # a switch of image takes milliseconds, a recovery may take seconds
 _RETRY_S: Final = 0.001
 _READ_MAX_AGE_S: Final = 3600.0  # of a snapshot for one read: however long the process is stopped in it
@@ -115,8 +116,16 @@ class _Opened:
 class Image:
     """The image that the control file names, opened read-only once in a process."""
 
-    def __init__(self, control: Control, stem: str, revive: Callable[[float], object] | None = None) -> None:
-        """`stem` begins the names of this directory's images; `revive(deadline)` starts a writer."""
+    def __init__(
+        self, control: Control, stem: str, revive: Callable[[float], object] | None = None,
+        check_there: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`stem` begins the names of this directory's images; `revive(deadline)` starts a writer.
+
+        `check_there` raises if the directory is not there any more.
+        """
+        self._check_there = check_there
+        self._next_check = 0.0
         self._control = control
         self._stem = stem
         self._revive = revive
@@ -146,7 +155,7 @@ class Image:
             except lmdb.Error as error:
                 let_through(error)
                 if not now.is_left:
-                    raise _as_corruption(error, now.env) from error
+                    raise unusable(error, now.path) from error
                 self._attach()  # it was closed for a fork or a switch: read again
 
     def _get_living(self, key: bytes) -> bytes | None:
@@ -162,6 +171,8 @@ class Image:
         if self._before is not None:
             with self.lock:
                 self._leave_before()
+        if time.monotonic() >= self._next_check:
+            self._look()
         while True:
             now = self._now
             if now is None or now.is_left or self._control.words[GENERATION] != now.word:
@@ -177,7 +188,7 @@ class Image:
             except lmdb.Error as error:
                 let_through(error)
                 if not now.is_left:
-                    raise _as_corruption(error, now.env) from error
+                    raise unusable(error, now.path) from error
             else:
                 if not now.is_left:
                     return snapshot
@@ -211,6 +222,7 @@ class Image:
         """Open the image that the control file names now; without one, start a writer and wait."""
         deadline = time.monotonic() + _ATTACH_PATIENCE_S
         while True:
+            self._look()
             with self.lock:
                 if self._is_moving:
                     raise BusyError(
@@ -233,6 +245,18 @@ class Image:
             if self._revive is not None:
                 self._revive(deadline)  # without the lock: it may take a while, and a fork waits for it
             time.sleep(_RETRY_S)
+
+    def _look(self) -> None:
+        """See that the directory is there; else no read takes the image for that of now any more."""
+        if self.closed:
+            return
+        try:
+            self._check_there()
+        except InmemError:
+            if self._now is not None:
+                self._now.generation = 0
+            raise
+        self._next_check = time.monotonic() + _CHECK_EVERY_S
 
     def _try_attach(self) -> _Opened | None:
         """The image that the control file names, opened; None if there is none at this moment."""
@@ -263,7 +287,7 @@ class Image:
             let_through(error)
             if not path.is_dir() or generation_of(self._control.words[GENERATION]) != state.generation:
                 return None
-            raise CorruptionError(f"{path}: {error}", file=state.image, offset=0) from error
+            raise unusable(error, path) from error
         finally:
             self._opening = None
         self._now = opened  # with nothing called in between: a traceback would hold what nobody closes
@@ -297,10 +321,20 @@ class Image:
             before.close()
             self._before = None
 
+    def leave(self) -> None:
+        """Close the image for now, so that it can be opened elsewhere in this process."""
+        with self.lock:
+            if not self._is_moving:
+                self._leave_before(at_once=True)
+                if self._now is not None:
+                    self._now.close()
+                    self._now = None
+
     def close(self) -> None:
         """Close the image; open snapshots of it end."""
         with self.lock:
             self.closed = True
+            self._check_there = lambda: None
             self._revive = None  # it refers to who has this image
             if not self._is_moving:
                 self._leave()
@@ -422,7 +456,7 @@ class ImageSnapshot:
 
     def _ended(self, error: lmdb.Error) -> InmemError:
         if self._noted in self._home.live:
-            return _as_corruption(error, self._home.env)
+            return unusable(error, self._home.path)
         if self._home.is_inherited:
             return _of_the_parent()
         if self._image.closed:
@@ -488,7 +522,3 @@ def scan(cursor: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[tuple
 
 def _of_the_parent() -> ForkError:
     return ForkError("this snapshot belongs to the parent process")
-
-
-def _as_corruption(error: lmdb.Error, env: Any) -> InmemError:
-    return CorruptionError(f"the image cannot be read: {error}", file=str(env.path()), offset=0)

@@ -31,6 +31,7 @@ from inmem.storage.purges import (
     whole_prefix,
 )
 from inmem.storage.snapshot import VERSION_KEY, scan
+from inmem.storage.unusable import unusable
 from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT
 
 POSITION_KEY: Final = b"position"
@@ -79,7 +80,7 @@ class Store:
                 self._env, self._tables = open_for_writing(path, max_readers)
             self.path = path = path or Path("private image")
         except lmdb.Error as error:
-            raise CorruptionError(f"{path}: {error}", file=str(path), offset=0) from error
+            raise unusable(error, path or "in private memory") from error
         self._budget = 0  # bytes that may be added before the next `measure`
         self.expires = False  # whether any record may expire: then each write reads what it replaces
         self.next_expiry_us = NEVER_US  # no record expires before

@@ -56,6 +56,7 @@ def serve(
 
 def _serve(directory: DataDirectory, foreground: bool, stays: bool, starter: _Starter) -> None:
     os.umask(0o077)
+    directory.check_own()
     lock = FileLock(directory.writer_lock)
     try:
         while not lock.try_exclusive():
@@ -172,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parsed(sys.argv[1:] if arguments is None else arguments)
     directory = DataDirectory(options.directory)
     detached = options.ready_fd is not None
-    if detached:
+    if options.ready_fd is not None:
         close_inherited(options.ready_fd)
         _detach()
     try:

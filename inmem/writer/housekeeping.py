@@ -11,7 +11,7 @@ import threading
 from typing import Final
 
 from inmem.host.clock import FAR_US
-from inmem.host.control import CLOCK, DURABLE
+from inmem.host.control import CLOCK, DURABLE, EPOCH, GENERATION
 from inmem.writer.journal import Journal
 from inmem.writer.mailbox import TICK_S
 from inmem.writer.parts import Parts
@@ -96,12 +96,16 @@ class Housekeeping:
 
     def _check_files(self, now: float) -> None:
         """Replace what was removed under this writer; leave if the data directory itself was."""
-        if not self._presence.owns_directory():
+        parts = self._parts
+        control = parts.control
+        if not self._presence.owns_directory() or not control.is_current():
             journal.critical("leaving", problem="the data directory was removed or replaced")
+            # Clients that have the page mapped look for image and writer, and find out.
+            generation, epoch = generation_of(control.words[GENERATION]) + 1, control.words[EPOCH] + 1
+            control.update(image="", endpoint="", generation=generation, epoch=epoch)
             self._stopping.set()
             return
         self._presence.restore_locks()
-        parts = self._parts
         parts.generations.switch_if_removed(now)
         missing = parts.endpoint.missing()
         if missing:

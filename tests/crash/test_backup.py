@@ -32,7 +32,7 @@ from inmem.errors import (
 from inmem.host import failpoints
 from inmem.host.directory import DataDirectory
 from inmem.host.files import python_environment
-from inmem.maintenance import backup as module
+from inmem.maintenance import backup_report as module
 from inmem.maintenance.backup import backup
 from inmem.maintenance.backup_report import backup_in_process
 from inmem.maintenance.check import check

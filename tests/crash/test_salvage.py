@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from crash_workers import RUN
 from damaged_store import Bench, History, flip, make_history, segment
-from support import control_state, kill_writer, stop_writer, writer_pid
+from support import control_state, copied, kill_writer, stop_writer, writer_pid
 
 import inmem
 from inmem import values
@@ -181,7 +181,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def damaged(source: Path, scratch: Path) -> Path:
     """A copy to be damaged."""
-    shutil.copytree(source, scratch / "store")
+    copied(source, scratch / "store")
     return scratch / "store"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from crash_workers import RUN
 from damaged_store import recovered_line
-from support import alive, control_state, kill_writer, runtime_entries, stop_writer, writer_pid
+from support import alive, control_state, copied, kill_writer, runtime_entries, stop_writer, writer_pid
 
 import inmem
 from inmem.config import Settings
@@ -101,7 +101,7 @@ def test_a_copied_data_directory_leaves_the_original_alone(scratch: Path, origin
         if original != "live":
             (kill_writer if original == "killed" else stop_writer)(path)
         before = control_state(path)
-        shutil.copytree(path, copy)
+        copied(path, copy)
         with inmem.open(copy) as other:
             assert other.kv.get(RUN, "k") == 19
             other.kv.put(RUN, "k", "of the copy")

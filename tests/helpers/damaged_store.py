@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from crash_workers import RUN
-from support import stop_writer
+from support import copied, stop_writer
 
 import inmem
 from inmem import values
@@ -85,7 +84,7 @@ class Bench:
     """A copied data directory in which recovery runs, in this process, again and again."""
 
     def __init__(self, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        shutil.copytree(source, target)
+        copied(source, target)
         self.directory = DataDirectory(target)
         self.log = segment(target)
         self.whole = self.log.read_bytes()

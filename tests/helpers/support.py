@@ -85,6 +85,16 @@ def control_state(path: Path) -> Any:
         control.close()
 
 
+def copied(source: Path, target: Path) -> Path:
+    """A copy of a data directory, which passes for one that was created where it is."""
+    shutil.copytree(source, target)
+    settings = target / "settings.json"
+    document = json.loads(settings.read_text())
+    document["inode"] = target.stat().st_ino
+    settings.write_text(json.dumps(document))
+    return target
+
+
 def writer_pid(path: Path) -> int:
     """The process id of the writer that serves, 0 without one."""
     state = control_state(path)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import kill_writer, stop_writer, writer_pid
+from support import copied, kill_writer, stop_writer, writer_pid
 from test_cli import inmem_command
 from typer.testing import CliRunner
 
@@ -122,7 +121,7 @@ def test_what_is_no_database_or_no_backup(scratch: Path) -> None:
 
 def test_checkpoint(sample: Path, scratch: Path) -> None:
     path = scratch / "store"
-    shutil.copytree(sample, path)
+    copied(sample, path)
     done = inmem_command("checkpoint", "-d", path)
     assert "the log has " in done.stdout and len(checkpoint_files(path / "checkpoints")) == 1
     data = told("checkpoint", "-d", path)
@@ -136,7 +135,7 @@ def test_checkpoint(sample: Path, scratch: Path) -> None:
 
 def test_salvage(sample: Path, scratch: Path) -> None:
     path = scratch / "store"
-    shutil.copytree(sample, path)
+    copied(sample, path)
     ((_, log),) = segment_files(path / "wal")
     data = bytearray(log.read_bytes())
     data[len(data) // 2] ^= 1

@@ -10,7 +10,6 @@ import builtins
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
-from inmem import values
 from inmem.callables import check_callable, check_result
 from inmem.client.retry import resolved_as, retrying
 from inmem.engines.base import Sink, View
@@ -19,7 +18,7 @@ from inmem.host.interrupts import called, let_through
 from inmem.keys import MAX_NAME_BYTES, TypeTag, encode_name, encode_prefix, range_of, shorten
 from inmem.pending import PendingReal
 from inmem.primitives._byrun import ByRun, by_run
-from inmem.primitives._common import check_flag, check_limit
+from inmem.primitives._common import check_flag, check_limit, encoded
 from inmem.primitives._paging import past, stream
 from inmem.primitives.cells import rules
 from inmem.primitives.cells.rules import State
@@ -130,7 +129,7 @@ class Cells(CellReads, Generic[V]):
             RunDeletedError: the run was deleted.
         """
         procedure = "cell.ensure" if check_flag(exist_ok, "exist_ok") else "cell.init"
-        return int(self._sink.ask(procedure, [self._prefix, _name(name), values.encode(value)], int))
+        return int(self._sink.ask(procedure, [self._prefix, _name(name), encoded(self._sink, value)], int))
 
     def cas(self, name: str, expected_version: int, value: Any) -> int:
         """Change a cell if it is still at a version; its new version. Cost: one round trip.
@@ -139,7 +138,7 @@ class Cells(CellReads, Generic[V]):
             VersionMismatchError: it is at another, see `expected` and `actual`.
             CellNotFoundError: there is no cell.
         """
-        arguments = [self._prefix, _name(name), _version(expected_version), values.encode(value)]
+        arguments = [self._prefix, _name(name), _version(expected_version), encoded(self._sink, value)]
         return int(self._sink.ask("cell.cas", arguments, int))
 
     def set(self, name: str, value: Any) -> V:
@@ -147,7 +146,7 @@ class Cells(CellReads, Generic[V]):
 
         In a transaction it conflicts only if the cell is also read.
         """
-        arguments = [self._prefix, _name(name), values.encode(value)]
+        arguments = [self._prefix, _name(name), encoded(self._sink, value)]
         version: V = self._sink.call("cell.set", arguments, PendingVersion)
         return version
 

@@ -14,11 +14,12 @@ from typing import Any, Final, Generic, NoReturn, TypeVar
 from inmem import values
 from inmem.config import ENTRY_BYTES
 from inmem.engines.base import Item, Sink, View
-from inmem.errors import AppendOnlyError, InvalidInputError
+from inmem.errors import AppendOnlyError, InvalidInputError, InvalidValueError
+from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, encode_label, encode_sequence, range_of
 from inmem.pending import Pending
 from inmem.primitives._byrun import ByRun, by_run
-from inmem.primitives._common import check_limit, deprecated
+from inmem.primitives._common import check_limit, deprecated, encoded
 from inmem.primitives._paging import past, stream
 from inmem.primitives.events.rules import (
     HASH_BYTES,
@@ -222,7 +223,13 @@ class EventWrites(Generic[A]):
             RunDeletedError: the run was deleted.
             CommitUnknownError: no answer before the deadline.
         """
-        items = [[encode_label(event_type, "event_type"), values.encode(payload, "payload"), 0]]
+        label = encode_label(event_type, "event_type")
+        try:  # as `encoded`, without its call
+            data = values.encode(payload, "payload")
+        except InvalidValueError as error:
+            let_through(error)
+            data = values.encode_by(self._sink.default, payload, "payload")
+        items = [[label, data, 0]]
         appended: A = self._sink.join(
             "event.append", self._prefix, items, _appended, PendingAppend, is_one=True
         )
@@ -231,7 +238,7 @@ class EventWrites(Generic[A]):
     def append_many(self, events: Iterable[tuple[str, Any]]) -> list[A]:
         """Append `(type, payload)` pairs as one atomic commit, in order. Cost: one round trip."""
         appended: list[A] = self._sink.join(
-            "event.append", self._prefix, _items(events), _appended, PendingAppend
+            "event.append", self._prefix, _items(self._sink, events), _appended, PendingAppend
         )
         return appended
 
@@ -321,7 +328,7 @@ def _event(item: Item) -> Event:
     return unpack(int.from_bytes(key[-8:], "big"), payload_of(record)).to_event()
 
 
-def _items(events: Iterable[tuple[str, Any]]) -> list[list[Any]]:
+def _items(sink: Sink, events: Iterable[tuple[str, Any]]) -> list[list[Any]]:
     if isinstance(events, str | bytes) or not isinstance(events, Iterable):
         raise InvalidInputError("events must be an iterable of (type, payload)", argument="events")
     items = []
@@ -330,7 +337,7 @@ def _items(events: Iterable[tuple[str, Any]]) -> list[list[Any]]:
             raise InvalidInputError(f"events[{i}] must be (type, payload)", argument="events")
         event_type, payload = pair
         items.append([
-            encode_label(event_type, f"events[{i}][0]"), values.encode(payload, f"events[{i}][1]"), 0
+            encode_label(event_type, f"events[{i}][0]"), encoded(sink, payload, f"events[{i}][1]"), 0
         ])
     check_weight(2 * ENTRY_BYTES * len(items))
     return items

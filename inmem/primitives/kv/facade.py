@@ -15,11 +15,12 @@ from typing import Any, Generic, TypeVar
 
 from inmem import values
 from inmem.engines.base import Item, Sink, View
-from inmem.errors import InvalidInputError
+from inmem.errors import InvalidInputError, InvalidValueError
+from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, encode_name, encode_prefix, range_of
 from inmem.pending import Pending, PendingReal
 from inmem.primitives._byrun import ByRun, OfRun, by_run
-from inmem.primitives._common import check_limit, lasting
+from inmem.primitives._common import check_limit, encoded, lasting
 from inmem.primitives._paging import past, stream
 from inmem.primitives.kv import rules
 from inmem.record import expires_at, payload_of, timestamp_of, version_of
@@ -179,7 +180,12 @@ class KVWrites(Generic[V, N, B]):
             CommitUnknownError: no answer before the deadline.
         """
         stored = self._head + encode_name(key)
-        version: V = self._sink.put(stored, values.encode(value), 0 if ttl is None else lasting(ttl))
+        try:  # as `encoded`, without its call
+            data = values.encode(value)
+        except InvalidValueError as error:
+            let_through(error)
+            data = values.encode_by(self._sink.default, value)
+        version: V = self._sink.put(stored, data, 0 if ttl is None else lasting(ttl))
         return version
 
     def put_with_ttl(self, key: str, value: Any, ttl: float | timedelta) -> V:
@@ -188,7 +194,7 @@ class KVWrites(Generic[V, N, B]):
 
     def put_many(self, mapping: Mapping[str, Any], *, ttl: Ttl = None) -> V:
         """Write many entries as one atomic commit; its version. Cost: one round trip."""
-        entries = _entries(self._head, mapping, lasting(ttl))
+        entries = _entries(self._sink, self._head, mapping, lasting(ttl))
         version: V = self._sink.write(entries)
         return version
 
@@ -233,7 +239,7 @@ class KVWrites(Generic[V, N, B]):
                 stored; nothing is changed.
             LimitError: the value would be over 16 MiB encoded.
         """
-        arguments = [self._head + encode_name(key), _fields(fields)]
+        arguments = [self._head + encode_name(key), _fields(self._sink, fields)]
         version: V = self._sink.write([[OP_CALL, "kv.merge", arguments]])
         return version
 
@@ -354,19 +360,21 @@ class PipelineKV(ByRun[PipedKV]):
     discard = by_run(PipedKV.discard)
 
 
-def _fields(fields: Mapping[str, Any]) -> bytes:
+def _fields(sink: Sink, fields: Mapping[str, Any]) -> bytes:
     if not isinstance(fields, Mapping):
         raise InvalidInputError(f"fields must be a mapping, not {type(fields).__name__}", argument="fields")
-    return values.encode(dict(fields), "fields")
+    return encoded(sink, dict(fields), "fields")
 
 
-def _entries(head: bytes, mapping: Mapping[str, Any], expires: int) -> list[list[Any]]:
+def _entries(
+    sink: Sink, head: bytes, mapping: Mapping[str, Any], expires: int
+) -> list[list[Any]]:
     if not isinstance(mapping, Mapping):
         raise InvalidInputError(
             f"mapping must be a mapping, not {type(mapping).__name__}", argument="mapping"
         )
     return [
-        [OP_PUT, head + encode_name(key, "mapping key"), values.encode(value, f"mapping[{key!r}]"), expires]
+        [OP_PUT, head + encode_name(key, "mapping key"), encoded(sink, value, f"mapping[{key!r}]"), expires]
         for key, value in mapping.items()
     ]
 

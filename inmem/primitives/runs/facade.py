@@ -23,7 +23,7 @@ from inmem.errors import (
 )
 from inmem.keys import RunId, check_run_id
 from inmem.primitives._byrun import ByRun, OfRun, by_run
-from inmem.primitives._common import check_flag, check_metadata, check_tags
+from inmem.primitives._common import check_flag, check_metadata, check_tags, encoded
 from inmem.primitives.runs import rules
 from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
@@ -71,13 +71,14 @@ class Runs(RunReads):
             InvalidInputError: an argument is wrong.
         """
         run_id, parent, labels, described = _creation(self._own(), parent_run, tags, metadata)
-        arguments = [self._namespace, run_id, parent or "", labels, values.encode(described, "metadata")]
+        packed = encoded(self._sink, described, "metadata")
+        arguments = [self._namespace, run_id, parent or "", labels, packed]
         procedure = "run.ensure" if check_flag(exist_ok, "exist_ok") else "run.create"
 
         def created(result: int | bytes) -> RunMetadata:
             if isinstance(result, bytes):
                 return rules.unpack(run_id, result)
-            return rules.created(run_id, parent, tuple(labels), described, result)
+            return rules.created(run_id, parent, tuple(labels), values.decode(packed), result)
 
         run: RunMetadata = self._sink.ask(procedure, arguments, created)
         return run
@@ -184,9 +185,9 @@ class Runs(RunReads):
     ) -> RunMetadata:
         """Change status, error, tags (to add) and metadata (to merge)."""
         run_id = self._own()
-        encoded = _EMPTY if metadata is None else values.encode(dict(metadata), "metadata")
+        packed = _EMPTY if metadata is None else encoded(self._sink, dict(metadata), "metadata")
         arguments = [
-            self._namespace, str(run_id), status.value if status else "", error, builtins.list(tags), encoded
+            self._namespace, str(run_id), status.value if status else "", error, builtins.list(tags), packed
         ]
 
         def changed(payload: bytes) -> RunMetadata:
@@ -339,9 +340,7 @@ def _creation(
     parent = None if parent_run is None else str(check_run_id(parent_run, "parent_run"))
     if parent == run_id:
         raise InvalidRunIdError("parent_run is the run itself", argument="parent_run")
-    described = check_metadata(metadata)
-    values.encode(described, "metadata")
-    return str(run_id), parent, check_tags(tags), described
+    return str(run_id), parent, check_tags(tags), check_metadata(metadata)
 
 
 def _status(status: object) -> RunStatus:

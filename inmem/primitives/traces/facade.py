@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from inmem import values
 from inmem.config import ENTRY_BYTES
 from inmem.engines.base import Sink, View
 from inmem.errors import InvalidInputError, TraceNotFoundError
 from inmem.keys import RunId, TypeTag, encode_id, encode_label, range_of, shorten
 from inmem.primitives._byrun import ByRun, by_run
-from inmem.primitives._common import check_limit, check_metadata, check_tags
+from inmem.primitives._common import check_limit, check_metadata, check_tags, encoded
 from inmem.primitives._paging import past, stream
 from inmem.primitives.traces import rules
 from inmem.primitives.traces.rules import Body, Trace, TraceTree
@@ -260,7 +259,7 @@ class Traces(TraceReads):
         return self._record(traces, lambda ids: ids)
 
     def _record(self, traces: Iterable[NewTrace], result: Callable[[builtins.list[str]], T]) -> T:
-        items = [_item(new) for new in _new_traces(traces)]
+        items = [_item(self._sink, new) for new in _new_traces(traces)]
         recorded = result([item[0] for item in items])
         check_weight(ENTRY_BYTES * sum(map(rules.entries_of, items)))
         if items:
@@ -315,17 +314,17 @@ def _new_traces(traces: Iterable[NewTrace]) -> builtins.list[NewTrace]:
     return checked
 
 
-def _item(new: NewTrace) -> builtins.list[Any]:
+def _item(sink: Sink, new: NewTrace) -> builtins.list[Any]:
     """The procedure's arguments for one trace, checked."""
     body = rules.check_body(new.body)
-    kind, encoded = rules.pack_body(body)
+    kind, fields = rules.fields_of(body)
     trace_id = str(RunId.new()) if new.id is None else encode_id(new.id, "id").decode()
     parent_id = "" if new.parent_id is None else encode_id(new.parent_id, "parent_id").decode()
     return [
         trace_id, parent_id,
         0 if new.timestamp is None else _time(new.timestamp, "timestamp", 1),  # 0: now
-        kind, rules.type_name_of(body), check_tags(new.tags), encoded,
-        values.encode(check_metadata(new.metadata), "metadata"),
+        kind, rules.type_name_of(body), check_tags(new.tags), encoded(sink, fields, "body"),
+        encoded(sink, check_metadata(new.metadata), "metadata"),
     ]
 
 

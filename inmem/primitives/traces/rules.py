@@ -194,10 +194,15 @@ def check_body(body: Any) -> Body:
     return body  # type: ignore[no-any-return]
 
 
+def fields_of(body: Body) -> tuple[int, dict[str, Any]]:
+    """Kind and fields of a checked body."""
+    return _KINDS[type(body)], {f.name: getattr(body, f.name) for f in dataclasses.fields(body)}
+
+
 def pack_body(body: Body) -> tuple[int, bytes]:
     """Kind and encoded fields of a checked body."""
-    fields = {f.name: getattr(body, f.name) for f in dataclasses.fields(body)}
-    return _KINDS[type(body)], values.encode(fields, "body")
+    kind, fields = fields_of(body)
+    return kind, values.encode(fields, "body")
 
 
 def pack(

@@ -1,0 +1,202 @@
+"""The directory is removed, moved or made anew under open handles: they say so, and a fresh open works."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import alive, wait_until, writer_pid
+
+import inmem
+
+NOTICED_S = 1.0  # the promise
+SLACK_S = 2.0  # of a machine with other work, and of a writer that has to be started
+
+OPEN_ELSEWHERE = """
+import sys, inmem
+with inmem.open(sys.argv[1]) as db:
+    db.kv.put("r", "k", "new")
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+def removed(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+def moved(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+
+
+def emptied(path: Path) -> None:
+    for each in path.iterdir():
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+
+
+def parent_moved(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("elsewhere"))
+
+
+FATES = [removed, moved, emptied, parent_moved]
+CALLS: dict[str, Callable[[inmem.Database], object]] = {
+    "get": lambda db: db.kv.get("r", "k"),
+    "list": lambda db: db.kv.list("r"),
+    "head": lambda db: db.events.head("r"),
+    "snapshot": lambda db: db.snapshot("r").kv.get("k"),
+    "put": lambda db: db.kv.put("r", "k", 2),
+    "append": lambda db: db.events.append("r", "t"),
+    "transact": lambda db: db.transact("r", lambda txn: txn.kv.put("k", txn.kv.get("k"))),
+    "pipeline": lambda db: _pipelined(db),
+    "status": lambda db: db.status(),
+}
+
+
+def _pipelined(db: inmem.Database) -> None:
+    with db.pipeline() as p:
+        p.kv.put("r", "k", 2)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "parent").mkdir()
+    return tmp_path / "parent" / "data"
+
+
+def seconds_to(call: Callable[[], object]) -> float:
+    """How long until a call that is repeated says that the directory is gone; other errors fail."""
+    began = time.monotonic()
+    while time.monotonic() - began < 10:
+        try:
+            call()
+        except inmem.DatabaseGoneError:
+            return time.monotonic() - began
+        except inmem.CommitUnknownError as error:  # of the commit that was under way at that moment
+            assert "removed" in str(error) or "made anew" in str(error)
+        time.sleep(0.005)
+    raise AssertionError("it was not noticed")
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("fate", FATES)
+def test_each_call_notices(path: Path, fate: Callable[[Path], None], name: str) -> None:
+    with inmem.open(path) as db:
+        db.kv.put("r", "k", 1)
+        assert db.kv.get("r", "k") == 1
+        fate(path)
+        took = seconds_to(lambda: CALLS[name](db))
+        assert took < NOTICED_S + SLACK_S
+        again = time.monotonic()
+        for call in CALLS.values():  # from then on at once
+            with pytest.raises(inmem.DatabaseGoneError) as error:
+                call(db)
+            assert error.value.path == str(path) and error.value.hint
+        assert time.monotonic() - again < NOTICED_S
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_a_fresh_open_works_meanwhile(path: Path, fate: Callable[[Path], None]) -> None:
+    with inmem.open(path) as old:
+        old.kv.put("r", "k", "old")
+        assert old.kv.get("r", "k") == "old"
+        fate(path)
+        path.parent.mkdir(exist_ok=True)
+        with inmem.open(path) as new:
+            assert new.kv.get("r", "k") is None
+            new.kv.put("r", "k", "new")
+            seconds_to(lambda: old.kv.get("r", "k"))
+            seconds_to(lambda: old.kv.put("r", "k", "lost"))
+            assert new.kv.get("r", "k") == "new"
+        with pytest.raises(inmem.DatabaseGoneError):
+            old.kv.get("r", "k")
+    for at in (path.with_name("moved"), path.parent.with_name("elsewhere") / "data"):
+        if at.exists():
+            with inmem.open(at, create=False) as found:
+                assert found.kv.get("r", "k") == "old"
+
+
+@pytest.mark.parametrize("to", ["moved", "elsewhere"])
+def test_what_was_moved_can_be_opened_where_it_is(path: Path, to: str) -> None:
+    """In the same process, while the old handle is open, and the old writer has not noticed."""
+    with inmem.open(path) as old:
+        old.kv.put("r", "k", 1)
+        assert old.kv.get("r", "k") == 1
+        at = path.with_name(to)
+        path.rename(at)
+        with inmem.open(at, create=False) as new:
+            assert new.kv.get("r", "k") == 1
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline and new.kv.get("r", "n", 0) < 50:
+                new.kv.add("r", "n")
+                time.sleep(0.05)  # over the time in which the old writer leaves and another one starts
+            assert new.kv.get("r", "n") >= 50
+            with pytest.raises(inmem.DatabaseGoneError):
+                old.kv.get("r", "k")
+            with pytest.raises(inmem.DatabaseGoneError):
+                old.kv.put("r", "k", 2)
+        path.symlink_to(at.name)  # a name that leads back to it is a link as the directory: refused
+    with inmem.open(at) as db:
+        assert db.kv.get("r", "n") >= 50 and db.check().problems == []
+
+
+def test_moved_away_and_back(path: Path) -> None:
+    with inmem.open(path) as db:
+        db.kv.put("r", "k", 1)
+        path.rename(path.with_name("moved"))
+        seconds_to(lambda: db.kv.get("r", "k"))
+        path.with_name("moved").rename(path)
+        assert db.kv.add("r", "k") == 2, "it is there again"
+
+
+@pytest.mark.parametrize("is_alive", [True, False], ids=["writer stopped", "writer dead"])
+def test_made_anew_by_another_process(path: Path, is_alive: bool) -> None:
+    with inmem.open(path, timeout_s=5) as db:
+        db.kv.put("r", "k", "old")
+        assert db.kv.get("r", "k") == "old"
+        pid = writer_pid(path)
+        os.kill(pid, signal.SIGSTOP if is_alive else signal.SIGKILL)
+        try:
+            shutil.rmtree(path)
+            other = subprocess.Popen(
+                [sys.executable, "-c", OPEN_ELSEWHERE, str(path)], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            try:
+                assert other.stdout is not None and other.stdout.readline() == b"open\n"
+                took = seconds_to(lambda: db.kv.list("r"))  # without the writer's word
+                assert took < NOTICED_S + SLACK_S
+                if is_alive:
+                    os.kill(pid, signal.SIGCONT)
+                    wait_until(lambda: not alive(pid), "the old writer leaves", 10)
+                seconds_to(lambda: db.kv.put("r", "k", "lost"))
+                seconds_to(lambda: db.kv.get("r", "k"))
+                with inmem.open(path) as new:
+                    assert new.kv.get("r", "k") == "new"
+            finally:
+                other.communicate()
+        finally:
+            if alive(pid):
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_how_long_it_takes(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found: dict[str, list[float]] = {"get": [], "put": []}
+    for number in range(4):
+        for name, times in found.items():
+            at = path.with_name(f"{name}-{number}")
+            with inmem.open(at) as db:
+                db.kv.put("r", "k", 1)
+                db.kv.get("r", "k")
+                time.sleep(0.13 * number)
+                shutil.rmtree(at)
+                times.append(seconds_to(lambda db=db, name=name: CALLS[name](db)))
+    with capsys.disabled():
+        print({name: [round(took, 2) for took in times] for name, times in found.items()})
+    assert max(max(times) for times in found.values()) < NOTICED_S + SLACK_S
