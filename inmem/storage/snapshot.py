@@ -29,7 +29,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -47,7 +46,8 @@ from inmem.errors import (
 from inmem.host.clock import boot_us
 from inmem.host.control import CLOCK, GENERATION, Control, generation_of, may_have_dead
 from inmem.host.interrupts import let_through
-from inmem.storage.environment import Table, open_for_reading
+from inmem.storage.environment import Table
+from inmem.storage.open_image import OpenImage
 from inmem.storage.purges import Purges, is_dead, living, living_expiries, read_purges, scan_living
 from inmem.storage.unusable import unusable
 
@@ -56,61 +56,6 @@ _CHECK_EVERY_S: Final = 0.5  # between two looks at whether the directory is the
 _ATTACH_PATIENCE_S: Final = 10.0  # a switch of image takes milliseconds, a recovery may take seconds
 _RETRY_S: Final = 0.001
 _READ_MAX_AGE_S: Final = 3600.0  # of a snapshot for one read: however long the process is stopped in it
-_MANY: Final = 64  # noted snapshots, at which those that were dropped are looked for
-
-
-class _Opened:
-    """An image that this process has open, and its open snapshots."""
-
-    __slots__ = ("data", "env", "generation", "is_inherited", "is_left", "live", "path", "tables", "word")
-
-    def __init__(self, path: Path, generation: int) -> None:
-        self.path = str(path)
-        self.env, self.tables = open_for_reading(path)
-        self.data = self.tables[Table.DATA]
-        self.generation = generation
-        self.word = -1  # of the generation, when no dead records were in the image
-        # Transactions of open snapshots, and when their time ends. One that is dropped ends without a
-        # finalizer of ours, in which the exception of a signal handler would be lost.
-        self.live: dict[weakref.ref[Any], float] = {}
-        self.is_left = False  # no snapshot may begin here any more
-        self.is_inherited = False  # by a forked child, which must not touch it
-
-    def begin(self, max_age_s: float) -> tuple[Any, weakref.ref[Any]]:
-        """A transaction that reads, and under what it is noted."""
-        transaction = self.env.begin(self.data)
-        noted = weakref.ref(transaction)
-        self.live[noted] = time.monotonic() + max_age_s
-        if len(self.live) > _MANY:
-            self._forget_dropped()
-        return transaction, noted
-
-    def _forget_dropped(self) -> None:
-        for noted in list(self.live):
-            if noted() is None:
-                self.live.pop(noted, None)
-
-    def has_snapshots(self) -> bool:
-        """Whether a snapshot is open."""
-        return any(noted() is not None for noted in list(self.live))
-
-    def is_needed(self) -> bool:
-        """Whether a snapshot is open that is young enough to be read."""
-        now = time.monotonic()
-        return any(end >= now and noted() is not None for noted, end in list(self.live.items()))
-
-    def end(self, transaction: Any, noted: weakref.ref[Any]) -> None:
-        """End a snapshot; the last one of an image that was left closes the image."""
-        if self.live.pop(noted, None) is not None:
-            transaction.abort()
-            if self.is_left and not self.has_snapshots():
-                self.close()
-
-    def close(self) -> None:
-        """Close the image; its snapshots end."""
-        self.is_left = True
-        self.live.clear()
-        self.env.close()
 
 
 class Image:
@@ -133,8 +78,8 @@ class Image:
         self._is_moving = False  # a thread, the holder of the lock, opens or closes the image
         self._was_moving = False  # when a fork began: a signal handler may have done that
         self._opening: str | None = None  # the image that is being opened
-        self._now: _Opened | None = None
-        self._before: _Opened | None = None  # the generation before, while snapshots are open in it
+        self._now: OpenImage | None = None
+        self._before: OpenImage | None = None  # the generation before, while snapshots are open in it
         self.closed = False
         self.is_refused = False  # in a child that was forked inside a transaction
 
@@ -194,7 +139,7 @@ class Image:
                     return snapshot
                 snapshot.close()
 
-    def _attached(self) -> _Opened:
+    def _attached(self) -> OpenImage:
         """The image of now, with the word of its generation noted, or -1 if it may have dead records."""
         word = self._control.words[GENERATION]
         now = self._now
@@ -218,7 +163,7 @@ class Image:
                 hint="Close snapshots, use fewer threads, or create the store with a larger max_readers.",
             )
 
-    def _attach(self) -> _Opened:
+    def _attach(self) -> OpenImage:
         """Open the image that the control file names now; without one, start a writer and wait."""
         deadline = time.monotonic() + _ATTACH_PATIENCE_S
         while True:
@@ -258,7 +203,7 @@ class Image:
             raise
         self._next_check = time.monotonic() + _CHECK_EVERY_S
 
-    def _try_attach(self) -> _Opened | None:
+    def _try_attach(self) -> OpenImage | None:
         """The image that the control file names, opened; None if there is none at this moment."""
         if self.closed:
             raise ClosedError("the database is closed")
@@ -279,7 +224,7 @@ class Image:
             self._leave_before(at_once=True)  # LMDB would not open it twice
         pid, self._opening = os.getpid(), state.image
         try:
-            opened = _Opened(path, state.generation)
+            opened = OpenImage(path, state.generation)
         except FileNotFoundError as error:
             let_through(error)
             return None  # replaced or removed just now; the control file will say
@@ -385,7 +330,7 @@ class ImageSnapshot:
 
     __slots__ = ("_born", "_ended_by", "_home", "_image", "_max_age_s", "_noted", "_purges", "_txn", "now_us")
 
-    def __init__(self, image: Image, home: _Opened, max_age_s: float) -> None:
+    def __init__(self, image: Image, home: OpenImage, max_age_s: float) -> None:
         self._image = image
         self._home = home
         self._txn: Any

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -31,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from inmem.config import Settings
 from inmem.errors import InmemError, StoreFullError, from_wire
 from inmem.host.directory import DataDirectory
-from inmem.host.files import make_private_dir, python_environment, sync_directory
+from inmem.host.files import make_private_dir, python_environment, python_program, sync_directory
 from inmem.storage.checkpoint import checkpoint_files, checkpoint_path
 from inmem.storage.wal.log import Wal, WalBrokenError
 from inmem.writer.durability import end_process
@@ -136,7 +135,7 @@ class Checkpoints:
             self._temporary.unlink(missing_ok=True)
             self._helper = subprocess.Popen(
                 [
-                    sys.executable, "-m", "inmem.maintenance", "checkpoint",
+                    python_program(), "-m", "inmem.maintenance", "checkpoint",
                     str(self._directory.path), str(self._temporary), str(os.getpid()),
                 ],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=python_environment(),

@@ -11,7 +11,7 @@ import threading
 from typing import Final
 
 from inmem.host.clock import FAR_US
-from inmem.host.control import CLOCK, DURABLE, EPOCH, GENERATION
+from inmem.host.control import CLOCK, DURABLE, EPOCH, GENERATION, generation_of
 from inmem.writer.journal import Journal
 from inmem.writer.mailbox import TICK_S
 from inmem.writer.parts import Parts

@@ -24,6 +24,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 
@@ -156,7 +157,12 @@ def offer_an_end(file: str) -> None:
     PROCEDURES["test.fatal"] = fatal
 
 
-if sys.orig_argv[1:3] == ["-m", "inmem.writer"]:
+def _runs(module: str) -> bool:
+    """Whether this is a process that was started as `python -m MODULE`."""
+    return any(pair == ("-m", module) for pair in pairwise(sys.orig_argv))
+
+
+if _runs("inmem.writer"):
     if "INMEM_TEST_FATAL" in os.environ:
         offer_an_end(os.environ["INMEM_TEST_FATAL"])
     if "INMEM_TEST_PLANT" in os.environ:
@@ -164,9 +170,7 @@ if sys.orig_argv[1:3] == ["-m", "inmem.writer"]:
     if "INMEM_TEST_SYNCED" in os.environ:
         note_what_is_synced(os.environ["INMEM_TEST_SYNCED"])
 
-if "INMEM_TEST_PRIMITIVE" in os.environ and sys.orig_argv[1:3] in (
-    ["-m", "inmem.writer"], ["-m", "inmem.maintenance"]
-):  # fmt: skip
+if "INMEM_TEST_PRIMITIVE" in os.environ and (_runs("inmem.writer") or _runs("inmem.maintenance")):
     import adding_notes
 
     adding_notes.add()
