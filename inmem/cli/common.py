@@ -166,7 +166,7 @@ class Where:
 
     def _is_said(self) -> bool:
         """Whether it was named by the option, and not by the variable."""
-        return self.given is not None and str(self.given) != os.environ.get(VARIABLE)
+        return self.given is not None and self.given != Path(os.environ.get(VARIABLE, ""))
 
 
 def command(

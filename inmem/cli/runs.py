@@ -38,6 +38,7 @@ from inmem.reading.run import StoredRun, metadata_of
 from inmem.reading.runs import RunFinder, uncreated_runs
 
 _USUAL: Final = 50  # runs that are shown unless more are wanted
+_LOOKED_AT: Final = 2000  # to tell whether some were never created: a listing must not read all for that
 _LAST: Final = 5  # events, and
 _FIRST: Final = 8  # cells, entries and types of traces of a summary
 _TYPE_CELLS: Final = (12, 24)  # of columns: at first, and at most
@@ -105,7 +106,8 @@ def runs(
         table = _RunTable(listing, now_us, tree)
         filtered = any((status, tag, parent, since, until))
         found = _tree(source, finder, filtered, archived) if tree else ((run, "", 0) for run in finder.find())
-        others = uncreated_runs(source, source.namespace) if not filtered else iter(())
+        among = None if uncreated else _LOOKED_AT
+        others = uncreated_runs(source, source.namespace, among) if not filtered else iter(())
         rows: Iterator[tuple[RunMetadata | str, str, int]] = (
             itertools.chain(found, ((name, "", 0) for name in others)) if uncreated else found
         )

@@ -214,13 +214,14 @@ def _launch(directory: DataDirectory, deadline: float, stays: bool) -> bool:
         with theirs, open_private(directory.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as log:
             said = os.fstat(log.fileno()).st_size
             ready = 3 if theirs.fileno() != 3 else 4
-            words = [python, "-P", "-m", "inmem.writer", str(directory.path), "--ready-fd", str(ready)]
+            words = [python, "-m", "inmem.writer", str(directory.path), "--ready-fd", str(ready)]
+            environment = python_environment() | {"PYTHONSAFEPATH": "1"}  # nothing from where we stand
             streams = [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
             try:
                 # Not by `subprocess`: where gevent replaces it, it runs what a fork has to do, which closes
                 # these files. Others that are open here the writer closes itself.
                 process = os.posix_spawn(
-                    python, words + ["--stay"] * stays, python_environment(), setsid=True, setsigmask=(),
+                    python, words + ["--stay"] * stays, environment, setsid=True, setsigmask=(),
                     file_actions=[
                         *streams, (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                         (os.POSIX_SPAWN_DUP2, theirs.fileno(), ready),

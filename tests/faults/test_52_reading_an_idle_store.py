@@ -22,8 +22,10 @@ MIB = int(os.environ.get("INMEM_TEST_IDLE_MIB", "16"))
 
 
 @pytest.fixture
-def idle(store_path: Path) -> Path:
-    with inmem.open(store_path) as db:
+def idle(store_path: Path, scratch: Path) -> Path:
+    config = scratch / "c.toml"
+    config.write_text("[store]\nlinger_s = 12.0\n")  # longer than a command takes on a busy machine
+    with inmem.open(store_path, config=config) as db:
         db.kv.put("r", "key", "value")
         for number in range(MIB):
             db.kv.put_many("r", {f"{number}-{n}": os.urandom(1000) for n in range(1000)})
@@ -51,7 +53,7 @@ def test_the_first_starts_a_writer_and_the_next_finds_it(idle: Path) -> None:
     second = get(idle)
     assert writer_pid(idle) == pid
     assert sum(file.stat().st_size for file in idle.rglob("*")) < size + 100_000
-    wait_until(lambda: not writer_pid(idle), "it leaves as one that a program started")
+    wait_until(lambda: not writer_pid(idle), "it leaves as one that a program started", 60)
     private = get(idle, "--no-writer")
     assert not writer_pid(idle)
     for what, (seconds, written) in (("first", first), ("second", second), ("private", private)):
