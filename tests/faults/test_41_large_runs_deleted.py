@@ -15,8 +15,12 @@ from run_workers import write_into, write_on
 from support import Workers, epoch, kill_writer, process_state, wait_until, writer_pid
 
 import inmem
+from inmem import values
+from inmem.client.direct import commit_call
+from inmem.engines.local import attachment_of
 from inmem.errors import RunDeletedError
-from inmem.exchange import export_runs
+from inmem.exchange import export_runs, import_runs
+from inmem.exchange.import_ import discard_import
 from inmem.maintenance.backup import backup_in_process
 from inmem.maintenance.restore import restore
 
@@ -185,3 +189,32 @@ def test_counts_are_exact_where_others_write_into_the_run(store_path: Path, work
         written = sum(other.result() for other in others)
         assert (deleted.kv, deleted.events, deleted.cells, deleted.traces) == (20_000 + written, 300, 1, 1)
         assert is_nothing(seen(db, WRITTEN))
+
+
+def test_imported_again_while_the_half_before_still_goes(store_path: Path, scratch: Path) -> None:
+    """An import that was given up leaves a purge, and its id is free: what comes anew is seen."""
+    file = scratch / "runs.jsonl"
+    with inmem.open(store_path) as db:
+        db.kv.put_many(RUN, {f"key-{n:06}": ["new", n] for n in range(0, 3000, 3)})
+        db.events.append_many(RUN, [("e", n) for n in range(50)])
+        expected, events = db.kv.list_with_values(RUN), [e.hash for e in db.events.iter(RUN)]
+        export_runs(db, file)
+    with inmem.open(scratch / "other") as db:
+        attachment, namespace, token = attachment_of(db.engine), db.namespace.prefix(), bytes(16)
+        commit_call(attachment, "import.begin", [namespace, RUN, token, 0], 10.0)
+        for start in range(0, 60_000, 2000):
+            items = [[b"key-%06d" % n, values.encode("old"), 0, 1] for n in range(start, start + 2000)]
+            commit_call(attachment, "import.entries", [namespace + b"/" + RUN.encode(), token, items], 10.0)
+        assert db.kv.count(RUN) == 60_000
+        discard_import(db, RUN)
+        assert db.kv.list(RUN) == [] and db.check().ok
+        import_runs(db, file)
+        for _ in range(2):
+            assert db.kv.list_with_values(RUN) == expected
+            assert [e.hash for e in db.events.iter(RUN)] == events and db.events.verify_chain(RUN).is_valid
+            assert db.kv.get(RUN, "key-000001") is None and db.kv.get(RUN, "key-000003") == ["new", 3]
+            wait_until(lambda: not db.check().notes, "the rest of the first half goes")
+        assert db.check().ok
+        kill_writer(scratch / "other")
+        remove_image(scratch / "other")
+        assert db.kv.list_with_values(RUN) == expected and db.check().ok
