@@ -11,8 +11,8 @@ import typing
 # Python says so since 3.12, without a word of its own for it. What is refused here would end the process.
 if not getattr(_thread, "daemon_threads_allowed", lambda: True)():
     raise ImportError(
-        "inmem cannot be used in an isolated subinterpreter (InterpreterPoolExecutor): the modules for libzmq "
-        "and LMDB do not support it. Use threads or processes."
+        "inmem cannot be used in an isolated subinterpreter (InterpreterPoolExecutor): the modules for libzmq"
+        " and LMDB do not support it. Use threads or processes."
     )
 
 from inmem.version import __version__
