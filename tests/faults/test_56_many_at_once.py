@@ -1,4 +1,4 @@
-"""Very many threads, or processes, come at once: the deadline of a call is what bounds waiting; none is refused."""
+"""Very many threads, or processes, come at once: the deadline of a call bounds the wait, none is refused."""
 
 from __future__ import annotations
 

@@ -19,9 +19,13 @@ def step(txn: inmem.Transaction, name: str) -> int:
     return count
 
 
+def count(txn: inmem.Transaction) -> inmem.PendingNumber:
+    return txn.kv.add("n")
+
+
 def work(run: RunScope) -> inmem.RunMetadata:
     assert_type(step(run, "looked"), int)
-    assert_type(run.transact(lambda txn: txn.kv.add("n")), int | float)
+    assert_type(run.transact(count), int | float)
     assert_type(run.cells.transition("phase", lambda state: ("done", state.version)), int)
     with run.snapshot() as view:
         assert_type(view.events.count(), int)

@@ -39,6 +39,7 @@ CALLS: dict[str, list[tuple[list[tuple[str, list[Any]]], list[Any]]]] = {
         ([("cell.set", [RUN, b"c", ONE]), ("cell.delete", [RUN, b"c"])], [RUN, b"c", ONE]),
     ],
     "cell.init": [([], [RUN, b"c", ONE]), ([("cell.init", [RUN, b"c", ONE])], [RUN, b"c", ONE])],
+    "cell.ensure": [([], [RUN, b"c", ONE]), ([("cell.init", [RUN, b"c", ONE])], [RUN, b"c", ONE])],
     "cell.cas": [([], [RUN, b"c", 1, ONE]), ([("cell.init", [RUN, b"c", ONE])], [RUN, b"c", 1, ONE])],
     "cell.delete": [([], [RUN, b"c"]), ([("cell.init", [RUN, b"c", ONE])], [RUN, b"c"])],
     "trace.record": [
@@ -47,6 +48,10 @@ CALLS: dict[str, list[tuple[list[tuple[str, list[Any]]], list[Any]]]] = {
     "run.create": [
         ([], [NS.prefix(), "r", "", ["tag"], b"\x80"]),
         ([("run.create", [NS.prefix(), "up", "", [], b"\x80"])], [NS.prefix(), "r", "up", [], b"\x80"]),
+    ],
+    "run.ensure": [
+        ([], [NS.prefix(), "r", "", ["tag"], b"\x80"]),
+        ([("run.create", [NS.prefix(), "r", "", [], b"\x80"])], [NS.prefix(), "r", "", ["tag"], b"\x80"]),
     ],
     "run.update": [
         ([("run.create", [NS.prefix(), "r", "", [], b"\x80"])],
@@ -65,7 +70,7 @@ INDICES = {
         for tag in (TypeTag.RUN_BY_STATUS, TypeTag.RUN_BY_TAG, TypeTag.RUN_BY_PARENT)
     ],
 }
-INDICES["run.update"] = INDICES["run.create"]
+INDICES["run.ensure"] = INDICES["run.update"] = INDICES["run.create"]
 
 
 class Watched:
