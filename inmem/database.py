@@ -295,6 +295,7 @@ class Database(DatabaseFacades):
             CorruptionError: what is there is damaged.
             StoreFullError: the disk has no room.
         """
+        self.engine.check_there()
         return backup_in_process(self.path, Path(check_path(path)))
 
     def check(self) -> CheckReport:
@@ -302,6 +303,7 @@ class Database(DatabaseFacades):
 
         Cost: reads everything once, about 5 µs a record. Commits go on meanwhile.
         """
+        self.engine.check_there()
         return check_in_process(self.path)
 
     def repair_indices(self, run_id: str | RunScope | None = None) -> RepairReport:

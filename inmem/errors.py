@@ -377,7 +377,7 @@ class StoreFullError(InmemError):
     """The quota or the shared memory is used up. Reads and deletes still work."""
 
     code = "store_full"
-    default_hint = "Delete data or runs, or raise quota_bytes."
+    default_hint = "Delete data or runs. quota_bytes is fixed at creation: for more, export to another store."
     field_names: ClassVar[tuple[str, ...]] = ("used_bytes", "quota_bytes")
     used_bytes: int | None
     quota_bytes: int | None

@@ -150,7 +150,7 @@ def change(directory: DataDirectory, name: str, text: str, deadline: float) -> t
         ConfigMismatchError: it cannot be changed.
         BusyError: a writer has the directory.
     """
-    stored = directory.identity().stored
+    stored = directory.check_own().stored
     new = _allowed(name, text, stored)
 
     def store() -> Any:

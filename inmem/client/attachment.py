@@ -230,14 +230,13 @@ class Attachment:
         """Take the client lock, by which the writer sees that it is needed."""
         while not self._client_lock.try_shared():  # held alone by a writer that counts its clients, or leaves
             if expired(deadline):
-                raise WriterUnavailableError(
-                    "the writer holds the client lock for too long", path=str(self.directory.path)
-                )
+                raise WriterUnavailableError("the writer holds the client lock for too long", path=self.path)
             time.sleep(_POLL_S)
 
     def check_there(self) -> None:
         """Raise DatabaseGoneError if the directory was removed, moved or made anew."""
         if not self.is_there():
+            self.image.doubt()
             if self._sessions is not None:
                 self._sessions = ThreadSessions(self)  # none is linked to a writer that may not have noticed
             raise _absent(self.directory, self.database_id)

@@ -175,6 +175,9 @@ class Engine(Protocol):
     def prefixes(self) -> Iterable[bytes]:
         """Every prefix that has records, in order."""
 
+    def check_there(self) -> None:
+        """Raise DatabaseGoneError if what is at `path` is not this store any more."""
+
     def is_same_store(self, other: Engine) -> bool:
         """Whether both serve one and the same store."""
 

@@ -121,6 +121,10 @@ class LocalEngine:
         finally:
             snapshot.close()
 
+    def check_there(self) -> None:
+        """Raise DatabaseGoneError if what is at `path` is not this store any more."""
+        self.attachment.check_there()
+
     def is_same_store(self, other: Engine) -> bool:
         """Whether both serve one and the same store."""
         return isinstance(other, LocalEngine) and other.attachment is self.attachment

@@ -21,7 +21,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from inmem.config import FORMAT_VERSION, STORED, Settings, check_stored
 from inmem.errors import (
@@ -42,6 +42,8 @@ from inmem.host.files import (
 )
 from inmem.host.interrupts import let_through
 from inmem.host.paths import check_parent
+
+_CHANGING: Final = ("overlay", "fuse", "9p", "virtiofs")  # kinds of file systems, as mountinfo names them
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +181,18 @@ class DataDirectory:
         """The identity of a database that was created in this directory; before anything is written to it.
 
         A copy is refused: its files may be those of the original (hard
-        links), and two stores of one id and one past would follow.
+        links), and two stores of one id and one past would follow. Where
+        directories have other numbers after each mount, as in the overlay of
+        a container, only hard links show it.
 
         Raises:
             InvalidInputError: it is a copy of another directory.
         """
         identity = self.identity()
-        if identity.inode not in (None, self.inode()[1]):
+        device, inode = self.inode()
+        if identity.inode not in (None, inode) and (
+            _has_lasting_inodes(device) or os.stat(self.control_file).st_nlink > 1
+        ):
             raise InvalidInputError(
                 f"{self.path} is a copy of another data directory: its files were not made in it",
                 argument="path",
@@ -248,6 +255,16 @@ def _without_links(path: str) -> Path:
     if last in ("", ".", ".."):
         return Path(os.path.realpath(path))
     return Path(os.path.realpath(parent), last)
+
+
+def _has_lasting_inodes(device: int) -> bool:
+    """Whether a directory on this device has the same number after the next mount."""
+    name = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        mount, _, system = line.partition(" - ")
+        if mount.split()[2] == name:
+            return not system.startswith(_CHANGING)
+    return True
 
 
 def runtime_directory() -> Path:

@@ -192,16 +192,15 @@ class Image:
             time.sleep(_RETRY_S)
 
     def _look(self) -> None:
-        """See that the directory is there; else no read takes the image for that of now any more."""
-        if self.closed:
-            return
-        try:
+        if not self.closed:
             self._check_there()
-        except InmemError:
-            if self._now is not None:
-                self._now.generation = 0
-            raise
-        self._next_check = time.monotonic() + _CHECK_EVERY_S
+            self._next_check = time.monotonic() + _CHECK_EVERY_S
+
+    def doubt(self) -> None:
+        """No read takes the image for that of now before it has seen that the directory is there."""
+        now = self._now
+        if now is not None:
+            now.generation = 0
 
     def _try_attach(self) -> OpenImage | None:
         """The image that the control file names, opened; None if there is none at this moment."""

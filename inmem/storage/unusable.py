@@ -24,8 +24,8 @@ def unusable(error: lmdb.Error, path: Path | str) -> InmemError:
     if "already open in this process" in str(error):
         return InvariantError(
             f"another copy of the module inmem has {path} open in this process",
-            hint="The module was loaded twice: dropped and imported again (by a reloader), or from two "
-            "places on sys.path. Close the handles of the other copy, or keep inmem from being loaded again.",
+            hint="The module was loaded twice: dropped and imported again by a reloader, or from two places "
+            "on sys.path. Close the handles of the other copy, or keep inmem from being loaded again.",
         )
     if isinstance(error, lmdb.MemoryError | lmdb.TlsFullError):
         return LimitError(

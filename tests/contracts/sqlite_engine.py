@@ -286,6 +286,9 @@ class SqliteEngine:
         finally:
             moment.close()
 
+    def check_there(self) -> None:
+        _ = self.store
+
     def is_same_store(self, other: Engine) -> bool:
         return isinstance(other, SqliteEngine) and other.store is self.store
 

@@ -67,7 +67,7 @@ BAD_ATTEMPTS = [None, 0, -1, 1.0, True, "1", HUGE * -1, [], Opaque()]
 BAD_TIMEOUTS = [None, 0, -1, 0.0, math.nan, math.inf, True, "1", HUGE, 1e10, timedelta(0), Opaque()]
 BAD_STATUSES = [None, "", "Active", "ACTIVE", "done", 7, True, b"active", [], {}, HUGE, Opaque(), RunStatus]
 BAD_ERRORS = [7, HUGE, True, b"bytes", [], {}, "\ud800", Opaque()]
-BAD_FLAGS = [None, 0, 1, HUGE, 1.0, "yes", b"", [], Opaque()]
+BAD_FLAGS = [None, 0, 1, "yes", b"", [], HUGE, Opaque()]
 BAD_PARENTS = [x for x in BAD_IDS if x is not None]
 
 LISTING = {"limit": BAD_LIMITS, "start_after": BAD_PARENTS}
@@ -90,8 +90,7 @@ CELL_READS: list[Method] = [
     ("iter", {}, {"prefix": BAD_PREFIXES, "start_after": BAD_AFTER}),
 ]
 CELL_WRITES: list[Method] = [
-    ("init", {"name": "new", "value": 1},
-     {"name": BAD_NAMES, "value": BAD_VALUES, "exist_ok": BAD_FLAGS}),
+    ("init", {"name": "new", "value": 1}, {"name": BAD_NAMES, "value": BAD_VALUES, "exist_ok": BAD_FLAGS}),
     ("set", {"name": "new", "value": 1}, {"name": BAD_NAMES, "value": BAD_VALUES}),
     ("cas", {"name": "c", "expected_version": 1, "value": 2},
      {"name": BAD_NAMES, "expected_version": BAD_VERSIONS, "value": BAD_VALUES}),
@@ -130,9 +129,8 @@ RUN_READS: list[Method] = [
     ("list_runs", {}, LISTING), ("get_child_runs", {}, LISTING),
 ]
 RUN_WRITES: list[Method] = [
-    ("create_run", {}, {
-        "parent_run": BAD_PARENTS, "tags": BAD_TAGS, "metadata": BAD_METADATA, "exist_ok": BAD_FLAGS,
-    }),
+    ("create_run", {},
+     {"parent_run": BAD_PARENTS, "tags": BAD_TAGS, "metadata": BAD_METADATA, "exist_ok": BAD_FLAGS}),
     ("update_status", {"status": RunStatus.PAUSED}, {"status": BAD_STATUSES, "error": BAD_ERRORS}),
     ("fail_run", {"error": "broke"}, {"error": [None, "", *BAD_ERRORS]}),
     ("add_tags", {"tags": ["t"]}, {"tags": BAD_TAGS}),

@@ -56,6 +56,9 @@ CALLS: dict[str, Callable[[inmem.Database], object]] = {
     "transact": lambda db: db.transact("r", lambda txn: txn.kv.put("k", txn.kv.get("k"))),
     "pipeline": lambda db: _pipelined(db),
     "status": lambda db: db.status(),
+    "stream": lambda db: list(db.kv.iter("r")),
+    "check": lambda db: db.check(),
+    "backup": lambda db: db.backup(db.path.with_name(f"backup-{time.time_ns()}")),
 }
 
 

@@ -323,8 +323,8 @@ class RunIndex(ByRun[Runs]):
 
     def _id_of(self, run: str | OfRun | None, argument: str) -> str | None:
         """The id of a run of this namespace."""
-        if run is None or isinstance(run, str) or not hasattr(run, "namespace"):
-            return run  # type: ignore[return-value]  # what is no id is refused where ids are checked
+        if run is None or not isinstance(getattr(run, "prefix", None), bytes):
+            return run  # type: ignore[return-value]  # no scope: it is checked as an id
         scope = self._database.run(run)
         if scope.namespace != self._database.namespace_prefix:
             raise InvalidInputError(f"{argument} is a run of another namespace", argument=argument)
