@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 import zmq
 
 import inmem
+from bench.busy import busy
 from inmem.client import link
 
 KINDS = ("own", "dealer")
@@ -76,18 +77,6 @@ def put_for(kind: str, path: str, seconds: float) -> int:
                 put("key", run)
             run += 20
     return run
-
-
-@contextlib.contextmanager
-def busy(count: int) -> Iterator[None]:
-    """Processes that compute without end."""
-    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
 
 
 # A writer as on a processor that has no boards.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,14 @@ class Manager(Peer):
 
     def __init__(self) -> None:
         self._manager: SyncManager | None = None
+        self._pids: list[int] = []
 
     def start(self, directory: Path) -> Connector:
+        before = {child.pid for child in multiprocessing.active_children()}
         manager = self._manager = multiprocessing.get_context("spawn").Manager()
+        self._pids = [
+            child.pid for child in multiprocessing.active_children() if child.pid and child.pid not in before
+        ]
         return functools.partial(
             ManagerClient, manager.dict(), manager.list(), manager.dict(), manager.Lock()
         )
@@ -34,6 +39,9 @@ class Manager(Peer):
         manager, self._manager = self._manager, None
         if manager is not None:
             manager.shutdown()
+
+    def pids(self) -> Sequence[int]:
+        return self._pids
 
     def facts(self) -> str:
         return f"Python {platform.python_version()}"

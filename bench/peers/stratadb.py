@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,9 @@ class Strata(Peer):
                 owner.kill()
                 owner.join()
 
+    def pids(self) -> Sequence[int]:
+        return (self._owner.pid,)
+
     def facts(self) -> str:
         return f"stratadb {stratadb.__version__}, through its broker"
 
@@ -94,7 +97,7 @@ class StrataClient(Client):
         return self._db.at(space=log).events.append("tick", {"value": value})
 
     def log_length(self, log: str) -> int:
-        return int(self._db.at(space=log).events.count())
+        return int(self._db.at(space=log).events.len())
 
     def insert(self, key: str, record: Record) -> Any:
         self._json.set(key, record)
