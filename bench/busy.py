@@ -31,7 +31,7 @@ def busy(count: int) -> Iterator[list[int]]:
             running.append(subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _COMPUTE], stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                start_new_session=True,  # an interrupt from the keyboard is the starter's business
+                start_new_session=True,  # as everybody else: see `bench.measuring`
             ))  # fmt: skip
         for process in running:
             assert process.stdout is not None

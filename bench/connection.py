@@ -134,7 +134,10 @@ def rate(kind: str, way: str, processes: int, seconds: float) -> float:
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as place, served(f"{place}/store", way):
         program = [sys.executable, "-m", "bench.connection", "--child"]
         arguments = [kind, f"{place}/store", str(seconds)]
-        children = [subprocess.Popen(program + arguments, stdout=subprocess.PIPE) for _ in range(processes)]
+        children = [
+            subprocess.Popen(program + arguments, stdout=subprocess.PIPE, start_new_session=True)
+            for _ in range(processes)
+        ]
         return sum(int(child.communicate()[0]) for child in children) / seconds
 
 

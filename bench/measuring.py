@@ -5,6 +5,10 @@ a client of every store once and keeps it. A measurement has five steps, and
 all processes have finished one before any begins the next: prepare, warm up,
 run from one common moment, check, and compare what the store counts with what
 the processes did. A failing operation can therefore not look fast.
+
+Linux may share processors out by sessions first (autogroup), and a store's
+server often has one of its own. So that this favours nobody, every process
+that takes part has: those that measure, servers, and what is busy beside them.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import gc
 import itertools
 import multiprocessing
 import multiprocessing.reduction
+import os
 import signal
 import time
 import traceback
@@ -252,6 +257,7 @@ class _Worker:
 
 
 def _serve(connection: Any, index: int) -> None:
+    os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     worker = _Worker(index)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from multiprocessing.managers import SyncManager
@@ -27,7 +28,8 @@ class Manager(Peer):
 
     def start(self, directory: Path) -> Connector:
         before = {child.pid for child in multiprocessing.active_children()}
-        manager = self._manager = multiprocessing.get_context("spawn").Manager()
+        manager = self._manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        manager.start(os.setsid)
         self._pids = [
             child.pid for child in multiprocessing.active_children() if child.pid and child.pid not in before
         ]

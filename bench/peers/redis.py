@@ -48,7 +48,7 @@ class Redis(Peer):
             self._server = subprocess.Popen(
                 [program, "--port", "0", "--unixsocket", socket, "--dir", str(directory), "--save", "",
                  *self._arguments],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             )
         connector = functools.partial(RedisClient, socket)
         deadline = time.monotonic() + _START_S

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _SURVIVES = {
 
 
 def _own(path: str, durability: str, connection: Any) -> None:
+    os.setsid()
     with stratadb.open(path, durability=durability, ipc="host") as db:
         connection.send(bool(db.admin.ipc_status().hosting))
         try:
