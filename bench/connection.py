@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 import zmq
 
 import inmem
+from bench.busy import busy
 from inmem.client import link
 
 KINDS = ("own", "dealer")
@@ -76,18 +77,6 @@ def put_for(kind: str, path: str, seconds: float) -> int:
                 put("key", run)
             run += 20
     return run
-
-
-@contextlib.contextmanager
-def busy(count: int) -> Iterator[None]:
-    """Processes that compute without end."""
-    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
 
 
 # A writer as on a processor that has no boards.
@@ -145,7 +134,10 @@ def rate(kind: str, way: str, processes: int, seconds: float) -> float:
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as place, served(f"{place}/store", way):
         program = [sys.executable, "-m", "bench.connection", "--child"]
         arguments = [kind, f"{place}/store", str(seconds)]
-        children = [subprocess.Popen(program + arguments, stdout=subprocess.PIPE) for _ in range(processes)]
+        children = [
+            subprocess.Popen(program + arguments, stdout=subprocess.PIPE, start_new_session=True)
+            for _ in range(processes)
+        ]
         return sum(int(child.communicate()[0]) for child in children) / seconds
 
 

@@ -28,10 +28,17 @@ def run(options: Options) -> dict[str, Any]:
         assert isinstance(ours, Ours)
         assert ours.database is not None
         for count in COUNTS:
-            b.cases(label("same cell, transition", count), workloads.transition, processes=count)
-            b.cases(label("same key, read-modify-write", count), workloads.increment, True, processes=count)
+            b.cases(
+                label("same cell, transition", count), workloads.transition, processes=count, sample=True
+            )
+            b.cases(
+                label("same key, read-modify-write", count), workloads.increment, True, processes=count,
+                sample=True,
+            )
         for count in LOG_COUNTS:
-            b.cases(label("same log, append", count), workloads.append, "shared", processes=count)
+            b.cases(
+                label("same log, append", count), workloads.append, "shared", processes=count, sample=True
+            )
         b.rounds()
         for count in COUNTS[1:]:
             for operation in ("same cell, transition", "same key, read-modify-write"):

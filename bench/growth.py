@@ -122,9 +122,11 @@ def run(options: Options) -> dict[str, Any]:
                 b.processes.with_client(0, connector, workloads.load, 10**power)
                 assert store.database is not None
                 b.note(f"10^{power} keys: image of {store.database.status().image_bytes / 2**20:,.0f} MiB")
-                measure = functools.partial(b.processes.measure, connector, seconds=options.seconds)
                 for name, work in (("kv get", workloads.get), ("kv put", workloads.put)):
-                    b.case(f"{name}, 10^{power} keys", b.ours, functools.partial(measure, work, 10**power))
+                    b.case(f"{name}, 10^{power} keys", b.ours, functools.partial(
+                        b.processes.measure, connector, work, 10**power, seconds=options.seconds,
+                        sample=name == "kv put", servers=store.pids,
+                    ))  # fmt: skip
                 lmdb_get = probing.enter_context(probes.lmdb_get(10**power))
                 b.case(f"kv get, 10^{power} keys", _PROBE, functools.partial(lmdb_get, options.seconds))
             ours = b.subjects[b.ours].peer

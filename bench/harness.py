@@ -2,9 +2,10 @@
 
 Machines are shared and noisy, and what disturbs lasts for seconds. So all that
 is compared runs within moments of each other: a round goes through the
-operations in random order, and through all stores, in random order too, at
-each. A ratio is taken within a round; reported are the median of the rounds,
-the lowest and the highest.
+situations in random order: quiet, and beside processes that compute without
+end. In each it goes through the operations in random order, and through all
+stores, in random order too, at each. A ratio is taken within a round; reported
+are the median of the rounds, the lowest and the highest.
 
 pyperf is not used. It repeats one function in processes of its own, one
 benchmark after the other; here one figure comes from many processes at once,
@@ -28,11 +29,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench import workloads
+from bench.busy import busy
 from bench.measuring import BenchError, Measurement, MeasuringProcesses
 from bench.peers import FAMILIES, Subject, Unsupported, running
 
@@ -40,6 +42,7 @@ LEAST_ROUNDS = 5
 _SECONDS, _QUICK_SECONDS = 1.0, 0.1
 _QUICK_ROUNDS = 2
 _QUICK_PEERS = ("redis", "sqlite", "stratadb")  # those that targets name
+_BESIDE, _QUICK_BESIDE = (2, 4), (2,)
 _PACKAGES = (
     "lmdb", "msgpack", "pyzmq", "xxhash", "redis", "hiredis", "diskcache", "stratadb", "matplotlib"
 )  # fmt: skip
@@ -54,6 +57,7 @@ class Options:
     quick: bool
     peers: tuple[str, ...]
     seed: int
+    beside: tuple[int, ...] = ()
     scratch: Path | None = None
     workloads: Path | None = None
     records: int = 0
@@ -62,6 +66,15 @@ class Options:
     def size(self, full: int, quick: int) -> int:
         """The one or the other."""
         return quick if self.quick else full
+
+    @property
+    def situations(self) -> tuple[int, ...]:
+        """How many busy processes there are beside: none, then each number that is asked for."""
+        return (0, *self.beside)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -73,6 +86,11 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--peers",
         help=f"of {','.join(FAMILIES)}; '' for none (default: all, quick: {','.join(_QUICK_PEERS)})",
+    )
+    made.add_argument(
+        "--beside",
+        help="numbers of busy processes, beside which writes are measured too; '' for quiet alone "
+        f"(default: {_listed(_BESIDE)}, quick: {_listed(_QUICK_BESIDE)})",
     )
     made.add_argument("--seed", type=int, default=1, help="of the order of measurements")
     made.add_argument("--scratch", type=Path, help="where stores go: a disk, for fdatasync to mean something")
@@ -90,10 +108,16 @@ def parsed(found: argparse.Namespace) -> Options:
         names = tuple(name for name in found.peers.split(",") if name)
     if unknown := set(names) - set(FAMILIES):
         raise SystemExit(f"no such peer: {', '.join(sorted(unknown))}")
+    if found.beside is None:
+        beside: tuple[int, ...] = _QUICK_BESIDE if found.quick else _BESIDE
+    else:
+        beside = tuple(sorted({int(number) for number in found.beside.split(",") if number}))
+        if beside and beside[0] < 1:
+            raise SystemExit("--beside takes numbers above 0: quiet is always measured")
     return Options(
         rounds=found.rounds or (_QUICK_ROUNDS if found.quick else LEAST_ROUNDS),
         seconds=found.seconds or (_QUICK_SECONDS if found.quick else _SECONDS),
-        quick=found.quick, peers=names, seed=found.seed, scratch=found.scratch,
+        quick=found.quick, peers=names, seed=found.seed, beside=beside, scratch=found.scratch,
         workloads=found.workloads, records=found.records, largest=found.largest,
     )
 
@@ -128,6 +152,20 @@ def machine() -> dict[str, Any]:
     }
 
 
+def beside(operation: str, count: int) -> str:
+    """The name of an operation that is measured beside so many busy processes."""
+    return f"{operation}, beside {count} busy" if count else operation
+
+
+@dataclass
+class _Operation:
+    """What is compared: one operation, of several stores, in one situation."""
+
+    name: str
+    busy: int
+    cases: list[_Case] = field(default_factory=list)
+
+
 @dataclass
 class _Case:
     subject: str
@@ -146,7 +184,7 @@ class Bench:
         self.subjects, self.skipped = subjects, skipped
         self.processes = MeasuringProcesses()
         self._random = random.Random(options.seed)
-        self._cases: dict[str, list[_Case]] = {}
+        self._operations: dict[str, _Operation] = {}
         self._found: dict[str, dict[str, list[Measurement | float | None]]] = {}
         self._missing: dict[str, dict[str, str]] = {}
         self._figures: dict[str, list[float]] = {}
@@ -172,37 +210,48 @@ class Bench:
             self.skipped[name] = f"does not work: {str(error).strip().splitlines()[-1]:.200}"
             del self.subjects[name]
 
-    def case(self, operation: str, subject: str, measure: Callable[[], Measurement | float]) -> None:
-        """Something to measure once in each round."""
-        self._cases.setdefault(operation, []).append(_Case(subject, measure))
+    def case(
+        self, operation: str, subject: str, measure: Callable[[], Measurement | float], busy: int = 0
+    ) -> None:
+        """Something to measure once in each round, beside so many busy processes."""
+        name = beside(operation, busy)
+        self._operations.setdefault(name, _Operation(operation, busy)).cases.append(_Case(subject, measure))
 
     def cases(
         self, operation: str, build: Callable[..., Any], *arguments: Any,
         subjects: Sequence[str] | None = None, processes: int = 1, sample: bool = False,
+        situations: Sequence[int] = (0,),
     ) -> None:
-        """The same operation for several stores, all by default."""
-        for name in self.subjects if subjects is None else subjects:
-            if name in self.subjects:
-                connector = self.subjects[name].connector
-                self.case(operation, name, functools.partial(
-                    self.processes.measure, connector, build, *arguments, processes=processes,
-                    seconds=self.options.seconds, sample=sample,
-                ))  # fmt: skip
+        """The same operation for several stores, all by default, in each of the situations."""
+        for count in situations:
+            for name in self.subjects if subjects is None else subjects:
+                if name in self.subjects:
+                    subject = self.subjects[name]
+                    self.case(operation, name, functools.partial(
+                        self.processes.measure, subject.connector, build, *arguments, processes=processes,
+                        seconds=self.options.seconds, sample=sample, servers=subject.peer.pids,
+                    ), count)  # fmt: skip
 
     def rounds(self) -> None:
         """Measure all cases as often as is asked for."""
         for number in range(1, self.options.rounds + 1):
-            operations = [*self._cases]
-            self._random.shuffle(operations)
-            for operation in operations:
-                cases = [*self._cases[operation]]
-                self._random.shuffle(cases)
-                for case in cases:
-                    self._measure(operation, case)
-                self.say_round(number, f"{operation}: " + ", ".join(
-                    f"{case.subject} {_told(self._found[operation][case.subject][-1])}"
-                    for case in self._cases[operation]
-                ))  # fmt: skip
+            situations = sorted({operation.busy for operation in self._operations.values()})
+            self._random.shuffle(situations)
+            for count in situations:
+                names = [name for name, operation in self._operations.items() if operation.busy == count]
+                self._random.shuffle(names)
+                with busy(count):
+                    for name in names:
+                        self._measure_all(number, name)
+
+    def _measure_all(self, number: int, operation: str) -> None:
+        """One operation of all stores."""
+        cases = self._operations[operation].cases
+        for case in self._random.sample(cases, len(cases)):
+            self._measure(operation, case)
+        self.say_round(number, f"{operation}: " + ", ".join(
+            f"{case.subject} {_told(self._found[operation][case.subject][-1])}" for case in cases
+        ))  # fmt: skip
 
     def _measure(self, operation: str, case: _Case) -> None:
         missing = self._missing.setdefault(operation, {})
@@ -254,41 +303,28 @@ class Bench:
         """Everything, for JSON."""
         operations: dict[str, Any] = {}
         figures = {name: summary(values) for name, values in self._figures.items() if values}
-        for operation, cases in self._cases.items():
+        for operation, what in self._operations.items():
             found = self._found.get(operation, {})
-            subjects = {case.subject: found[case.subject] for case in cases if case.subject in found}
+            subjects = {case.subject: found[case.subject] for case in what.cases if case.subject in found}
             ours = subjects.get(self.ours, [])
-            told = operations[operation] = {"subjects": {}, "missing": self._missing.get(operation, {})}
+            told = operations[operation] = {
+                "operation": what.name, "busy": what.busy, "subjects": {},
+                "missing": self._missing.get(operation, {}),
+            }  # fmt: skip
             for subject, rounds in subjects.items():
-                values = [value for value in rounds if value is not None]
-                if not values:
+                entry = _entry(rounds)
+                if entry is None:
                     continue
-                entry: dict[str, Any] = {"per_second": summary([_rate(v) for v in values])}
-                measured = [v for v in values if isinstance(v, Measurement)]
-                if measured and len(measured[0].each) > 1:
-                    entry["fairness"] = summary([m.fairness for m in measured])
-                latencies = [m.latency_us for m in measured if m.latency_us is not None]
-                if latencies:
-                    entry["latency_us"] = {
-                        name: summary([latency[name] for latency in latencies]) for name in latencies[0]
-                    }
-                ratios = [
-                    _rate(a) / _rate(b) for a, b in zip(ours, rounds, strict=True)
-                    if a is not None and b is not None and _rate(b)
-                ] if ours and subject != self.ours else []  # fmt: skip
-                if ratios:
-                    entry["ours_to_this"] = summary(ratios)
-                    figures[f"{operation}: x {subject}"] = entry["ours_to_this"]
-                if subject == self.ours:
-                    figures[f"{operation}: per second"] = entry["per_second"]
-                    for name, latency in entry.get("latency_us", {}).items():
-                        figures[f"{operation}: {name} us"] = latency
-                    if "fairness" in entry:
-                        figures[f"{operation}: slowest / mean"] = entry["fairness"]
                 told["subjects"][subject] = entry
+                if subject == self.ours:
+                    figures |= _named(operation, entry)
+                elif ours:
+                    for name, ratios in _ratios(ours, rounds).items():
+                        entry[f"{name}ours_to_this"] = figures[f"{operation}: {name}x {subject}"] = ratios
         return {
             "name": self.name, "question": self.question, "ours": self.ours, "quick": self.options.quick,
-            "rounds": self.options.rounds, "seconds": self.options.seconds, "seed": self.options.seed,
+            "rounds": self.options.rounds, "seconds": self.options.seconds,
+            "beside": [*self.options.beside], "seed": self.options.seed,
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._began)),
             "took_s": round(time.time() - self._began, 1),
             "load_average": {"before": self._load, "after": os.getloadavg()}, "machine": machine(),
@@ -303,6 +339,60 @@ class Bench:
 
 def _rate(found: Measurement | float) -> float:
     return found.rate if isinstance(found, Measurement) else found
+
+
+def _costs(found: Measurement) -> dict[str, float | None]:
+    """What is measured beside the rate; None where it was not."""
+    latency = found.latency_us or {}
+    return {"p50": latency.get("p50"), "p99": latency.get("p99"), "cpu": found.cpu_us}
+
+
+def _entry(rounds: Sequence[Measurement | float | None]) -> dict[str, Any] | None:
+    """What came of one store's rounds."""
+    values = [value for value in rounds if value is not None]
+    if not values:
+        return None
+    entry: dict[str, Any] = {"per_second": summary([_rate(value) for value in values])}
+    measured = [value for value in values if isinstance(value, Measurement)]
+    if measured and len(measured[0].each) > 1:
+        entry["fairness"] = summary([found.fairness for found in measured])
+    latencies = [found.latency_us for found in measured if found.latency_us is not None]
+    if latencies:
+        entry["latency_us"] = {
+            name: summary([latency[name] for latency in latencies]) for name in latencies[0]
+        }
+    costs = [found.cpu_us for found in measured if found.cpu_us is not None]
+    if costs:
+        entry["cpu_us"] = summary(costs)
+    return entry
+
+
+def _named(operation: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """What inmem's entry has, by the names that targets use."""
+    named = {f"{operation}: per second": entry["per_second"]}
+    for name, latency in entry.get("latency_us", {}).items():
+        named[f"{operation}: {name} us"] = latency
+    if "fairness" in entry:
+        named[f"{operation}: slowest / mean"] = entry["fairness"]
+    if "cpu_us" in entry:
+        named[f"{operation}: cpu us"] = entry["cpu_us"]
+    return named
+
+
+def _ratios(
+    ours: Sequence[Measurement | float | None], theirs: Sequence[Measurement | float | None]
+) -> dict[str, Any]:
+    """inmem's figures divided by another's, round by round: "" is the rate, others by their names."""
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
+    found = {"": [_rate(a) / _rate(b) for a, b in pairs if _rate(b)]}
+    for a, b in pairs:
+        if isinstance(a, Measurement) and isinstance(b, Measurement):
+            other = _costs(b)
+            for name, cost in _costs(a).items():
+                divisor = other[name]
+                if cost is not None and divisor:
+                    found.setdefault(f"{name} ", []).append(cost / divisor)
+    return {name: summary(values) for name, values in found.items() if values}
 
 
 def _told(found: Measurement | float | None) -> str:

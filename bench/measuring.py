@@ -5,6 +5,10 @@ a client of every store once and keeps it. A measurement has five steps, and
 all processes have finished one before any begins the next: prepare, warm up,
 run from one common moment, check, and compare what the store counts with what
 the processes did. A failing operation can therefore not look fast.
+
+Linux may share processors out by sessions first (autogroup), and a store's
+server often has one of its own. So that this favours nobody, every process
+that takes part has: those that measure, servers, and what is busy beside them.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import gc
 import itertools
 import multiprocessing
 import multiprocessing.reduction
+import os
 import signal
 import time
 import traceback
@@ -32,6 +37,7 @@ _LEAD_S = 0.03  # until a common start, for the message to reach everyone
 _LEAD_EACH_S = 0.003
 _PATIENCE_S = 300.0
 _CLOCK = time.perf_counter_ns  # of the whole machine: the same in all processes
+_CPU_CLOCK_OF_PROCESS = 2  # CPUCLOCK_SCHED of the kernel's linux/posix-timers.h: all threads, in nanoseconds
 
 
 class BenchError(Exception):
@@ -70,20 +76,30 @@ class Job:
 
 @dataclass
 class Done:
-    """What one process did. Latencies in nanoseconds, of each operation or none."""
+    """What one process did. Latencies in nanoseconds, of each operation or none.
+
+    `cpu_ns` is the processor time of all its threads meanwhile, `operations` the number of single ones.
+    """
 
     rate: float
     count: int
     samples: array[int] = field(default_factory=lambda: array("q"))
+    cpu_ns: int = 0
+    operations: int = 0
 
 
 @dataclass
 class Measurement:
-    """What processes did together: operations a second in sum and each, latencies in µs."""
+    """What processes did together: operations a second in sum and each, latencies in µs.
+
+    `cpu_us` is the processor time of one operation, of all processes that take
+    part: those that measure and those of the store. None where it cannot be told.
+    """
 
     rate: float
     each: list[float]
     latency_us: dict[str, float] | None
+    cpu_us: float | None = None
 
     @property
     def fairness(self) -> float:
@@ -91,13 +107,28 @@ class Measurement:
         return min(self.each) / (sum(self.each) / len(self.each)) if any(self.each) else 0.0
 
 
-def combine(parts: Sequence[Done]) -> Measurement:
-    """The sum of what processes did at the same time."""
+def combine(parts: Sequence[Done], servers_ns: int | None = None) -> Measurement:
+    """The sum of what processes did at the same time; servers took `servers_ns` of processor time for it."""
     samples = array("q")
     for part in parts:
         samples.extend(part.samples)
     each = [part.rate for part in parts]
-    return Measurement(sum(each), each, percentiles(samples))
+    operations = sum(part.operations for part in parts)
+    cpu_us = None
+    if servers_ns is not None and operations:
+        cpu_us = (sum(part.cpu_ns for part in parts) + servers_ns) / operations / 1000
+    return Measurement(sum(each), each, percentiles(samples), cpu_us)
+
+
+def cpu_ns(pid: int) -> int:
+    """The processor time that all threads of a process have taken, in nanoseconds.
+
+    The number of the clock is what clock_getcpuclockid(3) computes.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    return time.clock_gettime_ns((~pid << 3) | _CPU_CLOCK_OF_PROCESS)
 
 
 def percentiles(samples_ns: Sequence[int]) -> dict[str, float] | None:
@@ -178,6 +209,7 @@ class _Worker:
         end_ns = begin_ns + int(seconds * 1e9)
         count, item, result = 0, None, None
         time.sleep(max(0, begin_ns - clock()) / 1e9)
+        cpu = time.process_time_ns()
         now = begin_ns
         while now < end_ns:
             if batch == 1:
@@ -191,8 +223,10 @@ class _Worker:
             now = clock()
             count += batch
             verify(item, result)
+        cpu = time.process_time_ns() - cpu
         self._count += count
-        return Done(count * work.weight * 1e9 / (now - begin_ns), count, samples)
+        operations = count * work.weight
+        return Done(operations * 1e9 / (now - begin_ns), count, samples, cpu, operations)
 
     def check(self) -> int:
         """Compare the store with what was done; how many operations that were, warm-up included."""
@@ -223,6 +257,7 @@ class _Worker:
 
 
 def _serve(connection: Any, index: int) -> None:
+    os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     worker = _Worker(index)
@@ -243,6 +278,13 @@ def _serve(connection: Any, index: int) -> None:
 
 
 # --- in the starter -------------------------------------------------------------------------------
+
+
+def _cpu_ns_of(servers: Sequence[int]) -> int:
+    try:
+        return sum(map(cpu_ns, servers))
+    except OSError:
+        raise BenchError(f"of the store's processes {servers} one has ended") from None
 
 
 class MeasuringProcesses:
@@ -295,6 +337,10 @@ class MeasuringProcesses:
         """Have the first `count` processes do something, and wait for all; the first error is raised."""
         for index in range(count):
             self.begin(index, name, *each(index))
+        return self.collect_all(count)
+
+    def collect_all(self, count: int) -> list[Any]:
+        """The results of the first `count` processes; the first error is raised when all have answered."""
         results, first = [], None
         for index in range(count):
             try:
@@ -319,8 +365,12 @@ class MeasuringProcesses:
         self.begin(index, "with_client", connector, function, *arguments)
         return self.collect(index)
 
-    def run(self, jobs: Sequence[Job], seconds: float, *, sample: bool = False) -> list[Done]:
+    def run(
+        self, jobs: Sequence[Job], seconds: float, *, sample: bool = False, servers: Sequence[int] = ()
+    ) -> tuple[list[Done], int]:
         """Do the jobs at the same time, one in each process. With `sample` every operation is timed.
+
+        Also tells the processor time, in nanoseconds, that the processes `servers` took meanwhile.
 
         Raises:
             Unsupported, BenchError: see `collect`; also if the store does not count what was done.
@@ -331,7 +381,12 @@ class MeasuringProcesses:
             before = self.all(count, "prepare", lambda i: (jobs[i], sample))[0]
             self.all(count, "warm")
             begin_ns = _CLOCK() + int((_LEAD_S + _LEAD_EACH_S * count) * 1e9)
-            done: list[Done] = self.all(count, "run", lambda _: (begin_ns, seconds))
+            for index in range(count):
+                self.begin(index, "run", begin_ns, seconds)
+            time.sleep(max(0, begin_ns - _CLOCK()) / 1e9)
+            spent = -_cpu_ns_of(servers)
+            done: list[Done] = self.collect_all(count)
+            spent += _cpu_ns_of(servers)
             counted = self.all(count, "check")
             if before is not None:
                 # The first process's operation is what is counted; others may have another one.
@@ -344,15 +399,15 @@ class MeasuringProcesses:
             if not all(process.is_alive() for process, _ in self._workers):
                 self.close()
             raise
-        return done
+        return done, spent
 
     def measure(
         self, connector: Connector, build: Build, *arguments: Any, processes: int = 1, seconds: float,
-        sample: bool = False,
+        sample: bool = False, servers: Callable[[], Sequence[int]] = tuple,
     ) -> Measurement:
-        """Have some processes do the same thing at the same time."""
+        """Have some processes do the same thing at the same time. `servers` tells those of the store."""
         job = Job(connector, build, arguments)
-        return combine(self.run([job] * processes, seconds, sample=sample))
+        return combine(*self.run([job] * processes, seconds, sample=sample, servers=servers()))
 
     def close(self) -> None:
         """Let the processes close their clients and end; those that do not are killed."""

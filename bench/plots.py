@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from bench.report import situation
+
+pyplot.rcParams["svg.fonttype"] = "none"  # text as text: a picture is kept in git, and outlines double it
 Document = Mapping[str, Any]
 _WIDTH, _HEIGHT = 10.0, 5.5
 # A store has one colour in all pictures.
@@ -33,7 +37,7 @@ def draw(documents: Mapping[str, Document], place: Path) -> list[Path]:
         try:
             if picture(figure, documents):
                 made.append(place / f"{name}.svg")
-                figure.savefig(made[-1])
+                figure.savefig(made[-1], metadata={"Date": None})
         finally:
             pyplot.close(figure)
     return made
@@ -46,50 +50,52 @@ def _stores(document: Document, operations: list[str]) -> list[str]:
     )
 
 
-def _bars(axes: Any, groups: list[str], series: Mapping[str, list[float | None]], errors: Any = None) -> None:
-    width = 0.8 / max(1, len(series))
-    for number, (name, values) in enumerate(series.items()):
-        at = [i + (number - (len(series) - 1) / 2) * width for i, v in enumerate(values) if v is not None]
-        axes.bar(at, [v for v in values if v is not None], width, label=name, color=_COLOURS.get(name))
-        if errors:
-            spans = [errors[name][i] for i, v in enumerate(values) if v is not None]
-            heights = [v for v in values if v is not None]
-            axes.errorbar(at, heights, [[h - low for h, (low, _) in zip(heights, spans, strict=True)],
-                                        [high - h for h, (_, high) in zip(heights, spans, strict=True)]],
-                          fmt="none", ecolor="black", elinewidth=0.6)
-    axes.set_xticks(range(len(groups)), groups, rotation=20, ha="right", fontsize=8)
-    axes.legend(fontsize=8)
-
-
-def _ratio_bars(figure: Any, document: Document, title: str) -> bool:
-    operations = [*document["operations"]]
-    stores = [name for name in _stores(document, operations) if name != document["ours"]]
-    values: dict[str, list[float | None]] = {}
-    spans: dict[str, list[Any]] = {}
-    for store in stores:
-        everybody = (document["operations"][op]["subjects"] for op in operations)
-        entries = [subjects.get(store, {}).get("ours_to_this") for subjects in everybody]
-        values[store] = [entry and entry["median"] for entry in entries]
-        spans[store] = [entry and (entry["min"], entry["max"]) for entry in entries]
+def _ratio_points(figure: Any, document: Document, title: str) -> bool:
+    """A panel for each situation; at each operation a point for each peer, and a line from round to round."""
+    found: dict[int, dict[str, Mapping[str, Any]]] = {}
+    for entry in document["operations"].values():
+        found.setdefault(entry["busy"], {})[entry["operation"]] = entry["subjects"]
+    stores = [name for name in _stores(document, [*document["operations"]]) if name != document["ours"]]
     if not stores:
         return False
-    axes = figure.subplots()
-    _bars(axes, operations, values, spans)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_yscale("log")
-    axes.set_ylabel("times as fast as the peer")
-    axes.set_title(title)
+    groups = [*dict.fromkeys(entry["operation"] for entry in document["operations"].values())]
+    situations = sorted(found)
+    figure.set_size_inches(_WIDTH, _HEIGHT / 2 * (1 + len(situations)))
+    grid = figure.subplots(len(situations), 1, sharex=True, sharey=True, squeeze=False)
+    for axes, busy in zip(grid.flat, situations, strict=True):
+        for number, store in enumerate(stores):
+            points = []
+            for group, operation in enumerate(groups):
+                ratio = found[busy].get(operation, {}).get(store, {}).get("ours_to_this")
+                if ratio:
+                    at = group + 0.8 * ((number + 0.5) / len(stores) - 0.5)
+                    points.append((at, ratio["median"], ratio["min"], ratio["max"]))
+            if points:
+                # All lines of a store as one curve with gaps, which makes a far smaller file.
+                lines = [(at, y) for at, _, *span in points for y in (*span, math.nan)]
+                axes.plot(*zip(*lines, strict=True), color=_COLOURS.get(store), linewidth=1.2)
+                places, medians, *_ = zip(*points, strict=True)
+                axes.plot(places, medians, "o", markersize=4, label=store, color=_COLOURS.get(store))
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_yscale("log")
+        axes.minorticks_off()
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_xticks(range(len(groups)), groups, rotation=20, ha="right", fontsize=8)
+        axes.set_ylabel("times as fast as the peer", fontsize=8)
+        axes.set_title(situation(busy), fontsize=9)
+    grid.flat[0].legend(fontsize=8, ncols=len(stores))
+    figure.suptitle(title)
     return True
 
 
 def _ratios(figure: Any, documents: Mapping[str, Document]) -> bool:
-    return "single" in documents and _ratio_bars(
+    return "single" in documents and _ratio_points(
         figure, documents["single"], "inmem beside its peers, one client (above 1: inmem is faster)"
     )
 
 
 def _ycsb(figure: Any, documents: Mapping[str, Document]) -> bool:
-    return "ycsb" in documents and _ratio_bars(
+    return "ycsb" in documents and _ratio_points(
         figure, documents["ycsb"], "YCSB, eight processes (above 1: inmem is faster)"
     )
 

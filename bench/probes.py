@@ -93,6 +93,7 @@ def msgpack_decode(seconds: float) -> float:
 
 
 def _echo(endpoint: str) -> None:
+    os.setsid()
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     socket.bind(endpoint)

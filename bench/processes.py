@@ -1,7 +1,8 @@
 """What do more processes bring, and who waits? `python -m bench.processes`
 
-Puts and gets by 1 to 64 processes at once, each on keys of its own. With more
-processes than cores a rate should stay, not fall, and nobody should starve.
+Puts and gets by 1 to 64 processes at once, each on keys of its own; puts by
+eight also beside processes that compute. With more processes than cores a rate
+should stay, not fall, and nobody should starve.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from bench.harness import Options, bench, main
 SUBJECTS = ("inmem", "redis", "sqlite", "stratadb", "diskcache", "manager")
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 QUICK_COUNTS = (1, 2, 8)
+FLEET = 8  # processes, whose puts are measured in all situations
 
 
 def label(operation: str, count: int) -> str:
@@ -31,7 +33,10 @@ def run(options: Options) -> dict[str, Any]:
         b.processes.need(max(counts))
         for count in counts:
             b.cases(label("kv get", count), workloads.get, processes=count)
-            b.cases(label("kv put", count), workloads.put, processes=count)
+            b.cases(
+                label("kv put", count), workloads.put, processes=count, sample=True,
+                situations=options.situations if count == FLEET else (0,),
+            )  # fmt: skip
         b.rounds()
         for operation in ("kv get", "kv put"):
             one = label(operation, 1)

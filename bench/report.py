@@ -11,7 +11,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ RAW = Path(__file__).parents[1] / "build" / "bench"  # all of it, ignored by git
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("results.md", "ratios.svg")
 Document = Mapping[str, Any]
-_WITH_LATENCY = ("single", "sync")  # of ours, beside the rates
 
 
 def number(value: float) -> str:
@@ -36,8 +35,9 @@ def span(found: Mapping[str, Any]) -> str:
     return f"{number(found['median'])} ({number(found['min'])} - {number(found['max'])})"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """The first `words` columns are words, the others numbers."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * words + "---:|" * (len(head) - words)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
@@ -49,48 +49,69 @@ def _names(document: Document) -> list[str]:
     return sorted(found, key=lambda name: (name != document["ours"], name.startswith("probe"), name))
 
 
+def situation(busy: int) -> str:
+    """What is beside the ones that are measured."""
+    return f"beside {busy} busy" if busy else "quiet"
+
+
+# Columns of a benchmark's table: what is in them of the entry of one store.
+_COLUMNS: dict[str, Callable[[Document], Document | None]] = {
+    "per second": lambda entry: entry["per_second"],
+    "p50 µs": lambda entry: entry.get("latency_us", {}).get("p50"),
+    "p95 µs": lambda entry: entry.get("latency_us", {}).get("p95"),
+    "p99 µs": lambda entry: entry.get("latency_us", {}).get("p99"),
+    "max µs": lambda entry: entry.get("latency_us", {}).get("max"),
+    "CPU µs": lambda entry: entry.get("cpu_us"),
+    "rate: inmem / this": lambda entry: entry.get("ours_to_this"),
+    "CPU: inmem / this": lambda entry: entry.get("cpu ours_to_this"),
+}
+_OF_CALLS = ("p50 µs", "p95 µs", "p99 µs", "max µs")  # a call that is timed by itself is no rate
+_OF_ALL = tuple(name for name in _COLUMNS if name not in ("p95 µs", "max µs"))
+
+
+def columns(document: Document) -> tuple[str, ...]:
+    """The columns of a benchmark's table, after those that say what was measured."""
+    return _OF_CALLS if document["name"] == "latency" else _OF_ALL
+
+
+def measured_table(document: Document) -> str:
+    """Each operation in each situation, a row for each store; what is as in the row above is left out."""
+    names, chosen = _names(document), columns(document)
+    rows, above = [], ("", "")
+    for found in document["operations"].values():
+        here = found["operation"], situation(found["busy"])
+        for name in names:
+            entry = found["subjects"].get(name)
+            if entry is None and not found["missing"].get(name, "").startswith("failed"):
+                continue
+            head = ["" if here == above else here[0], "" if here == above else here[1], name]
+            above = here
+            if entry is None:
+                rows.append([*head, "failed", *[""] * (len(chosen) - 1)])
+                continue
+            values = [_COLUMNS[column](entry) for column in chosen]
+            rows.append([*head, *("" if value is None else number(value["median"]) for value in values)])
+    return _table(["operation", "situation", "store", *chosen], rows, words=3)
+
+
 def document_table(document: Document) -> str:
-    """One benchmark: each operation, everybody's rate, and how many times that inmem does."""
+    """One benchmark: what was measured, what follows from it, and what there is to know about the stores."""
     parts = []
-    names = _names(document)
     if document["operations"]:
-        rows = []
-        for operation, found in document["operations"].items():
-            row = [operation]
-            for name in names:
-                entry = found["subjects"].get(name)
-                if entry is None:
-                    row.append("failed" if found["missing"].get(name, "").startswith("failed") else "-")
-                    continue
-                text = number(entry["per_second"]["median"])
-                if "ours_to_this" in entry:
-                    text += f" ({number(entry['ours_to_this']['median'])}x)"
-                row.append(text)
-            rows.append(row)
-        parts.append("Per second, and in brackets how many times that is inmem's rate (median of rounds).\n\n"
-                     + _table(["operation", *names], rows))
-    latencies = [
-        [operation, name, *(number(entry["latency_us"][p]["median"]) for p in ("p50", "p95", "p99", "max"))]
-        for operation, found in document["operations"].items() for name, entry in found["subjects"].items()
-        if "latency_us" in entry and (
-            document["name"] == "latency" or (name == document["ours"] and document["name"] in _WITH_LATENCY)
+        parts.append(
+            "Medians of the rounds. CPU: of one operation, summed over callers and processes of the store."
+            f"\n\n{measured_table(document)}"
         )
-    ]  # fmt: skip
-    if latencies:
-        parts.append("Latency in µs (median of rounds).\n\n"
-                     + _table(["operation", "store", "p50", "p95", "p99", "max"], latencies))
     figures = document["figures"]
     derived = [[name, span(figures[name])] for name in document["derived"] if name in figures]
     if derived:
         parts.append(_table(["figure", "median (lowest - highest)"], derived))
-    if document["name"] == "latency":
-        parts = parts[1:]  # a call that is timed by itself is no rate
     survives = [f"- {name}: {s['durability']}. {s['facts']}." for name, s in document["subjects"].items()]
     missing = [f"- without {name}: {why}" for name, why in document["skipped"].items()]
-    reasons = [
-        f"- {operation}, {name}: {why}" for operation, found in document["operations"].items()
+    reasons = dict.fromkeys(
+        f"- {found['operation']}, {name}: {why}" for found in document["operations"].values()
         for name, why in found["missing"].items()
-    ]  # fmt: skip
+    )  # in each situation the same
     parts.append("\n".join(["What a commit survives:", *survives, *missing, *reasons,
                             *(f"- {note}" for note in document["notes"])]))
     if document["failures"]:
@@ -125,7 +146,7 @@ def whole(documents: Mapping[str, Document]) -> str:
         + f".\n{told}, {some['began']}. Load average when the benchmarks began: "
         f"{min(loads):.1f} to {max(loads):.1f}.\n\n"
         "Everything that is compared ran in the same round; a ratio is the median of the rounds' ratios, "
-        "with the lowest and the highest."
+        "with the lowest and the highest. Beside so many busy: other processes compute without end meanwhile."
     )
     if any(d["quick"] for d in documents.values()):
         head += "\n\n**From short runs: good for seeing that everything works, not for judging.**"

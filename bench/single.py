@@ -1,7 +1,8 @@
 """How fast is each operation for one client, beside its peers and the probes? `python -m bench.single`
 
 One process, `buffered` durability, values of 50 bytes, at the facade. Writes
-are checked by reading them back, counts by counting.
+are measured quiet and beside processes that compute without end, one call at a
+time; they are checked by reading them back, counts by counting.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ SUBJECTS = (
     "inmem", "redis", "redis no log", "sqlite", "stratadb", "stratadb in process", "diskcache", "manager"
 )  # fmt: skip
 
-GET, PUT, PUT_MANY = "kv get", "kv put", "kv put_many of 100"
+GET, PUT, PUT_MANY, PIPELINE = "kv get", "kv put", "kv put_many of 100", "kv pipeline of 100"
 APPEND, CAS, TRACE = "event append", "cell cas", "trace record, 2 tags"
 STEP, MODIFY = "transaction: kv + event + cell + trace", "transaction: read, modify, write"
+WRITES = {
+    PUT: workloads.put, PUT_MANY: workloads.put_many, PIPELINE: workloads.pipeline, APPEND: workloads.append,
+    CAS: workloads.cas, TRACE: workloads.trace, STEP: workloads.step, MODIFY: workloads.increment,
+}  # fmt: skip
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -30,13 +35,11 @@ def run(options: Options) -> dict[str, Any]:
         get = stack.enter_context(probes.lmdb_get())
         put = stack.enter_context(probes.lmdb_put())
         echo = stack.enter_context(probes.zmq_echo())
-        for operation, build in {
-            GET: workloads.get, PUT: workloads.put, PUT_MANY: workloads.put_many, APPEND: workloads.append,
-            CAS: workloads.cas, TRACE: workloads.trace, STEP: workloads.step, MODIFY: workloads.increment,
-        }.items():
-            b.cases(operation, build)
-            if operation != GET:
-                b.case(operation, "probe: zmq echo", lambda: echo(options.seconds))
+        b.cases(GET, workloads.get)
+        for operation, build in WRITES.items():
+            b.cases(operation, build, sample=True, situations=options.situations)
+            for count in options.situations:
+                b.case(operation, "probe: zmq echo", lambda: echo(options.seconds), count)
         b.case(GET, "probe: lmdb get", lambda: get(options.seconds))
         b.case(GET, "probe: msgpack decode", lambda: probes.msgpack_decode(options.seconds))
         b.case(PUT, "probe: lmdb put", lambda: put(options.seconds))

@@ -24,7 +24,7 @@ def run(options: Options) -> dict[str, Any]:
             probes.fdatasync(b.scratch) as fdatasync:
         for count in COUNTS:
             operation = label("sync put", count)
-            b.cases(operation, workloads.put, processes=count)
+            b.cases(operation, workloads.put, processes=count, sample=True)
             b.case(operation, "probe: fdatasync", lambda: fdatasync(options.seconds))
         b.rounds()
         b.compare("sync put: 8 processes / 1", label("sync put", 8), label("sync put", 1))

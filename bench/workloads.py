@@ -7,6 +7,7 @@ number, so that a check can tell what the store has to hold afterwards.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.measuring import BenchError, Work
@@ -79,6 +80,15 @@ def pressure(client: Client, index: int) -> Work:
 
 def put_many(client: Client, index: int) -> Work:
     """Write a hundred entries at once; each counts."""
+    return _many(client, index, client.put_many)
+
+
+def pipeline(client: Client, index: int) -> Work:
+    """Write a hundred entries as so many writes of which none waits for another; each counts."""
+    return _many(client, index, client.pipeline)
+
+
+def _many(client: Client, index: int, write: Callable[[Mapping[str, str]], Any]) -> Work:
     batches = [
         {f"many-{index}-{n % 7}-{i:03}": value(n * MANY + i) for i in range(MANY)} for n in range(7 * 5)
     ]
@@ -88,7 +98,7 @@ def put_many(client: Client, index: int) -> Work:
             for name, expected in batches[n % len(batches)].items():
                 _expect(name, client.get(name), expected)
 
-    return Work(client.put_many, batches, None, check, weight=MANY)
+    return Work(write, batches, None, check, weight=MANY)
 
 
 def append(client: Client, index: int, log: str = "log") -> Work:

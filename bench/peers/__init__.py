@@ -42,6 +42,10 @@ class Client:
         """Write many values at once, the fastest way that the store has."""
         raise Unsupported("no way to write many at once")
 
+    def pipeline(self, items: Mapping[str, str]) -> Any:
+        """Write many values, each by itself, without waiting for one before the next; then for all."""
+        raise Unsupported("no pipeline of single writes")
+
     def append(self, log: str, value: str) -> Any:
         """Append an event to a log."""
         raise Unsupported("no event log")
@@ -142,6 +146,10 @@ class Peer:
 
     def stop(self) -> None:
         """End everything that `start` began. May be called twice."""
+
+    def pids(self) -> Sequence[int]:
+        """The processes of the store itself, whose processor time counts; none where callers do all."""
+        return ()
 
     def facts(self) -> str:
         """Versions, for the table."""

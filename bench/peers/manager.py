@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,15 @@ class Manager(Peer):
 
     def __init__(self) -> None:
         self._manager: SyncManager | None = None
+        self._pids: list[int] = []
 
     def start(self, directory: Path) -> Connector:
-        manager = self._manager = multiprocessing.get_context("spawn").Manager()
+        before = {child.pid for child in multiprocessing.active_children()}
+        manager = self._manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        manager.start(os.setsid)
+        self._pids = [
+            child.pid for child in multiprocessing.active_children() if child.pid and child.pid not in before
+        ]
         return functools.partial(
             ManagerClient, manager.dict(), manager.list(), manager.dict(), manager.Lock()
         )
@@ -34,6 +41,9 @@ class Manager(Peer):
         manager, self._manager = self._manager, None
         if manager is not None:
             manager.shutdown()
+
+    def pids(self) -> Sequence[int]:
+        return self._pids
 
     def facts(self) -> str:
         return f"Python {platform.python_version()}"

@@ -48,6 +48,10 @@ class Ours(Peer):
             database.close()
             wait_for_end(pid)
 
+    def pids(self) -> Sequence[int]:
+        assert self.database is not None
+        return (self.database.status().writer_pid,)
+
     def facts(self) -> str:
         return f"inmem {inmem.__version__}"
 
@@ -88,6 +92,11 @@ class OurClient(Client):
         self.put_many = run.kv.put_many  # type: ignore[method-assign, assignment]
         self.cas = run.cells.cas  # type: ignore[method-assign, assignment]
         self.cell = run.cells.set  # type: ignore[method-assign]
+
+    def pipeline(self, items: Mapping[str, str]) -> Any:
+        with self._db.pipeline() as p:
+            for key, value in items.items():
+                p.kv.put("bench", key, value)
 
     def append(self, log: str, value: str) -> Any:
         return self._events.append(log, "tick", value)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _SURVIVES = {
 
 
 def _own(path: str, durability: str, connection: Any) -> None:
+    os.setsid()
     with stratadb.open(path, durability=durability, ipc="host") as db:
         connection.send(bool(db.admin.ipc_status().hosting))
         try:
@@ -60,6 +62,9 @@ class Strata(Peer):
                 owner.kill()
                 owner.join()
 
+    def pids(self) -> Sequence[int]:
+        return (self._owner.pid,)
+
     def facts(self) -> str:
         return f"stratadb {stratadb.__version__}, through its broker"
 
@@ -94,7 +99,7 @@ class StrataClient(Client):
         return self._db.at(space=log).events.append("tick", {"value": value})
 
     def log_length(self, log: str) -> int:
-        return int(self._db.at(space=log).events.count())
+        return int(self._db.at(space=log).events.len())
 
     def insert(self, key: str, record: Record) -> Any:
         self._json.set(key, record)

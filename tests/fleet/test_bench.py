@@ -5,29 +5,43 @@ Nothing here asks for a speed; see test_figures for bounds beside a probe.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import processes, report, single, targets, workloads, ycsb
-from bench.harness import main, parsed, parser
-from bench.measuring import BenchError, MeasuringProcesses, combine, percentiles
-from bench.peers import Client, Unsupported
+from bench import anatomy, harness, processes, report, single, targets, timers, workloads, ycsb
+from bench.busy import busy
+from bench.harness import Bench, Options, beside, main, parsed, parser
+from bench.measuring import BenchError, Done, MeasuringProcesses, Work, combine, cpu_ns, percentiles
+from bench.peers import Client, Unsupported, running
+from bench.peers.ours import ended
+from bench.timers import Cost, Span, Target, Timers
+from inmem import writeset
+from inmem.writer import committer
 
-OPERATIONS = {
-    single.GET, single.PUT, single.PUT_MANY, single.APPEND, single.CAS, single.TRACE, single.STEP,
+WRITES = {
+    single.PUT, single.PUT_MANY, single.PIPELINE, single.APPEND, single.CAS, single.TRACE, single.STEP,
     single.MODIFY,
 }  # fmt: skip
+OPERATIONS = {single.GET} | WRITES | {beside(write, 1) for write in WRITES}
 
 
 @pytest.mark.timeout(60)
 def test_the_quick_form_runs_and_tells_everything(scratch: Path) -> None:
     file = scratch / "single.json"
     arguments = ["--quick", "--rounds", "1", "--seconds", "0.1", "--peers", "", "--scratch", str(scratch)]
+    arguments += ["--beside", "1"]
     assert main("single", "", single.run, [*arguments, "--json", str(file)]) == 0
     document = json.loads(file.read_text())
 
@@ -36,6 +50,15 @@ def test_the_quick_form_runs_and_tells_everything(scratch: Path) -> None:
     assert set(document["skipped"]) == set(single.SUBJECTS) - {"inmem"}
     assert document["machine"]["cores"] >= 1 and document["machine"]["packages"]["lmdb"]
     rates = {}
+    for name in OPERATIONS - {single.GET}:
+        entry = document["operations"][name]
+        assert (entry["operation"], entry["busy"]) == (name.partition(", beside")[0], int("beside" in name))
+        ours = entry["subjects"]["inmem"]
+        # A call's own processor time is in it, and the writer's; neither has more than it had time for.
+        weight = workloads.MANY if entry["operation"] in (single.PUT_MANY, single.PIPELINE) else 1
+        assert 1 < ours["cpu_us"]["median"] <= 4e6 / ours["per_second"]["median"]
+        assert ours["latency_us"]["p50"]["median"] <= ours["latency_us"]["p99"]["median"]
+        assert ours["latency_us"]["p50"]["median"] > weight
     for operation, found in document["operations"].items():
         assert not found["missing"], found["missing"]
         rate = found["subjects"]["inmem"]["per_second"]
@@ -45,16 +68,32 @@ def test_the_quick_form_runs_and_tells_everything(scratch: Path) -> None:
         assert probes and all(entry["ours_to_this"]["median"] > 0 for entry in probes)
     latency = document["operations"][single.PUT]["subjects"]["inmem"]["latency_us"]
     assert latency["p50"]["median"] <= latency["p95"]["median"] <= latency["p99"]["median"]
+    assert document["figures"][f"{beside(single.PUT, 1)}: cpu us"]["median"] > 0
     # A read sends no message, and a hundred entries share one.
     assert rates[single.GET] > rates[single.PUT] and rates[single.PUT_MANY] > rates[single.PUT]
 
     verdicts = {v.target.figure: v.word for v in targets.judge({"single": document})}
     asked = {t.figure for t in targets.TARGETS if t.document == "single" and "redis" not in t.figure}
     assert {figure for figure in asked if verdicts[figure] == "not measured"} <= {
-        figure for figure in asked if "stratadb" in figure
+        figure for figure in asked if "stratadb" in figure or "sqlite" in figure or "beside" in figure
     }
     report.write({"single": document}, scratch / "report", scratch / "kept")
-    assert "kv get" in (scratch / "kept" / "results.md").read_text()
+    text = (scratch / "kept" / "results.md").read_text()
+    head = next(line for line in text.splitlines() if line.startswith("| operation"))
+    columns = [word.strip() for word in head.strip("|").split("|")]
+    assert columns[:3] == ["operation", "situation", "store"]
+    assert {"per second", "p50 µs", "p99 µs", "CPU µs", "rate: inmem / this"} <= {*columns}
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    above = ["", ""]
+    for line in text.partition(head)[2].partition("\n\n")[0].splitlines()[2:]:
+        words = [word.strip() for word in line.strip("|").split("|")]
+        above = words[:2] if words[0] else above
+        rows[above[0], above[1], words[2]] = dict(zip(columns, words, strict=True))
+    for write in WRITES:
+        for situation in ("quiet", "beside 1 busy"):
+            row = rows[write, situation, "inmem"]
+            assert all(row[column] for column in ("per second", "p50 µs", "p99 µs", "CPU µs")), row
+            assert rows[write, situation, "probe: zmq echo"]["rate: inmem / this"]
     assert {path.name for path in (scratch / "kept").iterdir()} <= set(report.KEPT)
     assert json.loads((scratch / "report" / "results.json").read_text()) == {"single": document}
 
@@ -126,6 +165,239 @@ def test_what_a_store_cannot_do_is_no_failure(measuring: MeasuringProcesses) -> 
         measuring.measure(Forgetful, workloads.step, seconds=0.01)
 
 
+# --- processor time, and processes that compute -------------------------------------------------------
+
+
+def compute(seconds: float) -> None:
+    """Take so much processor time."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def computing(client: Client, index: int, each_s: float, threads: int = 1) -> Work:
+    """An operation of known processor time, in threads that others might miss."""
+
+    def operation(_: Any) -> None:
+        started = [threading.Thread(target=compute, args=(each_s / threads,)) for _ in range(threads)]
+        for thread in started:
+            thread.start()
+        for thread in started:
+            thread.join()
+
+    return Work(operation, [None])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_processor_time_of_the_callers_is_counted(measuring: MeasuringProcesses, threads: int) -> None:
+    found = measuring.measure(Client, computing, 0.01, threads, processes=2, seconds=0.1)
+    assert found.cpu_us is not None
+    # What starting a thread takes comes on top, and the time of a sample is not cut short.
+    assert 10_000 <= found.cpu_us <= 15_000
+
+
+def test_the_processor_time_of_a_server_is_counted(measuring: MeasuringProcesses) -> None:
+    with busy(1) as pids:
+        began = time.monotonic()
+        before = cpu_ns(pids[0])
+        found = measuring.measure(Client, computing, 0.0, seconds=0.2, servers=lambda: pids)
+        spent_s, elapsed_s = (cpu_ns(pids[0]) - before) / 1e9, time.monotonic() - began
+        alone = measuring.measure(Client, computing, 0.0, seconds=0.2)
+        assert found.cpu_us is not None and alone.cpu_us is not None
+        assert 0 < spent_s <= elapsed_s + 0.01
+        # On a machine with others it has a part of a processor only, and it has it all the time.
+        assert found.cpu_us > alone.cpu_us
+    with pytest.raises(OSError):
+        cpu_ns(pids[0])
+    with pytest.raises(BenchError, match="has ended"):
+        measuring.measure(Client, computing, 0.0, seconds=0.01, servers=lambda: pids)
+    parts = [Done(1.0, 10, cpu_ns=20_000, operations=10), Done(1.0, 5, cpu_ns=10_000, operations=5)]
+    assert combine(parts, 15_000).cpu_us == 3.0 and combine(parts).cpu_us is None
+
+
+def test_every_process_has_a_session_of_its_own(measuring: MeasuringProcesses) -> None:
+    with busy(2) as pids:
+        ours = [measuring.call(index, os.getpid) for index in range(2)]
+        assert [os.getsid(pid) for pid in [*pids, *ours]] == [*pids, *ours]
+
+
+@pytest.mark.parametrize("name", ["inmem", "redis", "stratadb", "manager"])
+def test_the_processes_of_a_store_are_known(scratch: Path, name: str) -> None:
+    with running([name], scratch) as (subjects, skipped):
+        if name in skipped:
+            pytest.skip(skipped[name])
+        pids = subjects[name].peer.pids()
+        assert len(pids) == 1 and os.getpid() not in pids
+        assert os.getsid(pids[0]) == pids[0] and cpu_ns(pids[0]) > 0
+
+
+def gone(pid: int) -> bool:
+    """Whether there is no such process, not even a zombie."""
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_busy_processes_compute_and_end_with_their_block() -> None:
+    with pytest.raises(KeyError, match="on purpose"), busy(2) as pids:
+        before = [cpu_ns(pid) for pid in pids]
+        deadline = time.monotonic() + 20
+        while not all(cpu_ns(pid) > was for pid, was in zip(pids, before, strict=True)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        raise KeyError("on purpose")
+    assert all(map(gone, pids))
+
+
+def test_busy_processes_end_with_a_starter_that_is_killed() -> None:
+    program = "from bench.busy import busy\nwith busy(2) as pids: print(*pids, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as starter:
+        assert starter.stdout is not None
+        pids = [int(word) for word in starter.stdout.readline().split()]
+        starter.kill()
+        starter.wait()
+    deadline = time.monotonic() + 20
+    while not all(map(ended, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_round_measures_quiet_and_beside_busy_processes(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0]
+
+    @contextlib.contextmanager
+    def counted(count: int) -> Iterator[list[int]]:
+        assert now == [0], "one situation at a time"
+        with busy(count) as pids:
+            now[0] = len(pids)
+            yield pids
+            now[0] = 0
+
+    monkeypatch.setattr(harness, "busy", counted)
+    options = Options(rounds=2, seconds=0.01, quick=True, peers=(), seed=1, beside=(1, 2))
+    made = Bench("made", "?", options, scratch, "inmem", {}, {})
+    for operation in ("one", "two"):
+        for count in options.situations:
+            made.case(operation, "inmem", lambda: now[0] + 1.0, count)
+    made.rounds()
+    document = made.document()
+    for operation in ("one", "two"):
+        for count in (0, 1, 2):
+            entry = document["operations"][beside(operation, count)]
+            assert entry["busy"] == count and entry["operation"] == operation
+            assert entry["subjects"]["inmem"]["per_second"]["rounds"] == [count + 1.0] * 2
+
+
+# --- anatomy -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(60)
+def test_every_operation_has_every_stage_and_these_are_the_whole() -> None:
+    count = 60
+    found = anatomy.measure([*anatomy.OPERATIONS], count)
+    assert found.missing == []
+    assert [one.operation for one in found.anatomies] == ["put", "append", "cas", "trace", "step"]
+    for one in found.anatomies:
+        # A group with a message of another kind may cost one its number, on a machine with others.
+        assert one.count + one.left_out == count and one.left_out <= 2
+        assert len(one.untimed) == count
+        for stage in anatomy.STAGES:
+            assert one.called[stage] == len(one.stages[stage]) == one.count, (one.operation, stage)
+        for number in range(one.count):
+            together = sum(one.stages[stage][number] for stage in anatomy.STAGES)
+            assert together + one.timers[number] == pytest.approx(one.timed[number])
+            assert 0 < one.timers[number] < one.timed[number]
+        for stage in (anatomy.ENCODES, anatomy.DECODES, anatomy.DECIDES, anatomy.LOGS, anatomy.PUBLISHES):
+            assert statistics.median(one.stages[stage]) > 0, (one.operation, stage)
+        text = anatomy.told(one, found.missing)
+        assert all(f"  {stage} " in text for stage in anatomy.STAGES)
+        assert "not there" not in text and "not called" not in text and "without timers" in text
+
+
+def test_moments_of_client_and_writer_lie_on_one_line() -> None:
+    number = ("5e", 7)
+    applied, changed = "inmem.storage.store:StoreTransaction.apply", "inmem.writer.outcomes:Sessions.changes"
+    writer = [
+        Span("zmq:Socket.recv", 90, 95, 1),  # of a message before
+        Span("inmem.host.board:Board.posted", 125, 130, 1),
+        Span("inmem.writer.mailbox:Mailbox.take", 96, 135, 1),
+        Span("inmem.writeset:decode", 145, 150, True),
+        Span("inmem.storage.store:Store.begin", 156, 158, True),  # within the next
+        Span("inmem.commit.decide:decide", 155, 165, True),
+        Span(applied, 165, 170, True), Span(changed, 171, 173, True), Span(applied, 174, 178, True),
+        Span("inmem.writer.committer:Committer.commit", 140, 180, [number]),
+        Span("inmem.host.board:Board.post", 182, 190, True),
+        Span("inmem.writer.mailbox:Mailbox.answer", 191, 192, True),
+    ]
+    client = [
+        Span("inmem.client.protocol:SessionProtocol.submit", 112, 114, number),
+        Span("inmem.client.link:Link.wait", 132, 188, True),  # begins when the writer has it, ends before it
+        Span("inmem.client.session:Session.commit", 110, 190, True),
+    ]
+    call = anatomy.Call(100, 200, client)
+    made = anatomy.Anatomy("put", untimed=[100.0])
+    made.add(call, anatomy.handled(writer), Cost(0, 0), Cost(0, 0))
+    assert {stage: values[0] for stage, values in made.stages.items()} == {
+        anatomy.ENCODES: 10, anatomy.SENDS: 20, anatomy.NOTICES: 0, anatomy.TAKES: 10, anatomy.DECODES: 5,
+        anatomy.DECIDES: 8, anatomy.APPLIES: 7, anatomy.SESSION: 6, anatomy.LOGS: 0, anatomy.PUBLISHES: 0,
+        anatomy.REST: 14, anatomy.ANSWERS: 8, anatomy.SEES: 0, anatomy.RETURNS: 12,
+    }  # fmt: skip
+    text = anatomy.told(made, [*anatomy.INSIDE[anatomy.LOGS]])
+    assert "not there any more: inmem.storage.wal.log:Wal.append" in text
+    assert "not called: inmem.storage.store:StoreTransaction.publish" in text
+
+    # A timer that takes 4 ns: half of it inside, and what is outside of the line counts nowhere.
+    charged = anatomy.Anatomy("put")
+    charged.add(call, anatomy.handled(writer), Cost(2, 2), Cost(2, 2))
+    assert charged.stages[anatomy.DECODES] == [3] and charged.stages[anatomy.ENCODES] == [9]
+    assert sum(values[0] for values in charged.stages.values()) + charged.timers[0] == 100
+
+    for other in (
+        anatomy.Call(100, 200, [*client, client[0]]),  # sent twice
+        anatomy.Call(100, 200, [client[0]._replace(note=("5e", 8)), *client[1:]]),  # not known to the writer
+        anatomy.Call(100, 185, client),  # not of this time
+    ):
+        made.add(other, anatomy.handled(writer), Cost(0, 0), Cost(0, 0))
+    assert made.count == 1 and made.left_out == 3
+    assert "could be taken apart" in anatomy.told(anatomy.Anatomy("put", left_out=3), [])
+
+
+def test_what_is_not_there_any_more_is_said_by_name() -> None:
+    bogus = ("inmem.storage.wal.log:Wal.no_such", "inmem.no_such:decide")
+    around = Timers([Target("inmem.writeset:decode"), *map(Target, bogus)], "inmem")
+    assert around.missing == [*bogus]
+    anatomy.refuse(around.missing)
+    anatomy.refuse(["zmq:Socket.recv"])  # there is another way to see a message
+    with pytest.raises(SystemExit, match=r"committer:Committer\.commit, which is not there any more"):
+        anatomy.refuse(["inmem.writer.committer:Committer.commit"])
+
+
+def test_timers_go_on_and_off() -> None:
+    function, method = committer.decode, writeset.WriteSet.encode
+    around = Timers(
+        [Target("inmem.writeset:decode", lambda _, found: len(found.ops)),
+         Target("inmem.writeset:WriteSet.encode", lambda _, body: body or None)], "inmem",
+    )  # fmt: skip
+    around.put_on()
+    try:
+        assert committer.decode is writeset.decode is not function  # who has imported it by name, too
+        body = writeset.WriteSet(ops=[]).encode()
+        assert committer.decode(body) == writeset.WriteSet(ops=[])
+    finally:
+        around.take_off()
+    assert committer.decode is writeset.decode is function and writeset.WriteSet.encode is method
+    writeset.WriteSet(ops=[]).encode()
+    spans = around.spans()
+    assert [(span.target, span.note) for span in spans] == [
+        ("inmem.writeset:WriteSet.encode", body), ("inmem.writeset:decode", 0)
+    ]
+    assert all(span.begin_ns <= span.end_ns for span in spans) and around.spans() == []
+    cost = timers.cost()
+    assert cost.inside >= 0 and 0 < cost.inside + cost.around < 100_000
+
+
 # --- arithmetic --------------------------------------------------------------------------------------
 
 
@@ -136,7 +408,7 @@ def test_percentiles_and_fairness() -> None:
 
 
 def test_a_target_says_by_how_much_it_is_missed() -> None:
-    document = {"figures": {"kv get: x redis": {"median": 12.0}, "kv put: p50 us": {"median": 50.0}}}
+    document = {"figures": {"kv get: x redis": {"median": 16.0}, "kv put: p50 us": {"median": 50.0}}}
     words = {v.target.figure: v.word for v in targets.judge({"single": document})}
     assert words["kv get: x redis"] == "missed: 20% below the must"
     assert words["kv put: p50 us"] == "25% above the aim"
@@ -159,6 +431,12 @@ def test_workload_files_say_what_is_built_in(scratch: Path) -> None:
 
 def test_options() -> None:
     options = parsed(parser("bench", "").parse_args(["--quick", "--peers", "redis"]))
+    assert options.situations == (0, 2)
+    assert parsed(parser("bench", "").parse_args([])).situations == (0, 2, 4)
+    assert parsed(parser("bench", "").parse_args(["--beside", "8,2,8"])).situations == (0, 2, 8)
+    assert parsed(parser("bench", "").parse_args(["--beside", ""])).situations == (0,)
+    with pytest.raises(SystemExit, match="above 0"):
+        parsed(parser("bench", "").parse_args(["--beside", "0"]))
     assert options.peers == ("redis",) and options.rounds < 5 and options.size(10, 1) == 1
     assert parsed(parser("bench", "").parse_args([])).rounds >= 5
     with pytest.raises(SystemExit, match="no such peer"):
