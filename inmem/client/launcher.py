@@ -220,7 +220,7 @@ def _launch(directory: DataDirectory, deadline: float, stays: bool) -> bool:
             try:
                 # Not by `subprocess`: where gevent replaces it, it runs what a fork has to do, which closes
                 # these files. Others that are open here the writer closes itself.
-                process = os.posix_spawn(
+                process = os.posix_spawnp(
                     python, words + ["--stay"] * stays, environment, setsid=True, setsigmask=(),
                     file_actions=[
                         *streams, (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

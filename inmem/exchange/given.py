@@ -10,7 +10,6 @@ import bz2
 import gzip
 import lzma
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -109,6 +108,9 @@ def given_file(file: Path | str | BinaryIO) -> Iterator[GivenFile]:
         else:
             name, stream = str(getattr(file, "name", "the file")), cast(Any, file)
         aside = stack.enter_context(tempfile.TemporaryFile(prefix="inmem-import-"))
-        shutil.copyfileobj(stream, aside, _BUFFER)
+        # What there is and no more: who waits in one call for a whole buffer may not hear a signal.
+        read = getattr(stream, "read1", stream.read)
+        while block := read(_BUFFER):
+            aside.write(block)
         aside.flush()
         yield GivenFile(Path(f"/proc/self/fd/{aside.fileno()}"), name)  # it has no name that could be left
