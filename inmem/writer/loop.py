@@ -150,6 +150,8 @@ class Writer:
         while not self._stopping.is_set():
             messages = endpoint.mailbox.take(limit, words[ACTIVE], wait_s)
             if messages:
+                if parts.generations.store.purges:
+                    bulk.make_room()
                 self._handle(messages)
                 groups += 1
                 is_busy = is_active = True
