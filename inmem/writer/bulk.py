@@ -44,6 +44,18 @@ class BulkWork:
             due = now + max(0.0, (store.next_expiry_us - self._parts.clock.now_us()) / 1e6)
         self.due = max(due, self._not_before)
 
+    def make_room(self) -> None:
+        """Where the quota is nearly used up, free what is left of deleted runs before more is stored.
+
+        Who deletes a run to make room must not be refused because its space comes back later.
+        """
+        store = self._parts.generations.store
+        try:
+            while store.purges and store.is_tight():
+                store.purge(SWEEP_LIMIT)
+        except PublishError as error:
+            journal.warning("bulk_failed", error=error)
+
     def do_slice(self, *, is_busy: bool) -> None:
         """Do one slice, and plan the next; what fails for want of room is tried again later."""
         began = time.monotonic()

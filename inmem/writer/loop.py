@@ -152,6 +152,8 @@ class Writer:
         while not self._stopping.is_set():
             messages = endpoint.mailbox.take(limit, words[ACTIVE], wait_s)
             if messages:
+                if parts.generations.store.purges:
+                    bulk.make_room()
                 self._handle(messages)
                 groups += 1
                 if groups % _GROUPS_PER_COUNT == 0:

@@ -218,3 +218,19 @@ def test_imported_again_while_the_half_before_still_goes(store_path: Path, scrat
         kill_writer(scratch / "other")
         remove_image(scratch / "other")
         assert db.kv.list_with_values(RUN) == expected and db.check().ok
+
+
+def test_who_deletes_to_make_room_has_it_at_once(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quota counts what is left of a deleted run; a commit that needs the room gets it first."""
+    monkeypatch.setenv("INMEM_QUOTA_BYTES", str(16 << 20))
+    with inmem.open(store_path) as db:
+        for round_number in range(3):
+            run = f"{RUN}-{round_number}"
+            with db.pipeline() as pipeline:
+                for n in range(40_000):
+                    pipeline.kv.put(run, f"key-{n:06}", "x" * 100)
+            assert db.status().image_bytes > 7 << 20
+            db.runs.delete_run(run)
+            for n in range(18):
+                db.kv.put(f"next-{round_number}", f"k{n}", "y" * 500_000)
+            db.runs.delete_run(f"next-{round_number}")
