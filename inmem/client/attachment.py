@@ -354,15 +354,17 @@ def attach(
         if configuration.origins["durability"] == "default":
             configuration = load(config, dict(arguments) | {"durability": "memory"})
     directory = DataDirectory(Path(path))
-    return _place(str(directory.path)).use(
-        deadline, _attach, directory, configuration, ephemeral, autostart, create, known, deadline
+    key = _place(str(directory.path)).use(
+        deadline, _prepare, directory, configuration, ephemeral, autostart, create, known, deadline
     )
+    # Not inside it: with a turn held nobody waits for another one, which may be that of a call below.
+    return _place(key).use(deadline, _share, key, directory, configuration, autostart, deadline)
 
 
-def _attach(
+def _prepare(
     directory: DataDirectory, configuration: Configuration, ephemeral: bool, autostart: bool, create: bool,
     known: bytes | None, deadline: float,
-) -> tuple[Hold, Settings]:
+) -> Key:
     if create:
         _create(directory, configuration, ephemeral, autostart, deadline)
     elif not directory.exists():
@@ -372,9 +374,9 @@ def _attach(
         raise _absent(directory, known)
     directory.control().close()  # in an overlay the inodes may be others before
     key = directory.key()
-    if key is None:  # removed just now
-        raise _absent(directory, database_id)
-    return _place(key).use(deadline, _share, key, directory, configuration, autostart, deadline)
+    if key is None:
+        raise _absent(directory, database_id)  # removed just now
+    return key
 
 
 def _share(
@@ -385,8 +387,7 @@ def _share(
     attachment = _registry.get(key)
     try:
         if attachment is not None and not attachment.is_there():
-            # It was moved: its handles say so, and its image is left to those that are opened here.
-            _registry.pop(key, None)
+            _registry.pop(key, None)  # moved: its handles say so, and leave the image to those opened here
             attachment.image.leave()
             attachment = None
         if attachment is None:

@@ -30,6 +30,7 @@ import xxhash
 
 from inmem import values
 from inmem.errors import RunDeletedError
+from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag
 
 _HEAD: Final = struct.Struct(">BQB")
@@ -160,7 +161,8 @@ def unpack(sequence: int, data: bytes) -> StoredEvent:
     try:
         chain, timestamp, length = _HEAD.unpack_from(data)
         size = _CHAINS[chain][1]
-    except (struct.error, KeyError):
+    except (struct.error, KeyError) as error:
+        let_through(error)
         raise ValueError("not an event record") from None
     at = 10 + length
     if len(data) < at + 2 * size:

@@ -19,6 +19,7 @@ import msgpack
 
 from inmem import values
 from inmem.errors import InvalidInputError, InvalidTransitionError
+from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, check_tag_count, range_of, shorten
 
 
@@ -139,6 +140,7 @@ def unpack(run_id: str, payload: bytes) -> RunMetadata:
             values.decode(metadata), error, version,
         )
     except TypeError as error:
+        let_through(error)
         raise ValueError(f"not a run record: {error}") from None
 
 

@@ -21,6 +21,7 @@ import msgpack
 
 from inmem import values
 from inmem.errors import InvalidInputError
+from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, encode_label
 
 
@@ -226,6 +227,7 @@ def unpack(trace_id: str, payload: bytes) -> Trace:
             values.decode(metadata),
         )
     except (TypeError, KeyError) as error:
+        let_through(error)
         raise ValueError(f"not a trace record: {error}") from None
 
 
