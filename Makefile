@@ -43,7 +43,7 @@ compiled: $(STAMP)
 .PHONY: bench bench-quick
 BENCH_STAMP := $(VENV)/.bench
 
-bench: $(BENCH_STAMP) compiled ## measure everything beside its peers and probes, into build/bench: takes an hour
+bench: $(BENCH_STAMP) compiled ## measure everything beside its peers and probes, into build/bench: takes an hour and a half
 	$(BIN)/python -m bench $(ARGS)
 
 bench-quick: $(BENCH_STAMP) compiled ## the same with few short rounds, into build/bench: does it all work?

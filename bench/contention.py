@@ -16,7 +16,7 @@ from bench.harness import Options, bench, main
 from bench.peers.ours import Ours
 from bench.processes import label
 
-SUBJECTS = ("inmem", "redis", "sqlite", "stratadb", "diskcache", "manager")
+SUBJECTS = ("inmem", "inmem before", "redis", "sqlite", "stratadb", "diskcache", "manager")
 COUNTS = (1, 4, 8)
 LOG_COUNTS = (1, 8)
 

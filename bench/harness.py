@@ -36,7 +36,8 @@ from typing import Any
 from bench import workloads
 from bench.busy import busy
 from bench.measuring import BenchError, Measurement, MeasuringProcesses
-from bench.peers import FAMILIES, Subject, Unsupported, running
+from bench.peers import CHECKOUT, FAMILIES, Subject, Unsupported, running
+from bench.peers.before import adopt
 
 LEAST_ROUNDS = 5
 _SECONDS, _QUICK_SECONDS = 1.0, 0.1
@@ -92,6 +93,10 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
         help="numbers of busy processes, beside which writes are measured too; '' for quiet alone "
         f"(default: {_listed(_BESIDE)}, quick: {_listed(_QUICK_BESIDE)})",
     )
+    made.add_argument(
+        "--before", type=Path, metavar="CHECKOUT",
+        help="another checkout of inmem, measured beside this one as a store of its own",
+    )
     made.add_argument("--seed", type=int, default=1, help="of the order of measurements")
     made.add_argument("--scratch", type=Path, help="where stores go: a disk, for fdatasync to mean something")
     made.add_argument("--workloads", type=Path, help="YCSB workload files; built in otherwise")
@@ -114,6 +119,11 @@ def parsed(found: argparse.Namespace) -> Options:
         beside = tuple(sorted({int(number) for number in found.beside.split(",") if number}))
         if beside and beside[0] < 1:
             raise SystemExit("--beside takes numbers above 0: quiet is always measured")
+    if found.before is not None:
+        checkout = found.before.resolve()
+        if not (checkout / "inmem").is_dir():
+            raise SystemExit(f"--before: there is no inmem in {checkout}")
+        os.environ[CHECKOUT] = str(checkout)  # which all processes that are started from here on inherit
     return Options(
         rounds=found.rounds or (_QUICK_ROUNDS if found.quick else LEAST_ROUNDS),
         seconds=found.seconds or (_QUICK_SECONDS if found.quick else _SECONDS),
@@ -183,6 +193,7 @@ class Bench:
         self.options, self.scratch = options, scratch
         self.subjects, self.skipped = subjects, skipped
         self.processes = MeasuringProcesses()
+        self._before = MeasuringProcesses(adopt)
         self._random = random.Random(options.seed)
         self._operations: dict[str, _Operation] = {}
         self._found: dict[str, dict[str, list[Measurement | float | None]]] = {}
@@ -192,7 +203,16 @@ class Bench:
         self._failures: list[str] = []
         self._began, self._load = time.time(), os.getloadavg()
 
+    def close(self) -> None:
+        """End the processes."""
+        self.processes.close()
+        self._before.close()
+
     # --- what to do -------------------------------------------------------------------
+
+    def of(self, subject: Subject) -> MeasuringProcesses:
+        """The processes that can measure a store."""
+        return self._before if subject.is_before else self.processes
 
     def load(self, count: int = workloads.KEYS) -> None:
         """Write the entries that are read later into every store."""
@@ -202,7 +222,8 @@ class Bench:
     def prepare(self, name: str, function: Callable[..., None], *arguments: Any) -> None:
         """Run `function(client, *arguments)` on one store; a peer that cannot is left out."""
         try:
-            self.processes.with_client(0, self.subjects[name].connector, function, *arguments)
+            subject = self.subjects[name]
+            self.of(subject).with_client(0, subject.connector, function, *arguments)
         except (BenchError, Unsupported) as error:
             if name == self.ours:
                 raise
@@ -228,7 +249,7 @@ class Bench:
                 if name in self.subjects:
                     subject = self.subjects[name]
                     self.case(operation, name, functools.partial(
-                        self.processes.measure, subject.connector, build, *arguments, processes=processes,
+                        self.of(subject).measure, subject.connector, build, *arguments, processes=processes,
                         seconds=self.options.seconds, sample=sample, servers=subject.peer.pids,
                     ), count)  # fmt: skip
 
@@ -415,7 +436,7 @@ def bench(
             try:
                 yield made
             finally:
-                made.processes.close()
+                made.close()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         signal.signal(signal.SIGTERM, before)

@@ -15,7 +15,7 @@ from bench import workloads
 from bench.harness import Bench, Options, bench, main
 from bench.measuring import Job, Measurement, combine
 
-SUBJECTS = ("inmem", "redis", "sqlite", "stratadb", "diskcache", "manager")
+SUBJECTS = ("inmem", "inmem before", "redis", "sqlite", "stratadb", "diskcache", "manager")
 OTHERS = 4
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "kv get": workloads.get, "kv put": workloads.put, "event append": workloads.append,
@@ -25,9 +25,10 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 def _under_load(b: Bench, subject: str, build: Any) -> Measurement:
     """The first process's operation, while others put."""
-    connector = b.subjects[subject].connector
+    chosen = b.subjects[subject]
+    connector = chosen.connector
     jobs = [Job(connector, build), *[Job(connector, workloads.pressure)] * OTHERS]
-    done, _ = b.processes.run(jobs, b.options.seconds, sample=True)
+    done, _ = b.of(chosen).run(jobs, b.options.seconds, sample=True)
     return combine(done[:1])  # the store's processor time is that of all, so none is told
 
 

@@ -256,8 +256,9 @@ class _Worker:
         self._clients.clear()
 
 
-def _serve(connection: Any, index: int) -> None:
+def _serve(connection: Any, index: int, begin: Callable[[], None]) -> None:
     os.setsid()
+    begin()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     worker = _Worker(index)
@@ -287,10 +288,15 @@ def _cpu_ns_of(servers: Sequence[int]) -> int:
         raise BenchError(f"of the store's processes {servers} one has ended") from None
 
 
-class MeasuringProcesses:
-    """The processes, started when they are first needed."""
+def _nothing() -> None:
+    pass
 
-    def __init__(self) -> None:
+
+class MeasuringProcesses:
+    """The processes, started when they are first needed; `begin` is what each calls first."""
+
+    def __init__(self, begin: Callable[[], None] = _nothing) -> None:
+        self._begin = begin
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[tuple[Any, Any]] = []
 
@@ -299,7 +305,7 @@ class MeasuringProcesses:
         fresh = range(len(self._workers), count)
         for index in fresh:
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(theirs, index), daemon=True)
+            process = self._context.Process(target=_serve, args=(theirs, index, self._begin), daemon=True)
             process.start()
             theirs.close()
             self._workers.append((process, ours))

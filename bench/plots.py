@@ -22,7 +22,7 @@ _WIDTH, _HEIGHT = 10.0, 5.5
 _COLOURS = {
     name: f"C{number}" for number, name in enumerate(
         ("inmem", "redis", "sqlite", "stratadb", "diskcache", "manager", "redis no log",
-         "stratadb in process", "inmem, a key a field", "inmem, transactions")
+         "stratadb in process", "inmem before", "inmem, a key a field", "inmem, transactions")
     )
 }  # fmt: skip
 

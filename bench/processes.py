@@ -14,7 +14,7 @@ from typing import Any
 from bench import workloads
 from bench.harness import Options, bench, main
 
-SUBJECTS = ("inmem", "redis", "sqlite", "stratadb", "diskcache", "manager")
+SUBJECTS = ("inmem", "inmem before", "redis", "sqlite", "stratadb", "diskcache", "manager")
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 QUICK_COUNTS = (1, 2, 8)
 FLEET = 8  # processes, whose puts are measured in all situations

@@ -15,7 +15,8 @@ from bench import probes, workloads
 from bench.harness import Options, bench, main
 
 SUBJECTS = (
-    "inmem", "redis", "redis no log", "sqlite", "stratadb", "stratadb in process", "diskcache", "manager"
+    "inmem", "inmem before", "redis", "redis no log", "sqlite", "stratadb", "stratadb in process",
+    "diskcache", "manager",
 )  # fmt: skip
 
 GET, PUT, PUT_MANY, PIPELINE = "kv get", "kv put", "kv put_many of 100", "kv pipeline of 100"

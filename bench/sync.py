@@ -14,7 +14,7 @@ from bench import probes, workloads
 from bench.harness import Options, bench, main
 from bench.processes import label
 
-SUBJECTS = ("inmem sync", "redis always", "sqlite full", "stratadb always")
+SUBJECTS = ("inmem sync", "inmem sync before", "redis always", "sqlite full", "stratadb always")
 COUNTS = (1, 8)
 
 

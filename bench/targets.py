@@ -58,6 +58,7 @@ TARGETS = (
     # What 0.8 times Redis comes to on a machine where no processor is ever idle.
     Target("single", f"{_PUT}{_LOADED}: cpu us", None, 40, at_most=True, unit="µs"),
     Target("processes", "kv put, 8 processes: x redis", 1.5, 2, unit="x"),
+    Target("processes", "kv put, 8 processes: cpu x inmem before", 0.6, at_most=True, unit="x"),
     Target("processes", "kv put, 8 processes: x sqlite", None, 1, unit="x"),
     Target("processes", "kv put, 8 processes: x stratadb", 1.2, unit="x"),
     Target("processes", "kv put, 64 processes: x redis", 2, unit="x"),

@@ -30,8 +30,8 @@ from bench.measuring import BenchError, Work
 from bench.peers import Client, Record
 
 SUBJECTS = (
-    "inmem", "inmem, a key a field", "inmem, transactions", "redis", "sqlite", "stratadb", "diskcache",
-    "manager",
+    "inmem", "inmem before", "inmem, a key a field", "inmem, transactions", "redis", "sqlite", "stratadb",
+    "diskcache", "manager",
 )
 PROCESSES = 8
 RECORDS, QUICK_RECORDS = 10_000, 1_000

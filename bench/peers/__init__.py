@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CHECKOUT = "INMEM_BENCH_BEFORE"  # the variable that names another checkout of inmem to all processes
 Record = dict[str, str]
 Connector = Callable[[], "Client"]
 
@@ -162,6 +163,8 @@ _REGISTRY: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "inmem sync": ("ours", "Ours", ("sync",)),
     "inmem, a key a field": ("ours", "OursByField", ()),
     "inmem, transactions": ("ours", "OursInTransactions", ()),
+    "inmem before": ("before", "Before", ("buffered",)),
+    "inmem sync before": ("before", "Before", ("sync",)),
     "redis": ("redis", "Redis", ("everysec",)),
     "redis no log": ("redis", "Redis", ("no log",)),
     "redis always": ("redis", "Redis", ("always",)),
@@ -186,6 +189,11 @@ class Subject:
     connector: Connector
     peer: Peer
 
+    @property
+    def is_before(self) -> bool:
+        """Whether it is inmem of another checkout, which needs processes of its own."""
+        return _REGISTRY[self.name][0] == "before"
+
 
 @contextlib.contextmanager
 def running(
@@ -193,14 +201,17 @@ def running(
 ) -> Iterator[tuple[dict[str, Subject], dict[str, str]]]:
     """Start the named stores, each in a directory of its own: (subjects, name -> why it is not there).
 
-    `only` are the families of peers that are wanted; inmem always is.
+    `only` are the families of peers that are wanted; inmem always is, and that of another checkout if one
+    is named.
     """
     subjects: dict[str, Subject] = {}
     skipped: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         for name in names:
             module, kind, arguments = _REGISTRY[name]
-            if only is not None and module != "ours" and module not in only:
+            if module == "before" and CHECKOUT not in os.environ:
+                continue
+            if only is not None and module not in ("ours", "before", *only):
                 skipped[name] = "not asked for"
                 continue
             place = directory / name.replace(",", "").replace(" ", "-")

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,11 +21,13 @@ from typing import Any
 
 import pytest
 
+import inmem
 from bench import anatomy, harness, processes, report, single, targets, timers, workloads, ycsb
 from bench.busy import busy
 from bench.harness import Bench, Options, beside, main, parsed, parser
 from bench.measuring import BenchError, Done, MeasuringProcesses, Work, combine, cpu_ns, percentiles
-from bench.peers import Client, Unsupported, running
+from bench.peers import CHECKOUT, Client, Unsupported, running
+from bench.peers.before import adopt
 from bench.peers.ours import ended
 from bench.timers import Cost, Span, Target, Timers
 from inmem import writeset
@@ -47,7 +50,7 @@ def test_the_quick_form_runs_and_tells_everything(scratch: Path) -> None:
 
     assert set(document["operations"]) == OPERATIONS
     assert document["subjects"]["inmem"]["durability"].startswith("buffered")
-    assert set(document["skipped"]) == set(single.SUBJECTS) - {"inmem"}
+    assert set(document["skipped"]) == set(single.SUBJECTS) - {"inmem", "inmem before"}
     assert document["machine"]["cores"] >= 1 and document["machine"]["packages"]["lmdb"]
     rates = {}
     for name in OPERATIONS - {single.GET}:
@@ -229,6 +232,40 @@ def test_the_processes_of_a_store_are_known(scratch: Path, name: str) -> None:
         pids = subjects[name].peer.pids()
         assert len(pids) == 1 and os.getpid() not in pids
         assert os.getsid(pids[0]) == pids[0] and cpu_ns(pids[0]) > 0
+
+
+def where() -> str:
+    """Where this process has inmem from, now."""
+    return str(Path(sys.modules["inmem"].__file__ or "").parents[1])
+
+
+def test_another_checkout_is_a_store_of_its_own(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout, here = scratch / "before", str(Path(inmem.__file__).parents[1])
+    shutil.copytree(Path(inmem.__file__).parent, checkout / "inmem")
+    monkeypatch.setenv(CHECKOUT, str(checkout))
+    both = MeasuringProcesses(), MeasuringProcesses(adopt)
+    try:
+        with running(["inmem", "inmem before"], scratch, []) as (subjects, skipped):
+            assert not skipped and subjects["inmem before"].is_before and not subjects["inmem"].is_before
+            assert subjects["inmem before"].facts.endswith(f"of {checkout}")
+            pids = [subject.peer.pids()[0] for subject in subjects.values()]
+            places = here, str(checkout)
+            for subject, processes_of, place in zip(subjects.values(), both, places, strict=True):
+                found = processes_of.measure(
+                    subject.connector, workloads.put, processes=2, seconds=0.05, servers=subject.peer.pids
+                )
+                assert found.rate > 0 and found.cpu_us
+                assert processes_of.call(1, where) == place
+                environment = Path(f"/proc/{subject.peer.pids()[0]}/environ").read_bytes()
+                assert f"PYTHONPATH={place}".encode() in environment
+            for processes_of in both:
+                processes_of.close()
+        assert all(map(ended, pids))
+    finally:
+        for processes_of in both:
+            processes_of.close()
+    with pytest.raises(SystemExit, match="there is no inmem in"):
+        parsed(parser("bench", "").parse_args(["--before", str(scratch / "nowhere")]))
 
 
 def gone(pid: int) -> bool:
