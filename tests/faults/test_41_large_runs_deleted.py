@@ -46,14 +46,15 @@ def seen(db: inmem.Database, run: str = RUN) -> list[Any]:
     lines = io.BytesIO()
     export_runs(db, lines)
     with db.snapshot(run) as view:
-        inside = [view.kv.list(), view.events.len(), view.kv.get("key-000007"), view.traces.list()]
+        inside = [view.kv.list(), view.events.count(), view.kv.get("key-000007"), view.traces.list()]
     return [
         *inside, db.transact(run, lambda txn: [txn.kv.get("key-000011"), txn.kv.list(limit=5)]),
         db.kv.get(run, "key-005000"), db.kv.get_many(run, ["key-000000", "key-000001"]),
-        db.kv.list(run), db.kv.count(run), db.events.head(run), db.events.read_by_type(run, "type-1"),
+        db.kv.list(run), db.kv.count(run), db.events.head(run), db.events.query_by_type(run, "type-1"),
         db.cells.read(run, "phase"), db.cells.list(run), db.traces.get(run, "top"),
         db.traces.query_by_tag(run, "a"), db.runs.get_run(run),
         [found.run_id for found in db.runs.query_runs(tags=["nightly"]) if found.run_id == run],
+        [found for found in db.runs.list_runs(include_uncreated=True) if found == run],
         [prefix for prefix in db.engine.prefixes() if prefix.endswith(run.encode())],
         run.encode() + b'"' in lines.getvalue(),
     ]
