@@ -96,7 +96,7 @@ def test_the_quick_form_runs_and_tells_everything(scratch: Path) -> None:
         for situation in ("quiet", "beside 1 busy"):
             row = rows[write, situation, "inmem"]
             assert all(row[column] for column in ("per second", "p50 µs", "p99 µs", "CPU µs")), row
-            assert rows[write, situation, "probe: zmq echo"]["rate: inmem / this"]
+            assert rows[write, situation, targets.ECHO]["rate: inmem / this"]
     assert {path.name for path in (scratch / "kept").iterdir()} <= set(report.KEPT)
     assert json.loads((scratch / "report" / "results.json").read_text()) == {"single": document}
 
@@ -450,6 +450,14 @@ def test_a_target_says_by_how_much_it_is_missed() -> None:
     assert words["kv get: x redis"] == "missed: 20% below the must"
     assert words["kv put: p50 us"] == "25% above the aim"
     assert words["event append: per second"] == "not measured"
+
+
+def test_a_machine_too_slow_for_a_rate_is_told_by_the_probe() -> None:
+    figures = {"kv put: per second": {"median": 5_000.0}, f"kv put: x {targets.ECHO}": {"median": 0.5}}
+    words = {v.target.figure: v.word for v in targets.judge({"single": {"figures": figures}})}
+    assert words["kv put: per second"] == (
+        "missed: 50% below the must (0.5 x the futex echo of this machine)"
+    )
 
 
 def test_every_target_is_a_figure_that_a_benchmark_names() -> None:
