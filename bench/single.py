@@ -8,11 +8,13 @@ time; they are checked by reading them back, counts by counting.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from typing import Any
 
 from bench import probes, workloads
 from bench.harness import Options, bench, main
+from bench.targets import ECHO
 
 SUBJECTS = (
     "inmem", "inmem before", "redis", "redis no log", "sqlite", "stratadb", "stratadb in process",
@@ -35,14 +37,19 @@ def run(options: Options) -> dict[str, Any]:
         b.load()
         get = stack.enter_context(probes.lmdb_get())
         put = stack.enter_context(probes.lmdb_put())
-        echo = stack.enter_context(probes.zmq_echo())
+        zmq_echo = stack.enter_context(probes.zmq_echo())
         b.cases(GET, workloads.get)
         for operation, build in WRITES.items():
             b.cases(operation, build, sample=True, situations=options.situations)
-            for count in options.situations:
-                b.case(operation, "probe: zmq echo", lambda: echo(options.seconds), count)
+        if probes.FUTEX is not None:
+            # What waking each other costs here and now, with nothing else in it: every write beside it.
+            futex_echo = functools.partial(stack.enter_context(probes.futex_echo()), options.seconds)
+            for operation in WRITES:
+                for count in options.situations:
+                    b.case(operation, ECHO, futex_echo, count)
         b.case(GET, "probe: lmdb get", lambda: get(options.seconds))
         b.case(GET, "probe: msgpack decode", lambda: probes.msgpack_decode(options.seconds))
+        b.case(PUT, "probe: zmq echo", lambda: zmq_echo(options.seconds))
         b.case(PUT, "probe: lmdb put", lambda: put(options.seconds))
         b.case(PUT, "probe: msgpack encode", lambda: probes.msgpack_encode(options.seconds))
         b.rounds()

@@ -32,6 +32,7 @@ class Target:
         return value <= bound if self.at_most else value >= bound
 
 
+ECHO = "probe: futex echo"  # what a wake-up of another process costs on this machine
 _PUT, _APPEND, _CAS, _TRACE = "kv put", "event append", "cell cas", "trace record, 2 tags"
 _STEP, _MODIFY = "transaction: kv + event + cell + trace", "transaction: read, modify, write"
 _LOADED = ", beside 4 busy"
@@ -131,10 +132,20 @@ def _judge(target: Target, documents: Mapping[str, Mapping[str, Any]]) -> Verdic
         return Verdict(target, None, "not measured")
     value = figure["median"]
     if target.must is not None and not target.meets(value, target.must):
-        return Verdict(target, figure, f"missed: {_short(target, value, target.must)} the must")
+        return Verdict(target, figure, f"missed: {_short(target, value, target.must)} the must"
+                       + _slow_machine(target, documents))
     if target.aim is not None and not target.meets(value, target.aim):
         return Verdict(target, figure, f"{_short(target, value, target.aim)} the aim")
     return Verdict(target, figure, "met")
+
+
+def _slow_machine(target: Target, documents: Mapping[str, Mapping[str, Any]]) -> str:
+    """For a rate that is too low, what it is beside the probe: a machine can be too slow for it."""
+    operation, _, what = target.figure.rpartition(": ")
+    figure = documents[target.document]["figures"].get(f"{operation}: x {ECHO}")
+    if what != "per second" or figure is None:
+        return ""
+    return f" ({figure['median']:.2g} x the {ECHO.removeprefix('probe: ')} of this machine)"
 
 
 def _short(target: Target, value: float, bound: float) -> str:

@@ -9,7 +9,8 @@ field. All do the latter as YCSB's own bindings do, as two operations, where
 the store can write one field (in inmem: `kv.merge`). "inmem, transactions" asks
 more: reading a record and writing a field are one serializable transaction.
 "inmem, a key a field" is another way to store a record: dearer to read. All
-are measured quiet and beside the largest number of busy processes.
+are measured quiet and beside the largest number of busy processes, unless in
+haste.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def run(options: Options) -> dict[str, Any]:
         for letter, mix in mixes(options.workloads).items():
             b.cases(
                 f"ycsb {letter}", work, mix, count, processes=PROCESSES, sample=True,
-                situations=(0, *options.beside[-1:]),
+                situations=(0,) if options.quick else (0, *options.beside[-1:]),
             )
         b.rounds()
         return b.document()

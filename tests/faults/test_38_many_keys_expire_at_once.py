@@ -34,7 +34,11 @@ def test_gone_at_once_and_removed_in_slices(
     monkeypatch.setenv("INMEM_FAILPOINT", f"swept:1:{scratch / 'stopped'}:stop")
     with inmem.open(store_path) as db:
         db.kv.put("kept", "k", 1)
-        due = fill(db, KEYS, 3.0)
+        began = time.monotonic()
+        with db.pipeline() as pipeline:  # a twentieth: none of the keys may be due before all are there
+            for n in range(KEYS // 20):
+                pipeline.kv.put("trial", f"key-{n:06}", n)
+        due = fill(db, KEYS, 3.0 + 60 * (time.monotonic() - began))
         other = workers.start(write_on, store_path)
         wait_until(lambda: workers.check() or db.kv.get("bystander", "n"), "the other one writes")
         pid = writer_pid(store_path)

@@ -25,7 +25,7 @@ import inmem
 from bench import anatomy, harness, processes, report, single, targets, timers, workloads, ycsb
 from bench.busy import busy
 from bench.harness import Bench, Options, beside, main, parsed, parser
-from bench.measuring import BenchError, Done, MeasuringProcesses, Work, combine, cpu_ns, percentiles
+from bench.measuring import BenchError, Done, Job, MeasuringProcesses, Work, combine, cpu_ns, percentiles
 from bench.peers import CHECKOUT, Client, Unsupported, running
 from bench.peers.before import adopt
 from bench.peers.ours import ended
@@ -96,7 +96,7 @@ def test_the_quick_form_runs_and_tells_everything(scratch: Path) -> None:
         for situation in ("quiet", "beside 1 busy"):
             row = rows[write, situation, "inmem"]
             assert all(row[column] for column in ("per second", "p50 µs", "p99 µs", "CPU µs")), row
-            assert rows[write, situation, "probe: zmq echo"]["rate: inmem / this"]
+            assert rows[write, situation, targets.ECHO]["rate: inmem / this"]
     assert {path.name for path in (scratch / "kept").iterdir()} <= set(report.KEPT)
     assert json.loads((scratch / "report" / "results.json").read_text()) == {"single": document}
 
@@ -200,16 +200,18 @@ def test_the_processor_time_of_the_callers_is_counted(measuring: MeasuringProces
 
 
 def test_the_processor_time_of_a_server_is_counted(measuring: MeasuringProcesses) -> None:
+    # It computes all the time, so it has taken more from before the run until after it than in it.
+    job = Job(Client, computing, (0.01,))
     with busy(1) as pids:
-        began = time.monotonic()
-        before = cpu_ns(pids[0])
-        found = measuring.measure(Client, computing, 0.0, seconds=0.2, servers=lambda: pids)
-        spent_s, elapsed_s = (cpu_ns(pids[0]) - before) / 1e9, time.monotonic() - began
-        alone = measuring.measure(Client, computing, 0.0, seconds=0.2)
-        assert found.cpu_us is not None and alone.cpu_us is not None
-        assert 0 < spent_s <= elapsed_s + 0.01
-        # On a machine with others it has a part of a processor only, and it has it all the time.
-        assert found.cpu_us > alone.cpu_us
+        began, before = time.monotonic(), cpu_ns(pids[0])
+        done, in_run = measuring.run([job], 0.2, servers=pids)
+        around, elapsed = cpu_ns(pids[0]) - before, (time.monotonic() - began) * 1e9
+        assert 0 < in_run < around <= elapsed
+        # What the caller computes is not the server's, nor the other way round.
+        callers = combine(done, 0).cpu_us
+        both = combine(done, in_run).cpu_us
+        assert callers is not None and 10_000 <= callers <= 15_000
+        assert both == pytest.approx(callers + in_run / done[0].operations / 1000)
     with pytest.raises(OSError):
         cpu_ns(pids[0])
     with pytest.raises(BenchError, match="has ended"):
@@ -450,6 +452,14 @@ def test_a_target_says_by_how_much_it_is_missed() -> None:
     assert words["kv get: x redis"] == "missed: 20% below the must"
     assert words["kv put: p50 us"] == "25% above the aim"
     assert words["event append: per second"] == "not measured"
+
+
+def test_a_machine_too_slow_for_a_rate_is_told_by_the_probe() -> None:
+    figures = {"kv put: per second": {"median": 5_000.0}, f"kv put: x {targets.ECHO}": {"median": 0.5}}
+    words = {v.target.figure: v.word for v in targets.judge({"single": {"figures": figures}})}
+    assert words["kv put: per second"] == (
+        "missed: 50% below the must (0.5 x the futex echo of this machine)"
+    )
 
 
 def test_every_target_is_a_figure_that_a_benchmark_names() -> None:
