@@ -200,7 +200,7 @@ class Image:
         """No read takes the image for that of now before it has seen that the directory is there."""
         now = self._now
         if now is not None:
-            now.generation = 0
+            now.generation, now.word = 0, -1
 
     def _try_attach(self) -> OpenImage | None:
         """The image that the control file names, opened; None if there is none at this moment."""

@@ -145,7 +145,8 @@ def test_nineteen_thousand_traces_with_all_tags(store_path: Path) -> None:
         from inmem.engines.local import attachment_of
         from inmem.primitives.traces.facade import _item
 
-        items = [_item(one) for one in new[:6_000]]
+        sink = db.run(RUN).traces._sink
+        items = [_item(sink, one) for one in new[:6_000]]
         prefix = db.namespace.run_prefix(RUN)
         with pytest.raises(inmem.LimitError) as caught:
             commit_call(attachment_of(db.engine), "trace.record", [prefix, items], 60.0)

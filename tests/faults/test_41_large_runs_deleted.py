@@ -21,7 +21,7 @@ from inmem.engines.local import attachment_of
 from inmem.errors import RunDeletedError
 from inmem.exchange import export_runs, import_runs
 from inmem.exchange.import_ import discard_import
-from inmem.maintenance.backup import backup_in_process
+from inmem.maintenance.backup_report import backup_in_process
 from inmem.maintenance.restore import restore
 
 KEYS = int(os.environ.get("INMEM_TEST_KEYS", "500000"))  # of the run that is deleted beside others
