@@ -22,8 +22,11 @@ from inmem.errors import BusyError
 T = TypeVar("T")
 
 _TURN_POLL_S: Final = 0.001
-# The packages whose code this one calls. An engine from elsewhere adds its own.
-OURS: Final = {*sys.stdlib_module_names, __name__.partition(".")[0]}
+# The packages whose code this one calls; also what is compiled of them may leave frames. An engine from
+# elsewhere adds its own.
+OURS: Final = {
+    *sys.stdlib_module_names, __name__.partition(".")[0], "lmdb", "msgpack", "sortedcontainers", "xxhash", "zmq",
+}
 
 
 def called(function: Callable[..., T], *arguments: Any) -> T:

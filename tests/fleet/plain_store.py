@@ -89,7 +89,7 @@ class PlainLog:
     def iter(self, run: str, start: int = 0) -> Iterator[Event]:
         return iter(list(self._data.get(run, ()))[start:])
 
-    def len(self, run: str) -> int:
+    def count(self, run: str) -> int:
         return len(self._data.get(run, ()))
 
     def verify_chain(self, run: str, anchor: tuple[int, bytes] | None = None) -> Chain:
