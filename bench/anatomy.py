@@ -18,6 +18,7 @@ import contextlib
 import gc
 import itertools
 import json
+import os
 import random
 import shutil
 import statistics
@@ -435,7 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no such operation: {', '.join(sorted(unknown))}")
     found = measure(options.operation or [*OPERATIONS], options.operations, options.busy)
     beside = f"beside {found.busy} processes that compute" if found.busy else "nothing of ours beside it"
-    print(f"One client, one writer, `buffered`, {beside}.\n")
+    print(f"One client, one writer, `buffered`, {beside}; load average {os.getloadavg()[0]:.1f}.\n")
     print("\n\n".join(told(anatomy, found.missing) for anatomy in found.anatomies))
     return 0
 

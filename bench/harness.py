@@ -40,7 +40,7 @@ from bench.peers import CHECKOUT, FAMILIES, Subject, Unsupported, running
 from bench.peers.before import adopt
 
 LEAST_ROUNDS = 5
-_SECONDS, _QUICK_SECONDS = 1.0, 0.05
+_SECONDS, _QUICK_SECONDS = 1.0, 0.03
 _QUICK_ROUNDS = 2
 _QUICK_PEERS = ("redis", "sqlite", "stratadb")  # those that targets name
 _BESIDE, _QUICK_BESIDE = (2, 4), (2,)

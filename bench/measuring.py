@@ -184,6 +184,7 @@ class _Worker:
         cost_us = (time.thread_time_ns() - cpu) / self._count / 1000
         self._batch = _BATCH if cost_us < _FAST_US and not self._sample else 1
         gc.collect()  # now, so that none is due while it is being measured
+        gc.freeze()  # what has stayed need not be looked at before the next one
 
     def _verify(self, item: Any, result: Any) -> None:
         work = self._work

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import gc
 import importlib
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 CLOCK = time.perf_counter_ns  # of the whole machine: the same in all processes
-_CALLS, _CHUNKS = 500, 40  # of a measurement of the timers' own cost: the fastest chunk counts
+_CALLS, _CHUNKS = 500, 40  # of a measurement of the timers' own cost: the median chunk counts
 
 
 class Span(NamedTuple):
@@ -121,30 +122,44 @@ def _timed(
     return timed
 
 
-def cost() -> Cost:
-    """What a timer costs in this process now."""
-    spans: list[tuple[Any, ...]] = []
+class _Idle:
+    """A method as most are that are timed: it has arguments, some of them named."""
 
-    def nothing(_: object) -> None:
+    def plain(self, one: object, *, two: object) -> None:
         pass
 
-    timed = _timed(nothing, Target("nothing"), spans)
 
-    def each(function: Callable[[object], None]) -> float:
+def cost() -> Cost:
+    """What a timer costs in this process now, where it is called over and over: elsewhere it may be more."""
+    spans: list[tuple[Any, ...]] = []
+
+    class Timed(_Idle):
+        timed = _timed(_Idle.plain, Target("nothing"), spans)
+
+    idle = Timed()
+
+    def plain() -> float:
         began = CLOCK()
         for _ in range(_CALLS):
-            function(spans)
+            idle.plain(spans, two=spans)
+        return (CLOCK() - began) / _CALLS
+
+    def timed() -> float:
+        began = CLOCK()
+        for _ in range(_CALLS):
+            idle.timed(spans, two=spans)
         return (CLOCK() - began) / _CALLS
 
     enabled = gc.isenabled()
     gc.disable()
     try:
-        plain = min(each(nothing) for _ in range(_CHUNKS))
-        whole = min(each(timed) for _ in range(_CHUNKS)) - plain
+        pairs = [(plain(), timed()) for _ in range(_CHUNKS)]
     finally:
         if enabled:
             gc.enable()
-    lengths = sorted(end - begin for _, begin, end, _ in spans)
+    call = statistics.median(without for without, _ in pairs)
+    whole = max(0.0, statistics.median(having for _, having in pairs) - call)
     # The call itself is in both, so it does not count as what the timer adds.
-    inside = min(whole, max(0.0, lengths[len(lengths) // 2] - plain))
+    inside = statistics.median(end - begin for _, begin, end, _ in spans) - call
+    inside = min(whole, max(0.0, inside))
     return Cost(inside, whole - inside)

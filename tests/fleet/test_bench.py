@@ -6,7 +6,9 @@ Nothing here asks for a speed; see test_figures for bounds beside a probe.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -25,7 +27,17 @@ import inmem
 from bench import anatomy, harness, processes, report, single, targets, timers, workloads, ycsb
 from bench.busy import busy
 from bench.harness import Bench, Options, beside, main, parsed, parser
-from bench.measuring import BenchError, Done, Job, MeasuringProcesses, Work, combine, cpu_ns, percentiles
+from bench.measuring import (
+    BenchError,
+    Done,
+    Job,
+    Measurement,
+    MeasuringProcesses,
+    Work,
+    combine,
+    cpu_ns,
+    percentiles,
+)
 from bench.peers import CHECKOUT, Client, Unsupported, running
 from bench.peers.before import adopt
 from bench.peers.ours import ended
@@ -327,6 +339,48 @@ def test_a_round_measures_quiet_and_beside_busy_processes(
             entry = document["operations"][beside(operation, count)]
             assert entry["busy"] == count and entry["operation"] == operation
             assert entry["subjects"]["inmem"]["per_second"]["rounds"] == [count + 1.0] * 2
+
+
+def test_table_and_picture_show_each_situation(scratch: Path) -> None:
+    def document() -> dict[str, Any]:
+        options = Options(rounds=3, seconds=0.01, quick=True, peers=(), seed=1, beside=(2, 4))
+        made = Bench("single", "?", options, scratch, "inmem", {}, {})
+        for count in options.situations:
+            for name, rate in (("inmem", 6.0), ("redis", 2.0 + count)):
+                latency = {"p50": 5.0, "p95": 6.0, "p99": 7.0, "max": 8.0}
+                found = Measurement(rate, [rate], latency, 9.0 / rate)
+                made.case("kv put", name, functools.partial(copy.copy, found), count)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(harness, "busy", contextlib.nullcontext)
+            made.rounds()
+        found_out: dict[str, Any] = json.loads(json.dumps(made.document()))
+        return found_out
+
+    found = document()
+    assert found["figures"]["kv put: x redis"]["median"] == 3.0
+    assert found["figures"]["kv put, beside 4 busy: x redis"]["median"] == 1.0
+    assert found["figures"]["kv put, beside 4 busy: p99 x redis"]["median"] == 1.0
+    assert found["figures"]["kv put, beside 2 busy: cpu x redis"]["median"] == pytest.approx(4 / 6)
+    assert report.measured_table(found).splitlines()[2:] == [
+        "| kv put | quiet | inmem | 6 | 5 | 7 | 1.5 |  |  |",
+        "|  |  | redis | 2 | 5 | 7 | 4.5 | 3 | 0.333 |",
+        "| kv put | beside 2 busy | inmem | 6 | 5 | 7 | 1.5 |  |  |",
+        "|  |  | redis | 4 | 5 | 7 | 2.25 | 1.5 | 0.667 |",
+        "| kv put | beside 4 busy | inmem | 6 | 5 | 7 | 1.5 |  |  |",
+        "|  |  | redis | 6 | 5 | 7 | 1.5 | 1 | 1 |",
+    ]
+    words = {v.target.figure: v.word for v in targets.judge({"single": found})}
+    assert words["kv put, beside 4 busy: x redis"] == "17% below the aim"
+    assert words["kv put, beside 4 busy: p99 x redis"] == "met"
+    if importlib.util.find_spec("matplotlib") is None:
+        return  # of the extra `bench`: there are no pictures without it
+    (scratch / "single.json").write_text(json.dumps(found))
+    subprocess.run(  # not in this process, where fonts would stay open
+        [sys.executable, "-m", "bench.report", scratch / "single.json", "--output", scratch / "report"],
+        check=True, stdout=subprocess.DEVNULL, cwd=Path(report.__file__).parents[1],
+    )
+    drawn = (scratch / "report" / "ratios.svg").read_text()
+    assert all(f">{text}</text>" in drawn for text in ("quiet", "beside 2 busy", "beside 4 busy", "redis"))
 
 
 # --- anatomy -----------------------------------------------------------------------------------------
