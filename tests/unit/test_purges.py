@@ -12,7 +12,7 @@ import pytest
 from inmem.host.control import GENERATION, Control, generation_of, may_have_dead
 from inmem.host.files import open_private
 from inmem.record import expires_at, pack
-from inmem.storage import snapshot as snapshot_module
+from inmem.storage import open_image as open_image_module
 from inmem.storage import store as store_module
 from inmem.storage.environment import Table
 from inmem.storage.snapshot import Image, ImageSnapshot
@@ -117,7 +117,7 @@ def keys() -> Iterator[bytes]:
 def bench(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(store_module, "_AT_ONCE", 2)
     monkeypatch.setattr(
-        snapshot_module, "open_for_reading", lambda path: (Shared(bench.store._env), bench.store._tables)
+        open_image_module, "open_for_reading", lambda path: (Shared(bench.store._env), bench.store._tables)
     )
     bench = Bench(scratch)
     yield bench
