@@ -25,7 +25,8 @@ _TURN_POLL_S: Final = 0.001
 # The packages whose code this one calls; also what is compiled of them may leave frames. An engine from
 # elsewhere adds its own.
 OURS: Final = {
-    *sys.stdlib_module_names, __name__.partition(".")[0], "lmdb", "msgpack", "sortedcontainers", "xxhash", "zmq",
+    *sys.stdlib_module_names, __name__.partition(".")[0],
+    "lmdb", "msgpack", "sortedcontainers", "xxhash", "zmq",
 }
 
 
