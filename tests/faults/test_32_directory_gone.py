@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import alive, wait_until, writer_pid
+from support import alive, runtime_entries, wait_until, writer_pid
 
 import inmem
 
@@ -68,9 +68,9 @@ def _pipelined(db: inmem.Database) -> None:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    (tmp_path / "parent").mkdir()
-    return tmp_path / "parent" / "data"
+def path(scratch: Path) -> Path:
+    (scratch / "parent").mkdir()
+    return scratch / "parent" / "data"
 
 
 def seconds_to(call: Callable[[], object]) -> float:
@@ -164,6 +164,7 @@ def test_made_anew_by_another_process(path: Path, is_alive: bool) -> None:
         db.kv.put("r", "k", "old")
         assert db.kv.get("r", "k") == "old"
         pid = writer_pid(path)
+        in_memory = runtime_entries(path)
         os.kill(pid, signal.SIGSTOP if is_alive else signal.SIGKILL)
         try:
             shutil.rmtree(path)
@@ -187,6 +188,8 @@ def test_made_anew_by_another_process(path: Path, is_alive: bool) -> None:
         finally:
             if alive(pid):
                 os.kill(pid, signal.SIGCONT)
+            for entry in in_memory if not is_alive else []:  # nobody is left who would remove it soon
+                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def test_how_long_it_takes(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
