@@ -7,12 +7,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from small_disks import needs_root
+from small_disks import needs_root, read_only
 from support import kill_writer, stop_writer, wait_until, writer_pid
 
 import inmem
@@ -66,16 +64,6 @@ def test_an_image_in_memory_is_read_without_a_writer(idle: Path) -> None:
         kill_writer(idle)
     get(idle)
     assert not writer_pid(idle)
-
-
-@contextmanager
-def read_only(path: Path) -> Iterator[None]:
-    subprocess.run(["mount", "--bind", str(path), str(path)], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", str(path)], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 @needs_root

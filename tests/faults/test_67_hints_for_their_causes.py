@@ -5,12 +5,10 @@ from __future__ import annotations
 import enum
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from small_disks import MIB, ballast, needs_root, tmpfs
+from small_disks import MIB, ballast, needs_root, read_only, tmpfs
 from support import stop_writer
 from unit.test_cli import PROGRAM, environment
 
@@ -49,16 +47,6 @@ ELSEWHERE = {
     "backup {free}/none/b -d {store}": "Correct the argument",
     "status -d {free}/lines/s": "Name another with -d",
 }  # fmt: skip
-
-
-@contextmanager
-def read_only(path: Path) -> Iterator[None]:
-    subprocess.run(["mount", "--bind", str(path), str(path)], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", str(path)], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 @pytest.fixture

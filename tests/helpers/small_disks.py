@@ -1,4 +1,4 @@
-"""File systems of a few MiB, and what fills them."""
+"""File systems of a few MiB, what fills them, and directories that cannot be written into."""
 
 from __future__ import annotations
 
@@ -45,3 +45,14 @@ def ballast(path: Path, leave: int) -> Path:
             out.write(bytes(min(left, MIB)))
             out.flush()
     return file
+
+
+@contextmanager
+def read_only(path: Path) -> Iterator[None]:
+    """A directory that nobody can write into while the block lasts: as root, who no mode keeps out."""
+    subprocess.run(["mount", "--bind", str(path), str(path)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(path)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
