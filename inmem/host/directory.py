@@ -259,12 +259,17 @@ def _without_links(path: str) -> Path:
 
 def _has_lasting_inodes(device: int) -> bool:
     """Whether a directory on this device has the same number after the next mount."""
+    return not file_system(device).startswith(_CHANGING)
+
+
+def file_system(device: int) -> str:
+    """The kind of the file system on a device, as `tmpfs`; empty if it is not mounted."""
     name = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         mount, _, system = line.partition(" - ")
         if mount.split()[2] == name:
-            return not system.startswith(_CHANGING)
-    return True
+            return system.partition(" ")[0]
+    return ""
 
 
 def runtime_directory() -> Path:

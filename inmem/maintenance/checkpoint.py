@@ -25,8 +25,8 @@ from inmem.reading.moment import Item, Moment
 from inmem.reading.source import shared
 from inmem.storage.checkpoint import COPIED, CheckpointHeader, Written, verify_checkpoint, write_checkpoint
 from inmem.storage.environment import Table
+from inmem.storage.position import Position
 from inmem.storage.snapshot import Image
-from inmem.storage.store import Position
 
 COPY_MAX_AGE_S: Final = 86_400.0  # of the snapshot; what it pins is bounded by a generation switch
 _LOOK_EVERY: Final = 10_000  # entries between two looks whether the writer lives

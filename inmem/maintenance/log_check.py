@@ -18,8 +18,8 @@ from inmem.maintenance.findings import Findings
 from inmem.reading.live_image import is_served
 from inmem.storage.checkpoint import CheckpointHeader, newest_checkpoint, verify_checkpoint
 from inmem.storage.environment import LOGGED
+from inmem.storage.position import Position
 from inmem.storage.rebuild import end_version, read_header, replay_start
-from inmem.storage.store import Position
 from inmem.storage.wal.files import segment_files
 from inmem.storage.wal.scan import ScanResult, scan
 

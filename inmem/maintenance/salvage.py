@@ -56,8 +56,9 @@ from inmem.maintenance.salvage_start import StartingState, StartingStates
 from inmem.reading.source import private
 from inmem.storage.checkpoint import COPIED, CheckpointReader, Lost
 from inmem.storage.environment import Table
+from inmem.storage.position import Position
 from inmem.storage.rebuild import fill, owner_of, private_store, replay, too_small
-from inmem.storage.store import Position, PublishError, Store
+from inmem.storage.store import PublishError, Store
 from inmem.storage.wal.format import PUT, LogRecord
 from inmem.storage.wal.salvage import Gap, Piece, scan_pieces
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Protocol
 from inmem.errors import CorruptionError, InmemError
 from inmem.record import is_live
 from inmem.storage.environment import Table
-from inmem.storage.store import POSITION_KEY, Position, unpack_position
+from inmem.storage.position import POSITION_KEY, Position, unpack_position
 
 Item = tuple[bytes, bytes]
 

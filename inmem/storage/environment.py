@@ -1,8 +1,8 @@
 """The LMDB environment: its tables, its flags and its place in memory.
 
-Invariant: every process opens the image with the same tables, and with flags
-under which a full memory is an error and not a signal (`writemap=False`).
-This module does not know what the tables hold.
+Invariant: every process opens the image with the same tables. A full memory is
+an error and not a signal: who writes through the map has allocated all that it
+maps. This module does not know what the tables hold.
 
 An image is one directory named `<database>-<generation>.image` in a private
 directory on shared memory, or in the data directory if that is too small.
@@ -36,26 +36,29 @@ _READER_SLOT_BYTES: Final = 64
 _ALL_SIGNALS: Final = signal.valid_signals()
 
 
-def open_for_writing(path: Path, max_readers: int) -> tuple[Any, dict[Table, Any]]:
-    """The environment and its tables, created as needed. For the writer only."""
+def open_for_writing(path: Path, max_readers: int, mapped: int = 0) -> tuple[Any, dict[Table, Any]]:
+    """The environment and its tables, created as needed. For the writer only.
+
+    With a number of bytes in `mapped`, of which all must be allocated, pages are written through the map.
+    """
     with private_umask():
         path.mkdir(mode=0o700, exist_ok=True)
         _reserve_reader_slots(path / "lock.mdb", max_readers)
         env = _opened(
-            str(path), max_readers=max_readers, mode=0o600,
-            writemap=False, sync=False, metasync=False, lock=True, max_spare_txns=0,
+            str(path), map_size=mapped or MAP_BYTES, max_readers=max_readers, mode=0o600,
+            writemap=mapped > 0, sync=False, metasync=False, lock=True, max_spare_txns=0,
         )
     return env, {table: env.open_db(name) for table, name in TABLE_NAMES.items()}
 
 
-def _opened(path: str, **options: Any) -> Any:
+def _opened(path: str, map_size: int = MAP_BYTES, **options: Any) -> Any:
     """An environment of LMDB, whose map has room in this process.
 
     Raises:
         LimitError: there is a limit on address space, and it has none.
     """
     try:
-        return lmdb.open(path, map_size=MAP_BYTES, max_dbs=len(Table), **options)
+        return lmdb.open(path, map_size=map_size, max_dbs=len(Table), **options)
     except lmdb.MemoryError as error:
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit == resource.RLIM_INFINITY:

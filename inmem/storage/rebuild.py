@@ -18,7 +18,8 @@ from inmem.errors import CorruptionError, StoreFullError
 from inmem.host.control import DURABLE, Control, boot_id
 from inmem.host.directory import DataDirectory, Identity
 from inmem.storage.checkpoint import CheckpointHeader, CheckpointReader, newest_checkpoint
-from inmem.storage.store import Position, PublishError, Store
+from inmem.storage.position import Position
+from inmem.storage.store import PublishError, Store
 from inmem.storage.wal.files import LogPosition
 from inmem.storage.wal.format import LogRecord
 from inmem.storage.wal.scan import ScanResult, scan

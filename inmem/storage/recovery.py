@@ -147,6 +147,7 @@ def recover(
                 log = Wal.open_at(
                     logged, segment_bytes=settings.segment_bytes, version=version, epoch=epoch
                 )
+        store.write_through_map()
     except BaseException:
         store.close()
         if not adopted:

@@ -36,7 +36,8 @@ from inmem.errors import (
 from inmem.primitives.import_mark import is_mark
 from inmem.record import expires_at, pack, payload_of, timestamp_of, version_of
 from inmem.storage.environment import Table
-from inmem.storage.store import Position, PublishError, Store, StoreTransaction, entry_bytes
+from inmem.storage.position import Position
+from inmem.storage.store import PublishError, Store, StoreTransaction, entry_bytes
 from inmem.storage.wal.format import DELETE, PUT, Op
 from inmem.storage.wal.log import WalBrokenError
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
@@ -216,6 +217,8 @@ class Committer:
             )
             return self._fail_all(requests, problem, now_us)
         except PublishError as error:
+            if self._store.grow(error):
+                return self.commit(requests, now_us)
             if len(requests) > 1:
                 return self._one_by_one(requests, now_us)
             if not error.is_full:
@@ -401,6 +404,9 @@ class Committer:
         """
         if now_us < self._store.next_expiry_us:
             return 0
+        return self._store.with_room(lambda: self._sweep(now_us, limit))
+
+    def _sweep(self, now_us: int, limit: int) -> int:
         txn = self._store.begin()
         before = self.version
         try:
@@ -424,6 +430,12 @@ class Committer:
         What was written while the clock was ahead was to expire some time after that: it still does. What
         has expired by the wrong clock is to be removed before, or it would be seen again.
         """
+        expiries = self._store.with_room(lambda: self._set_back(now_us, ahead_us))
+        self._turns = Turns()  # these, and the next line, end at a time
+        self._careful_until_us = 0
+        return expiries
+
+    def _set_back(self, now_us: int, ahead_us: int) -> int:
         txn = self._store.begin()
         before = self.version
         try:
@@ -440,6 +452,4 @@ class Committer:
             txn.abort()
             self.version = before
             raise
-        self._turns = Turns()  # these, and the next line, end at a time
-        self._careful_until_us = 0
         return expiries

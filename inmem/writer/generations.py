@@ -97,7 +97,10 @@ class Generations:
 
     def note_tick(self, now: float) -> None:
         """Remember which transaction was the last at this tick."""
-        self._ticks.append((self.store.last_transaction(), now))
+        last = self.store.last_transaction()
+        if not self._ticks or last != self._ticks[-1][0]:
+            self.store.touch()
+        self._ticks.append((last, now))
 
     def oldest_snapshot_age_s(self) -> float | None:
         """How long the oldest open snapshot has been out of date; None without any snapshot."""

@@ -16,7 +16,8 @@ from inmem.keys import Key, Namespace, fence_of
 from inmem.primitives.server import PROCEDURES
 from inmem.record import is_live, payload_of, version_of
 from inmem.storage.environment import Table
-from inmem.storage.store import Position, PublishError, Store, StoreTransaction
+from inmem.storage.position import Position
+from inmem.storage.store import PublishError, Store, StoreTransaction
 from inmem.storage.wal.format import DELETE, PUT, Op
 from inmem.wire import APPLIED, REFUSED
 from inmem.writer.committer import Answer, Committer, NoLog, Request

@@ -19,7 +19,8 @@ from inmem.maintenance.check_report import check_in_process
 from inmem.primitives.events import rules as event_log
 from inmem.record import pack, payload_of
 from inmem.storage.environment import Table
-from inmem.storage.store import POSITION_KEY, Store
+from inmem.storage.position import POSITION_KEY
+from inmem.storage.store import Store
 from inmem.storage.wal.format import DELETE, PUT
 
 HOME = Namespace()

@@ -15,8 +15,9 @@ from inmem.record import expires_at, pack
 from inmem.storage import open_image as open_image_module
 from inmem.storage import store as store_module
 from inmem.storage.environment import Table
+from inmem.storage.position import Position
 from inmem.storage.snapshot import Image, ImageSnapshot
-from inmem.storage.store import Position, Store, StoreTransaction
+from inmem.storage.store import Store, StoreTransaction
 from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT
 
 PREFIXES = [b"a/b/c/one", b"a/b/c/two", b"a/b/c/two2"]
