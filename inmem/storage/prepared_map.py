@@ -16,7 +16,7 @@ from typing import Any, Final
 from inmem.config import MAP_BYTES, MIB
 from inmem.storage.environment import PAGE_BYTES
 
-_AHEAD: Final = MIB // 2  # the least that is allocated for what comes
+_AHEAD: Final = MIB  # the least that is allocated for what comes
 _LEAST: Final = 16 * PAGE_BYTES  # less is not worth a new map
 _SHARE: Final = 8  # an eighth of the map is its next step: to map it anew costs 50 µs a MiB
 _LOW: Final = 4  # the map grows when a quarter of a step is left
@@ -53,14 +53,14 @@ class PreparedMap:
         step = max(self.size // _SHARE, _AHEAD)
         if self.room() < step // _LOW:
             self.grow(step)
-        return self.room() // 2
+        return self.room()
 
     def grow(self, step: int = 0) -> bool:
         """Make it larger, by a step or at least half its size; False where there is no memory.
 
         Only without a transaction.
         """
-        step = min(step or max(self.size // 2, 8 * _AHEAD), MAP_BYTES - self.size) // PAGE_BYTES * PAGE_BYTES
+        step = min(step or max(self.size // 2, 4 * _AHEAD), MAP_BYTES - self.size) // PAGE_BYTES * PAGE_BYTES
         while step >= _LEAST:
             try:
                 self._allocate(self.size + step)
