@@ -105,25 +105,31 @@ class DraftWorkspace(Workspace):
     expire in here: how long one lasts counts from the commit.
     """
 
-    __slots__ = ("_closed", "_looked", "_marked", "_reads")
+    __slots__ = ("_closed", "_looked", "_marked", "_open", "_reads")
 
     def __init__(self, reads: TrackedReads, *, chain: int) -> None:
         # The deleted runs, and those that are being imported, as far as they were looked at.
         self._closed: dict[bytes, bool] = {}
         self._marked: dict[bytes, bytes] = {}
         self._looked: set[bytes] = set()
+        self._open: set[bytes] = set()  # prefixes of runs that were neither
         super().__init__(reads, self._closed, version=0, now_us=0, chain=chain, marks=self._marked)
         self._reads = reads
 
     def check_open(self, key: bytes) -> None:
         """Refuse work in a run that the snapshot knows as closed, as the writer does."""
-        digest = fence_of(owner_of(key))
+        owner = owner_of(key)
+        if owner in self._open and not (self.new_fences or self.new_marks):
+            return
+        digest = fence_of(owner)
         if digest not in self._looked:
             found = self._reads.snapshot().fence(digest)
             if found is not None and is_mark(found):
                 self._marked[digest] = found
             elif found is not None:
                 self._closed[digest] = True
+            else:
+                self._open.add(owner)
             self._looked.add(digest)
         super().check_open(key)
 

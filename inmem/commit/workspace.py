@@ -8,7 +8,7 @@ each commit; a transaction has one in its client, over the reads that it tracks.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Final, Protocol
@@ -138,7 +138,15 @@ class Workspace:
     def put(self, key: bytes, payload: bytes, expires_at: int = 0, timestamp: int = 0) -> None:
         """Write a record at this commit's version, and its time unless another is given."""
         self.check_open(key)
-        record = pack(self.version, timestamp or self.stamp_us, expires_at, payload)
+        self._put(key, pack(self.version, timestamp or self.stamp_us, expires_at, payload))
+
+    def put_index(self, keys: Iterable[bytes]) -> None:
+        """Write index entries, which are keys alone, of a record of the same run that was put before."""
+        record = pack(self.version, self.stamp_us, 0, b"")
+        for key in keys:
+            self._put(key, record)
+
+    def _put(self, key: bytes, record: bytes) -> None:
         self._weight += ENTRY_BYTES + len(key) + len(record)
         if self._weight > MAX_COMMIT_BYTES:
             check_weight(self._weight)

@@ -191,15 +191,13 @@ class Sessions:
 
         Who has said hello is told that its session is known. The next group that is published stores it.
         """
-        self.must_write = False
         for session_id, before in self._undo.items():
             if before is not None:
                 session = self._sessions[session_id] = before[0]
                 _, session.last, session.answered_below, session.active_s, session.outcomes = before
             elif (registered := self._sessions.get(session_id)) is not None:
                 self._sessions[session_id] = _Session(active_s=registered.active_s)
-                self.must_write = True
-        self._undo = {session_id: None for session_id, before in self._undo.items() if before is None}
+        self._undo.clear()
 
 
 # One packer for the one thread that decides: to build one costs more than to pack a record.

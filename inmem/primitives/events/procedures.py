@@ -36,6 +36,7 @@ def append(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[Any]:
     head = last_event(workspace, prefix)
     first = 0 if head is None else head.sequence + 1
     hashes = []
+    index = []
     places: dict[bytes, bytes] = {}  # in the index, of the types that have passed
     chain, now_us, put = workspace.chain, workspace.stamp_us, workspace.put
     for item in items:
@@ -49,8 +50,9 @@ def append(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[Any]:
         head = event_log.follow(head, chain, check_time(timestamp) or now_us, event_type, payload)
         sequence = encode_sequence(head.sequence)
         put(log + sequence, event_log.pack(head))
-        put(places[event_type] + sequence, b"")
+        index.append(places[event_type] + sequence)
         hashes.append(head.hash)
+    workspace.put_index(index)
     return [first, hashes]
 
 
@@ -100,7 +102,7 @@ def import_events(
             if problem is not None:
                 raise InvariantError(f"event {event.sequence} breaks the chain: {problem}")
             workspace.put(event_log.event_key(prefix, event.sequence), event_log.pack(event))
-            workspace.put(event_log.index_key(prefix, event_type, event.sequence), b"")
+            workspace.put_index([event_log.index_key(prefix, event_type, event.sequence)])
             head = event
 
 

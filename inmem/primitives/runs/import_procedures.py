@@ -92,9 +92,8 @@ def finish(
     payload = None if record is None else run.pack(_checked(run_id, record))
     workspace.set_mark(prefix, None)
     if payload is not None:
-        for index_key in run.index_keys(namespace, run_id.encode(), payload):
-            workspace.put(index_key, b"")
         workspace.put(run.run_key(namespace, run_id), payload)
+        workspace.put_index(run.index_keys(namespace, run_id.encode(), payload))
 
 
 def abort(workspace: Workspace, namespace: bytes, run_id: str, token: bytes) -> bool:

@@ -97,10 +97,8 @@ def _write(
     after = run.index_keys(namespace, run_id, payload)
     for index_key in sorted(before.difference(after)):
         workspace.delete(index_key)
-    for index_key in after:
-        if index_key not in before:
-            workspace.put(index_key, b"")
     workspace.put(run.run_key(namespace, new.run_id), payload)
+    workspace.put_index(index_key for index_key in after if index_key not in before)
     return payload
 
 

@@ -56,8 +56,7 @@ def _record(workspace: Workspace, prefix: bytes, item: Any) -> int:
     when = timestamp or workspace.stamp_us
     payload = trace.pack(kind, type_name, parent_id, when, check_labels(tags), body, metadata)
     workspace.put(key, payload)
-    for index_key in trace.index_keys(prefix, trace_id.encode(), payload):
-        workspace.put(index_key, b"")
+    workspace.put_index(trace.index_keys_of(prefix, trace_id.encode(), type_name, parent_id, when, tags))
     return when
 
 

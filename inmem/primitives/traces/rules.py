@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -86,6 +86,7 @@ BODIES: Final[dict[int, type[Any]]] = {
     1: ToolCall, 2: Decision, 3: Query, 4: Thought, 5: ErrorTrace, 6: Custom
 }
 _KINDS: Final = {cls: kind for kind, cls in BODIES.items()}
+_FIELDS: Final = {cls: tuple(f.name for f in dataclasses.fields(cls)) for cls in _KINDS}
 _NAMES: Final = {ToolCall: "ToolCall", Decision: "Decision", Query: "Query", Thought: "Thought",
                  ErrorTrace: "Error"}
 BODY_NAMES: Final[dict[str, type[Any]]] = {name: cls for cls, name in _NAMES.items()} | {"Custom": Custom}
@@ -197,7 +198,7 @@ def check_body(body: Any) -> Body:
 
 def fields_of(body: Body) -> tuple[int, dict[str, Any]]:
     """Kind and fields of a checked body."""
-    return _KINDS[type(body)], {f.name: getattr(body, f.name) for f in dataclasses.fields(body)}
+    return _KINDS[type(body)], {name: getattr(body, name) for name in _FIELDS[type(body)]}
 
 
 def pack_body(body: Body) -> tuple[int, bytes]:
@@ -246,6 +247,13 @@ def entries_of(item: Any) -> int:
 def index_keys(prefix: bytes, trace_id: bytes, payload: bytes) -> list[bytes]:
     """All index keys of a trace, from its record: by type, parent, time and each tag."""
     _, type_name, parent_id, timestamp, tags, _, _ = msgpack.unpackb(payload)
+    return index_keys_of(prefix, trace_id, type_name, parent_id, timestamp, tags)
+
+
+def index_keys_of(
+    prefix: bytes, trace_id: bytes, type_name: str, parent_id: str, timestamp: int, tags: Iterable[str]
+) -> list[bytes]:
+    """All index keys of a trace, from what its record holds."""
     place = timestamp.to_bytes(8, "big") + trace_id
     keys = [
         b"%b\0%c%b\0%b" % (prefix, TypeTag.TRACE_BY_TYPE, type_name.encode(), place),
