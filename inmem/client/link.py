@@ -48,12 +48,15 @@ class Link:
     def offer(self, frame: bytes) -> bool:
         """Send a frame through the slot; False if it must go through the socket.
 
-        It must while the writer sleeps: the socket wakes it.
+        It must while the writer sleeps and there is no bell: the socket wakes it.
         """
         board = self._board
-        if board is None or board.writer_sleeps() or not board.offer(self._slot, frame):
+        if board is None or not (board.has_bell or not board.writer_sleeps()):
             return False
-        if board.writer_sleeps():  # it lay down meanwhile, and may not have seen the request
+        if not board.offer(self._slot, frame):
+            return False
+        # It may lie down at this moment, and may not have seen the request.
+        if board.writer_sleeps() and not (board.has_bell and board.ring()):
             self.send(b"")
         return True
 

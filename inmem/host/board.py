@@ -27,18 +27,20 @@ session:
 After the slots:
 
     0       32768 posted: for each slot, how many requests were put into its buffer; written last
-    32768   4     asleep: 1 while the writer sleeps on its socket, and reads no request buffers
+    32768   4     asleep: 1 while the writer sleeps, and reads no request buffers
 
 A client that finds no answer sets the waiter word and sleeps on it with
 futex(2); the writer clears the word and wakes the client. Each of the two may
 miss a store of the other that is still on its way. So every sleep is bounded:
 a missed wake costs a millisecond.
 
-A sleeping writer is woken through the socket, and must not miss that: it
-would sleep for as long as it has nothing else to do. So both sides put a
-barrier between their own store and their look at the other's word: the writer
-sets `asleep` and then reads `posted`, the client writes `posted` and then
-reads `asleep`. At least one of them sees the other (Dekker's algorithm).
+A sleeping writer waits for its socket and for the bell, a FIFO beside the
+board. It must not miss being woken: it would sleep for as long as it has
+nothing else to do. So both sides put a barrier between their own store and
+their look at the other's word: the writer sets `asleep` and then reads
+`posted`, the client writes `posted`, then reads `asleep`, and rings. At least
+one of them sees the other (Dekker's algorithm). The bell wakes the writer
+itself. The socket would wake a thread of libzmq, which wakes the writer.
 
 Plain stores become visible in program order on x86-64 only. On other
 processors there is no board, and everything goes through the socket.
@@ -46,9 +48,12 @@ processors there is no board, and everything goes through the socket.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
 import mmap
 import os
+import select
 import struct
 import sys
 import threading
@@ -84,6 +89,8 @@ _CHUNK: Final = 64 * 8  # of `posted` that is compared at a time: few stores hav
 _HEAD: Final = struct.Struct("<BxH4xQ")  # after the sequence; the result follows
 _RESULT: Final = 8 + _HEAD.size
 assert _REQUEST_BUFFER + REQUEST_BYTES == _SLOT_BYTES and _RESULT + RESULT_BYTES == _ENTRY_BYTES
+
+_BELL_BYTES: Final = 1 << 16  # of what was rung, read at once: all that a FIFO holds
 
 _SYS_FUTEX: Final = 202  # x86-64
 _FUTEX_WAIT: Final = 0
@@ -125,6 +132,7 @@ class Board:
         self._file = file  # the writer gives slots their memory through it
         if not create:
             file.close()
+        self._bell = _opened_bell(path, create)
         self._anchor = ctypes.c_char.from_buffer(self._map)  # keeps the address valid
         self._address = ctypes.addressof(self._anchor)
         # Taking a lock is a full barrier, in the processor too. A call in the middle of another one of its
@@ -186,6 +194,16 @@ class Board:
         with self._barrier:
             pass
 
+    def sleep_until_rung(self, socket: int, timeout_s: float) -> None:
+        """Sleep until a client rings or a file descriptor is readable, or the time is over."""
+        poll = select.poll()
+        assert self._bell is not None
+        poll.register(self._bell.fileno(), select.POLLIN)
+        poll.register(socket, select.POLLIN)
+        poll.poll(math.ceil(timeout_s * 1000))
+        with contextlib.suppress(BlockingIOError):  # nobody has rung
+            os.read(self._bell.fileno(), _BELL_BYTES)
+
     def post(self, slot: int, sequence: int, status: int, version: int, result: bytes) -> None:
         """Write an answer. The caller has checked that it fits and that the entry is free."""
         at = slot * _SLOT_BYTES + _ENTRIES + sequence % RING * _ENTRY_BYTES
@@ -228,8 +246,24 @@ class Board:
         return True
 
     def writer_sleeps(self) -> bool:
-        """Whether the writer must be woken through its socket."""
+        """Whether the writer must be woken."""
         return bool(self._halves[_ASLEEP_HALF])
+
+    @property
+    def has_bell(self) -> bool:
+        """Whether a sleeping writer can be woken from here."""
+        return self._bell is not None
+
+    def ring(self) -> bool:
+        """Wake the writer; False if it is gone. Cost: a system call."""
+        assert self._bell is not None
+        try:
+            os.write(self._bell.fileno(), b"1")
+        except BlockingIOError:
+            pass  # it was rung so often that it is full
+        except BrokenPipeError:
+            return False
+        return True
 
     def look(self, slot: int, sequence: int, spin: int) -> bool:
         """Whether the answer is there, or comes within so many yields."""
@@ -278,11 +312,40 @@ class Board:
             )
         self._halves[half] = 0
 
+    def remove(self) -> None:
+        """Remove the files of the board: for who has made them."""
+        self.path.unlink(missing_ok=True)
+        self.path.with_suffix(".bell").unlink(missing_ok=True)
+
     def close(self) -> None:
         """Unmap."""
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
         self._file.close()
         self._words.release()
         self._halves.release()
         self._view.release()
         del self._anchor
         self._map.close()
+
+
+def _opened_bell(board: Path, create: bool) -> select.epoll | None:
+    """The bell of a board; None in a client where there is none: the writer is of the release before.
+
+    It is closed with the board, whose last user may be any thread. An object of `epoll` closes the file
+    descriptor that it was given when it goes, without a finalizer of ours that a signal could end.
+    """
+    path = board.with_suffix(".bell")
+    if create:
+        path.unlink(missing_ok=True)
+        os.mkfifo(path, 0o600)
+    try:
+        # The writer has it open for both: so it never ends.
+        mode = os.O_RDWR if create else os.O_WRONLY
+        return select.epoll.fromfd(os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW))
+    except OSError as error:
+        if create:
+            raise
+        let_through(error)
+        return None

@@ -43,6 +43,7 @@ from inmem.host.files import (
 from inmem.host.interrupts import let_through
 from inmem.host.paths import check_parent
 
+EPOCH_FILES: Final = ("sock", "answers", "bell")  # endings of the files of an epoch in the runtime directory
 _CHANGING: Final = ("overlay", "fuse", "9p", "virtiofs")  # kinds of file systems, as mountinfo names them
 
 

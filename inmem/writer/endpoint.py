@@ -12,7 +12,7 @@ from pathlib import Path
 
 from inmem.host.board import RESULT_BYTES, RING, SUPPORTED, Board
 from inmem.host.control import Control
-from inmem.host.directory import runtime_directory
+from inmem.host.directory import EPOCH_FILES, runtime_directory
 from inmem.wire import FAILED, answer
 from inmem.writer.committer import Answer, Request
 from inmem.writer.journal import Journal
@@ -34,7 +34,7 @@ class Endpoint:
     def _open(self, epoch: int) -> None:
         self.epoch = epoch
         runtime = runtime_directory()
-        for ending in ("sock", "answers"):
+        for ending in EPOCH_FILES:
             for stale in runtime.glob(f"{self._stem}*.{ending}"):
                 stale.unlink(missing_ok=True)
         self.board = make_board(runtime / f"{self._stem}{epoch}.answers")
@@ -92,7 +92,7 @@ class Endpoint:
         """Close both and remove their files."""
         self.mailbox.close()
         if self.board is not None:
-            self.board.path.unlink(missing_ok=True)
+            self.board.remove()
             self.board.close()
 
 

@@ -3,9 +3,10 @@
 Invariant: frames leave through here and nowhere else, and a group is bounded
 in messages and bytes, of one peer as well as of all.
 
-A commit that fits goes through its session's request buffer on the board
-while the writer is awake. The writer sleeps on the socket alone, and says so
-on the board before it does. What peers may make it hold: see `shedding`.
+A commit that fits goes through its session's request buffer on the board. The
+writer says on the board that it sleeps before it does, and waits for the socket
+and the bell. Without a board it sleeps in a receive. What peers may make it
+hold: see `shedding`.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Mailbox:
         self._receive = socket.recv
         self._send = socket.send_multipart
         self._option: Callable[[int], Any] = socket.getsockopt
+        self._descriptor = int(socket.getsockopt(zmq.FD))  # readable when there may be something new
         self._socket_first = False  # request buffers alone filled the last group
         self._skip = 0  # passes until the socket is asked again
         self._last = 0  # messages in the last group
@@ -136,7 +138,13 @@ class Mailbox:
                     break
                 if not asleep and slots.say_asleep(True):
                     asleep = True
+                    self._skip = 0
                     continue  # look once more for requests that were written before clients saw it
+                if asleep:
+                    slots.sleep(self._descriptor, wait_s)
+                    wait_s = 0.0
+                    self._skip = 0
+                    continue
             if wait_s != self._patience_s:
                 self._patience_s = wait_s
                 self._socket.setsockopt(zmq.RCVTIMEO, math.ceil(wait_s * 1000))

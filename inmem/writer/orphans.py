@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from inmem.errors import InmemError
-from inmem.host.directory import DataDirectory
+from inmem.host.directory import EPOCH_FILES, DataDirectory
 from inmem.host.files import FileLock, remove_tree
 from inmem.storage.environment import origin_of, remove_image
 from inmem.writer.journal import Journal
@@ -35,7 +35,7 @@ def remove_orphans(runtime: Path, age_s: float = _AGE_S) -> int:
             continue
         stem = image.name.rpartition("-")[0]
         remove_image(image)
-        for ending in ("sock", "answers"):
+        for ending in EPOCH_FILES:
             for left in runtime.glob(f"{stem}-*.{ending}"):
                 left.unlink(missing_ok=True)
         removed += 1

@@ -99,8 +99,13 @@ class Slots:
         return found
 
     def say_asleep(self, asleep: bool) -> bool:
-        """Tell clients whether the writer sleeps on its socket; False if there is no board."""
+        """Tell clients whether the writer sleeps; False if there is no board."""
         if self._board is None:
             return False
         self._board.say_asleep(asleep)
         return True
+
+    def sleep(self, socket: int, timeout_s: float) -> None:
+        """Sleep until a client rings or the socket has something, or the time is over."""
+        assert self._board is not None, "who sleeps has said so on a board"
+        self._board.sleep_until_rung(socket, timeout_s)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import struct
 import time
 from pathlib import Path
@@ -83,7 +82,7 @@ def test_no_sleep_of_the_writer_is_missed(scratch: Path) -> None:
     rng = random.Random(SEED)
     writer = Board(scratch / "board", create=True)
     assert writer.clear(slot)
-    bell_out, bell_in = os.pipe()
+    other, ours = os.pipe()
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -94,11 +93,12 @@ def test_no_sleep_of_the_writer_is_missed(scratch: Path) -> None:
                     os.sched_yield()
                 if not writer.posted():
                     writer.say_asleep(True)
-                    if not writer.posted() and not select.select([bell_out], [], [], DEADLINE_S)[0]:
-                        os._exit(2)  # slept through
+                    if not writer.posted():
+                        began = time.monotonic()
+                        writer.sleep_until_rung(other, DEADLINE_S)
+                        if time.monotonic() - began >= DEADLINE_S:
+                            os._exit(2)  # slept through
                     writer.say_asleep(False)
-                    while select.select([bell_out], [], [], 0)[0]:
-                        os.read(bell_out, 4096)
                 for found in writer.posted():
                     taken += 1
                     request = writer.take(found)
@@ -120,42 +120,93 @@ def test_no_sleep_of_the_writer_is_missed(scratch: Path) -> None:
                 os.sched_yield()
             if client.writer_sleeps():
                 rung += 1
-                os.write(bell_in, b"\0")
+                assert client.ring()
             if last:
                 break
         assert os.waitpid(pid, 0)[1] == 0
     finally:
         client.close()
         writer.close()
-        os.close(bell_out)
-        os.close(bell_in)
+        os.close(other)
+        os.close(ours)
     print(f"seed {SEED}: {number} requests, the writer was woken for {rung}")
     assert rung > 0
 
 
 def test_a_client_wakes_a_writer_that_lay_down_meanwhile() -> None:
-    """Asleep before, it gets the frame through the socket; asleep since, an empty one; awake, none."""
+    """It rings where there is a bell. Where there is none, or its writer is gone, the socket wakes it."""
 
     class Writer:
-        def __init__(self, *asleep: bool) -> None:
-            self.asleep = list(asleep)
+        def __init__(self, asleep: list[bool], *, bell: bool, hears: bool = True) -> None:
+            self.asleep = asleep
+            self.has_bell = bell
+            self.hears = hears
+            self.rung = 0
             self.offered: list[bytes] = []
 
         def writer_sleeps(self) -> bool:
             return self.asleep.pop(0)
 
+        def ring(self) -> bool:
+            self.rung += 1
+            return self.hears
+
         def offer(self, slot: int, request: bytes) -> bool:
             self.offered.append(request)
             return True
 
-    for asleep, through_board, sent in (
-        ((True,), False, []), ((False, True), True, [b""]), ((False, False), True, []),
+    for writer, through_board, rung, sent in (
+        (Writer([True], bell=False), False, 0, []),
+        (Writer([False, True], bell=False), True, 0, [b""]),
+        (Writer([False, False], bell=False), True, 0, []),
+        (Writer([True], bell=True), True, 1, []),
+        (Writer([False], bell=True), True, 0, []),
+        (Writer([True], bell=True, hears=False), True, 1, [b""]),
     ):
-        line, writer = Link.__new__(Link), Writer(*asleep)
+        line = Link.__new__(Link)
         frames: list[bytes] = []
         line._board, line._slot, line.send = writer, 3, frames.append  # type: ignore[assignment]
         assert line.offer(b"frame") is through_board
         assert frames == sent and writer.offered == [b"frame"] * through_board and writer.asleep == []
+        assert writer.rung == rung
+
+
+def test_a_bell_wakes_who_sleeps_until_it_is_rung(scratch: Path) -> None:
+    writer = Board(scratch / "some.answers", create=True)
+    client = Board(scratch / "some.answers")
+    other, mine = os.pipe()
+    try:
+        for rung in (1, 100_000):  # more often than a FIFO holds
+            for _ in range(rung):
+                assert client.ring()
+            began = time.monotonic()
+            writer.sleep_until_rung(other, 60.0)
+            assert time.monotonic() - began < 30.0
+            writer.sleep_until_rung(other, 0.0)  # nothing is left of it: this returns at once
+            began = time.monotonic()
+            writer.sleep_until_rung(other, 0.02)
+            assert time.monotonic() - began >= 0.02
+        os.write(mine, b"1")
+        began = time.monotonic()
+        writer.sleep_until_rung(other, 60.0)  # the socket wakes it too
+        assert time.monotonic() - began < 30.0
+        writer.remove()
+        writer.close()
+        assert not client.ring(), "there is nobody to hear it"
+        assert os.listdir(scratch) == []
+    finally:
+        client.close()
+        os.close(other)
+        os.close(mine)
+
+
+def test_a_board_of_the_release_before_has_no_bell(scratch: Path) -> None:
+    writer = Board(scratch / "some.answers", create=True)
+    (scratch / "some.bell").unlink()
+    client = Board(scratch / "some.answers")
+    assert not client.has_bell
+    client.close()
+    writer.close()
 
 
 def test_only_commits_of_the_owner_come_out_of_a_slot(board: Board) -> None:

@@ -249,7 +249,7 @@ def test_no_sequence_is_decided_twice_and_none_out_of_order(requests: list[tuple
 
 
 class UndoMachine(RuleBasedStateMachine):
-    """Whatever a group does to the sessions, `undo` brings back what was there before it, and the new ones."""
+    """Whatever a group does to the sessions, `undo` brings back what was there; new ones stay."""
 
     @initialize()
     def begin(self) -> None:
