@@ -12,13 +12,12 @@ from typing import Final
 from inmem.client.zmtp import ZmtpConnection
 from inmem.config import MAX_MESSAGE_BYTES
 from inmem.host.board import ANSWERED, Board
-from inmem.host.control import ACTIVE, Control, ControlState
+from inmem.host.control import ControlState
+from inmem.host.spinning import Spinning
 from inmem.wire import ANSWER
 
 SLICE_MS: Final = 10  # how long to block before looking whether the writer lives
-_SPIN: Final = 200  # looks before sleeping, about 100 µs: a wake-up costs more than a short wait
-_CROWD: Final = 1  # sessions that commit now; with more of them long spins are stolen from the others
-_SPIN_IN_CROWD: Final = 60
+_LOOKS: Final = 200  # before sleeping, about 100 µs: a wake-up costs more than a short wait
 _SLEEP_US: Final = 1000  # first sleep; doubles, so that a missed wake is cheap and a long wait too
 _SLEEP_MAX_US: Final = SLICE_MS * 1000
 
@@ -26,11 +25,11 @@ _SLEEP_MAX_US: Final = SLICE_MS * 1000
 class Link:
     """A connection to one incarnation of the writer. Not to be shared between threads."""
 
-    def __init__(self, state: ControlState, control: Control) -> None:
+    def __init__(self, state: ControlState) -> None:
         self.epoch = state.epoch
-        self._control = control
         self._board: Board | None = None
         self._slot = -1
+        self._spinning = Spinning(_LOOKS)
         self._mail = 0  # frames that the board announced, and that have come
         self._connection = ZmtpConnection(state.endpoint, MAX_MESSAGE_BYTES)
         self.send = self._connection.send
@@ -65,9 +64,7 @@ class Link:
 
         A slice ends soon after the deadline (of `time.monotonic`): it is looked at after each sleep.
 
-        It looks for a while before it sleeps, and for a shorter one if others
-        commit too: with more runnable processes than cores, looking keeps
-        them from their work.
+        It looks for a while before it sleeps: see `spinning`.
         """
         board = self._board
         if self._connection.is_sending:
@@ -76,13 +73,13 @@ class Link:
         if board is None:
             return self.receive(_slice_ms(deadline))
         slot, mail = self._slot, self._mail
-        spin = _SPIN if self._control.words[ACTIVE] <= _CROWD else _SPIN_IN_CROWD
         pause_us = _SLEEP_US
-        while not (found := board.look_for(slot, sequence, mail, spin)):
+        spinning: Spinning | None = self._spinning
+        while not (found := board.look_for(slot, sequence, mail, spinning)):
             if pause_us > _SLEEP_US and (pause_us > _SLEEP_MAX_US or time.monotonic() >= deadline):
                 return None
             board.sleep(slot, sequence, mail, pause_us)
-            spin = 0
+            spinning = None
             pause_us *= 2
         if found == ANSWERED:
             return board.fetch(slot, sequence)

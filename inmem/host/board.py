@@ -63,6 +63,7 @@ from typing import Any, Final
 
 from inmem.host.files import open_private
 from inmem.host.interrupts import let_through
+from inmem.host.spinning import Spinning
 
 SLOTS: Final = 4096  # sessions with a slot; more of them use the socket
 RING: Final = 32  # entries for answers that one session has not fetched
@@ -276,19 +277,27 @@ class Board:
             os.sched_yield()
         return True
 
-    def look_for(self, slot: int, sequence: int, mail: int, spin: int) -> int:
-        """ANSWERED or MAILED if the answer or news of a frame comes within so many yields, else 0."""
+    def look_for(self, slot: int, sequence: int, mail: int, spinning: Spinning | None) -> int:
+        """ANSWERED or MAILED if the answer or news of a frame comes while it is looked for, else 0.
+
+        Without `spinning` it looks once.
+        """
         words = self._words
         news = slot * _SLOT_WORDS + _MAIL_WORD
         word = slot * _SLOT_WORDS + _ENTRIES // 8 + sequence % RING * _ENTRY_WORDS
-        if words[news] != mail and words[word] != sequence:
+        if words[word] == sequence:
+            return ANSWERED
+        if words[news] != mail:
             return MAILED
-        while words[word] != sequence:
-            if spin <= 0:
-                return MAILED if words[news] != mail else 0
-            spin -= 1
-            os.sched_yield()
-        return ANSWERED
+        if spinning is not None and (most := spinning.begin()):
+            left = most
+            while words[word] != sequence and left:
+                left -= 1
+                os.sched_yield()
+            spinning.end(most - left)
+            if words[word] == sequence:
+                return ANSWERED
+        return MAILED if words[news] != mail else 0
 
     def fetch(self, slot: int, sequence: int) -> tuple[int, int, bytes]:
         """Status, version and result of an answer that is there."""

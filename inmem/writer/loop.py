@@ -49,7 +49,7 @@ from inmem.writer.sampler import Sampler
 from inmem.writer.suspects import Suspects
 
 _GROUPS_PER_COUNT: Final = 8  # counting costs as much as decoding a put
-_RECENT: Final = 32  # commits: the number of their sessions tells clients whether to spin
+_RECENT: Final = 32  # commits: the number of their sessions says how many commit now
 _GROUPS_PER_MEASUREMENT: Final = 32  # of the image's file, which grows by 20 KiB a group at most
 _SLOW_REPORT_S: Final = 1.0  # between two reports of slow groups
 

@@ -24,12 +24,13 @@ import zmq
 from inmem.config import MAX_BATCH_BYTES, MAX_MESSAGE_BYTES, MAX_SOCKET_PATH, MIB
 from inmem.errors import LimitError
 from inmem.host.files import make_private_dir, private_umask
+from inmem.host.spinning import Spinning
 from inmem.writer.journal import Journal
 from inmem.writer.shedding import LoadShedder
 from inmem.writer.slots import Slots
 
 TICK_S: Final = 0.2  # the usual wait for a message: how late timers may be
-_SPINS: Final = 100  # yields before sleeping, about 80 µs: an answered client often sends again at once
+_LOOKS: Final = 100  # before sleeping, about 80 µs: an answered client often sends again at once
 _SKIPS: Final = 3  # passes that leave out a socket found empty: to ask it costs 1 µs
 _EXTRA_SPINS: Final = 1  # yields for more messages, where the last group had several
 _MANY_SESSIONS: Final = 20  # that commit now: with more, a small group is delayed
@@ -73,6 +74,7 @@ class Mailbox:
         self._option: Callable[[int], Any] = socket.getsockopt
         self._descriptor = int(socket.getsockopt(zmq.FD))  # readable when there may be something new
         self._socket_first = False  # request buffers alone filled the last group
+        self._spinning = Spinning(_LOOKS)
         self._skip = 0  # passes until the socket is asked again
         self._last = 0  # messages in the last group
         path.unlink(missing_ok=True)
@@ -99,7 +101,8 @@ class Mailbox:
         messages: list[tuple[bytes, bytes]] = []
         receive, option, slots = self._receive, self._option, self._slots
         size = 0
-        spins = _SPINS if wait_s > 0 else 0
+        looks = left = 0  # to be made before sleeping, and of these not made yet
+        may_look = wait_s > 0
         asleep = False
         may_delay = active > _MANY_SESSIONS
         # Where the last group had several messages, more are on their way: one more costs little.
@@ -108,6 +111,9 @@ class Mailbox:
             if not self._socket_first:
                 requests = slots.requests(limit - len(messages))
                 if requests:  # a session has sent them before what the socket holds of it
+                    if looks:
+                        self._spinning.end(looks - left)
+                        looks = 0
                     messages = requests + messages
                     size += sum(len(frame) for _, frame in requests)
                 if len(messages) >= limit:
@@ -130,10 +136,16 @@ class Mailbox:
                     extra_spins -= 1
                     os.sched_yield()
                     continue
-                if spins:
-                    spins -= 1
+                if may_look:
+                    may_look = False
+                    looks = left = self._spinning.begin()
+                if left:
+                    left -= 1
                     os.sched_yield()
                     continue
+                if looks:
+                    self._spinning.end(looks)
+                    looks = 0
                 if wait_s <= 0:
                     break
                 if not asleep and slots.say_asleep(True):
@@ -145,6 +157,9 @@ class Mailbox:
                     wait_s = 0.0
                     self._skip = 0
                     continue
+            if looks:
+                self._spinning.end(looks - left)
+                looks = 0
             if wait_s != self._patience_s:
                 self._patience_s = wait_s
                 self._socket.setsockopt(zmq.RCVTIMEO, math.ceil(wait_s * 1000))
