@@ -21,10 +21,11 @@ _MOST_JOINED: Final = 10_000  # items of one call: some calls may each be legal,
 class Call:
     """One procedure call, and who gets its result."""
 
-    __slots__ = ("_arguments", "_early", "procedure")
+    __slots__ = ("_arguments", "_early", "procedure", "shows_time")
 
-    def __init__(self, procedure: str, arguments: list[Any]) -> None:
+    def __init__(self, procedure: str, arguments: list[Any], *, shows_time: bool = True) -> None:
         self.procedure = procedure
+        self.shows_time = shows_time  # whether its result shows when it was made
         self._arguments = arguments
         self._early: tuple[int, Any] | None = None  # when a transaction ran it, and what came of it
 

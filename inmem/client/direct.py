@@ -72,7 +72,7 @@ class DirectSink:
 
     def ask(
         self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = "",
-        shows_time: bool = True,
+        shows_time: bool = True, is_sure: bool = False,
     ) -> T:
         """Run one procedure; what `convert` makes of its result, also when that comes by a resend."""
         body = encode_single([OP_CALL, procedure, arguments])

@@ -98,7 +98,7 @@ class PipelineSink:
 
     def ask(
         self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = "",
-        shows_time: bool = True,
+        shows_time: bool = True, is_sure: bool = False,
     ) -> Pending[T]:
         """Run a procedure; what `convert` makes of its result is there after the flush."""
         result: _Converted[T] = _Converted(convert)

@@ -226,7 +226,7 @@ class OptimisticTransaction(OneThread):
 
     def ask(
         self, procedure: str, arguments: list[Any], convert: Callable[[Any], T], *, alone: str = "",
-        shows_time: bool = True,
+        shows_time: bool = True, is_sure: bool = False,
     ) -> T:
         """Run a procedure here, and again at commit if it changes anything.
 
@@ -239,15 +239,16 @@ class OptimisticTransaction(OneThread):
                 f"{alone} cannot be part of a transaction: it is a commit of its own",
                 hint="Call it outside of the transaction.",
             )
-        call = Call(procedure, arguments)
+        call = Call(procedure, arguments, shows_time=shows_time)
         footprint = FOOTPRINTS[procedure](*arguments)
+        if is_sure:
+            self._add(call, footprint)
+            return convert(None)
         with self._whole(call, footprint):
             before = len(self._work.ops)
             result = self._run(call)
             if len(self._work.ops) != before:
                 self._entries.append(call)
-                if not shows_time:
-                    self._unseen.append((footprint, call))
             return convert(result)
 
     def _add(self, call: Call, footprint: Footprint) -> None:
@@ -332,8 +333,11 @@ class OptimisticTransaction(OneThread):
     def _run(self, call: Call) -> Any:
         """Run a call here."""
         self._work.stamp_us = at_us = self.now_us()
-        result = PROCEDURES[call.procedure](self._work, *call.arguments())
+        arguments = call.arguments()
+        result = PROCEDURES[call.procedure](self._work, *arguments)
         call.ran(at_us, result)
+        if not call.shows_time:
+            self._unseen.append((FOOTPRINTS[call.procedure](*arguments), call))
         return result
 
     # --- the end ----------------------------------------------------------------------

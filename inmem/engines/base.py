@@ -86,7 +86,7 @@ class Sink(Protocol):
 
     def ask(
         self, procedure: str, arguments: list[Any], convert: Callable[[Any], Any], *, alone: str = "",
-        shows_time: bool = True,
+        shows_time: bool = True, is_sure: bool = False,
     ) -> Any:
         """One procedure, whose result is wanted at once; inside a transaction that makes reads.
 

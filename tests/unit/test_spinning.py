@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from inmem.host import spinning as spinning_module
@@ -39,7 +41,7 @@ def test_it_looks_as_long_as_that_costs_little(clock: Clock) -> None:
 def test_it_stops_where_a_look_takes_long_and_tries_again_ever_more_rarely(clock: Clock) -> None:
     spinning = Spinning(MOST)
     looked = [number for number in range(5000) if wait(spinning, clock, 3e-3)]
-    pauses = [later - earlier - 1 for earlier, later in zip(looked, looked[1:], strict=False)]
+    pauses = [later - earlier - 1 for earlier, later in itertools.pairwise(looked)]
     assert pauses == [16, 32, 64, 128, 256, 512, 1024, 1024, 1024][: len(pauses)] and len(pauses) >= 8
 
 

@@ -259,11 +259,16 @@ class Traces(TraceReads):
         return self._record(traces, lambda ids: ids)
 
     def _record(self, traces: Iterable[NewTrace], result: Callable[[builtins.list[str]], T]) -> T:
-        items = [_item(self._sink, new) for new in _new_traces(traces)]
+        news = _new_traces(traces)
+        items = [_item(self._sink, new) for new in news]
         recorded = result([item[0] for item in items])
         check_weight(ENTRY_BYTES * sum(map(rules.entries_of, items)))
         if items:
-            self._sink.ask("trace.record", [self._prefix, items], lambda _: recorded, shows_time=False)
+            # With ids made here and no parents nothing that is stored is in their way.
+            is_sure = all(new.id is None and new.parent_id is None for new in news)
+            self._sink.ask(
+                "trace.record", [self._prefix, items], lambda _: recorded, shows_time=False, is_sure=is_sure
+            )
         return recorded
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -13,6 +14,11 @@ from inmem.errors import InvalidInputError, LimitError, TraceExistsError, TraceN
 from inmem.keys import TypeTag, encode_id, encode_label, range_of
 from inmem.primitives.importing import importing_records, parts, past
 from inmem.primitives.traces import rules as trace
+
+_TAGS: Final = (
+    TypeTag.TRACE, TypeTag.TRACE_BY_TYPE, TypeTag.TRACE_BY_PARENT, TypeTag.TRACE_BY_TIME,
+    TypeTag.TRACE_BY_TAG,
+)
 
 
 def record(workspace: Workspace, prefix: bytes, items: list[Any]) -> list[int]:
@@ -69,8 +75,13 @@ def import_traces(workspace: Workspace, prefix: bytes, token: bytes, items: list
 
 
 def footprint(prefix: bytes, *_: Any) -> Footprint:
-    """The run's traces. Their indices are changed by nothing else."""
-    return Footprint.of(range_of(prefix, TypeTag.TRACE))
+    """Of a record: the run's traces, and all their indices."""
+    return _footprint(prefix)
+
+
+@functools.lru_cache(maxsize=256)  # each record in a transaction asks
+def _footprint(prefix: bytes) -> Footprint:
+    return Footprint.of(*(range_of(prefix, tag) for tag in _TAGS))
 
 
 PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
