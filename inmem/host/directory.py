@@ -259,12 +259,25 @@ def _without_links(path: str) -> Path:
 
 def _has_lasting_inodes(device: int) -> bool:
     """Whether a directory on this device has the same number after the next mount."""
+    return not file_system(device).startswith(_CHANGING)
+
+
+def file_system(device: int) -> str:
+    """The kind of the file system on a device, as mountinfo names it; empty if that does not name it."""
     name = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         mount, _, system = line.partition(" - ")
         if mount.split()[2] == name:
-            return not system.startswith(_CHANGING)
-    return True
+            return system.partition(" ")[0]
+    return ""
+
+
+def runtime_place() -> Path:
+    """Where the private directory for images and sockets is, or would be: nothing is made."""
+    base = Path("/dev/shm")
+    if not (base.is_dir() and os.access(base, os.W_OK | os.X_OK)):
+        base = Path("/tmp")
+    return base / f"inmem-{os.geteuid()}"
 
 
 def runtime_directory() -> Path:
@@ -273,10 +286,7 @@ def runtime_directory() -> Path:
     Raises:
         PermissionDeniedError: another user has made a directory of this name.
     """
-    base = Path("/dev/shm")
-    if not (base.is_dir() and os.access(base, os.W_OK | os.X_OK)):
-        base = Path("/tmp")
-    path = base / f"inmem-{os.geteuid()}"
+    path = runtime_place()
     make_private_dir(path)
     return path
 
