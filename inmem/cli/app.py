@@ -1,8 +1,8 @@
 """The commands, put together.
 
     exit  meaning
-    0     done; for `status`: a writer serves; for `check`: nothing was found
-    1     it failed; for `check`: problems were found; for `verify`: the chain is broken;
+    0     done; for `status`: a writer serves; for `check` and `doctor`: nothing was found
+    1     it failed; for `check` and `doctor`: problems were found; for `verify`: the chain is broken;
           for a run or a key: there is no such
     2     wrong usage, or an extra is not installed
     3     `status`: no writer serves
@@ -19,6 +19,7 @@ from inmem.cli.care import backup, checkpoint, clock, restore, salvage
 from inmem.cli.check import check
 from inmem.cli.common import Command
 from inmem.cli.config import config
+from inmem.cli.doctor import doctor
 from inmem.cli.exchange import export, import_
 from inmem.cli.kv import kv
 from inmem.cli.life import serve, start, status, stop
@@ -38,7 +39,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    serve, start, status, stop, top, check, backup, restore, checkpoint, clock, salvage, export, import_
+    serve, start, status, stop, top, doctor, check, backup, restore, checkpoint, clock, salvage,
+    export, import_,
 ):
     app.command(cls=Command)(command)
 app.add_typer(config, name="config")

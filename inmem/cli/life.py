@@ -170,22 +170,29 @@ def status(where: Where, timeout: Timeout = 5.0) -> None:
 
     Example: inmem status --json -d ./data
     """
-    directory = where.directory()
-    control = directory.control()
-    try:
-        control.check_machine()
-        served = is_served(directory)
-        fields = _asked(directory, timeout) if served else None
-        if fields is None:
-            fields = _unserved(directory, control)
-    finally:
-        control.close()
+    fields = status_of(where.directory(), timeout)
     if where.as_json:
         print_json(fields)
     else:
         print_fields(_shown(fields))
     if not fields["serving"]:
         raise typer.Exit(NOT_SERVED)
+
+
+def status_of(directory: DataDirectory, timeout_s: float) -> dict[str, Any]:
+    """What the writer says of itself; without one, what the directory says.
+
+    Raises:
+        WriterUnavailableError: it does not answer in time.
+        PermissionDeniedError: it lives in another container.
+    """
+    control = directory.control()
+    try:
+        control.check_machine()
+        fields = _asked(directory, timeout_s) if is_served(directory) else None
+        return _unserved(directory, control) if fields is None else fields
+    finally:
+        control.close()
 
 
 def _asked(directory: DataDirectory, timeout_s: float) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from inmem.cli.common import (
     described,
     print_json,
 )
+from inmem.cli.durations import took
 from inmem.cli.listing import Listing, note
 from inmem.cli.text import (
     full_time,
@@ -177,12 +178,6 @@ class _RunTable:
             (listing.column(guides + run.run_id, self._ID)[len(guides) :] + "  ", "bold"),
             rest=words,
         )
-
-
-def took(run: RunMetadata, now_us: int) -> str:
-    """For how long a run went, or has gone until now."""
-    end = run.completed_at or (now_us if run.status is RunStatus.ACTIVE else run.updated_at)
-    return span((end - run.created_at) / 1e6)
 
 
 # --- run ----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from inmem.cli.common import (
     command,
     described,
 )
+from inmem.cli.durations import duration_s
 from inmem.cli.listing import Listing, note
 from inmem.cli.text import clock, day, moment_us, one_line, plain, span
 from inmem.cli.tree import drawn
@@ -146,16 +147,6 @@ class _Printer:
             ("".join(f"#{plain(tag)} " for tag in trace.tags[:8]), "yellow"),
             rest=" ".join(words),
         )
-
-
-def duration_s(trace: Trace) -> float | None:
-    """How long it took, if it says so: the `duration_ms` of a tool call, or of the metadata."""
-    milliseconds: Any = trace.metadata.get("duration_ms")
-    if isinstance(trace.body, ToolCall) and trace.body.duration_ms is not None:
-        milliseconds = trace.body.duration_ms
-    if type(milliseconds) not in (int, float) or not 0 <= milliseconds < 1e15:  # also if it is no number
-        return None
-    return float(milliseconds) / 1e3
 
 
 def one_line_of(trace: Trace, limit: int | None = None) -> str:

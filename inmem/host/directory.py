@@ -264,7 +264,7 @@ def _has_lasting_inodes(device: int) -> bool:
 
 
 def file_system(device: int) -> str:
-    """The kind of the file system on a device, as `tmpfs`; empty if it is not mounted."""
+    """The kind of the file system on a device, as mountinfo names it; empty if that does not name it."""
     name = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         mount, _, system = line.partition(" - ")
@@ -273,16 +273,21 @@ def file_system(device: int) -> str:
     return ""
 
 
+def runtime_place() -> Path:
+    """Where the private directory for images and sockets is, or would be: nothing is made."""
+    base = Path("/dev/shm")
+    if not (base.is_dir() and os.access(base, os.W_OK | os.X_OK)):
+        base = Path("/tmp")
+    return base / f"inmem-{os.geteuid()}"
+
+
 def runtime_directory() -> Path:
     """A private directory in memory for images and sockets, with a short path.
 
     Raises:
         PermissionDeniedError: another user has made a directory of this name.
     """
-    base = Path("/dev/shm")
-    if not (base.is_dir() and os.access(base, os.W_OK | os.X_OK)):
-        base = Path("/tmp")
-    path = base / f"inmem-{os.geteuid()}"
+    path = runtime_place()
     make_private_dir(path)
     return path
 

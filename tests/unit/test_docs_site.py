@@ -217,7 +217,7 @@ def test_what_json_gives_is_what_is_told(scratch: Path, monkeypatch: pytest.Monk
         ask("kv put", "r", "goal", '{"city": "Oslo"}', "-d", "./data")
         for name in ("run", "events", "cells", "traces", "verify", "kv ls"):
             ask(name, "r", "-d", "./data")
-        for name in ("status", "runs", "check", "checkpoint", "clock", "config"):
+        for name in ("status", "runs", "check", "checkpoint", "clock", "config", "doctor"):
             ask(name, "-d", "./data")
         ask("kv get", "r", "goal", "-d", "./data")
         ask("kv del", "r", "goal", "-d", "./data")
