@@ -48,7 +48,6 @@ processors there is no board, and everything goes through the socket.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import mmap
@@ -195,15 +194,17 @@ class Board:
         with self._barrier:
             pass
 
-    def sleep_until_rung(self, socket: int, timeout_s: float) -> None:
-        """Sleep until a client rings or a file descriptor is readable, or the time is over."""
-        poll = select.poll()
+    def sleep_until_rung(self, socket: int, timeout_s: float) -> bool:
+        """Sleep until a client rings, a descriptor is readable or time is over; whether it is readable."""
         assert self._bell is not None
-        poll.register(self._bell.fileno(), select.POLLIN)
+        bell = self._bell.fileno()
+        poll = select.poll()
+        poll.register(bell, select.POLLIN)
         poll.register(socket, select.POLLIN)
-        poll.poll(math.ceil(timeout_s * 1000))
-        with contextlib.suppress(BlockingIOError):  # nobody has rung
-            os.read(self._bell.fileno(), _BELL_BYTES)
+        ready = [descriptor for descriptor, _ in poll.poll(math.ceil(timeout_s * 1000))]
+        if bell in ready:
+            os.read(bell, _BELL_BYTES)
+        return socket in ready
 
     def post(self, slot: int, sequence: int, status: int, version: int, result: bytes) -> None:
         """Write an answer. The caller has checked that it fits and that the entry is free."""

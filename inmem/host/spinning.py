@@ -13,8 +13,8 @@ from time import perf_counter
 from typing import Final
 
 _SLOW_S: Final = 5e-6  # a look takes 1 µs, with a switch to another process 4 µs and more
-_FIRST_PAUSE: Final = 16  # waits
-_LONGEST_PAUSE: Final = 1024
+_FIRST_PAUSE: Final = 128  # waits
+_LONGEST_PAUSE: Final = 8192
 
 
 class Spinning:

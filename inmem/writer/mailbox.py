@@ -73,6 +73,7 @@ class Mailbox:
         self._send = socket.send_multipart
         self._option: Callable[[int], Any] = socket.getsockopt
         self._descriptor = int(socket.getsockopt(zmq.FD))  # readable when there may be something new
+        self._is_drained = False  # nothing has arrived that the descriptor would not tell
         self._socket_first = False  # request buffers alone filled the last group
         self._spinning = Spinning(_LOOKS)
         self._skip = 0  # passes until the socket is asked again
@@ -129,7 +130,11 @@ class Mailbox:
                     continue
             # To ask whether there is a message is far cheaper than the exception of a receive without one.
             if self._skip or not option(_EVENTS) & _POLLIN:
-                self._skip = (self._skip or _SKIPS + 1) - 1
+                if self._skip:
+                    self._skip -= 1
+                else:
+                    self._skip = _SKIPS
+                    self._is_drained = True
                 if messages and not extra_spins:
                     break
                 if messages:
@@ -150,12 +155,12 @@ class Mailbox:
                     break
                 if not asleep and slots.say_asleep(True):
                     asleep = True
-                    self._skip = 0
+                    if not self._is_drained:
+                        self._skip = 0
                     continue  # look once more for requests that were written before clients saw it
                 if asleep:
-                    slots.sleep(self._descriptor, wait_s)
+                    self._skip = 0 if slots.sleep(self._descriptor, wait_s) else 1
                     wait_s = 0.0
-                    self._skip = 0
                     continue
             if looks:
                 self._spinning.end(looks - left)
@@ -163,6 +168,7 @@ class Mailbox:
             if wait_s != self._patience_s:
                 self._patience_s = wait_s
                 self._socket.setsockopt(zmq.RCVTIMEO, math.ceil(wait_s * 1000))
+            self._is_drained = False
             try:
                 peer = receive()  # blocks only when there was no message
             except zmq.Again:
@@ -194,6 +200,7 @@ class Mailbox:
 
     def answer(self, peer: bytes, frame: bytes) -> None:
         """Send a frame; never blocks. A peer that does not read loses it, and may ask again."""
+        self._is_drained = False  # sending takes in what libzmq has signalled
         try:
             self._send((peer, frame), zmq.NOBLOCK)
         except zmq.Again:

@@ -105,7 +105,7 @@ class Slots:
         self._board.say_asleep(asleep)
         return True
 
-    def sleep(self, socket: int, timeout_s: float) -> None:
-        """Sleep until a client rings or the socket has something, or the time is over."""
+    def sleep(self, socket: int, timeout_s: float) -> bool:
+        """Sleep until a client rings, the socket has something or time is over; whether the socket has."""
         assert self._board is not None, "who sleeps has said so on a board"
-        self._board.sleep_until_rung(socket, timeout_s)
+        return self._board.sleep_until_rung(socket, timeout_s)
