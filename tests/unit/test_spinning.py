@@ -40,7 +40,7 @@ def test_it_looks_as_long_as_that_costs_little(clock: Clock) -> None:
 
 def test_it_stops_where_a_look_takes_long_and_tries_again_ever_more_rarely(clock: Clock) -> None:
     spinning = Spinning(MOST)
-    looked = [number for number in range(50_000) if wait(spinning, clock, 3e-3)]
+    looked = [number for number in range(40_000) if wait(spinning, clock, 3e-3)]
     pauses = [later - earlier - 1 for earlier, later in itertools.pairwise(looked)]
     assert pauses == [128, 256, 512, 1024, 2048, 4096, 8192, 8192, 8192][: len(pauses)] and len(pauses) >= 8
 
