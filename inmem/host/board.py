@@ -171,8 +171,9 @@ class Board:
         for begin in range(0, len(now), _CHUNK):
             counts, taken = now[begin : begin + _CHUNK], bytes(seen[begin : begin + _CHUNK])
             if counts != taken:
-                pairs = zip(memoryview(counts).cast("Q"), memoryview(taken).cast("Q"), strict=True)
-                found += [begin // 8 + slot for slot, (count, known) in enumerate(pairs) if count != known]
+                for at in range(0, len(counts), 8):
+                    if counts[at : at + 8] != taken[at : at + 8]:
+                        found.append((begin + at) // 8)
         return found
 
     def take(self, slot: int) -> bytes:

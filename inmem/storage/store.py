@@ -38,7 +38,8 @@ from inmem.storage.snapshot import VERSION_KEY, scan
 from inmem.storage.unusable import unusable
 from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT
 
-_ENTRY_OVERHEAD: Final = 16  # node header and pointer of LMDB, rounded up
+ENTRY_OVERHEAD: Final = 16  # node header and pointer of LMDB, rounded up
+SMALL_ENTRY: Final = PAGE_BYTES // 2 - 64  # up to here, key included, an entry shares its page with others
 _DELETE_HEADROOM: Final = 16  # a sixteenth of the quota is reserved for commits that only delete
 _LOAD_FRAMES: Final = 32  # of a checkpoint, about a MiB each, in one store transaction
 _SLACK: Final = 8  # an eighth of the quota, or half of the live bytes, may be pinned by old snapshots
@@ -68,8 +69,8 @@ class PublishError(Exception):
 
 def entry_bytes(key: bytes, value: bytes) -> int:
     """Bytes of an entry in the image, without the space that half-filled pages waste."""
-    size = len(key) + len(value) + _ENTRY_OVERHEAD
-    if len(value) > PAGE_BYTES // 2 - 64:  # LMDB puts it on pages of its own
+    size = len(key) + len(value) + ENTRY_OVERHEAD
+    if len(value) > SMALL_ENTRY:  # LMDB puts it on pages of its own
         return len(key) + 64 + -(-len(value) // PAGE_BYTES) * PAGE_BYTES
     return size
 

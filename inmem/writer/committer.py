@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgpack
 import xxhash
@@ -37,7 +37,14 @@ from inmem.primitives.import_mark import is_mark
 from inmem.record import expires_at, pack, payload_of, timestamp_of, version_of
 from inmem.storage.environment import Table
 from inmem.storage.position import Position
-from inmem.storage.store import PublishError, Store, StoreTransaction, entry_bytes
+from inmem.storage.store import (
+    ENTRY_OVERHEAD,
+    SMALL_ENTRY,
+    PublishError,
+    Store,
+    StoreTransaction,
+    entry_bytes,
+)
 from inmem.storage.wal.format import DELETE, PUT, Op
 from inmem.storage.wal.log import WalBrokenError
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
@@ -48,6 +55,7 @@ from inmem.writeset import MalformedError, decode
 
 _SESSIONS = int(Table.SESSIONS)
 _digest = xxhash.xxh3_64_intdigest
+_tuple: Final = tuple.__new__  # that of a NamedTuple is a function of Python, twice as slow
 _name = NAME.pack_into
 
 
@@ -151,7 +159,7 @@ class Committer:
     def __init__(
         self, store: Store, log: Log, sessions: Sessions, *, version: int, epoch: int,
         owner: Sequence[Any], chain: int, always_sync: bool, procedures: Procedures,
-        reached: Callable[[str], None] = lambda step: None, suspects: Suspects | None = None,
+        reached: Callable[[str], None] | None = None, suspects: Suspects | None = None,
     ) -> None:
         self.version = version
         self._published = version
@@ -254,7 +262,7 @@ class Committer:
             digest = _digest(request.body)
             known = self.sessions.find(request.session, request.sequence, request.answered_below, digest)
             if known is None:
-                outcome = Outcome(digest, FAILED, 0, result)
+                outcome = digest, FAILED, 0, result
                 self.sessions.record(
                     request.session, request.sequence, request.answered_below, now_us, outcome
                 )
@@ -304,6 +312,7 @@ class Committer:
         self, request: Request, txn: StoreTransaction, now_us: int, ops: list[Op], fences: list[bytes]
     ) -> Answer:
         session, sequence, answered_below, body, _ = request
+        status, version = FAILED, 0
         digest = _digest(body)
         known = self.sessions.find(session, sequence, answered_below, digest)
         if known is not None:
@@ -314,7 +323,8 @@ class Committer:
                 raise refusal
             _name(self._page, NAME_AT, session, sequence, digest)
             wanted = decode(body)
-            self._turns.check(session, wanted.reads, now_us)
+            if wanted.reads:
+                self._turns.check(session, wanted.reads, now_us)
             changes, results, buckets, new_fences, new_marks = decide(
                 wanted, txn, self._recent, self._procedures, version=self.version + 1, now_us=now_us,
                 fences=self._fences, marks=self._marks, chain=self._chain,
@@ -324,7 +334,7 @@ class Committer:
             problem = error if isinstance(error, InmemError) else InvalidInputError(str(error))
             if isinstance(problem, ConflictError):
                 self._turns.lost(session, problem, now_us)
-            outcome = Outcome(digest, FAILED, 0, msgpack.packb(to_wire(problem)))
+            result = msgpack.packb(to_wire(problem))
             self.counters.failures += 1
             self.counters.conflicts += problem.code == "conflict"
         else:
@@ -344,9 +354,11 @@ class Committer:
                     self._marks.pop(owner, None)
                 else:
                     self._marks[owner] = mark
-            outcome = Outcome(digest, APPLIED, self.version, results)
-        self.sessions.record(session, sequence, answered_below, now_us, outcome)
-        return Answer(outcome.status, sequence, outcome.version, outcome.result)
+            status, version, result = APPLIED, self.version, results
+        self.sessions.record(
+            session, sequence, answered_below, now_us, (digest, status, version, result)
+        )
+        return _tuple(Answer, (status, sequence, version, result))
 
     def _known(self, request: Request, known: Outcome | str) -> Answer:
         if isinstance(known, Outcome):
@@ -362,35 +374,41 @@ class Committer:
         added, has_data = 0, False
         for op in changes:
             if op[0] == PUT:
-                added += entry_bytes(op[2], op[3])
+                size = len(op[2]) + len(op[3])
+                added += size + ENTRY_OVERHEAD if size < SMALL_ENTRY else entry_bytes(op[2], op[3])
                 has_data |= op[1] == DATA
         if has_data:
             self._store.admit(added)
 
     def _publish(self, txn: StoreTransaction, ops: list[Op], now_us: int, sync: bool) -> None:
-        session_ops: list[Op] = [
-            (DELETE, _SESSIONS, session_id) if record is None else (PUT, _SESSIONS, session_id, record)
-            for session_id, record in self.sessions.changes()
-        ]
+        session_ops: list[Op] = []
+        for session_id, record in self.sessions.changes():
+            session_ops.append(
+                (DELETE, _SESSIONS, session_id) if record is None else (PUT, _SESSIONS, session_id, record)
+            )
         txn.apply(session_ops)
         ops += session_ops
+        reached = self._reached
         if self.version == self._published:
             self.version += 1  # a group without commits moves the position too
         position = self._log.position()
         checksum = self._log.append(ops, version=self.version, epoch=self._epoch, clock_us=now_us)
         self._words[NAMED] = self._words[PUBLISHING] = 0  # from here on it is recovery that repeats it
         try:
-            self._reached("logged")
+            if reached is not None:
+                reached("logged")
             if sync:
                 self._log.sync()
-            self._reached("synced")
-            txn.publish(Position(self.version, checksum, now_us, self._epoch, self._owner))
+            if reached is not None:
+                reached("synced")
+            txn.publish(_tuple(Position, (self.version, checksum, now_us, self._epoch, self._owner)))
         except WalBrokenError:
             raise
         except Exception:
             self._log.cut(position)
             raise
-        self._reached("published")
+        if reached is not None:
+            reached("published")
         self._published = self.version
         self._recent.published(self.version, now_us)
         self.sessions.written()

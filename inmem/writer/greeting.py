@@ -65,7 +65,7 @@ class Greeter:
             return
         if isinstance(registered, InmemError):
             frame = welcome(error=to_wire(registered))
-        elif registered[0] not in sessions and not registered[1]:
+        elif not sessions.is_stored(registered[0]) and not registered[1]:
             problem = StoreFullError("the session could not be registered: image or log are full")
             frame = welcome(error=to_wire(problem))
         else:

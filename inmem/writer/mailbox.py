@@ -116,7 +116,8 @@ class Mailbox:
                         self._spinning.end(looks - left)
                         looks = 0
                     messages = requests + messages
-                    size += sum(len(frame) for _, frame in requests)
+                    for _, frame in requests:
+                        size += len(frame)
                 if len(messages) >= limit:
                     self._socket_first = True
                     self._skip = 0

@@ -32,7 +32,7 @@ from inmem.errors import BusyError, CorruptionError
 
 
 class Outcome(NamedTuple):
-    """The outcome of one sequence. `result` is MessagePack."""
+    """The outcome of one sequence. `result` is MessagePack. What makes one may be a plain tuple."""
 
     digest: int
     status: int
@@ -40,12 +40,16 @@ class Outcome(NamedTuple):
     result: bytes
 
 
+# As a session's record has it: the sequence and its outcome, a tuple that costs no call to make.
+Row = tuple[int, int, int, int, bytes]
+
+
 @dataclass(slots=True)
 class _Session:
     last: int = 0
     answered_below: int = 0
     active_s: int = 0
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    outcomes: dict[int, Row] = field(default_factory=dict)
 
 
 UNKNOWN: Final = "unknown"
@@ -65,7 +69,8 @@ class Sessions:
         for session_id, record in records:
             self._sessions[bytes(session_id)] = _decode(record)
         self._dirty: set[bytes] = set()
-        self._undo: dict[bytes, tuple[_Session, int, int, int, dict[int, Outcome]] | None] = {}
+        self._undo: dict[bytes, tuple[_Session, int, int, int, dict[int, Row]] | None] = {}
+        self._unstored: set[bytes] = set()  # registered, and in no group that was published
         self.must_write = False  # a session was registered: publish even without commits
 
     def __len__(self) -> int:
@@ -89,7 +94,12 @@ class Sessions:
         self._touch(session_id)
         self._sessions[session_id] = _Session(active_s=now_us // 1_000_000)
         self._dirty.add(session_id)
+        self._unstored.add(session_id)
         self.must_write = True
+
+    def is_stored(self, session_id: bytes) -> bool:
+        """Whether a session is known to this writer, and would be to the next."""
+        return session_id in self._sessions and session_id not in self._unstored
 
     def drop(self, session_id: bytes) -> None:
         """End a session that its client closed."""
@@ -129,12 +139,13 @@ class Sessions:
         session = self._sessions.get(session_id)
         if session is None:
             return UNKNOWN
-        answered_below = min(answered_below, sequence)
+        if answered_below > sequence:
+            answered_below = sequence
         if sequence <= session.last:
-            outcome = session.outcomes.get(sequence)
-            if outcome is None:
+            row = session.outcomes.get(sequence)
+            if row is None:
                 return FORGOTTEN
-            return outcome if outcome.digest == digest else MISMATCH
+            return Outcome(*row[1:]) if row[1] == digest else MISMATCH
         if sequence != session.last + 1 and sequence != answered_below:
             return GAP
         limit = self._max_in_flight
@@ -143,23 +154,26 @@ class Sessions:
         return None
 
     def record(
-        self, session_id: bytes, sequence: int, answered_below: int, now_us: int, outcome: Outcome
+        self, session_id: bytes, sequence: int, answered_below: int, now_us: int,
+        outcome: tuple[int, int, int, bytes],
     ) -> None:
         """Keep the outcome of a request for which `find` returned None."""
-        self._touch(session_id)
+        if session_id not in self._undo:
+            self._touch(session_id)
         session = self._sessions[session_id]
         outcomes = session.outcomes
         # No client has this answer yet. If it could claim so, outcomes would not be bounded.
-        answered_below = min(answered_below, sequence)
+        if answered_below > sequence:
+            answered_below = sequence
         if answered_below > session.answered_below:
             session.answered_below = answered_below
-            for earlier in [*outcomes]:  # in sequence order
+            for earlier in list(outcomes):  # in sequence order
                 if earlier >= answered_below:
                     break
                 del outcomes[earlier]
         session.last = sequence
         session.active_s = now_us // 1_000_000
-        outcomes[sequence] = outcome
+        outcomes[sequence] = (sequence, *outcome)
         self._dirty.add(session_id)
 
     def _touch(self, session_id: bytes) -> None:
@@ -180,6 +194,7 @@ class Sessions:
         """Call it when the changes are in the image."""
         self._dirty.clear()
         self._undo.clear()
+        self._unstored.clear()
         self.must_write = False
 
     def settle(self) -> None:
@@ -189,7 +204,7 @@ class Sessions:
     def undo(self) -> None:
         """Undo all changes since `written` but for registrations: the group was not published.
 
-        Who has said hello is told that its session is known. The next group that is published stores it.
+        The next group that is published stores these.
         """
         for session_id, before in self._undo.items():
             if before is not None:
@@ -206,8 +221,7 @@ _pack = msgpack.Packer(autoreset=True).pack
 
 def _encode(session: _Session) -> bytes:
     data: bytes = _pack((
-        session.last, session.answered_below, session.active_s,
-        [(sequence, *outcome) for sequence, outcome in session.outcomes.items()],
+        session.last, session.answered_below, session.active_s, list(session.outcomes.values()),
     ))
     return data
 
@@ -216,7 +230,7 @@ def _decode(record: bytes) -> _Session:
     try:
         last, answered_below, active_s, outcomes = msgpack.unpackb(record)
         return _Session(
-            last, answered_below, active_s, {item[0]: Outcome(*item[1:]) for item in outcomes}
+            last, answered_below, active_s, {item[0]: (item[0], *Outcome(*item[1:])) for item in outcomes}
         )
     except (ValueError, TypeError, LookupError) as error:
         raise CorruptionError(f"a session record does not parse: {error}", file="image", offset=0) from None
