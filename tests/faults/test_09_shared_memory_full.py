@@ -42,20 +42,20 @@ def test_shared_memory_really_full(
                 ballast(memory, leave=0)
                 for _ in range(3):
                     with pytest.raises(inmem.StoreFullError):
-                        db.kv.put(RUN, "big", bytes(MIB))
+                        db.kv.put(RUN, "big", bytes(2 * MIB))
                 assert db.kv.get(RUN, "k") == "v" and db.kv.count(RUN, "small-") == 20
                 # New readers need slots in a full memory: their process must not die of SIGBUS.
                 reader = workers.start(read_slots, path, 200)
                 workers.words.open_gate()
                 assert reader.result() == 200
                 taken.unlink()
-                db.kv.put(RUN, "big", bytes(MIB))
+                db.kv.put(RUN, "big", bytes(2 * MIB))
                 assert writer_pid(path) == pid, "the writer lived through it"
                 assert db.check().problems == []
                 taken = ballast(memory, leave=0)
                 kill_writer(path)
                 taken.unlink()
-                assert len(db.kv.get(RUN, "big")) == MIB and db.kv.put(RUN, "after", 1)
+                assert len(db.kv.get(RUN, "big")) == 2 * MIB and db.kv.put(RUN, "after", 1)
         finally:
             stop_writer(path)
 
