@@ -26,10 +26,10 @@ from inmem.errors import (
 from inmem.exchange import lines
 from inmem.exchange.counted import Counted, no_records
 from inmem.exchange.lines import Checksum
-from inmem.exchange.reading import source_at, source_of
+from inmem.exchange.reading import run_id_of, source_at, source_of
 from inmem.host.files import appearing
 from inmem.jsonvalues import dumps
-from inmem.keys import Namespace, TypeTag, check_run_id, range_of
+from inmem.keys import Namespace, TypeTag, range_of
 from inmem.primitives import server
 from inmem.primitives.cells import rules as cell
 from inmem.primitives.events import rules as event_log
@@ -39,6 +39,7 @@ from inmem.reading.run import StoredRun
 from inmem.reading.runs import Unfinished, exists, is_whole, run_ids
 from inmem.reading.source import Source
 from inmem.record import payload_of
+from inmem.scopes import RunScope
 
 _ATTEMPTS: Final = 3  # at a run whose image is replaced while it is read
 _TELL_EVERY: Final = 2000  # records between two words of progress
@@ -65,8 +66,8 @@ def silent(_: Exported) -> None:
 
 
 def export_runs(
-    database: Database | Path | str, file: Path | str | BinaryIO, run_ids: Sequence[str] | None = None, *,
-    namespace: Namespace | None = None, progress: Progress = silent,
+    database: Database | Path | str, file: Path | str | BinaryIO, run_ids: Sequence[str | RunScope] | None = None,
+    *, namespace: Namespace | None = None, progress: Progress = silent,
 ) -> Exported:
     """Write runs, by default all of a namespace, to a new file (or a binary stream) as JSON Lines.
 
@@ -89,7 +90,7 @@ def export_runs(
         CorruptionError: a log or an index is damaged; the message names the run.
         SnapshotTooOldError: the image was replaced again and again under a large run.
     """
-    wanted = None if run_ids is None else sorted({check_run_id(run_id) for run_id in run_ids})
+    wanted = None if run_ids is None else sorted({run_id_of(database, run) for run in run_ids})
     if isinstance(database, Database):
         return _export(source_of(database), _own(database, namespace), wanted, file, progress)
     with source_at(Path(database)) as source:

@@ -232,7 +232,7 @@ class DataDirectory:
         return control
 
     def take_over(self) -> None:
-        """Make what the release before has left this release's; before a writer is started, or a client joins.
+        """Make this release's what the one before has left; before a writer is started, or a client joins.
 
         Programs of two releases never have one directory open: neither finds
         in memory what the other one keeps there. A directory that cannot be

@@ -214,6 +214,38 @@ def test_queries(filled: Runs, conditions: dict[str, Any], expected: list[str]) 
     assert [run.run_id for run in filled.read("any", lambda runs: runs.query_runs(query))] == expected
 
 
+@pytest.mark.parametrize("form", ["facade", "scope", "transaction", "snapshot"])
+def test_list_runs_and_query_runs_agree(home: Any, form: str) -> None:
+    """They find the same runs: the one gives their ids in order, the other their records as they were created."""
+    with home.open(agent=f"agree-{form}") as db:
+        for run in ("d", "b", "a", "c", "e"):
+            db.runs.create_run(run_id=run)
+        db.kv.put("used", "k", 1)
+        db.runs.archive_run("b")
+        db.runs.fail_run("c", "x")
+        db.runs.delete_run("e")
+
+        def compare(runs: Any) -> None:
+            for archived, ids in ((False, ["a", "c", "d"]), (True, ["a", "b", "c", "d"])):
+                records = runs.query_runs(include_archived=archived)
+                assert runs.list_runs(include_archived=archived) == sorted(r.run_id for r in records) == ids
+                assert [*runs.iter_runs(include_archived=archived)] == records
+                assert runs.list_runs(include_archived=archived, reverse=True) == ids[::-1]
+                assert [r.run_id for r in records] == [run for run in "dbac" if run in ids]
+                every = runs.list_runs(include_archived=archived, include_uncreated=True)
+                assert every == [*ids, "used"], "which has no record that could be found"
+
+        if form == "facade":
+            compare(db.runs)
+        elif form == "scope":
+            compare(db.run("a").runs)
+        elif form == "transaction":
+            db.transact("a", lambda txn: compare(txn.runs))
+        else:
+            with db.snapshot("a") as view:
+                compare(view.runs)
+
+
 def test_times_of_creation_are_a_half_open_range(filled: Runs) -> None:
     times = {run_id: filled.read(run_id, lambda runs: runs.get_run()).created_at for run_id in RUNS}
     expected = [n for n in ("up", "a", "ab", "a.b") if times["a"] <= times[n] < times["a.b"]]

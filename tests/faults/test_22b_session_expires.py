@@ -15,8 +15,8 @@ from support import kill_writer, launches_held, wait_until, writer_pid
 import inmem
 from inmem.client.link import Link
 
-# A writer that looks for idle sessions at each tick, and one of whose clocks is as far ahead as a file is long:
-# that of the time since boot, by which sessions age, or the wall clock, by which they do not.
+# A writer that looks for idle sessions at each tick, and one of whose clocks is as far ahead as a file is
+# long: that of the time since boot, by which sessions age, or the wall clock, by which they do not.
 HURRIED = """
 import os, sys
 if "inmem.writer" in sys.orig_argv:
