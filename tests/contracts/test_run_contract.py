@@ -216,7 +216,7 @@ def test_queries(filled: Runs, conditions: dict[str, Any], expected: list[str]) 
 
 @pytest.mark.parametrize("form", ["facade", "scope", "transaction", "snapshot"])
 def test_list_runs_and_query_runs_agree(home: Any, form: str) -> None:
-    """They find the same runs: the one gives their ids in order, the other their records as they were created."""
+    """They find the same runs: the ids in order, and the records as the runs were created."""
     with home.open(agent=f"agree-{form}") as db:
         for run in ("d", "b", "a", "c", "e"):
             db.runs.create_run(run_id=run)
