@@ -67,7 +67,8 @@ def silent(_: Exported) -> None:
 
 def export_runs(
     database: Database | Path | str, file: Path | str | BinaryIO,
-    run_ids: Sequence[str | RunScope] | None = None, *, namespace: Namespace | None = None, progress: Progress = silent,
+    run_ids: Sequence[str | RunScope] | None = None, *, namespace: Namespace | None = None,
+    progress: Progress = silent,
 ) -> Exported:
     """Write runs, by default all of a namespace, to a new file (or a binary stream) as JSON Lines.
 

@@ -27,13 +27,14 @@ from inmem.errors import (
 from inmem.keys import Key, Namespace, TypeTag, fence_of, owner_of
 from inmem.primitives.cells import procedures as cell_procedures
 from inmem.primitives.events.procedures import append as event_append
+from inmem.primitives.index_repair import mend, repair_indices
 from inmem.primitives.runs import procedures as run_procedures
 from inmem.primitives.runs import rules as run
-from inmem.primitives.runs.procedures import create, delete, repair_indices, update
+from inmem.primitives.runs.procedures import create, delete, update
 from inmem.primitives.runs.rules import RunMetadata, RunStatus
-from inmem.primitives.server import INDEX_TAGS
+from inmem.primitives.server import INDEX_TAGS, entries_of
 from inmem.primitives.traces import procedures as trace_procedures
-from inmem.record import pack
+from inmem.record import pack, payload_of
 
 HOME = NS.prefix()
 EMPTY = values.encode({})
@@ -378,6 +379,60 @@ class TestRepair:
             stored.refused(InvalidInputError, repair_indices, bad, names="prefix")
 
 
+class TestMend:
+    """What a client has found in a snapshot, when others have written since."""
+
+    @pytest.mark.parametrize("tag", sorted(INDEX_TAGS))
+    def test_each_index(self, stored: Stored, tag: int) -> None:
+        fill(stored, "up")
+        fill(stored, "r", record=False)
+        made(stored, "r", "up", ("x",))
+        good = dict(stored.records)
+        of_runs = tag in (TypeTag.RUN_BY_STATUS, TypeTag.RUN_BY_TAG, TypeTag.RUN_BY_PARENT)
+        prefix = HOME if of_runs else RUN
+        entry = min(k for k in good if k.startswith(Key.of(prefix, tag)))
+        stray = Key.of(prefix, tag, b"stray\0" + bytes(8) + b"x")
+        record = next(
+            key for key, value in sorted(good.items()) if key.startswith(prefix + b"\0")
+            and entry in entries_of(prefix, *Key(key).split_key()[1:], payload_of(value))
+        )
+        del stored.records[entry]
+        stored.records[stray] = pack(1, 1, 0, b"")
+        assert stored.run(mend, prefix, stored.version, [record], [stray]) == [1, 1]
+        assert set(stored.records) == set(good)
+        assert stored.run(mend, prefix, stored.version, [record], [stray]) == [0, 0]
+
+    def test_what_was_written_since_is_left_alone(self, stored: Stored) -> None:
+        fill(stored, "r")
+        found_at = stored.version
+        stray = Key.of(RUN, TypeTag.TRACE_BY_TIME, bytes(8) + b"x")
+        stored.records[stray] = pack(found_at + 1, 1, 0, b"")
+        assert stored.run(mend, RUN, found_at, [], [stray]) == [0, 0]
+        del stored.records[stray]  # which it is still there to be
+
+    def test_a_record_that_has_gone_since_gets_no_entries(self, stored: Stored) -> None:
+        fill(stored, "r")
+        before = dict(stored.records)
+        assert stored.run(mend, RUN, stored.version, [Key.trace(NS, "r", "never")], []) == [0, 0]
+        assert stored.records == before
+
+    def test_a_deleted_run_has_nothing_to_mend(self, stored: Stored) -> None:
+        fill(stored, "r")
+        stored.run(delete, HOME, "r")
+        stored.refused(RunDeletedError, mend, RUN, 1, [], [])
+
+    def test_bad_arguments(self, stored: Stored) -> None:
+        fill(stored, "r")
+        for bad in BAD_PREFIXES:
+            stored.refused(InvalidInputError, mend, bad, 1, [], [], names="prefix")
+        other, primary = Key.trace(NS, "rr", "up"), Key.trace(NS, "r", "up")
+        for keys in ([other], ["x"], [RUN], [RUN + b"\0"], None):
+            stored.refused(InvalidInputError, mend, RUN, 1, keys, [], names="records")
+            stored.refused(InvalidInputError, mend, RUN, 1, [], keys, names="entries")
+        stored.refused(InvalidInputError, mend, RUN, 1, [], [primary], names="entries")
+        stored.refused(InvalidInputError, mend, RUN, None, [], [], names="version")
+
+
 junk = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 63) - 1) | st.text(max_size=3)
     | st.binary(max_size=5),
@@ -387,7 +442,9 @@ junk = st.recursive(
 GOOD: dict[str, list[Any]] = {
     "create": [HOME, "new", "r", ["a"], EMPTY], "update": [HOME, "r", "paused", None, ["a"], EMPTY],
     "delete": [HOME, "r"], "repair_indices": [RUN],
+    "mend": [RUN, 9, [Key.trace(NS, "r", "up")], [Key.of(RUN, TypeTag.TRACE_BY_TIME, b"stray")]],
 }
+BY_NAME = {function.__name__: function for function in run_procedures.PROCEDURES.values()}
 
 
 @given(st.sampled_from(sorted(GOOD)), st.integers(0, 5), junk)
@@ -398,7 +455,7 @@ def test_arbitrary_arguments_are_taken_or_refused(name: str, at: int, value: Any
     arguments = list(GOOD[name])
     arguments[at % len(arguments)] = value
     try:
-        stored.run(getattr(run_procedures, name), *arguments)
+        stored.run(BY_NAME[name], *arguments)
     except InmemError:
         assert stored.records == before
     stored.assert_indices()
