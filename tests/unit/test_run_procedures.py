@@ -9,7 +9,7 @@ import pytest
 from committing import NS, START_US, Bench, append, body, call, error_of, kv_key, put, results_of
 from hypothesis import given
 from hypothesis import strategies as st
-from procedures import BAD_IDS, BAD_MAPS, BAD_PREFIXES, BAD_TAGS, EMPTY, HOME, RUN, Stored, fill, made
+from procedures import BAD_IDS, BAD_MAPS, BAD_PREFIXES, BAD_TAGS, BODY, EMPTY, HOME, RUN, Stored, fill, made
 
 from inmem import values
 from inmem.commit.arguments import check_namespace
