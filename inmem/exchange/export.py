@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 from inmem.database import Database
 from inmem.errors import (
@@ -25,6 +25,7 @@ from inmem.errors import (
 )
 from inmem.exchange import lines
 from inmem.exchange.counted import Counted, no_records
+from inmem.exchange.given import path_of
 from inmem.exchange.lines import Checksum
 from inmem.exchange.reading import run_id_of, source_at, source_of
 from inmem.host.files import appearing
@@ -139,7 +140,7 @@ def _export(
     source: Source, namespace: Namespace, wanted: list[str] | None, file: Path | str | BinaryIO,
     progress: Progress,
 ) -> Exported:
-    name = str(file) if isinstance(file, Path | str) else getattr(file, "name", "stream")
+    name = str(file) if isinstance(file, str | os.PathLike) else getattr(file, "name", "stream")
     report = Exported(str(name), source=source.name)
     with _opened(file) as out:
         version = _version_for(source, namespace, wanted)
@@ -286,10 +287,11 @@ class _RunWriter:
 @contextmanager
 def _opened(file: Path | str | BinaryIO) -> Iterator[BinaryIO]:
     """The stream, or a new file that takes its name at the end; a device or a pipe is written to."""
-    if not isinstance(file, Path | str):
-        yield file
+    path = path_of(file, "write")
+    if path is None:
+        yield cast(BinaryIO, file)
         return
-    target = Path(os.path.realpath(file))
+    target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         with target.open("wb") as out:
             yield out

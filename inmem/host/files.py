@@ -154,7 +154,10 @@ def appearing(path: Path, *, replaces: bool = True) -> Iterator[io.FileIO]:
 
     Raises:
         FileExistsError: something has the name, and nothing `replaces` it.
+        IsADirectoryError: the path ends without a name, as `/` does.
     """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     hidden = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(8).hex()}.tmp")
     flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
     try:

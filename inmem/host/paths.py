@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -52,6 +53,14 @@ def check_path(path: object, argument: str = "path") -> str:
         raise InvalidInputError(
             f"{argument} has a character that no file name can have", argument=argument
         ) from None
+    try:
+        os.lstat(name)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InvalidInputError(
+                f"{argument} is too long for this system, or a name in it is: {len(os.fsencode(name))} bytes",
+                argument=argument, hint="Name a shorter path.",
+            ) from None
     for what, hint in _doubts(name):
         raise InvalidInputError(f"{argument} {what}", argument=argument, hint=hint)
     absolute(name, argument)
