@@ -140,7 +140,7 @@ def _export(
     source: Source, namespace: Namespace, wanted: list[str] | None, file: Path | str | BinaryIO,
     progress: Progress,
 ) -> Exported:
-    name = str(file) if isinstance(file, str | os.PathLike) else getattr(file, "name", "stream")
+    name = os.fspath(file) if isinstance(file, str | os.PathLike) else getattr(file, "name", "stream")
     report = Exported(str(name), source=source.name)
     with _opened(file) as out:
         version = _version_for(source, namespace, wanted)
