@@ -246,6 +246,44 @@ def test_list_runs_and_query_runs_agree(home: Any, form: str) -> None:
                 compare(view.runs)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_limit_bounds_what_is_read_of_runs_never_created(reverse: bool) -> None:
+    """Pages of them cost what they hold, however many runs there are before and after."""
+    names = [f"run-{number:03}" for number in range(300)]
+    with inmem.open() as db:
+        for name in (*names, "run-1", "run-1.0"):
+            db.kv.put(name, "k", 1)
+        db.shared("agent").kv.put("k", 1)
+        names = sorted([*names, "run-1", "run-1.0"], reverse=reverse)
+        found: list[str] = []
+        with db.snapshot("x") as view:
+            looks = count_scans(view.runs)
+            while True:
+                looks.clear()
+                page = view.runs.list_runs(
+                    include_uncreated=True, limit=7, reverse=reverse, start_after=found[-1] if found else None
+                )
+                assert len(looks) < 20, "it reads no further"
+                if not page:
+                    break
+                found += page
+        assert found == names == db.runs.list_runs(include_uncreated=True, reverse=reverse)
+
+
+def count_scans(runs: Any) -> list[int]:
+    """Notes each range that these runs read from now on."""
+    looks: list[int] = []
+    view = runs._view
+    scan = view.scan
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        looks.append(1)
+        return scan(*arguments, **options)
+
+    view.scan = counted
+    return looks
+
+
 def test_times_of_creation_are_a_half_open_range(filled: Runs) -> None:
     times = {run_id: filled.read(run_id, lambda runs: runs.get_run()).created_at for run_id in RUNS}
     expected = [n for n in ("up", "a", "ab", "a.b") if times["a"] <= times[n] < times["a.b"]]

@@ -229,21 +229,24 @@ class RunReads:
             if _matches(run, wanted):
                 yield run.run_id
 
-    def _uncreated(self, view: View, wanted: _Wanted, after: str | None) -> builtins.list[str]:
+    def _uncreated(self, view: View, wanted: _Wanted, after: str | None) -> Iterator[str]:
         """Ids of the runs that hold data and have no record: one look into the store for each with data."""
         head = self._namespace + b"/"
         # Written like keys, so that a transaction can note them. A `0` comes after `/`.
-        at, end = head + b"\0\1", self._namespace + b"0\0\1"
-        found = []
-        while item := view.scan(at, end, limit=1):
+        start, end = head + b"\0\1", self._namespace + b"0\0\1"
+        name = None if after is None else head + after.encode()
+        while True:
+            if name is not None and wanted.reverse:
+                end = name + b"\0\0"
+            elif name is not None:
+                start = name + b"\0\xff"
+            item = view.scan(start, end, limit=1, reverse=wanted.reverse)
+            if not item:
+                return
             name = item[0][0].partition(b"\0")[0]
             run_id = name[len(head) :].decode()
-            is_past = after is None or (run_id < after if wanted.reverse else run_id > after)
-            # What runs share is no run.
-            if is_past and not name.endswith(b"@") and self._get(view, run_id) is None:
-                found.append(run_id)
-            at = name + b"\0\xff"
-        return found[::-1] if wanted.reverse else found
+            if not name.endswith(b"@") and self._get(view, run_id) is None:  # what runs share is no run
+                yield run_id
 
     def get_child_runs(
         self, run_id: str | OfRun | None = None, *, limit: int | None = None,
