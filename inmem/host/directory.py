@@ -47,7 +47,7 @@ from inmem.host.files import (
 from inmem.host.interrupts import let_through
 from inmem.host.paths import check_parent
 
-_PROBING_S: Final = 0.2  # who looks whether there are clients holds their lock for a moment
+_PROBING_S: Final = 0.5  # who looks whether there are clients holds their lock for a moment
 _POLL_S: Final = 0.003
 _CHANGING: Final = ("overlay", "fuse", "9p", "virtiofs")  # kinds of file systems, as mountinfo names them
 

@@ -10,8 +10,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from crash_workers import RUN
-from support import control_state, kill_writer, stop_writer
+from crash_workers import RUN, leave_a_note
+from support import Workers, control_state, kill_writer, stop_writer, wait_until
 
 import inmem
 from inmem.config import CONTROL_VERSION, PROTOCOL_VERSION
@@ -61,6 +61,21 @@ def test_a_directory_of_the_release_before_is_read_and_from_then_on_this_ones(of
         db.kv.put(RUN, "k", 2)
     stop_writer(of_before)
     assert version_of(of_before) == CONTROL_VERSION
+
+
+def test_many_programs_take_it_over_at_once(of_before: Path, workers: Workers) -> None:
+    programs = 8
+    for index in range(programs):
+        workers.start(leave_a_note, index, of_before)
+    wait_until(lambda: workers.words.total(programs) == programs, "all programs run")
+    workers.words.open_gate()
+    wait_until(
+        lambda: workers.check() or all(workers.words[64 + i] for i in range(programs)), "all have written"
+    )
+    workers.words.open_gate(2)
+    assert [result["notes"] for result in workers.results()] == [programs] * programs
+    with inmem.open(of_before) as db:
+        assert db.kv.get(RUN, "k") == 1
 
 
 @pytest.mark.parametrize(
