@@ -34,7 +34,7 @@ from inmem.cli.runs import took
 from inmem.cli.scale import Scale
 from inmem.cli.text import clock, day, full_time, indented, one_line, plain, span
 from inmem.cli.traces import duration_s, one_line_of, tree_of
-from inmem.host.files import write_durably
+from inmem.host.files import output as output_file
 from inmem.host.paths import absolute
 from inmem.primitives.events.rules import ChainVerification
 from inmem.primitives.runs.rules import RunMetadata
@@ -80,7 +80,8 @@ def report(
         return
     file = output or Path(f"{run}.html")
     absolute(file, "FILE")
-    write_durably(file, data)
+    with output_file(file) as out:
+        out.write(data)
     if where.as_json:
         print_json({"file": str(file), "bytes": len(data)})
     else:

@@ -7,7 +7,6 @@ and durable. An export that fails or is interrupted leaves no file.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from inmem.exchange.counted import Counted, no_records
 from inmem.exchange.given import path_of
 from inmem.exchange.lines import Checksum
 from inmem.exchange.reading import run_id_of, source_at, source_of
-from inmem.host.files import appearing
+from inmem.host.files import output
 from inmem.jsonvalues import dumps
 from inmem.keys import Namespace, TypeTag, range_of
 from inmem.primitives import server
@@ -291,13 +290,5 @@ def _opened(file: Path | str | BinaryIO) -> Iterator[BinaryIO]:
     if path is None:
         yield cast(BinaryIO, file)
         return
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        with target.open("wb") as out:
-            yield out
-        return
-    with (
-        appearing(target) as unfinished,
-        io.BufferedRandom(io.FileIO(unfinished.fileno(), "r+", closefd=False), 1 << 20) as out,
-    ):
+    with output(path) as out:
         yield out

@@ -20,6 +20,7 @@ import inmem
 from inmem.cli.app import app
 from inmem.errors import CorruptionError, InvalidInputError
 from inmem.exchange import export_runs, import_runs
+from inmem.host.files import write_durably
 
 
 @pytest.fixture
@@ -137,6 +138,17 @@ def test_any_kind_of_path(other: inmem.Database, scratch: Path) -> None:
     file: Any = OtherPath(str(scratch / "one.jsonl"))
     assert export_runs(other, file).file == file.name
     assert import_runs(other, file, rename={"one": "two"}).kv == 1
+
+
+def test_nothing_but_a_file_is_replaced(scratch: Path) -> None:
+    pipe, file = scratch / "pipe", scratch / "file"
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError, match="not replaced"):
+        write_durably(pipe, b"x")
+    assert pipe.is_fifo() and os.listdir(scratch) == ["pipe"]
+    write_durably(file, b"x")
+    write_durably(file, b"y")
+    assert file.read_bytes() == b"y"
 
 
 @pytest.mark.parametrize("command", [
