@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from inmem.errors import InvalidInputError
+from inmem.host.interrupts import let_through
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _URL_AS_PATH: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # pathlib leaves one slash of two
@@ -56,6 +57,7 @@ def check_path(path: object, argument: str = "path") -> str:
     try:
         os.lstat(name)
     except OSError as error:
+        let_through(error)
         if error.errno == errno.ENAMETOOLONG:
             raise InvalidInputError(
                 f"{argument} is too long for this system, or a name in it is: {len(os.fsencode(name))} bytes",

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from inmem.engines.base import Item, View
 from inmem.errors import InvalidInputError, RunNotFoundError
+from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, check_run_id, range_of, shorten
 from inmem.primitives._byrun import Host, OfRun
 from inmem.primitives._common import check_limit, check_tags
@@ -77,7 +78,8 @@ class RunReads:
             return check_run_id(run, argument)
         try:
             scope: OfRun = self._host.run(run)
-        except InvalidInputError:
+        except InvalidInputError as error:
+            let_through(error)
             raise InvalidInputError(f"{argument} is a scope of another database", argument=argument) from None
         if scope.namespace != self._namespace:
             raise InvalidInputError(f"{argument} is a run of another namespace", argument=argument)
