@@ -18,8 +18,9 @@ from typing import Any, Final
 
 from inmem.errors import ConfigMismatchError, InvalidInputError
 
-PROTOCOL_VERSION: Final = 2  # of the messages between client and writer
-FORMAT_VERSION: Final = 1  # of the data directory: settings, WAL and image
+PROTOCOL_VERSION: Final = 3  # of the messages between client and writer
+FORMAT_VERSION: Final = 1  # of the data directory: settings, log and checkpoint
+CONTROL_VERSION: Final = 2  # of the control file, and of the names and contents of what is in memory
 
 DURABILITIES: Final = ("memory", "buffered", "sync")
 CHAINS: Final = ("xxh3", "sha256")

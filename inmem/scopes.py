@@ -67,7 +67,9 @@ class RunScope(ScopeFacades):
         self.name = name
         self.namespace = database.namespace_prefix  # what is reached through this scope is of its namespace
         engine = database.engine
-        super().__init__(engine.latest(), engine.direct(), prefix, self.namespace, name, self.transact)
+        super().__init__(
+            database, engine.latest(), engine.direct(), prefix, self.namespace, name, self.transact
+        )
 
     def __repr__(self) -> str:
         return f"RunScope({self.prefix.decode()!r})"
@@ -163,7 +165,7 @@ class Snapshot(SnapshotFacades):
         self._is_nested = is_nested
         self._was_entered = False
         self.run_id = scope.run_id
-        super().__init__(view, scope.prefix, scope.namespace, scope.name)
+        super().__init__(scope._database, view, scope.prefix, scope.namespace, scope.name)
 
     @classmethod
     def begin(cls, database: Database, scope: RunScope) -> Snapshot:
@@ -227,7 +229,7 @@ class Transaction(TransactionFacades):
         self._is_nested = is_nested
         self._was_entered = False
         self.run_id = scope.run_id
-        super().__init__(draft, scope.prefix, scope.namespace, scope.name)
+        super().__init__(scope._database, draft, scope.prefix, scope.namespace, scope.name)
 
     @classmethod
     def begin(

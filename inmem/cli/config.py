@@ -152,6 +152,7 @@ def change(directory: DataDirectory, name: str, text: str, deadline: float) -> t
     """
     stored = directory.check_own().stored
     new = _allowed(name, text, stored)
+    directory.take_over()
 
     def store() -> Any:
         lock = FileLock(directory.writer_lock)

@@ -135,6 +135,7 @@ def start(
     deadline = time.monotonic() + timeout
     create_directory(directory, configuration.settings, time.monotonic() + timeout)
     configuration.with_stored(directory.check_own().stored)
+    directory.take_over()
     control = directory.control()
     try:
         control.check_machine()

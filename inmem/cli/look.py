@@ -21,11 +21,12 @@ from inmem.cli.common import (
 )
 from inmem.cli.listing import Listing, note
 from inmem.cli.text import clock, day, padded, plain, short_time
-from inmem.errors import InvalidInputError, SnapshotTooOldError, WriterUnavailableError
+from inmem.errors import InvalidInputError, RunDeletedError, SnapshotTooOldError, WriterUnavailableError
 from inmem.jsonvalues import to_json
 from inmem.primitives.events.rules import HASH_BYTES
 from inmem.reading.database_source import DatabaseSource
 from inmem.reading.run import Logged, StoredRun
+from inmem.reading.runs import is_deleted
 
 _POLL_S: Final = 0.02  # between two looks at whether something was committed: reads of memory
 _LOOK_S: Final = 0.5  # at the store itself, whatever the control file says
@@ -106,6 +107,7 @@ class _EventPrinter:
         self._log = log
         self._listing = listing
         self._next = start
+        self._length = 0  # of the log, when it was looked at last
         self._type = event_type
         self._day = ""
 
@@ -136,7 +138,12 @@ class _EventPrinter:
         )
 
     def follow(self) -> None:
-        """Print events as they commit, over restarts of the writer, until interrupted or enough."""
+        """Print events as they commit, over restarts of the writer, until interrupted or enough.
+
+        Raises:
+            RunDeletedError: the run was deleted: nothing will follow.
+        """
+        self._check_not_deleted()
         seen: tuple[int, ...] = ()
         next_look = 0.0
         while not self._listing.is_full:
@@ -148,13 +155,22 @@ class _EventPrinter:
             seen, next_look = mark, now + _LOOK_S
             self._source.follow()
             try:
-                if self._type is None and self._log.length() < self._next:
+                before, self._length = self._length, self._log.length()
+                if self._length < before:
+                    self._check_not_deleted()
                     note(f"the log of {self._log.name} is shorter than it was: from its beginning")
                     self._next = 0
                 self.print_new()
             except (SnapshotTooOldError, WriterUnavailableError):
                 seen = ()  # between two images: the next look is at the new one
                 time.sleep(_POLL_S)
+
+    def _check_not_deleted(self) -> None:
+        name = self._log.name
+        if not self._log.length():
+            with self._source.moment() as moment:
+                if is_deleted(moment, self._log):
+                    raise RunDeletedError(f"run {name} was deleted: nothing will follow", run_id=name)
 
 
 # --- cells --------------------------------------------------------------------------------------

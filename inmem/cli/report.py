@@ -29,7 +29,7 @@ from inmem.cli.common import (
     size,
 )
 from inmem.cli.report_document import ReportDocument
-from inmem.host.files import write_durably
+from inmem.host.files import output as output_file
 from inmem.host.paths import absolute
 from inmem.reading.database_source import DatabaseSource
 from inmem.reading.run import StoredRun
@@ -65,7 +65,8 @@ def report(
         return
     file = output or Path(f"{run}.html")
     absolute(file, "FILE")
-    write_durably(file, data)
+    with output_file(file) as out:
+        out.write(data)
     if where.as_json:
         print_json({"file": str(file), "bytes": len(data)})
     else:

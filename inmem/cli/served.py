@@ -37,6 +37,8 @@ def served(directory: DataDirectory, *, may_start: bool) -> Iterator[None]:
     deadline = time.monotonic() + _STARTING_S
     identity = directory.identity()
     can_write = os.access(directory.path, os.W_OK)
+    if may_start and can_write:
+        directory.take_over()
     with ExitStack() as stack:
         control = directory.control()
         stack.callback(control.close)

@@ -372,7 +372,7 @@ def _prepare(
     database_id = directory.check_own().database_id
     if database_id != (known or database_id):
         raise _absent(directory, known)
-    directory.control().close()  # in an overlay the inodes may be others before
+    directory.take_over()  # and opens the control file: in an overlay the inodes may be others before
     key = directory.key()
     if key is None:
         raise _absent(directory, database_id)  # removed just now

@@ -7,13 +7,12 @@ and durable. An export that fails or is interrupted leaves no file.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 from inmem.database import Database
 from inmem.errors import (
@@ -25,11 +24,12 @@ from inmem.errors import (
 )
 from inmem.exchange import lines
 from inmem.exchange.counted import Counted, no_records
+from inmem.exchange.given import path_of
 from inmem.exchange.lines import Checksum
-from inmem.exchange.reading import source_at, source_of
-from inmem.host.files import appearing
+from inmem.exchange.reading import run_id_of, source_at, source_of
+from inmem.host.files import output
 from inmem.jsonvalues import dumps
-from inmem.keys import Namespace, TypeTag, check_run_id, range_of
+from inmem.keys import Namespace, TypeTag, range_of
 from inmem.primitives import server
 from inmem.primitives.cells import rules as cell
 from inmem.primitives.events import rules as event_log
@@ -39,6 +39,7 @@ from inmem.reading.run import StoredRun
 from inmem.reading.runs import Unfinished, exists, is_whole, run_ids
 from inmem.reading.source import Source
 from inmem.record import payload_of
+from inmem.scopes import RunScope
 
 _ATTEMPTS: Final = 3  # at a run whose image is replaced while it is read
 _TELL_EVERY: Final = 2000  # records between two words of progress
@@ -65,8 +66,9 @@ def silent(_: Exported) -> None:
 
 
 def export_runs(
-    database: Database | Path | str, file: Path | str | BinaryIO, run_ids: Sequence[str] | None = None, *,
-    namespace: Namespace | None = None, progress: Progress = silent,
+    database: Database | Path | str, file: Path | str | BinaryIO,
+    run_ids: Sequence[str | RunScope] | None = None, *, namespace: Namespace | None = None,
+    progress: Progress = silent,
 ) -> Exported:
     """Write runs, by default all of a namespace, to a new file (or a binary stream) as JSON Lines.
 
@@ -89,7 +91,7 @@ def export_runs(
         CorruptionError: a log or an index is damaged; the message names the run.
         SnapshotTooOldError: the image was replaced again and again under a large run.
     """
-    wanted = None if run_ids is None else sorted({check_run_id(run_id) for run_id in run_ids})
+    wanted = None if run_ids is None else sorted({run_id_of(database, run) for run in run_ids})
     if isinstance(database, Database):
         return _export(source_of(database), _own(database, namespace), wanted, file, progress)
     with source_at(Path(database)) as source:
@@ -137,7 +139,7 @@ def _export(
     source: Source, namespace: Namespace, wanted: list[str] | None, file: Path | str | BinaryIO,
     progress: Progress,
 ) -> Exported:
-    name = str(file) if isinstance(file, Path | str) else getattr(file, "name", "stream")
+    name = os.fspath(file) if isinstance(file, str | os.PathLike) else getattr(file, "name", "stream")
     report = Exported(str(name), source=source.name)
     with _opened(file) as out:
         version = _version_for(source, namespace, wanted)
@@ -284,16 +286,9 @@ class _RunWriter:
 @contextmanager
 def _opened(file: Path | str | BinaryIO) -> Iterator[BinaryIO]:
     """The stream, or a new file that takes its name at the end; a device or a pipe is written to."""
-    if not isinstance(file, Path | str):
-        yield file
+    path = path_of(file, "write")
+    if path is None:
+        yield cast(BinaryIO, file)
         return
-    target = Path(os.path.realpath(file))
-    if target.exists() and not target.is_file():
-        with target.open("wb") as out:
-            yield out
-        return
-    with (
-        appearing(target) as unfinished,
-        io.BufferedRandom(io.FileIO(unfinished.fileno(), "r+", closefd=False), 1 << 20) as out,
-    ):
+    with output(path) as out:
         yield out

@@ -75,6 +75,23 @@ class GivenFile:
         return 0 if self._raw is None or self._raw.closed else self._raw.tell()
 
 
+def path_of(file: object, method: str) -> Path | None:
+    """The path that was given; None for an open file, which has this method.
+
+    Raises:
+        InvalidInputError: it is neither.
+    """
+    if isinstance(file, str | os.PathLike):
+        name = os.fspath(file)
+        if not isinstance(name, str) or "\0" in name:
+            raise InvalidInputError("file must be a path without NUL, as a str", argument="file")
+        return Path(name)
+    if not callable(getattr(file, method, None)):
+        problem = f"file must be a path or an open binary file, not {type(file).__name__}"
+        raise InvalidInputError(problem, argument="file")
+    return None
+
+
 def check_given(path: Path) -> None:
     """Refuse what is no file, before anything is done for it.
 
@@ -95,11 +112,11 @@ def given_file(file: Path | str | BinaryIO) -> Iterator[GivenFile]:
 
     Raises:
         OSError: it cannot be read.
-        InvalidInputError: it is a directory.
+        InvalidInputError: it is a directory, or no file at all.
     """
     with ExitStack() as stack:
-        if isinstance(file, str | os.PathLike):
-            path = Path(file)
+        path = path_of(file, "read")
+        if path is not None:
             check_given(path)
             if stat.S_ISREG(path.stat().st_mode):
                 yield GivenFile(path, str(path))

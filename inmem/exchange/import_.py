@@ -28,12 +28,13 @@ from inmem.exchange.counted import Counted
 from inmem.exchange.export import checksum_of
 from inmem.exchange.given import GivenFile, given_file
 from inmem.exchange.line_reader import LineReader, LineRecord, Part, RunEnd, RunStart
-from inmem.exchange.reading import source_of
+from inmem.exchange.reading import run_id_of, source_of
 from inmem.keys import check_run_id, fence_of
 from inmem.primitives import import_mark
 from inmem.primitives.counts import pack
 from inmem.primitives.import_mark import TOKEN_BYTES
 from inmem.reading.runs import is_whole, unfinished
+from inmem.scopes import RunScope
 from inmem.storage.environment import Table
 from inmem.writeset import OP_CALL, WriteSet
 
@@ -68,7 +69,7 @@ def silent(_what: str, _done: int, _total: int) -> None:
 
 def import_runs(
     database: Database, file: Path | str | BinaryIO, *, skip_existing: bool = False,
-    rename: Mapping[str, str] | None = None, progress: Progress = silent,
+    rename: Mapping[str, str | RunScope] | None = None, progress: Progress = silent,
 ) -> Imported:
     """Import the runs of an export into the database's namespace.
 
@@ -97,7 +98,7 @@ def import_runs(
         BusyError: another import of the same run began later.
         InmemError: whatever the writer refuses; the run at which that was is not imported.
     """
-    names = {check_run_id(old): check_run_id(new) for old, new in (rename or {}).items()}
+    names = {check_run_id(old): run_id_of(database, new) for old, new in (rename or {}).items()}
     with given_file(file) as given:
         report = Imported(given.name)
         plan = _prove(database, given, names, skip_existing, progress)
@@ -107,7 +108,7 @@ def import_runs(
     return report
 
 
-def discard_import(database: Database, run_id: str) -> None:
+def discard_import(database: Database, run_id: str | RunScope) -> None:
     """Give up an import that was killed, and remove what has come of its run. Cost: that of `delete_run`.
 
     An import that is still alive fails. The id of the run stays free.
@@ -116,7 +117,8 @@ def discard_import(database: Database, run_id: str) -> None:
         RunNotFoundError: no import of this run is unfinished.
     """
     namespace = database.namespace.prefix()
-    arguments = [namespace, check_run_id(run_id), b""]
+    run_id = run_id_of(database, run_id)
+    arguments = [namespace, run_id, b""]
     attachment, timeout_s = attachment_of(database.engine), database.settings.timeout_s
     if not commit_call(attachment, "import.abort", arguments, timeout_s)[0]:
         raise RunNotFoundError(f"no import of run {run_id} is unfinished", run_id=run_id)

@@ -15,13 +15,29 @@ from inmem.engines.local import attachment_of
 from inmem.errors import CorruptionError, InvalidInputError
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
+from inmem.keys import check_run_id
 from inmem.reading.live_image import live_image
 from inmem.reading.source import Source, replayed, shared
+from inmem.scopes import RunScope
 
 
 def source_of(database: Database) -> Source:
     """An open database: its image, opened once for the process."""
     return shared(attachment_of(database.engine).image)
+
+
+def run_id_of(database: Database | Path | str, run: str | RunScope) -> str:
+    """The id of a run of a database's namespace, of which an id or the scope was given.
+
+    Raises:
+        InvalidInputError: a scope of another database or namespace.
+    """
+    if isinstance(database, Database):
+        scope = database.run(run)
+        if scope.namespace != database.namespace_prefix:
+            raise InvalidInputError("run_id is a run of another namespace", argument="run_id")
+        run = scope.run_id
+    return check_run_id(run)
 
 
 @contextmanager

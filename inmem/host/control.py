@@ -9,7 +9,7 @@ Layout, native byte order (the file never leaves its machine), 4,096 bytes:
 
     word  meaning
     0     magic "INMEMCTL"
-    1     format version
+    1     version of this file and of what is in memory: the image, its names, the board
     2     sequence, odd during an update
     3     generation: which image directory, 0 before the first. Its upper 24 bits
           count when purges begin and end, and are odd while dead records may be
@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from inmem.config import FORMAT_VERSION, MAX_CONTROL_PATH
+from inmem.config import CONTROL_VERSION, MAX_CONTROL_PATH
 from inmem.errors import CorruptionError, FormatVersionError, LimitError, PermissionDeniedError
 from inmem.host.files import is_locked, open_private
 from inmem.host.interrupts import let_through
@@ -55,6 +55,8 @@ DURABLE: Final = 7
 PID: Final = 8
 NAMESPACE: Final = 9
 ACTIVE: Final = 62
+_RELEASE: Final = 1  # the word of the version
+_BEFORE: Final = 1  # the version of the release before
 SUSPECTS: Final = 63  # the first word of those
 _PHASE: Final = 1 << 40  # in the word of the generation
 _WORD: Final = (1 << 64) - 1
@@ -130,11 +132,21 @@ class Control:
         self.words = self._view.cast("Q")
         if self.words[0] != MAGIC:
             raise CorruptionError(f"{path} is no control file", file=str(path), offset=0)
-        if self.words[1] != FORMAT_VERSION:
+        if self.words[_RELEASE] not in (_BEFORE, CONTROL_VERSION):
             raise FormatVersionError(
-                f"{path} has format {self.words[1]}, this release reads {FORMAT_VERSION}",
-                found=self.words[1], supported=FORMAT_VERSION,
+                f"{path} has version {self.words[_RELEASE]}, this release uses {CONTROL_VERSION}",
+                found=self.words[_RELEASE], supported=CONTROL_VERSION,
             )
+
+    @property
+    def is_of_before(self) -> bool:
+        """Whether the release before uses this directory, or was the last one to do so."""
+        return self.words[_RELEASE] == _BEFORE
+
+    def take_over(self) -> None:
+        """From now on it is this release's, and the one before refuses it."""
+        self.words[_RELEASE] = CONTROL_VERSION
+        self.flush()
 
     def is_current(self) -> bool:
         """Whether the path still leads to this file: it is never replaced."""
@@ -158,7 +170,7 @@ class Control:
         """The bytes of a control file that no writer has touched yet."""
         page = bytearray(SIZE)
         words = memoryview(page).cast("Q")
-        words[0], words[1] = MAGIC, FORMAT_VERSION
+        words[0], words[_RELEASE] = MAGIC, CONTROL_VERSION
         page[_DATABASE : _DATABASE + 16] = database_id
         return bytes(page)
 

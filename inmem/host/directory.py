@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from inmem.config import FORMAT_VERSION, STORED, Settings, check_stored
+from inmem.config import CONTROL_VERSION, FORMAT_VERSION, STORED, Settings, check_stored
 from inmem.errors import (
     CorruptionError,
     FormatVersionError,
@@ -32,8 +34,10 @@ from inmem.errors import (
 )
 from inmem.host.control import Control
 from inmem.host.files import (
+    FileLock,
     check_private_dir,
     denied,
+    is_locked,
     left_behind,
     make_private_dir,
     open_private,
@@ -44,6 +48,8 @@ from inmem.host.interrupts import let_through
 from inmem.host.paths import check_parent
 
 EPOCH_FILES: Final = ("sock", "answers", "bell")  # endings of the files of an epoch in the runtime directory
+_PROBING_S: Final = 0.5  # who looks whether there are clients holds their lock for a moment
+_POLL_S: Final = 0.003
 _CHANGING: Final = ("overlay", "fuse", "9p", "virtiofs")  # kinds of file systems, as mountinfo names them
 
 
@@ -215,8 +221,47 @@ class DataDirectory:
             return None
 
     def control(self, *, writable: bool = False) -> Control:
-        """The mapped control file."""
-        return Control(self.control_file, writable=writable)
+        """The mapped control file.
+
+        Raises:
+            FormatVersionError: it is of another release, and that one's writer serves.
+        """
+        control = Control(self.control_file, writable=writable)
+        if control.is_of_before and is_locked(self.writer_lock):
+            control.close()
+            raise self._of_before("is served by")
+        return control
+
+    def take_over(self) -> None:
+        """Make this release's what the one before has left; before a writer is started, or a client joins.
+
+        Programs of two releases never have one directory open: neither finds
+        in memory what the other one keeps there. A directory that cannot be
+        written to stays as it is.
+
+        Raises:
+            FormatVersionError: programs of the other release have it open.
+        """
+        with closing(self.control()) as control:
+            if not control.is_of_before or not os.access(self.path, os.W_OK):
+                return
+        deadline = time.monotonic() + _PROBING_S
+        with closing(FileLock(self.clients_lock)) as clients, closing(self.control(writable=True)) as control:
+            while control.is_of_before:
+                if clients.try_exclusive():
+                    control.take_over()
+                elif time.monotonic() >= deadline:
+                    raise self._of_before("is open in programs of")
+                else:  # others probe it too
+                    time.sleep(_POLL_S)
+
+    def _of_before(self, how: str) -> FormatVersionError:
+        return FormatVersionError(
+            f"{self.path} {how} another release of inmem, with version {CONTROL_VERSION - 1} of the control "
+            f"file; this release uses {CONTROL_VERSION}",
+            found=CONTROL_VERSION - 1, supported=CONTROL_VERSION,
+            hint="End the programs and the writer of that release (its `inmem stop`), or use that release.",
+        )
 
     def remove_leftovers(self) -> None:
         """Remove what killed processes have left. The caller holds the writer's lock.
@@ -243,6 +288,10 @@ class DataDirectory:
         """
         device, inode = self.inode()
         return f"{identity.short_id}-{device:x}.{inode:x}-"
+
+    def stem_before(self, identity: Identity) -> str:
+        """What `stem` was in the release before."""
+        return f"{identity.short_id}-{self.inode()[1]:x}-"
 
     def remove(self) -> None:
         """Remove the directory and all that is in it."""

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from inmem.errors import InmemError, LimitError, PermissionDeniedError, StoreFullError
 from inmem.host.interrupts import let_through
@@ -25,6 +25,7 @@ PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
 _SPARE_FILES: Final = 32  # starting a writer, opening and connecting take 20; a few threads may do so at once
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)  # the last: a symlink
+_REPLACEABLE: Final = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR)  # a directory is refused by the system
 _HINTS: Final = {
     errno.EROFS: "The file system is read-only: mount it writable, or name another place. "
     "Commands that only read a store can.",
@@ -153,8 +154,14 @@ def appearing(path: Path, *, replaces: bool = True) -> Iterator[io.FileIO]:
     has no such files, it has a hidden one.
 
     Raises:
-        FileExistsError: something has the name, and nothing `replaces` it.
+        FileExistsError: something has the name, and nothing `replaces` it; or it is no file: a device
+            would be gone for all programs.
+        IsADirectoryError: the path ends without a name, as `/` does.
     """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if os.path.lexists(path) and stat.S_IFMT(os.lstat(path).st_mode) not in _REPLACEABLE:
+        raise FileExistsError(errno.EEXIST, "a device, pipe or socket is not replaced", str(path))
     hidden = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(8).hex()}.tmp")
     flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
     try:
@@ -180,6 +187,24 @@ def appearing(path: Path, *, replaces: bool = True) -> Iterator[io.FileIO]:
         if os.path.lexists(hidden):
             hidden.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+@contextmanager
+def output(path: Path) -> Iterator[BinaryIO]:
+    """A file that a user has named for what is made: one that takes its name at the end.
+
+    A regular file is replaced, a link is followed, and a device or a pipe is written to.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        with target.open("wb") as out:
+            yield out
+        return
+    with (
+        appearing(target) as unfinished,
+        io.BufferedRandom(io.FileIO(unfinished.fileno(), "r+", closefd=False), 1 << 20) as out,
+    ):
+        yield out
 
 
 def left_behind(path: Path) -> list[Path]:

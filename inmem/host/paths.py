@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
 from typing import Final
 
 from inmem.errors import InvalidInputError
+from inmem.host.interrupts import let_through
 
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _URL_AS_PATH: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # pathlib leaves one slash of two
@@ -52,6 +54,15 @@ def check_path(path: object, argument: str = "path") -> str:
         raise InvalidInputError(
             f"{argument} has a character that no file name can have", argument=argument
         ) from None
+    try:
+        os.lstat(name)
+    except OSError as error:
+        let_through(error)
+        if error.errno == errno.ENAMETOOLONG:
+            raise InvalidInputError(
+                f"{argument} is too long for this system, or a name in it is: {len(os.fsencode(name))} bytes",
+                argument=argument, hint="Name a shorter path.",
+            ) from None
     for what, hint in _doubts(name):
         raise InvalidInputError(f"{argument} {what}", argument=argument, hint=hint)
     absolute(name, argument)

@@ -43,14 +43,14 @@ class ScopeFacades:
     __slots__ = ("cells", "events", "kv", "runs", "traces")
 
     def __init__(
-        self, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
+        self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
         transact: Callable[..., Any],
     ) -> None:
         self.kv = RunKV(view, sink, prefix, transact)
         self.events = RunEvents(view, sink, prefix)
         self.cells = RunCells(view, sink, prefix)
         self.traces = Traces(view, sink, prefix)
-        self.runs = Runs(view, sink, namespace, run_id)
+        self.runs = Runs(host, view, sink, namespace, run_id)
 
 
 class SnapshotFacades:
@@ -58,12 +58,12 @@ class SnapshotFacades:
 
     __slots__ = ("cells", "events", "kv", "runs", "traces")
 
-    def __init__(self, view: View, prefix: bytes, namespace: bytes, run_id: str) -> None:
+    def __init__(self, host: Host, view: View, prefix: bytes, namespace: bytes, run_id: str) -> None:
         self.kv = KVReads(view, prefix)
         self.events = EventReads(view, prefix)
         self.cells = CellReads(view, prefix)
         self.traces = TraceReads(view, prefix)
-        self.runs = RunReads(view, namespace, run_id)
+        self.runs = RunReads(host, view, namespace, run_id)
 
 
 class TransactionFacades:
@@ -71,12 +71,12 @@ class TransactionFacades:
 
     __slots__ = ("cells", "events", "kv", "runs", "traces")
 
-    def __init__(self, draft: Draft, prefix: bytes, namespace: bytes, run_id: str) -> None:
+    def __init__(self, host: Host, draft: Draft, prefix: bytes, namespace: bytes, run_id: str) -> None:
         self.kv = TransactionKV(draft, draft, prefix)
         self.events = TransactionEvents(draft, draft, prefix)
         self.cells = TransactionCells(draft, draft, prefix)
         self.traces = Traces(draft, draft, prefix)
-        self.runs = Runs(draft, draft, namespace, run_id)
+        self.runs = Runs(host, draft, draft, namespace, run_id)
 
 
 class PipelineFacades:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from inmem.errors import SnapshotTooOldError
-from inmem.keys import Namespace, TypeTag, encode_label, range_of
+from inmem.keys import Namespace, TypeTag, encode_label, fence_of, range_of
 from inmem.primitives import import_mark
 from inmem.primitives.runs.rules import RunMetadata, RunStatus, run_key
 from inmem.reading.moment import Moment, readable
@@ -167,6 +167,12 @@ def is_whole(moment: Moment, namespace: Namespace, run_id: str) -> bool:
         return exists(moment, namespace, run_id)
     except Unfinished:
         return False
+
+
+def is_deleted(moment: Moment, run: StoredRun) -> bool:
+    """Whether a run was deleted. Cost: linear in the runs that ever were."""
+    digest, fences = fence_of(run.prefix), moment.rows(Table.FENCES)
+    return any(bytes(fence) == digest and not import_mark.is_mark(value) for fence, value in fences)
 
 
 def unfinished(moment: Moment, namespace: Namespace) -> list[str]:

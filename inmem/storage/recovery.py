@@ -30,8 +30,14 @@ from typing import Any, Final
 from inmem.config import MAX_BATCH
 from inmem.errors import InmemError
 from inmem.host.control import PID, VERSION, Control, ControlState, boot_id
-from inmem.host.directory import DataDirectory, Identity
-from inmem.storage.environment import create_image, image_parent, remove_image, remove_images
+from inmem.host.directory import DataDirectory, Identity, runtime_directory
+from inmem.storage.environment import (
+    create_image,
+    image_parent,
+    origin_of,
+    remove_image,
+    remove_images,
+)
 from inmem.storage.rebuild import check_durable_end, load, newest_header, owner_of, replay
 from inmem.storage.store import Store
 from inmem.storage.wal.log import Wal
@@ -83,8 +89,9 @@ def recover(
     began = time.monotonic()
     settings = identity.settings
     owner = owner_of(directory, identity)
-    before = _last_state(control)
     stem = directory.stem(identity)
+    _rename(directory, identity, control)
+    before = _last_state(control)
     store, reason = _candidate(Path(before.image) if before.image else None, stem, owner, identity)
     logged = start = checkpoint = header = None
     try:
@@ -166,6 +173,23 @@ def _last_state(control: Control) -> ControlState:
         state = control.read()
         assert state is not None
     return state
+
+
+def _rename(directory: DataDirectory, identity: Identity, control: Control) -> None:
+    """Give the image that a killed writer of the release before has left the name of this release."""
+    state = _last_state(control)
+    if not state.image:
+        return
+    before, stem = directory.stem_before(identity), directory.stem(identity)
+    image = Path(state.image)
+    if image.name.startswith(before):
+        image = image.with_name(stem + image.name.removeprefix(before))
+        control.update(image=str(image))
+        for left in (f"{before}{state.epoch}.sock", f"{before}{state.epoch}.answers"):
+            (runtime_directory() / left).unlink(missing_ok=True)
+    old = image.with_name(before + image.name.removeprefix(stem))
+    if old.is_dir() and not image.is_dir() and origin_of(old) == directory.path:
+        old.rename(image)
 
 
 def _candidate(

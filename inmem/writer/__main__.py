@@ -57,6 +57,7 @@ def serve(
 def _serve(directory: DataDirectory, foreground: bool, stays: bool, starter: _Starter) -> None:
     os.umask(0o077)
     directory.check_own()
+    directory.take_over()
     lock = FileLock(directory.writer_lock)
     try:
         while not lock.try_exclusive():

@@ -11,7 +11,7 @@ import threading
 from typing import Final
 
 from inmem.host.clock import FAR_US
-from inmem.host.control import CLOCK, DURABLE, EPOCH, GENERATION, generation_of
+from inmem.host.control import CLOCK, DURABLE, EPOCH, GENERATION, boot_id, generation_of
 from inmem.writer.journal import Journal
 from inmem.writer.mailbox import TICK_S
 from inmem.writer.parts import Parts
@@ -39,6 +39,9 @@ class Housekeeping:
         self._presence = presence
         self._stays = stays
         self._stopping = stopping
+        control = parts.control
+        # By which sessions age: that of the writer before, if it was of this boot.
+        self._offset = control.words[CLOCK] if control.boot() == boot_id() else parts.clock.offset
         self._rests_at = 0.0  # when all that follows from the last messages is done
         self._next_files = 0.0
         self._next_sessions = 0.0
@@ -51,6 +54,7 @@ class Housekeeping:
             self._rests_at = now + _SETTLE_S
         parts.endpoint.mailbox.look()
         parts.control.words[CLOCK] = parts.clock.follow_wall()
+        self._age_by_boot_time()
         self._compare_clocks(now)
         parts.control.words[DURABLE] = parts.log.durable_version
         if parts.checkpoints is not None:
@@ -80,6 +84,15 @@ class Housekeeping:
         if self._stays or idle_since is None:
             return _RESTING_S
         return min(_RESTING_S, max(0.0, idle_since + self._parts.settings.linger_s - now))
+
+    def _age_by_boot_time(self) -> None:
+        """Sessions are as old as they were before a leap of the clock."""
+        offset = self._parts.clock.offset
+        by_s = (offset - self._offset) // 1_000_000
+        if by_s:  # below 0 it was set back, and they with it
+            if by_s > 0:
+                self._parts.committer.sessions.leap(by_s)
+            self._offset = offset
 
     def _compare_clocks(self, now: float) -> None:
         """Say so, from time to time, if store time and wall clock are far apart."""

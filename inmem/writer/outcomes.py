@@ -114,6 +114,12 @@ class Sessions:
         for session_id in [i for i, s in self._sessions.items() if s.active_s < oldest]:
             self.drop(session_id)
 
+    def leap(self, by_s: int) -> None:
+        """Store time has leapt ahead, between two groups: nobody was idle for as long."""
+        for session_id, session in self._sessions.items():
+            session.active_s += by_s
+            self._dirty.add(session_id)
+
     def set_back(self, now_us: int) -> None:
         """The clock was ahead: no session was active later than now."""
         now_s = now_us // 1_000_000

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import inmem
+from inmem import exchange
 from inmem.keys import RunId, check_run_id
 
 # --- a scope in place of an id ---------------------------------------------------------------------
@@ -40,6 +41,78 @@ def test_a_scope_stands_for_its_run(home: Any, agent: str) -> None:
     assert found.pop("create") == (scope.run_id, name) and found.pop("get_run") == (scope.run_id, name)
     assert {call: by_scope for call, (by_scope, _) in found.items()} == \
         {call: by_name for call, (_, by_name) in found.items()}
+
+
+RUNS_CALLS: dict[str, Any] = {
+    "get_run": lambda runs, run: runs.get_run(run),
+    "children": lambda runs, run: [found.run_id for found in runs.get_child_runs(run)],
+    "query": lambda runs, run: [found.run_id for found in runs.query_runs(parent_run=run)],
+    "RunQuery": lambda runs, run: [
+        found.run_id for found in runs.query_runs(inmem.RunQuery(parent_run=run, start_after=run))
+    ],
+    "iter": lambda runs, run: [found.run_id for found in runs.iter_runs(start_after=run)],
+    "list": lambda runs, run: runs.list_runs(start_after=run),
+    "list all": lambda runs, run: runs.list_runs(start_after=run, include_uncreated=True),
+    "children after": lambda runs, run: [found.run_id for found in runs.get_child_runs(run, start_after=run)],
+}
+RUNS_FORMS: dict[str, Any] = {
+    "facade": lambda db, fn: fn(db.runs),
+    "scope": lambda db, fn: fn(db.run("of-the-scope").runs),
+    "transaction": lambda db, fn: db.transact("of-the-scope", lambda txn: fn(txn.runs)),
+    "snapshot": lambda db, fn: fn(db.snapshot("of-the-scope").runs),
+}
+
+
+@pytest.mark.parametrize("form", RUNS_FORMS)
+def test_a_scope_stands_for_its_run_wherever_runs_are_asked_for(home: Any, form: str) -> None:
+    agent = f"scopes-{form}"
+    with home.open(agent=agent) as db, home.open(agent="other") as other, inmem.open() as foreign:
+        for run, parent in (("a", None), ("b", "a"), ("c", "a"), ("d", None)):
+            db.runs.create_run(run_id=run, parent_run=parent)
+        ask = RUNS_FORMS[form]
+        for name, call in RUNS_CALLS.items():
+            by_name = ask(db, lambda runs, call=call: call(runs, "a"))
+            assert by_name and ask(db, lambda runs, call=call: call(runs, db.run("a"))) == by_name, name
+            for scope, what in ((foreign.run("a"), "a scope of another database"),
+                                (other.run("a"), "a run of another namespace")):
+                takes_run_first = form == "facade" and name in ("get_run", "children", "children after")
+                if takes_run_first and scope.namespace != db.namespace_prefix:
+                    continue  # it is asked of the scope's own namespace, as of all facades
+                with pytest.raises(inmem.InvalidInputError, match=f"is {what}"):
+                    ask(db, lambda runs, call=call, scope=scope: call(runs, scope))
+            with pytest.raises(inmem.InvalidRunIdError):
+                ask(db, lambda runs, call=call: call(runs, db.shared("agent")))
+
+
+@pytest.mark.parametrize("form", ["facade", "options", "scope", "transaction"])
+def test_a_scope_may_be_the_parent(shared_db: inmem.Database, form: str) -> None:
+    parent, child = shared_db.run(new_run()), new_run()
+    parent.runs.create_run()
+    if form == "facade":
+        made = shared_db.runs.create_run(run_id=child, parent_run=parent)
+    elif form == "options":
+        options = inmem.CreateRunOptions(run_id=shared_db.run(child), parent_run=parent)
+        made = shared_db.runs.create_run_with_options(options)
+    elif form == "scope":
+        made = shared_db.run(child).runs.create_run(parent_run=parent)
+    else:
+        made = shared_db.transact(child, lambda txn: txn.runs.create_run(parent_run=parent))
+    assert made.parent_run == parent.run_id and made == shared_db.runs.get_run(child)
+    with pytest.raises(inmem.InvalidRunIdError, match="parent_run is the run itself"):
+        parent.runs.create_run(parent_run=parent)
+
+
+def test_a_scope_stands_for_its_run_in_exports_and_imports(tmp_path: Path) -> None:
+    file = tmp_path / "one.jsonl"
+    with inmem.open(tmp_path / "store") as db, inmem.open(tmp_path / "store", agent="other") as other:
+        db.kv.put("a", "k", 1)
+        assert exchange.export_runs(db, file, [db.run("a")]).kv == 1
+        with pytest.raises(inmem.InvalidInputError, match="another namespace"):
+            exchange.export_runs(db, file, [other.run("a")])
+        assert exchange.import_runs(db, file, rename={"a": db.run("b")}).kv == 1
+        assert db.kv.get("b", "k") == 1
+        with pytest.raises(inmem.RunNotFoundError, match="no import of run a "):
+            exchange.discard_import(db, db.run("a"))
 
 
 def test_scopes_of_elsewhere_are_refused(home: Any) -> None:

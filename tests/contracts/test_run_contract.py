@@ -214,6 +214,76 @@ def test_queries(filled: Runs, conditions: dict[str, Any], expected: list[str]) 
     assert [run.run_id for run in filled.read("any", lambda runs: runs.query_runs(query))] == expected
 
 
+@pytest.mark.parametrize("form", ["facade", "scope", "transaction", "snapshot"])
+def test_list_runs_and_query_runs_agree(home: Any, form: str) -> None:
+    """They find the same runs: the ids in order, and the records as the runs were created."""
+    with home.open(agent=f"agree-{form}") as db:
+        for run in ("d", "b", "a", "c", "e"):
+            db.runs.create_run(run_id=run)
+        db.kv.put("used", "k", 1)
+        db.runs.archive_run("b")
+        db.runs.fail_run("c", "x")
+        db.runs.delete_run("e")
+
+        def compare(runs: Any) -> None:
+            for archived, ids in ((False, ["a", "c", "d"]), (True, ["a", "b", "c", "d"])):
+                records = runs.query_runs(include_archived=archived)
+                assert runs.list_runs(include_archived=archived) == sorted(r.run_id for r in records) == ids
+                assert [*runs.iter_runs(include_archived=archived)] == records
+                assert runs.list_runs(include_archived=archived, reverse=True) == ids[::-1]
+                assert [r.run_id for r in records] == [run for run in "dbac" if run in ids]
+                every = runs.list_runs(include_archived=archived, include_uncreated=True)
+                assert every == [*ids, "used"], "which has no record that could be found"
+
+        if form == "facade":
+            compare(db.runs)
+        elif form == "scope":
+            compare(db.run("a").runs)
+        elif form == "transaction":
+            db.transact("a", lambda txn: compare(txn.runs))
+        else:
+            with db.snapshot("a") as view:
+                compare(view.runs)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_limit_bounds_what_is_read_of_runs_never_created(reverse: bool) -> None:
+    """Pages of them cost what they hold, however many runs there are before and after."""
+    names = [f"run-{number:03}" for number in range(300)]
+    with inmem.open() as db:
+        for name in (*names, "run-1", "run-1.0"):
+            db.kv.put(name, "k", 1)
+        db.shared("agent").kv.put("k", 1)
+        names = sorted([*names, "run-1", "run-1.0"], reverse=reverse)
+        found: list[str] = []
+        with db.snapshot("x") as view:
+            looks = count_scans(view.runs)
+            while True:
+                looks.clear()
+                page = view.runs.list_runs(
+                    include_uncreated=True, limit=7, reverse=reverse, start_after=found[-1] if found else None
+                )
+                assert len(looks) < 20, "it reads no further"
+                if not page:
+                    break
+                found += page
+        assert found == names == db.runs.list_runs(include_uncreated=True, reverse=reverse)
+
+
+def count_scans(runs: Any) -> list[int]:
+    """Notes each range that these runs read from now on."""
+    looks: list[int] = []
+    view = runs._view
+    scan = view.scan
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        looks.append(1)
+        return scan(*arguments, **options)
+
+    view.scan = counted
+    return looks
+
+
 def test_times_of_creation_are_a_half_open_range(filled: Runs) -> None:
     times = {run_id: filled.read(run_id, lambda runs: runs.get_run()).created_at for run_id in RUNS}
     expected = [n for n in ("up", "a", "ab", "a.b") if times["a"] <= times[n] < times["a.b"]]

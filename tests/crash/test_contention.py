@@ -83,19 +83,19 @@ def test_an_anomaly_is_refused(store_path: Path, workers: Workers, kind: str) ->
 
 
 def test_a_reader_never_sees_half_of_a_transaction(store_path: Path, workers: Workers) -> None:
-    views = 4_000
+    views, states = 4_000, 50
     with inmem.open(store_path) as db:
         db.kv.put_many(RUN, {"left": 500, "right": 500})
         movers = [workers.start(move, index, store_path, 2) for index in range(2)]
         wait_until(lambda: all(workers.words[index] for index in range(2)), "both movers move")
-        auditor = workers.start(audit, store_path, views)
+        auditor = workers.start(audit, store_path, views, states)
         report = auditor.result()
         workers.words.stop()
         moves = sum(mover.result() for mover in movers)
         assert db.events.count(RUN) == moves
-    assert report["views"] == views
-    assert report["states"] > 20, "the accounts changed while they were looked at"
-    print(f"{views} views of {report['states']} states, {moves} moves")
+    assert report["views"] >= views
+    assert report["states"] >= states, "the accounts changed while they were looked at"
+    print(f"{report['views']} views of {report['states']} states, {moves} moves")
 
 
 def test_nobody_loses_for_ever(store_path: Path, workers: Workers) -> None:

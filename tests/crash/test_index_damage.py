@@ -12,6 +12,7 @@ from primitive_workers import Rows, rows_of
 from support import control_state, kill_writer, stop_writer
 
 import inmem
+from inmem.config import REPAIR_LIMIT
 from inmem.keys import Key, Namespace, TypeTag
 from inmem.record import pack
 from inmem.storage.environment import Table
@@ -191,6 +192,39 @@ def repair_each(db: inmem.Database, cases: list[Case]) -> tuple[int, int, list[s
         assert (report.added, report.removed, report.repaired) == expected, case
         added, removed, repaired = added + report.added, removed + report.removed, repaired + report.repaired
     return added, removed, sorted(repaired)
+
+
+@pytest.mark.parametrize("way", ["in a snapshot", "too much for a snapshot"])
+def test_a_large_run_is_mended_in_slices(
+    store_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who repairs looks for what is wrong; the writer is asked for what is to be done, if anything is."""
+    events = 2 * REPAIR_LIMIT + 100
+    with inmem.open(store_path) as db:
+        for first in range(0, events, 2_000):
+            db.events.append_many("large", [("t", None)] * min(2_000, events - first))
+        sound = rows_of(db)[Table.DATA]
+        if way == "too much for a snapshot":
+            monkeypatch.setattr("inmem.database.differences", too_much)
+        before = db.status().commits
+        assert db.repair_indices().repaired == []
+        if way == "in a snapshot":
+            assert db.status().commits == before, "where all is well nobody waits"
+        kill_writer(store_path)
+    gone = [key for key in sound if Key(key).split_key()[1] == TypeTag.EVENT_BY_TYPE]
+    damage(store_path, [(DELETE, DATA, key) for key in gone])
+    with inmem.open(store_path) as db:
+        assert db.events.query_by_type("large", "t") == [] and db.events.count("large") == events
+        before = db.status().commits
+        report = db.repair_indices("large")
+        assert (report.added, report.removed) == (events, 0)
+        assert db.status().commits - before >= 3
+        assert rows_of(db)[Table.DATA].keys() == sound.keys()
+        assert db.check().problems == []
+
+
+def too_much(view: Any, prefix: bytes) -> Any:
+    raise inmem.SnapshotTooOldError("the snapshot is too old")
 
 
 @pytest.mark.parametrize("repair", [repair_all, repair_each])

@@ -25,7 +25,7 @@ def test_events_cell_and_key_always_agree(store_path: Path, workers: Workers) ->
         writers = [workers.start(change_all_three, i, store_path, RUN, SEED) for i in range(WRITERS)]
         wait_until(lambda: all(workers.words[index] for index in range(WRITERS)), "all writers write")
         before = workers.words.total(WRITERS)
-        report = workers.start(compare_all_three, store_path, RUN, VIEWS).result()
+        report = workers.start(compare_all_three, store_path, RUN, VIEWS, STATES).result()
         meanwhile = workers.words.total(WRITERS) - before
         workers.words.stop()
         done = sum(writer.result() for writer in writers)
@@ -35,7 +35,7 @@ def test_events_cell_and_key_always_agree(store_path: Path, workers: Workers) ->
         assert length == state.value == db.kv.get(RUN, "count") >= done
         assert db.events.verify_chain(RUN).length == length
         assert db.check().problems == []
-    assert report["views"] == VIEWS
-    assert report["states"] > STATES, "the counts changed while they were looked at"
-    print(f"{VIEWS} views in {report['seconds']:.1f} s saw {report['states']} states of "
+    assert report["views"] >= VIEWS
+    assert report["states"] >= STATES, "the counts changed while they were looked at"
+    print(f"{report['views']} views in {report['seconds']:.1f} s saw {report['states']} states of "
           f"{meanwhile} transactions, differences 0")

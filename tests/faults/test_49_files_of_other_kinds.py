@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import gzip
 import lzma
+import os
 import sqlite3
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import inmem
+from inmem.cli.app import app
 from inmem.errors import CorruptionError, InvalidInputError
 from inmem.exchange import export_runs, import_runs
+from inmem.host.files import write_durably
 
 
 @pytest.fixture
@@ -107,3 +113,56 @@ def test_a_compressed_file_is_read(
     file.write_bytes(data)
     assert import_runs(other, file).runs == 1
     assert other.events.count("run") == 300
+
+
+@pytest.mark.parametrize("file", [None, 5, b"bytes", "a\0b", object()], ids=ascii)
+def test_what_is_no_file_at_all(other: inmem.Database, file: Any) -> None:
+    for call in (export_runs, import_runs):
+        with pytest.raises(inmem.InvalidInputError, match="file must be a path") as caught:
+            call(other, file)
+        assert caught.value.argument == "file"
+
+
+@dataclasses.dataclass
+class OtherPath:
+    """A path that is no `pathlib.Path`."""
+
+    name: str
+
+    def __fspath__(self) -> str:
+        return self.name
+
+
+def test_any_kind_of_path(other: inmem.Database, scratch: Path) -> None:
+    other.kv.put("one", "k", 1)
+    file: Any = OtherPath(str(scratch / "one.jsonl"))
+    assert export_runs(other, file).file == file.name
+    assert import_runs(other, file, rename={"one": "two"}).kv == 1
+
+
+def test_nothing_but_a_file_is_replaced(scratch: Path) -> None:
+    pipe, file = scratch / "pipe", scratch / "file"
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError, match="not replaced"):
+        write_durably(pipe, b"x")
+    assert pipe.is_fifo() and os.listdir(scratch) == ["pipe"]
+    write_durably(file, b"x")
+    write_durably(file, b"y")
+    assert file.read_bytes() == b"y"
+
+
+@pytest.mark.parametrize("command", [
+    ["report", "one", "-o"], ["export", "-o"], ["backup"],
+], ids=" ".join)
+@pytest.mark.parametrize("name", ["/", "", ".", ".."])
+def test_an_output_without_a_name(
+    scratch: Path, command: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line that says so, and not a traceback."""
+    monkeypatch.chdir(scratch)
+    with inmem.open(scratch / "store") as db:
+        db.kv.put("one", "k", 1)
+        result = CliRunner().invoke(app, [*command, name, "-d", str(scratch / "store")])
+    assert result.exit_code in (1, 2) and "Traceback" not in result.output, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert os.listdir(scratch) == ["store"]

@@ -40,6 +40,10 @@ def place(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return scratch
 
 
+def len_of(path: Any) -> str:
+    return f"{type(path).__name__}-{len(str(path))}"
+
+
 def message_of(error: inmem.InmemError) -> str:
     return f"{error} {error.hint}"
 
@@ -56,6 +60,15 @@ def test_what_nobody_meant_is_refused(place: Path, path: Any, create: bool) -> N
         assert "URL" in said or ":memory:" in said
     elif path in UNEXPANDED:
         assert "expanded" in said
+    assert not os.listdir(place)
+
+
+@pytest.mark.parametrize("path", ["x" * 256, "\u00e9" * 128, "a/" * 2100 + "x", Path("x" * 256)], ids=len_of)
+@pytest.mark.parametrize("create", [True, False])
+def test_longer_than_the_system_allows(place: Path, path: Any, create: bool) -> None:
+    with pytest.raises(inmem.InvalidInputError, match="too long for this system") as caught:
+        inmem.open(path, create=create)
+    assert caught.value.argument == "path" and "shorter" in caught.value.hint
     assert not os.listdir(place)
 
 

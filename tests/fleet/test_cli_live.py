@@ -134,6 +134,36 @@ class TestFollow:
         assert [event["payload"] for event in following.events] == [None, 0, 1, 2, 3, 4]
         assert sorted(delays)[len(delays) // 2] < 1.0  # 20 ms where nothing else runs
 
+    @pytest.mark.parametrize("more", [(), ("--type", "first"), ("--from", "1")], ids=" ".join)
+    def test_a_run_that_is_deleted_ends_it(self, store_path: Path, more: tuple[str, ...]) -> None:
+        with inmem.open(store_path) as db:
+            db.events.append_many("run-1", [("first", None), ("first", None)])
+            following = Following("run-1", store_path, *more)
+            try:
+                following.until(2 - ("--from" in more))
+                kill_writer(store_path)
+                db.runs.delete_run("run-1")
+                assert following.process.wait(WAIT_S) == 1
+            finally:
+                following.end()
+            assert following.events[-1]["error"]["code"] == "run_deleted"
+            late = Following("run-1", store_path, *more)
+            assert late.process.wait(WAIT_S) == 1 and not late.end()
+            assert [event["error"]["code"] for event in late.events] == ["run_deleted"]
+
+    def test_a_beginning_that_is_not_there_yet_is_waited_for(self, store_path: Path) -> None:
+        with inmem.open(store_path) as db:
+            db.events.append("run-1", "first")
+            following = Following("run-1", store_path, "--from", "3")
+            try:
+                for number in range(4):
+                    time.sleep(0.3)  # some looks at what there is
+                    db.events.append("run-1", "next", number)
+                following.until(2)
+            finally:
+                errors = following.end()
+        assert [event["sequence"] for event in following.events] == [3, 4] and "shorter" not in errors
+
     def test_it_neither_keeps_a_writer_nor_starts_one(self, store_path: Path, scratch: Path) -> None:
         config = scratch / "c.toml"
         config.write_text("[store]\nlinger_s = 0.2\n")

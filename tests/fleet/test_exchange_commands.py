@@ -147,6 +147,22 @@ class TestCommands:
         assert (scratch / "link").is_symlink() and (scratch / "f.jsonl").read_bytes() == read[0]
         assert b'"kind":"close"' in read[0]
 
+    @pytest.mark.parametrize("command", [["export"], ["report", "r"]], ids=" ".join)
+    def test_the_command_writes_to_what_is_no_file(self, scratch: Path, command: list[str]) -> None:
+        """As root it would take a device away from all programs."""
+        with inmem.open(scratch / "one") as db:
+            db.kv.put("r", "k", 1)
+        os.mkfifo(scratch / "pipe")
+        read: list[bytes] = []
+        reader = threading.Thread(target=lambda: read.append((scratch / "pipe").read_bytes()), daemon=True)
+        reader.start()
+        called(*command, "-d", scratch / "one", "-o", scratch / "pipe")
+        reader.join(10.0)
+        assert (scratch / "pipe").is_fifo() and read and read[0]
+        (scratch / "link").symlink_to("file")
+        called(*command, "-d", scratch / "one", "-o", scratch / "link")
+        assert (scratch / "link").is_symlink() and (scratch / "file").stat().st_size > 100
+
     def test_ctrl_c_leaves_no_file(self, scratch: Path) -> None:
         store = scratch / "one"
         with inmem.open(store) as db:

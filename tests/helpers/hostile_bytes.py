@@ -45,6 +45,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "cell.init": [PREFIX, b"name", values.encode(1)],
     "cell.set": [PREFIX, b"name", values.encode("x")],
     "event.append": [PREFIX, [[b"type", values.encode({"a": 1}), 0], [b"type", b"\xc0", 5]]],
+    "index.mend": [PREFIX, 1, [PREFIX + b"\0\x04id"], [PREFIX + b"\0\x44stray"]],
     "index.repair": [PREFIX],
     "kv.add": [KEY, 2, 5],
     "kv.delete": [KEY],

@@ -8,15 +8,23 @@ from typing import Any
 import pytest
 from committing import NS, START_US
 
+from inmem import values
 from inmem.commit.workspace import Workspace
 from inmem.errors import InmemError
-from inmem.keys import Key
+from inmem.keys import Key, TypeTag
+from inmem.primitives.cells import procedures as cell_procedures
+from inmem.primitives.events.procedures import append as event_append
+from inmem.primitives.runs.procedures import create
 from inmem.primitives.server import INDEX_TAGS, entries_of
+from inmem.primitives.traces import procedures as trace_procedures
 from inmem.record import payload_of
 from inmem.storage.environment import Table
 from inmem.storage.wal.format import DELETE, PUT
 
+HOME = NS.prefix()
 RUN = NS.run_prefix("r")
+EMPTY = values.encode({})
+BODY = values.encode({"content": "x", "confidence": None})
 
 BAD_PREFIXES: list[Any] = [
     None, 7, True, "text", [], {}, b"", b"a\0b", b"\0", b"x" * 190, b"x" * 10**6, b"\xff/\xfe",
@@ -120,3 +128,26 @@ class Stored:
     def assert_indices(self) -> None:
         stored, expected = self.indices()
         assert stored == expected
+
+
+def made(stored: Stored, run_id: str, parent: str = "", tags: tuple[str, ...] = (), **metadata: Any) -> Any:
+    return stored.run(create, HOME, run_id, parent, list(tags), values.encode(metadata))
+
+
+def fill(stored: Stored, run_id: str, namespace: bytes = HOME, record: bool = True) -> None:
+    """Something of every primitive and every index."""
+    prefix = namespace + b"/" + run_id.encode()
+    for name in (b"k", b"l"):
+        some = stored.workspace()
+        some.put(b"%b\0%c%b" % (prefix, TypeTag.KV, name), values.encode(1))
+        stored.commit(some)
+    stored.run(event_append, prefix, [[b"t", values.encode(i), 0] for i in range(3)])
+    stored.run(cell_procedures.assign, prefix, b"c", values.encode(1))
+    stored.run(cell_procedures.assign, prefix, b"gone", values.encode(1))
+    stored.run(cell_procedures.delete, prefix, b"gone")
+    stored.run(trace_procedures.record, prefix, [
+        ["up", "", 1, 4, "Thought", ["x", "y"], BODY, EMPTY],
+        ["down", "up", 2, 4, "Thought", ["x"], BODY, EMPTY],
+    ])
+    if record:
+        stored.run(create, namespace, run_id, "", ["x", "y"], EMPTY)

@@ -1,4 +1,4 @@
-"""Procedures of runs: the lifecycle with its indices, deletion with its fence, repair."""
+"""Procedures of runs: the lifecycle with its indices, deletion with its fence."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import pytest
 from committing import NS, START_US, Bench, append, body, call, error_of, kv_key, put, results_of
 from hypothesis import given
 from hypothesis import strategies as st
-from procedures import BAD_IDS, BAD_MAPS, BAD_PREFIXES, BAD_TAGS, RUN, Stored
+from procedures import BAD_IDS, BAD_MAPS, BAD_PREFIXES, BAD_TAGS, BODY, EMPTY, HOME, RUN, Stored, fill, made
 
 from inmem import values
 from inmem.commit.arguments import check_namespace
-from inmem.config import MAX_TAGS, REPAIR_LIMIT
+from inmem.config import MAX_TAGS
 from inmem.errors import (
-    CorruptionError,
     InmemError,
     InvalidInputError,
     InvalidTransitionError,
@@ -27,17 +26,14 @@ from inmem.errors import (
 from inmem.keys import Key, Namespace, TypeTag, fence_of, owner_of
 from inmem.primitives.cells import procedures as cell_procedures
 from inmem.primitives.events.procedures import append as event_append
+from inmem.primitives.index_repair import repair_indices
 from inmem.primitives.runs import procedures as run_procedures
 from inmem.primitives.runs import rules as run
-from inmem.primitives.runs.procedures import create, delete, repair_indices, update
+from inmem.primitives.runs.procedures import create, delete, update
 from inmem.primitives.runs.rules import RunMetadata, RunStatus
 from inmem.primitives.server import INDEX_TAGS
 from inmem.primitives.traces import procedures as trace_procedures
-from inmem.record import pack
 
-HOME = NS.prefix()
-EMPTY = values.encode({})
-BODY = values.encode({"content": "x", "confidence": None})
 NEIGHBOURS = ["a.b", "a-", "ab", "a:", "A", "aa", "a0", "a_", "a..b"]
 
 
@@ -46,10 +42,6 @@ def stored() -> Iterator[Stored]:
     some = Stored()
     yield some
     some.assert_indices()
-
-
-def made(stored: Stored, run_id: str, parent: str = "", tags: tuple[str, ...] = (), **metadata: Any) -> Any:
-    return stored.run(create, HOME, run_id, parent, list(tags), values.encode(metadata))
 
 
 def changed(
@@ -63,25 +55,6 @@ def changed(
 def known(stored: Stored, run_id: str, namespace: bytes = HOME) -> RunMetadata | None:
     payload = stored.payload(run.run_key(namespace, run_id))
     return None if payload is None else run.unpack(run_id, payload)
-
-
-def fill(stored: Stored, run_id: str, namespace: bytes = HOME, record: bool = True) -> None:
-    """Something of every primitive and every index."""
-    prefix = namespace + b"/" + run_id.encode()
-    for name in (b"k", b"l"):
-        some = stored.workspace()
-        some.put(b"%b\0%c%b" % (prefix, TypeTag.KV, name), values.encode(1))
-        stored.commit(some)
-    stored.run(event_append, prefix, [[b"t", values.encode(i), 0] for i in range(3)])
-    stored.run(cell_procedures.assign, prefix, b"c", values.encode(1))
-    stored.run(cell_procedures.assign, prefix, b"gone", values.encode(1))
-    stored.run(cell_procedures.delete, prefix, b"gone")
-    stored.run(trace_procedures.record, prefix, [
-        ["up", "", 1, 4, "Thought", ["x", "y"], BODY, EMPTY],
-        ["down", "up", 2, 4, "Thought", ["x"], BODY, EMPTY],
-    ])
-    if record:
-        stored.run(create, namespace, run_id, "", ["x", "y"], EMPTY)
 
 
 def keys_of(stored: Stored, run_id: str) -> set[bytes]:
@@ -307,77 +280,6 @@ class TestDelete:
             stored.refused(InvalidInputError, delete, HOME, bad, names="run_id")
 
 
-class TestRepair:
-    def test_what_is_right_is_left_alone(self, stored: Stored) -> None:
-        fill(stored, "r")
-        for prefix in (RUN, HOME, b"nothing/here"):
-            some = stored.workspace()
-            assert repair_indices(some, prefix) == [0, 0]
-            assert (some.ops, some.buckets) == ([], set())
-
-    @pytest.mark.parametrize("tag", sorted(INDEX_TAGS))
-    def test_each_index_missing_and_too_much(self, stored: Stored, tag: int) -> None:
-        fill(stored, "up")
-        fill(stored, "r", record=False)
-        made(stored, "r", "up", ("x",))
-        good = dict(stored.records)
-        prefix = HOME if tag in (TypeTag.RUN_BY_STATUS, TypeTag.RUN_BY_TAG, TypeTag.RUN_BY_PARENT) else RUN
-        entries = sorted(k for k in good if k.startswith(Key.of(prefix, tag)))
-        assert entries
-        del stored.records[entries[0]]
-        for stray in (Key.of(prefix, tag, b"stray\0" + bytes(8) + b"x"), Key.of(prefix, tag)):
-            stored.records[stray] = pack(1, 1, 0, b"")
-        assert stored.run(repair_indices, prefix) == [1, 2]
-        assert set(stored.records) == set(good)
-        assert stored.run(repair_indices, prefix) == [0, 0]
-
-    def test_nothing_but_the_prefix_is_touched(self, stored: Stored) -> None:
-        for run_id in ("r", "r.", "rr"):
-            fill(stored, run_id)
-        lost = [key for key in stored.records if Key(key).split_key()[1] in INDEX_TAGS]
-        good = dict(stored.records)
-        for key in lost:
-            del stored.records[key]
-        stored.run(repair_indices, RUN)
-        mine = {key for key in lost if Key(key).split_key()[0] == RUN}
-        assert set(good) - set(stored.records) == set(lost) - mine
-        for prefix in (HOME, NS.run_prefix("r."), NS.run_prefix("rr")):
-            stored.run(repair_indices, prefix)
-
-    def test_a_record_that_does_not_decode_is_named(self, stored: Stored) -> None:
-        fill(stored, "r")
-        for key in (Key.trace(NS, "r", "up"), Key.event(NS, "r", 0), Key.run(NS, "r")):
-            kept = stored.records[key]
-            stored.records[key] = pack(1, 1, 0, b"\xc1")
-            prefix = Key(key).split_key()[0]
-            error = stored.refused(CorruptionError, repair_indices, prefix)
-            assert repr(key) in str(error)
-            stored.records[key] = kept
-
-    def test_one_call_repairs_so_many(self, stored: Stored) -> None:
-        """What is left is for the next one: a repair has to fit a commit."""
-        for _ in range(2):
-            stored.run(event_append, RUN, [[b"t", EMPTY, 0]] * 2_100)
-        gone = [key for key in stored.records if Key(key).split_key()[1] == TypeTag.EVENT_BY_TYPE]
-        for key in gone:
-            del stored.records[key]
-        assert stored.run(repair_indices, RUN) == [REPAIR_LIMIT, 0]
-        assert stored.run(repair_indices, RUN) == [len(gone) - REPAIR_LIMIT, 0]
-        stored.assert_indices()
-
-    def test_a_deleted_run_has_nothing_to_repair(self, stored: Stored) -> None:
-        fill(stored, "r")
-        stored.run(delete, HOME, "r")
-        stray = Key.of(RUN, TypeTag.TRACE_BY_TIME, bytes(8) + b"x")
-        stored.records[stray] = pack(1, 1, 0, b"")
-        stored.refused(RunDeletedError, repair_indices, RUN)
-        del stored.records[stray]
-
-    def test_bad_arguments(self, stored: Stored) -> None:
-        for bad in BAD_PREFIXES:
-            stored.refused(InvalidInputError, repair_indices, bad, names="prefix")
-
-
 junk = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 63) - 1) | st.text(max_size=3)
     | st.binary(max_size=5),
@@ -387,7 +289,9 @@ junk = st.recursive(
 GOOD: dict[str, list[Any]] = {
     "create": [HOME, "new", "r", ["a"], EMPTY], "update": [HOME, "r", "paused", None, ["a"], EMPTY],
     "delete": [HOME, "r"], "repair_indices": [RUN],
+    "mend": [RUN, 9, [Key.trace(NS, "r", "up")], [Key.of(RUN, TypeTag.TRACE_BY_TIME, b"stray")]],
 }
+BY_NAME = {function.__name__: function for function in run_procedures.PROCEDURES.values()}
 
 
 @given(st.sampled_from(sorted(GOOD)), st.integers(0, 5), junk)
@@ -398,7 +302,7 @@ def test_arbitrary_arguments_are_taken_or_refused(name: str, at: int, value: Any
     arguments = list(GOOD[name])
     arguments[at % len(arguments)] = value
     try:
-        stored.run(getattr(run_procedures, name), *arguments)
+        stored.run(BY_NAME[name], *arguments)
     except InmemError:
         assert stored.records == before
     stored.assert_indices()

@@ -21,8 +21,8 @@ from inmem.errors import (
     LimitError,
     SnapshotTooOldError,
 )
-from inmem.keys import RunId, check_run_id
-from inmem.primitives._byrun import ByRun, OfRun, by_run
+from inmem.keys import RunId
+from inmem.primitives._byrun import ByRun, Host, OfRun, by_run
 from inmem.primitives._common import check_flag, check_metadata, check_tags, encoded
 from inmem.primitives.runs import rules
 from inmem.primitives.runs.reads import RunQuery, RunReads
@@ -39,8 +39,8 @@ _PAGE_BYTES: Final = 4 * 1024 * 1024
 class CreateRunOptions:
     """What `create_run_with_options` takes; see `RunIndex.create_run`."""
 
-    run_id: str | None = None
-    parent_run: str | None = None
+    run_id: str | OfRun | None = None
+    parent_run: str | OfRun | None = None
     tags: Sequence[str] = ()
     metadata: Mapping[str, Any] | None = field(default=None)
     exist_ok: bool = False
@@ -51,12 +51,12 @@ class Runs(RunReads):
 
     __slots__ = ("_sink",)
 
-    def __init__(self, view: View, sink: Sink, namespace: bytes, run_id: str) -> None:
-        super().__init__(view, namespace, run_id)
+    def __init__(self, host: Host, view: View, sink: Sink, namespace: bytes, run_id: str) -> None:
+        super().__init__(host, view, namespace, run_id)
         self._sink = sink
 
     def create_run(
-        self, *, parent_run: str | None = None, tags: Sequence[str] = (),
+        self, *, parent_run: str | OfRun | None = None, tags: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None, exist_ok: bool = False,
     ) -> RunMetadata:
         """Create a run, active, and return its record. Cost: one round trip.
@@ -70,7 +70,11 @@ class Runs(RunReads):
             RunDeletedError: a run of this id was deleted: the id is never used again.
             InvalidInputError: an argument is wrong.
         """
-        run_id, parent, labels, described = _creation(self._own(), parent_run, tags, metadata)
+        run_id = str(self._own())
+        parent = None if parent_run is None else str(self._id_of(parent_run, "parent_run"))
+        if parent == run_id:
+            raise InvalidRunIdError("parent_run is the run itself", argument="parent_run")
+        labels, described = check_tags(tags), check_metadata(metadata)
         packed = encoded(self._sink, described, "metadata")
         arguments = [self._namespace, run_id, parent or "", labels, packed]
         procedure = "run.ensure" if check_flag(exist_ok, "exist_ok") else "run.create"
@@ -242,7 +246,7 @@ class RunIndex(ByRun[Runs]):
         if isinstance(run_id, RunId) and run_id.external is not None:
             metadata = {"external_id": run_id.external} | check_metadata(metadata)
         return runs.create_run(
-            parent_run=self._id_of(parent_run, "parent_run"), tags=tags, metadata=metadata, exist_ok=exist_ok
+            parent_run=parent_run, tags=tags, metadata=metadata, exist_ok=exist_ok
         )
 
     def create_run_with_options(self, options: CreateRunOptions) -> RunMetadata:
@@ -270,8 +274,8 @@ class RunIndex(ByRun[Runs]):
         return self._of(run_id).get_run()
 
     def get_child_runs(
-        self, run_id: str | OfRun, *, limit: int | None = None, start_after: str | RunMetadata | None = None,
-        reverse: bool = False,
+        self, run_id: str | OfRun, *, limit: int | None = None,
+        start_after: str | OfRun | RunMetadata | None = None, reverse: bool = False,
     ) -> builtins.list[RunMetadata]:
         """The runs that were created with this run as their parent, archived ones too. See `query_runs`."""
         return self._of(run_id).get_child_runs(limit=limit, start_after=start_after, reverse=reverse)
@@ -297,10 +301,10 @@ class RunIndex(ByRun[Runs]):
         return self._any().iter_runs(query, **conditions)
 
     def list_runs(
-        self, *, limit: int | None = None, start_after: str | RunMetadata | None = None,
+        self, *, limit: int | None = None, start_after: str | OfRun | RunMetadata | None = None,
         reverse: bool = False, include_archived: bool = False, include_uncreated: bool = False,
     ) -> builtins.list[str]:
-        """Ids of all runs in byte order. Cost: about 5 µs a run, whatever they store.
+        """Ids of all runs in byte order: those of what `query_runs` finds. Cost: about 5 µs a run.
 
         `start_after` continues after a run, or its id (before it, if `reverse`).
         With `include_uncreated` those too that hold data and were never
@@ -321,26 +325,8 @@ class RunIndex(ByRun[Runs]):
         """How many runs there are, by status. Cost: about 0.3 µs a run."""
         return self._any().get_stats()
 
-    def _id_of(self, run: str | OfRun | None, argument: str) -> str | None:
-        """The id of a run of this namespace."""
-        if run is None or not isinstance(getattr(run, "prefix", None), bytes):
-            return run  # type: ignore[return-value]  # no scope: it is checked as an id
-        scope = self._database.run(run)
-        if scope.namespace != self._database.namespace_prefix:
-            raise InvalidInputError(f"{argument} is a run of another namespace", argument=argument)
-        return str(scope.run_id)
-
     def _any(self) -> Runs:
         return self._of("-")  # the call concerns all runs: any run's facade will do
-
-
-def _creation(
-    run_id: str, parent_run: str | None, tags: Sequence[str], metadata: Mapping[str, Any] | None
-) -> tuple[str, str | None, builtins.list[str], dict[str, Any]]:
-    parent = None if parent_run is None else str(check_run_id(parent_run, "parent_run"))
-    if parent == run_id:
-        raise InvalidRunIdError("parent_run is the run itself", argument="parent_run")
-    return str(run_id), parent, check_tags(tags), check_metadata(metadata)
 
 
 def _status(status: object) -> RunStatus:

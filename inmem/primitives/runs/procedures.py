@@ -1,4 +1,4 @@
-"""Procedures of runs: the lifecycle, deletion with its fence, and index repair."""
+"""Procedures of runs: the lifecycle, and deletion with its fence."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from inmem.commit.arguments import (
     check_labels,
     check_map,
     check_namespace,
-    check_prefix,
     check_time,
     check_type,
 )
 from inmem.commit.footprint import Footprint
 from inmem.commit.workspace import Workspace
-from inmem.config import COUNT_LIMIT, REPAIR_LIMIT
+from inmem.config import COUNT_LIMIT
 from inmem.errors import (
     ConflictError,
-    CorruptionError,
     InvalidInputError,
     LimitError,
     RunDeletedError,
     RunExistsError,
     RunNotFoundError,
 )
-from inmem.keys import Key, check_run_id, range_of, shorten, successor
-from inmem.primitives import record_table
+from inmem.keys import check_run_id, range_of, shorten
+from inmem.primitives import index_repair, record_table
 from inmem.primitives.counts import FIRST_DELETED, others_in
 from inmem.primitives.runs import import_procedures
 from inmem.primitives.runs import rules as run
@@ -190,43 +188,14 @@ def _removed(
     return [*(counts[name] for name in FIRST_DELETED), stored is not None, *([others] if others else [])]
 
 
-def repair_indices(workspace: Workspace, prefix: bytes) -> list[int]:
-    """Make the indices of a prefix (a run's, or a namespace's own) what its records say.
-
-    The result is `[entries added, entries removed]`. One call changes
-    `REPAIR_LIMIT` of them at most: as many as that say that there may be more.
-    """
-    if workspace.is_fenced(check_prefix(prefix)):
-        run_id = prefix.decode().rpartition("/")[2]
-        raise RunDeletedError(f"run {run_id} was deleted: it has no indices", run_id=run_id)
-    expected: set[bytes] = set()
-    stored: set[bytes] = set()
-    for key, payload in workspace.scan(prefix + b"\0", successor(prefix + b"\0")):
-        _, tag, rest = Key(key).split_key()
-        if tag in record_table.INDEX_TAGS:
-            stored.add(key)
-        else:
-            try:
-                expected.update(record_table.entries_of(prefix, tag, rest, payload))
-            except ValueError as error:
-                raise CorruptionError(f"{Key(key)!r} does not say what its indices are: {error}") from None
-    missing = sorted(expected - stored)[:REPAIR_LIMIT]
-    wrong = sorted(stored - expected)[: REPAIR_LIMIT - len(missing)]
-    for key in missing:
-        workspace.put(key, b"")
-    for key in wrong:
-        workspace.delete(key)
-    return [len(missing), len(wrong)]
-
-
 PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
-    "index.repair": repair_indices,
     "run.create": create,
     "run.delete": delete,
     "run.ensure": ensure,
     "run.remove": remove,
     "run.update": update,
     **import_procedures.PROCEDURES,
+    **index_repair.PROCEDURES,
 }
 
 FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = dict.fromkeys(

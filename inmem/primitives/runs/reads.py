@@ -12,7 +12,9 @@ from typing import Any, Final
 
 from inmem.engines.base import Item, View
 from inmem.errors import InvalidInputError, RunNotFoundError
+from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, check_run_id, range_of, shorten
+from inmem.primitives._byrun import Host, OfRun
 from inmem.primitives._common import check_limit, check_tags
 from inmem.primitives._paging import CHUNK, past
 from inmem.primitives.runs import rules
@@ -34,19 +36,35 @@ class RunQuery:
     tags: Sequence[str] = ()
     created_after: int | None = None
     created_before: int | None = None
-    parent_run: str | None = None
+    parent_run: str | OfRun | None = None
     limit: int | None = None
     reverse: bool = False
     include_archived: bool = False
-    start_after: str | RunMetadata | None = None
+    start_after: str | OfRun | RunMetadata | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A `RunQuery` that was checked."""
+
+    status: RunStatus | None
+    tags: tuple[str, ...]
+    created_after: int | None
+    created_before: int | None
+    parent: str | None
+    limit: int | None
+    reverse: bool
+    include_archived: bool
+    after: str | RunMetadata | None
 
 
 class RunReads:
     """Reads of a namespace's runs; `run_id` is the scope's own."""
 
-    __slots__ = ("_namespace", "_run_id", "_view")
+    __slots__ = ("_host", "_namespace", "_run_id", "_view")
 
-    def __init__(self, view: View, namespace: bytes, run_id: str) -> None:
+    def __init__(self, host: Host, view: View, namespace: bytes, run_id: str) -> None:
+        self._host = host
         self._view = view
         self._namespace = namespace
         self._run_id = run_id
@@ -54,9 +72,43 @@ class RunReads:
     def _own(self) -> str:
         return check_run_id(self._run_id)  # a shared scope is no run
 
-    def get_run(self, run_id: str | None = None) -> RunMetadata | None:
+    def _id_of(self, run: str | OfRun, argument: str = "run_id") -> str:
+        """The id of a run of this namespace, of which an id or the scope was given."""
+        if not isinstance(getattr(run, "prefix", None), bytes):
+            return check_run_id(run, argument)
+        try:
+            scope: OfRun = self._host.run(run)
+        except InvalidInputError as error:
+            let_through(error)
+            raise InvalidInputError(f"{argument} is a scope of another database", argument=argument) from None
+        if scope.namespace != self._namespace:
+            raise InvalidInputError(f"{argument} is a run of another namespace", argument=argument)
+        return check_run_id(scope.run_id, argument)
+
+    def _query(self, query: RunQuery | None, conditions: dict[str, Any]) -> _Wanted:
+        if query is not None and (conditions or not isinstance(query, RunQuery)):
+            raise InvalidInputError("give a RunQuery or keywords, not both", argument="query")
+        try:
+            query = query or RunQuery(**conditions)
+        except TypeError:
+            unknown = sorted(set(conditions) - set(RunQuery.__slots__))
+            raise InvalidInputError(f"there is no condition {unknown[0]!r}", argument=unknown[0]) from None
+        parent, after = query.parent_run, query.start_after
+        return _Wanted(
+            None if query.status is None else rules.check_status(query.status, "status"),
+            tuple(check_tags(query.tags)),
+            _check_time(query.created_after, "created_after"),
+            _check_time(query.created_before, "created_before"),
+            None if parent is None else self._id_of(parent, "parent_run"),
+            check_limit(query.limit),
+            bool(query.reverse),
+            bool(query.include_archived),
+            after if after is None or isinstance(after, RunMetadata) else self._id_of(after, "start_after"),
+        )
+
+    def get_run(self, run_id: str | OfRun | None = None) -> RunMetadata | None:
         """A run's record, without an id this scope's; None if it was never created. Cost: about 5 µs."""
-        return self._get(self._view, self._own() if run_id is None else check_run_id(run_id))
+        return self._get(self._view, self._own() if run_id is None else self._id_of(run_id))
 
     def _get(self, view: View, run_id: str) -> RunMetadata | None:
         record = view.read(rules.run_key(self._namespace, run_id))
@@ -73,7 +125,7 @@ class RunReads:
         Raises:
             RunNotFoundError: there is no run with the id to start after.
         """
-        wanted = _query(query, conditions)
+        wanted = self._query(query, conditions)
         with self._view.moment() as view:
             return [*islice(self._found(view, wanted), _stop(wanted))]
 
@@ -92,9 +144,9 @@ class RunReads:
         Raises:
             RunNotFoundError: there is no run with the id to start after.
         """
-        return self._stream(_query(query, conditions))
+        return self._stream(self._query(query, conditions))
 
-    def _stream(self, wanted: RunQuery) -> Iterator[RunMetadata]:
+    def _stream(self, wanted: _Wanted) -> Iterator[RunMetadata]:
         left = wanted.limit
         while left != 0:
             size = CHUNK if left is None else min(left, CHUNK)
@@ -104,32 +156,32 @@ class RunReads:
             if len(page) < size:
                 return
             left = None if left is None else left - size
-            wanted = replace(wanted, start_after=page[-1])
+            wanted = replace(wanted, after=page[-1])
 
-    def _found(self, view: View, wanted: RunQuery) -> Iterator[RunMetadata]:
-        after = self._place(view, wanted.start_after)
+    def _found(self, view: View, wanted: _Wanted) -> Iterator[RunMetadata]:
+        after = self._place(view, wanted.after)
         for place in self._candidates(view, wanted, after):
             run = self._get(view, place[8:].decode())
             if run is not None and _matches(run, wanted):
                 yield run
 
-    def _place(self, view: View, start_after: str | RunMetadata | None) -> bytes | None:
+    def _place(self, view: View, after: str | RunMetadata | None) -> bytes | None:
         """Where a run is in the order of creation."""
-        if isinstance(start_after, str):
-            run_id, start_after = start_after, self._get(view, start_after)
-            if start_after is None:
+        if isinstance(after, str):
+            run_id, after = after, self._get(view, after)
+            if after is None:
                 raise RunNotFoundError(
                     f"there is no run {run_id} to start after", run_id=run_id,
                     hint="If it was deleted, start after its record (RunMetadata) instead of its id.",
                 )
-        if start_after is None:
+        if after is None:
             return None
-        return start_after.created_at.to_bytes(8, "big") + start_after.run_id.encode()
+        return after.created_at.to_bytes(8, "big") + after.run_id.encode()
 
-    def _candidates(self, view: View, wanted: RunQuery, after: bytes | None) -> Iterator[bytes]:
+    def _candidates(self, view: View, wanted: _Wanted, after: bytes | None) -> Iterator[bytes]:
         """Places from the narrowest index that a condition allows, in order of creation."""
-        if wanted.parent_run is not None:
-            return self._places(view, TypeTag.RUN_BY_PARENT, wanted.parent_run, wanted, after)
+        if wanted.parent is not None:
+            return self._places(view, TypeTag.RUN_BY_PARENT, wanted.parent, wanted, after)
         if wanted.tags:
             return self._places(view, TypeTag.RUN_BY_TAG, wanted.tags[0], wanted, after)
         by_status = [
@@ -139,7 +191,7 @@ class RunReads:
         return heapq.merge(*by_status, reverse=wanted.reverse)
 
     def _places(
-        self, view: View, tag: TypeTag, name: str, wanted: RunQuery, after: bytes | None
+        self, view: View, tag: TypeTag, name: str, wanted: _Wanted, after: bytes | None
     ) -> Iterator[bytes]:
         """Time of creation and id of the index entries under a name, as far as they are asked for."""
         head, end = _under(self._namespace, tag, name)
@@ -151,27 +203,27 @@ class RunReads:
             yield key[len(head) :]
 
     def list_runs(
-        self, *, limit: int | None = None, start_after: str | RunMetadata | None = None,
+        self, *, limit: int | None = None, start_after: str | OfRun | RunMetadata | None = None,
         reverse: bool = False, include_archived: bool = False, include_uncreated: bool = False,
     ) -> builtins.list[str]:
-        """Ids of all runs in byte order. Cost: about 5 µs a run, whatever they store.
+        """Ids of all runs in byte order: those of what `query_runs` finds. Cost: about 5 µs a run.
 
         `start_after` continues after a run, or its id (before it, if `reverse`).
         With `include_uncreated` those too that hold data and were never
         created; a run that is being imported is one of these.
         """
-        wanted = _query(None, {
+        wanted = self._query(None, {
             "limit": limit, "start_after": start_after, "reverse": reverse,
             "include_archived": include_archived,
         })
-        after = start_after.run_id if isinstance(start_after, RunMetadata) else start_after
+        after = wanted.after.run_id if isinstance(wanted.after, RunMetadata) else wanted.after
         with self._view.moment() as view:
             found = self._created(view, wanted, after)
             if include_uncreated:
                 found = heapq.merge(found, self._uncreated(view, wanted, after), reverse=bool(reverse))
             return [*islice(found, _stop(wanted))]
 
-    def _created(self, view: View, wanted: RunQuery, after: str | None) -> Iterator[str]:
+    def _created(self, view: View, wanted: _Wanted, after: str | None) -> Iterator[str]:
         head, end = range_of(self._namespace, TypeTag.RUN)
         start, end = past(head, end, None if after is None else head + after.encode(), wanted.reverse)
         for key, record in _in_parts(view, start, end, wanted):
@@ -179,28 +231,31 @@ class RunReads:
             if _matches(run, wanted):
                 yield run.run_id
 
-    def _uncreated(self, view: View, wanted: RunQuery, after: str | None) -> builtins.list[str]:
+    def _uncreated(self, view: View, wanted: _Wanted, after: str | None) -> Iterator[str]:
         """Ids of the runs that hold data and have no record: one look into the store for each with data."""
         head = self._namespace + b"/"
         # Written like keys, so that a transaction can note them. A `0` comes after `/`.
-        at, end = head + b"\0\1", self._namespace + b"0\0\1"
-        found = []
-        while item := view.scan(at, end, limit=1):
+        start, end = head + b"\0\1", self._namespace + b"0\0\1"
+        name = None if after is None else head + after.encode()
+        while True:
+            if name is not None and wanted.reverse:
+                end = name + b"\0\0"
+            elif name is not None:
+                start = name + b"\0\xff"
+            item = view.scan(start, end, limit=1, reverse=wanted.reverse)
+            if not item:
+                return
             name = item[0][0].partition(b"\0")[0]
             run_id = name[len(head) :].decode()
-            is_past = after is None or (run_id < after if wanted.reverse else run_id > after)
-            # What runs share is no run.
-            if is_past and not name.endswith(b"@") and self._get(view, run_id) is None:
-                found.append(run_id)
-            at = name + b"\0\xff"
-        return found[::-1] if wanted.reverse else found
+            if not name.endswith(b"@") and self._get(view, run_id) is None:  # what runs share is no run
+                yield run_id
 
     def get_child_runs(
-        self, run_id: str | None = None, *, limit: int | None = None,
-        start_after: str | RunMetadata | None = None, reverse: bool = False,
+        self, run_id: str | OfRun | None = None, *, limit: int | None = None,
+        start_after: str | OfRun | RunMetadata | None = None, reverse: bool = False,
     ) -> builtins.list[RunMetadata]:
         """The runs that were created with this run as their parent, archived ones too. See `query_runs`."""
-        parent = self._own() if run_id is None else check_run_id(run_id)
+        parent = self._own() if run_id is None else self._id_of(run_id)
         return self.query_runs(
             parent_run=parent, limit=limit, start_after=start_after, reverse=reverse, include_archived=True
         )
@@ -220,11 +275,11 @@ def _under(namespace: bytes, tag: TypeTag, name: str) -> tuple[bytes, bytes]:
     return head, head + b"\xff" * _PLACE_BYTES
 
 
-def _stop(wanted: RunQuery) -> int | None:
+def _stop(wanted: _Wanted) -> int | None:
     return None if wanted.limit is None else min(wanted.limit, sys.maxsize)
 
 
-def _in_parts(view: View, start: bytes, end: bytes, wanted: RunQuery) -> Iterator[Item]:
+def _in_parts(view: View, start: bytes, end: bytes, wanted: _Wanted) -> Iterator[Item]:
     """A range, read no further than it is asked for and some."""
     size = CHUNK if wanted.limit is None else min(wanted.limit, CHUNK)
     while page := view.scan(start, end, limit=size, reverse=bool(wanted.reverse)):
@@ -235,36 +290,18 @@ def _in_parts(view: View, start: bytes, end: bytes, wanted: RunQuery) -> Iterato
         size = min(2 * size, CHUNK)
 
 
-def _query(query: RunQuery | None, conditions: dict[str, Any]) -> RunQuery:
-    if query is not None and (conditions or not isinstance(query, RunQuery)):
-        raise InvalidInputError("give a RunQuery or keywords, not both", argument="query")
-    try:
-        wanted = query or RunQuery(**conditions)
-    except TypeError:
-        unknown = sorted(set(conditions) - set(RunQuery.__slots__))
-        raise InvalidInputError(f"there is no condition {unknown[0]!r}", argument=unknown[0]) from None
-    check_limit(wanted.limit)
-    wanted = replace(wanted, tags=tuple(check_tags(wanted.tags)))
-    for name in ("created_after", "created_before"):
-        value = getattr(wanted, name)
-        if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
-            raise InvalidInputError(
-                f"{name} must be an int of microseconds, not {shorten(value)}", argument=name
-            )
-    if wanted.parent_run is not None:
-        check_run_id(wanted.parent_run, "parent_run")
-    if wanted.start_after is not None and not isinstance(wanted.start_after, RunMetadata):
-        check_run_id(wanted.start_after, "start_after")
-    if wanted.status is not None:
-        rules.check_status(wanted.status, "status")
-    return wanted
+def _check_time(value: int | None, argument: str) -> int | None:
+    if value is not None and (type(value) is not int or not 0 <= value < 1 << 63):
+        problem = f"{argument} must be an int of microseconds, not {shorten(value)}"
+        raise InvalidInputError(problem, argument=argument)
+    return value
 
 
-def _matches(run: RunMetadata, wanted: RunQuery) -> bool:
+def _matches(run: RunMetadata, wanted: _Wanted) -> bool:
     if run.status is RunStatus.ARCHIVED and not wanted.include_archived and wanted.status is None:
         return False
     return (
         (wanted.status is None or run.status == wanted.status)
         and set(wanted.tags) <= set(run.tags)
-        and (wanted.parent_run is None or run.parent_run == wanted.parent_run)
+        and (wanted.parent is None or run.parent_run == wanted.parent)
     )
