@@ -189,20 +189,25 @@ class Board:
         self._words[slot * _SLOT_WORDS + _TAKEN_WORD] = count
         return request
 
-    def say_asleep(self, asleep: bool) -> None:
-        """Tell clients whether the writer sleeps; after True, read `posted` once more before sleeping."""
-        self._halves[_ASLEEP_HALF] = asleep
-        with self._barrier:
-            pass
-
     def sleep_until_rung(self, socket: int, timeout_s: float) -> bool:
-        """Sleep until a client rings, a descriptor is readable or time is over; whether it is readable."""
+        """Sleep until a client rings, a descriptor is readable or time is over; whether it is readable.
+
+        Clients are told of it before, and a request that came meanwhile is seen: then this returns at once.
+        """
         assert self._bell is not None
         bell = self._bell.fileno()
         poll = select.poll()
         poll.register(bell, select.POLLIN)
         poll.register(socket, select.POLLIN)
-        ready = [descriptor for descriptor, _ in poll.poll(math.ceil(timeout_s * 1000))]
+        ready: list[int] = []
+        self._halves[_ASLEEP_HALF] = 1
+        try:
+            with self._barrier:
+                pass
+            if self._map[_POSTED : _POSTED + len(self._seen)] == self._seen:
+                ready = [descriptor for descriptor, _ in poll.poll(math.ceil(timeout_s * 1000))]
+        finally:
+            self._halves[_ASLEEP_HALF] = 0
         if bell in ready:
             os.read(bell, _BELL_BYTES)
         return socket in ready

@@ -104,7 +104,7 @@ class Mailbox:
         size = 0
         looks = left = 0  # to be made before sleeping, and of these not made yet
         may_look = wait_s > 0
-        asleep = False
+        has_slept = False
         may_delay = active > _MANY_SESSIONS
         # Where the last group had several messages, more are on their way: one more costs little.
         extra_spins = min(_EXTRA_SPINS, 2 * (self._last - 1)) if self._last else 0
@@ -126,7 +126,7 @@ class Mailbox:
             if may_delay and messages:
                 may_delay = False
                 # Not after a sleep: then the machine has a core to spare.
-                if len(messages) < _SMALL_GROUP and not asleep:
+                if len(messages) < _SMALL_GROUP and not has_slept:
                     sleep(_DELAY_S)
                     continue
             # To ask whether there is a message is far cheaper than the exception of a receive without one.
@@ -154,13 +154,12 @@ class Mailbox:
                     looks = 0
                 if wait_s <= 0:
                     break
-                if not asleep and slots.say_asleep(True):
-                    asleep = True
+                if slots.has_bell:
                     if not self._is_drained:
                         self._skip = 0
-                    continue  # look once more for requests that were written before clients saw it
-                if asleep:
+                        continue  # the descriptor tells only what is new since the socket was asked
                     self._skip = 0 if slots.sleep(self._descriptor, wait_s) else 1
+                    has_slept = True
                     wait_s = 0.0
                     continue
             if looks:
@@ -184,8 +183,6 @@ class Mailbox:
             size += len(frame)
             if (len(messages) % _PEER_MESSAGES == 0 or size > _PEER_BYTES) and _one_fills(messages):
                 break
-        if asleep:
-            slots.say_asleep(False)
         self._last = len(messages)
         shedder = self._shedder
         shedder.allowance = _DECODED * size

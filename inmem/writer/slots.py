@@ -98,14 +98,12 @@ class Slots:
                 found.append((owner.peer, frame))
         return found
 
-    def say_asleep(self, asleep: bool) -> bool:
-        """Tell clients whether the writer sleeps; False if there is no board."""
-        if self._board is None:
-            return False
-        self._board.say_asleep(asleep)
-        return True
+    @property
+    def has_bell(self) -> bool:
+        """Whether clients can wake who sleeps here: without a board they cannot."""
+        return self._board is not None
 
     def sleep(self, socket: int, timeout_s: float) -> bool:
         """Sleep until a client rings, the socket has something or time is over; whether the socket has."""
-        assert self._board is not None, "who sleeps has said so on a board"
+        assert self._board is not None
         return self._board.sleep_until_rung(socket, timeout_s)
