@@ -164,10 +164,12 @@ class Sessions:
         outcome: tuple[int, int, int, bytes],
     ) -> None:
         """Keep the outcome of a request for which `find` returned None."""
-        if session_id not in self._undo:
-            self._touch(session_id)
         session = self._sessions[session_id]
         outcomes = session.outcomes
+        if session_id not in self._undo:
+            self._undo[session_id] = (
+                session, session.last, session.answered_below, session.active_s, outcomes.copy()
+            )
         # No client has this answer yet. If it could claim so, outcomes would not be bounded.
         if answered_below > sequence:
             answered_below = sequence
@@ -191,10 +193,11 @@ class Sessions:
 
     def changes(self) -> list[tuple[bytes, bytes | None]]:
         """The records to write (None: remove) for all that changed since `written`."""
-        return [
-            (session_id, _encode(session) if (session := self._sessions.get(session_id)) else None)
-            for session_id in self._dirty
-        ]
+        found: list[tuple[bytes, bytes | None]] = []
+        for session_id in self._dirty:
+            session = self._sessions.get(session_id)
+            found.append((session_id, None if session is None else _encode(session)))
+        return found
 
     def written(self) -> None:
         """Call it when the changes are in the image."""

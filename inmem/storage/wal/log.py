@@ -278,7 +278,10 @@ class Wal:
 
     def position(self) -> LogPosition:
         """Where the log ends now, for `cut`. Cost: no I/O."""
-        return LogPosition(self._segment, self._offset, self._version, self._checksum, self._epoch)
+        # Taken for each group: tuple's own __new__ takes half the time of a NamedTuple's.
+        return tuple.__new__(
+            LogPosition, (self._segment, self._offset, self._version, self._checksum, self._epoch)
+        )
 
     def cut(self, position: LogPosition) -> None:
         """Remove every record after a position, durably; versions after it may be used again.
