@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from left_behind import Session, files_left, open_files
 from support import Workers, leftovers
 
 import inmem
+
+# Whatever PYTHONDONTWRITEBYTECODE says: each of several processes compiles all test files, which takes it
+# ten seconds.
+sys.dont_write_bytecode = False
 
 # The same examples in every run, and a blob to repeat a failure with. Processes
 # and files make an example's time vary: no deadline for one.

@@ -1,8 +1,8 @@
 """What tests with real processes share: workers, waiting, writers, and what must not be left.
 
-Run as a program it is a worker: it imports one function, calls it and writes
-down what came back. So a worker is an ordinary Python program with an
-environment of its own, and never inherits anything from the test.
+A worker imports one function, calls it and writes down what came back. It is
+a process with an environment of its own, and never inherits anything from the
+test: see `forked`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -22,26 +21,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from forked import Forked
+
 from inmem.errors import InmemError
 from inmem.host.control import Control
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
 
 TESTS = Path(__file__).parents[1]
+PLACES = (TESTS / "crash", TESTS / "faults")  # of what workers run, beside the helpers
 DEADLINE_S = 30.0
 _POLL_S = 0.002
+_REST = 8
+_LONGEST_POLL_S = 0.1
 
 
 def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
-    """The first true value of a condition; fails the test when the deadline passes first."""
+    """The first true value of a condition; fails the test when the deadline passes first.
+
+    It rests for several times as long as a look took: what is waited for needs the processor itself.
+    """
     deadline = time.monotonic() + deadline_s
     while True:
+        began = time.monotonic()
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise AssertionError(f"not within {deadline_s} s: {what}")
-        time.sleep(_POLL_S)
+        time.sleep(min(max(_POLL_S, (now - began) * _REST), _LONGEST_POLL_S))
 
 
 # --- processes ----------------------------------------------------------------------------------
@@ -269,7 +278,7 @@ class Words:
 class Worker:
     """One program that runs one function."""
 
-    def __init__(self, process: subprocess.Popen[bytes], name: str, result: Path, errors: Path) -> None:
+    def __init__(self, process: Forked, name: str, result: Path, errors: Path) -> None:
         self.process = process
         self.name = name
         self._result = result
@@ -310,13 +319,11 @@ class Workers:
         name = f"{target.__name__}-{number}"
         result, errors = self.scratch / f"{name}.json", self.scratch / f"{name}.err"
         plain = [str(a) if isinstance(a, Path) else a for a in arguments]
-        with errors.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, __file__, target.__module__, target.__name__, str(self.words.path),
-                 str(result), json.dumps(plain)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=dict(os.environ) | (environment or {}),
-            )
+        words = [target.__module__, target.__name__, str(self.words.path), str(result), json.dumps(plain)]
+        work = {"kind": "function", "path": [str(TESTS), *map(str, PLACES)], "words": words}
+        with errors.open("wb") as log, open(os.devnull) as nothing:
+            files = [nothing.fileno(), log.fileno(), log.fileno()]
+            process = Forked(work, files, os.environ | (environment or {}))
         worker = Worker(process, name, result, errors)
         self._all.append(worker)
         return worker
@@ -351,9 +358,8 @@ def in_parallel(workers: Workers, target: Callable[..., Any], count: int, *argum
     return workers.results()
 
 
-def main() -> int:
-    module, function, words, result, arguments = sys.argv[1:]
-    sys.path[:0] = [str(TESTS), str(TESTS / "crash"), str(TESTS / "faults")]
+def be_worker(module: str, function: str, words: str, result: str, arguments: str) -> int:
+    """Be a worker; the exit status."""
     try:
         value = getattr(importlib.import_module(module), function)(Words(Path(words)), *json.loads(arguments))
     except BaseException:
@@ -361,7 +367,3 @@ def main() -> int:
         return 1
     Path(result).write_text(json.dumps(value))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
