@@ -7,6 +7,7 @@ test: see `forked`.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import mmap
@@ -206,6 +207,12 @@ def leftovers(root: Path) -> list[str]:
 
 # --- shared words -----------------------------------------------------------------------------------
 
+_libc = ctypes.CDLL(None)
+_SYS_FUTEX = {"x86_64": 202, "aarch64": 98}.get(os.uname().machine)
+_FUTEX_WAIT = 0
+_FUTEX_WAKE = 1
+_A_MOMENT = (ctypes.c_long * 2)(0, 500_000_000)
+
 
 class Words:
     """Words of memory that test and workers share: a stop flag, a gate and one counter each."""
@@ -222,6 +229,7 @@ class Words:
             os.close(fd)
         self._view = memoryview(self._map)
         self._words = self._view.cast("Q")
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
     def close(self) -> None:
         """Unmap."""
@@ -246,14 +254,22 @@ class Words:
     def open_gate(self, number: int = 1) -> None:
         """Let those through that wait for this gate."""
         self._words[1] = max(self._words[1], number)
+        self._futex(_FUTEX_WAKE, 0x7FFF_FFFF)
 
     def pass_gate(self, number: int = 1) -> None:
-        """Wait for a gate; close to the moment it opens, so that workers start together."""
+        """Wait for a gate; until the moment it opens, so that workers start together."""
         deadline = time.monotonic() + DEADLINE_S
-        while self._words[1] < number:
+        while (seen := self._words[1]) < number:
             if time.monotonic() > deadline:
                 raise AssertionError(f"gate {number} stays shut")
-            time.sleep(0.0002)
+            self._futex(_FUTEX_WAIT, seen)
+
+    def _futex(self, operation: int, value: int) -> None:
+        """Sleep while the gates are as they were, for a moment at most; or wake all that sleep so."""
+        if _SYS_FUTEX is None:
+            time.sleep(0.0005)
+        else:
+            _libc.syscall(_SYS_FUTEX, ctypes.c_void_p(self._address + 8), operation, value, _A_MOMENT, None, 0)
 
     def total(self, count: int) -> int:
         """The sum of the first `count` counters."""
