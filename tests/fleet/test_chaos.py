@@ -40,7 +40,7 @@ SEED = 20261122
 @pytest.mark.timeout(180)
 def test_some_seconds_of_chaos_lose_and_double_nothing(site: Site, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
-    done = site.run(
+    done = site.run_really(
         "workers.chaos", "--minutes", 0.2, "--seed", SEED, "--workers", 8, "--json", figures,
         "--worker-kills-per-minute", 45, "--worker-stops-per-minute", 30, "--stops-per-minute", 22,
         "--fills-per-minute", 9, "--checkpoints-per-minute", 22,

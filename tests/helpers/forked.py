@@ -17,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import selectors
 import signal
 import socket
@@ -131,15 +132,16 @@ class Forked:
             os.kill(self.pid, signal.SIGKILL)
 
 
-def run_command(
-    arguments: Sequence[object], *, env: Mapping[str, str] | None = None, cwd: str | Path | None = None,
+def run(
+    work: dict[str, Any], *, env: Mapping[str, str] | None = None, cwd: str | Path | None = None,
     text: bool = True, stdout: int | None = None, timeout: float = 60.0,
+    began: Callable[[int], object] = lambda pid: None,
 ) -> subprocess.CompletedProcess[Any]:
-    """Run the command `inmem` to its end, with warnings as errors; `stdout` is where its output goes."""
-    words = [str(each) for each in arguments]
+    """Run a program to its end; `stdout` is where its output goes, `began` is told its process id."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(os.devnull) as nothing:
         files = [nothing.fileno(), out.fileno() if stdout is None else stdout, err.fileno()]
-        process = Forked({"kind": "command", "words": words}, files, env, cwd)
+        process = Forked(work, files, env, cwd)
+        began(process.pid)
         try:
             code = process.wait(timeout)
         finally:
@@ -150,7 +152,12 @@ def run_command(
             file.seek(0)
             data = file.read()
             said.append(data.decode() if text else data)
-    return subprocess.CompletedProcess(["inmem", *words], code, *said)
+    return subprocess.CompletedProcess(work["words"], code, *said)
+
+
+def run_command(arguments: Sequence[object], **more: Any) -> subprocess.CompletedProcess[Any]:
+    """Run the command `inmem` to its end, with warnings as errors."""
+    return run({"kind": "command", "words": [str(each) for each in arguments]}, **more)
 
 
 # --- the process that programs are forked off -----------------------------------------------------
@@ -160,6 +167,7 @@ def serve(place: str) -> int:
     """Fork what is asked for, and tell how it ended. In a program: its exit status."""
     starter = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     for module in PRELOADED:
         importlib.import_module(module)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -204,12 +212,12 @@ def serve(place: str) -> int:
 
 def prepare(request: dict[str, Any]) -> None:
     """Import what the program will import; it tells itself of what goes wrong."""
-    if request["kind"] == "function":
-        for where in reversed(request["path"]):
-            if where not in sys.path:
-                sys.path.insert(0, where)
+    for where in request.get("places", []):
+        if where not in sys.path:
+            sys.path.append(where)
+    for module in request.get("imports", []):
         with suppress(Exception):
-            importlib.import_module(request["words"][0])
+            importlib.import_module(module)
     gc.collect()
     gc.freeze()
 
@@ -235,6 +243,8 @@ def leave(program: Callable[[], int]) -> NoReturn:
 def be(request: dict[str, Any], files: list[int]) -> int:
     """Be the program that was asked for; its exit status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if request["kind"] == "module":
+        os.setsid()  # so that all that are forked in it can be found
     *standard, place = files
     os.fchdir(place)
     for number, fd in enumerate(standard):
@@ -251,9 +261,14 @@ def be(request: dict[str, Any], files: list[int]) -> int:
         import support
 
         return support.be_worker(*request["words"])
+    warnings.simplefilter("error")
+    sys.warnoptions.append("error")  # of what it starts
+    if request["kind"] == "module":
+        name, *sys.argv[1:] = request["words"]
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        return 0
     from inmem.cli import main
 
-    warnings.simplefilter("error")
     sys.argv = ["inmem", *request["words"]]
     main()
     return 0

@@ -30,7 +30,7 @@ from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
 
 TESTS = Path(__file__).parents[1]
-PLACES = (TESTS / "crash", TESTS / "faults")  # of what workers run, beside the helpers
+PLACES = [str(TESTS), str(TESTS / "crash"), str(TESTS / "faults")]  # of what workers run, beside the helpers
 DEADLINE_S = 30.0
 _POLL_S = 0.002
 _REST = 8
@@ -336,7 +336,7 @@ class Workers:
         result, errors = self.scratch / f"{name}.json", self.scratch / f"{name}.err"
         plain = [str(a) if isinstance(a, Path) else a for a in arguments]
         words = [target.__module__, target.__name__, str(self.words.path), str(result), json.dumps(plain)]
-        work = {"kind": "function", "path": [str(TESTS), *map(str, PLACES)], "words": words}
+        work = {"kind": "function", "words": words, "places": PLACES, "imports": [target.__module__]}
         with errors.open("wb") as log, open(os.devnull) as nothing:
             files = [nothing.fileno(), log.fileno(), log.fileno()]
             process = Forked(work, files, os.environ | (environment or {}))
