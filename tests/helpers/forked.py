@@ -1,4 +1,4 @@
-"""Programs that are forked off a process which has imported what they need, as most of their time is importing.
+"""Programs that are forked off a process which has imported what they need: most of their time is importing.
 
 Each is a process of its own, with its own environment, directory, files and
 exit status, and inherits nothing that a test has open. What cannot be seen in
@@ -200,7 +200,7 @@ def serve(place: str) -> int:
                         os.close(fd)
                         other.close()
                     caller.close()
-                    leave(lambda: be(request, files))
+                    leave(request, files)
                 for fd in files:
                     os.close(fd)
                 caller.send(str(pid).encode())
@@ -222,10 +222,10 @@ def prepare(request: dict[str, Any]) -> None:
     gc.freeze()
 
 
-def leave(program: Callable[[], int]) -> NoReturn:
-    """Run a program and end as Python does, except that nothing is taken apart: this costs more than all else."""
+def leave(request: dict[str, Any], files: list[int]) -> NoReturn:
+    """Be a program, and end as Python does, but take nothing apart: that costs more than all else."""
     try:
-        code: Any = program()
+        code: Any = be(request, files)
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -254,9 +254,10 @@ def be(request: dict[str, Any], files: list[int]) -> int:
     os.environ.clear()
     os.environ.update(request["env"])
     encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
-    sys.stdin = open(0, encoding=encoding, closefd=False)
-    sys.stdout = open(1, "w", encoding=encoding, closefd=False)
-    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", closefd=False, buffering=1)
+    sys.stdin, sys.stdout, sys.stderr = (
+        os.fdopen(number, "w" if number else "r", encoding=encoding, closefd=False) for number in range(3)
+    )
+    sys.stderr.reconfigure(errors="backslashreplace", line_buffering=True)
     if request["kind"] == "function":
         import support
 

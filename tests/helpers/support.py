@@ -269,7 +269,8 @@ class Words:
         if _SYS_FUTEX is None:
             time.sleep(0.0005)
         else:
-            _libc.syscall(_SYS_FUTEX, ctypes.c_void_p(self._address + 8), operation, value, _A_MOMENT, None, 0)
+            gates = ctypes.c_void_p(self._address + 8)
+            _libc.syscall(_SYS_FUTEX, gates, operation, value, _A_MOMENT, None, 0)
 
     def total(self, count: int) -> int:
         """The sum of the first `count` counters."""
