@@ -60,6 +60,7 @@ class Site:
     def run(self, module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         """The command to its end. It is forked off (see `forked`), and what it starts are real processes."""
         work = {"kind": "module", "words": [module, *map(str, arguments)], "imports": IMPORTS}
+        work["session"] = True
         return forked.run(
             work, cwd=ROOT, env=self.environment, timeout=110, began=self.sessions.add
         )  # fmt: skip

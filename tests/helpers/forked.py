@@ -126,10 +126,13 @@ class Forked:
             self._told.close()
         return self.returncode
 
-    def kill(self) -> None:
-        """SIGKILL, unless it has ended."""
+    def send_signal(self, number: int) -> None:
+        """Unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def run(
@@ -243,7 +246,7 @@ def leave(request: dict[str, Any], files: list[int]) -> NoReturn:
 def be(request: dict[str, Any], files: list[int]) -> int:
     """Be the program that was asked for; its exit status."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if request["kind"] == "module":
+    if request.get("session"):
         os.setsid()  # so that all that are forked in it can be found
     *standard, place = files
     os.fchdir(place)

@@ -146,12 +146,12 @@ def processes_of(path: Path) -> list[tuple[int, str]]:
     """The running processes that have a path in their command line, this one left out."""
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and alive(int(entry.name)):
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if str(path) in line:
+            if str(path) in line and alive(int(entry.name)):
                 found.append((int(entry.name), line.strip()))
     return found
 
@@ -200,7 +200,7 @@ def leftovers(root: Path) -> list[str]:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-    for pid, _ in processes_of(root):
+    for pid, _ in processes_of(root) if found else []:
         kill(pid)
     return found
 
