@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 from hypothesis import HealthCheck, settings
 from left_behind import Session, files_left, open_files
@@ -20,6 +21,8 @@ import inmem
 # Whatever PYTHONDONTWRITEBYTECODE says: each of several processes compiles all test files, which takes it
 # ten seconds.
 sys.dont_write_bytecode = False
+
+forked.make_commands_once()  # before anything imports `typer.testing`
 
 # The same examples in every run, and a blob to repeat a failure with. Processes
 # and files make an example's time vary: no deadline for one.

@@ -103,7 +103,7 @@ def test_nobody_loses_for_ever(store_path: Path, workers: Workers) -> None:
     """Eight processes in tight loops on one key: no transaction needs more than half of its attempts."""
     with inmem.open(store_path) as db:
         open_gate_when_ready(workers)
-        reports = in_parallel(workers, race, WORKERS, store_path, 2.0)
+        reports = in_parallel(workers, race, WORKERS, store_path, 1.0)
         done = [report["done"] for report in reports]
         assert db.kv.get(RUN, "raced") == sum(done)
         assert db.status().conflicts > sum(done) / 10, "they were in each other's way"
