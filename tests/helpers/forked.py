@@ -34,8 +34,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-import typer.main
-
 PRELOADED = ("inmem.exports", "inmem.cli.app", "rich.console", "typer.rich_utils", "support")
 _LONGEST = 1 << 17  # bytes of a request
 _FILES = 4
@@ -45,6 +43,8 @@ _LOOK_S = 1.0  # how often it looks whether those that started it are there
 
 def make_commands_once() -> None:
     """What parses the command line is made once in a process, and not anew for each call: 15 ms."""
+    import typer.main
+
     typer.main.get_command = functools.cache(typer.main.get_command)
 
 
@@ -182,7 +182,7 @@ def serve(place: str) -> int:
     sys.path.insert(0, str(Path(__file__).parents[2]))
     for module in PRELOADED:
         importlib.import_module(module)
-    typer.main.get_command(sys.modules["inmem.cli.app"].app)
+    sys.modules["typer.main"].get_command(sys.modules["inmem.cli.app"].app)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(f"{place}/socket")
     listener.listen(64)

@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -384,3 +385,8 @@ def be_worker(module: str, function: str, words: str, result: str, arguments: st
         return 1
     Path(result).write_text(json.dumps(value))
     return 0
+
+
+if __name__ == "__main__":  # as the first process of a machine: nothing can be forked off from outside there
+    sys.path[:0] = PLACES
+    sys.exit(be_worker(*sys.argv[1:]))
