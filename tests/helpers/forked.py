@@ -20,6 +20,7 @@ import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -220,6 +221,7 @@ def serve(place: str) -> int:
                 end = os.pidfd_open(pid)
                 callers[end] = pid, caller
                 events.register(end, selectors.EVENT_READ)
+    shutil.rmtree(place, ignore_errors=True)  # they were killed, and left it
     return 0
 
 
