@@ -7,7 +7,7 @@ import datetime
 import decimal
 import pickle
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -56,24 +56,35 @@ WRITES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 }
 
 
-@pytest.mark.parametrize("form", ["scope", "transaction", "pipeline"])
-@pytest.mark.parametrize("name", WRITES)
-def test_every_write(name: str, form: str) -> None:
-    write, read = WRITES[name]
+PIPED = ("put", "put_many", "merge", "append", "append_many")  # a pipeline has no other writes
+
+
+@pytest.fixture(scope="module")
+def with_and_without() -> Iterator[tuple[inmem.Database, inmem.Database]]:
+    """Two handles of one store."""
     with inmem.open(default=plain) as db, inmem.open(db.path) as without:
-        scope = db.run("r")
-        if form == "scope":
-            write(scope)
-        elif form == "transaction":
-            scope.transact(lambda txn: (write(txn), None)[1])
-        else:
-            with db.pipeline() as p:
-                if name not in ("put", "put_many", "merge", "append", "append_many"):
-                    return  # a pipeline has no such writes
-                write(p.run("r"))
-        assert read(scope) == STORED
-        with pytest.raises(inmem.InvalidValueError):
-            write(without.run("other"))
+        yield db, without
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, form) for name in WRITES for form in ("scope", "transaction")] + [(n, "pipeline") for n in PIPED],
+)
+def test_every_write(
+    with_and_without: tuple[inmem.Database, inmem.Database], name: str, form: str
+) -> None:
+    (write, read), (db, without) = WRITES[name], with_and_without
+    scope = db.run(f"{name}-{form}")
+    if form == "scope":
+        write(scope)
+    elif form == "transaction":
+        scope.transact(lambda txn: (write(txn), None)[1])
+    else:
+        with db.pipeline() as p:
+            write(p.run(scope.run_id))
+    assert read(scope) == STORED
+    with pytest.raises(inmem.InvalidValueError):
+        write(without.run(f"other-{scope.run_id}"))
 
 
 def test_the_record_that_is_returned_is_as_stored() -> None:

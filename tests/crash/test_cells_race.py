@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from primitive_workers import READY, count_up, win_versions
@@ -10,8 +11,8 @@ from support import Workers, wait_until
 import inmem
 
 WORKERS = 8
-INCREMENTS = 1_000
-VERSIONS = 2_400
+INCREMENTS = int(os.environ.get("INMEM_TEST_INCREMENTS", "300"))
+VERSIONS = 1_000
 RUN = "shared"
 LEAST_SHARE = 0.10  # of what the mean worker gets done, for the slowest
 

@@ -14,6 +14,7 @@ from a profile function is beyond CPython 3.11, and nothing has happened yet.)
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import re
@@ -22,7 +23,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import inmem
@@ -110,7 +111,7 @@ class Interrupt(_Injection):
 
     def _event(self, frame: FrameType, event: str, arg: Any) -> None:
         del arg  # a result: the traceback would hold it
-        if event not in ("return", "c_return") or not _is_inside(frame):
+        if self.seen > self._at or event not in ("return", "c_return") or not _is_inside(frame):
             return
         if self._reached(frame):
             self._returning = frame if event == "return" else None
@@ -123,13 +124,21 @@ def _is_inside(frame: FrameType | None) -> bool:
     Python drops what a finalizer raises, or what the collector calls. py-lmdb crashes if its own Python
     code raises while it opens an environment; signals are held back there.
     """
-    if _is_dropped(frame):
-        return False
+    is_inside = False
     while frame is not None:
-        if frame.f_code.co_filename.startswith(PACKAGE):
-            return True
+        ours, drops = _kind(frame.f_code)
+        if drops:
+            return False
+        is_inside |= ours
         frame = frame.f_back
-    return False
+    return is_inside
+
+
+@functools.cache  # it is asked of each frame of the stack, whenever anything returns
+def _kind(code: CodeType) -> tuple[bool, bool]:
+    """Whether code is the package's, and whether Python would drop what is raised in it."""
+    drops = _AT_ITS_END.fullmatch(code.co_qualname) or _LIBRARIES.search(code.co_filename)
+    return code.co_filename.startswith(PACKAGE), bool(drops)
 
 
 @contextlib.contextmanager
@@ -171,8 +180,7 @@ def alarms(error: Callable[[], BaseException]) -> Iterator[Callable[[float], Non
 def _is_dropped(frame: FrameType | None) -> bool:
     """Whether Python would drop what is raised here."""
     while frame is not None:
-        code = frame.f_code
-        if _AT_ITS_END.fullmatch(code.co_qualname) or _LIBRARIES.search(code.co_filename):
+        if _kind(frame.f_code)[1]:
             return True
         frame = frame.f_back
     return False

@@ -14,7 +14,7 @@ from support import Workers, epoch, wait_until, writer_pid
 
 import inmem
 
-KILLS = int(os.environ.get("INMEM_TEST_KILLS", "12"))
+KILLS = int(os.environ.get("INMEM_TEST_KILLS", "6"))
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))
 WORKERS = 8
 # Launching backs off when writers die within a second of their start, several in a row. That is

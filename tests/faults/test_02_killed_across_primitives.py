@@ -14,7 +14,7 @@ from support import Workers, epoch, kill, wait_until, writer_pid
 
 import inmem
 
-KILLS = int(os.environ.get("INMEM_TEST_KILLS", "24"))
+KILLS = int(os.environ.get("INMEM_TEST_KILLS", "12"))
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))
 WORKERS = 4
 # Launching backs off when writers die young, several in a row: now and then one lives longer.

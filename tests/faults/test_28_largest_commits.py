@@ -18,7 +18,7 @@ from inmem.values import MAX_VALUE_BYTES
 
 RUN = "large"
 TAGS = [f"tag-{n}" for n in range(256)]
-ROUNDS = int(os.environ.get("INMEM_TEST_ROUNDS", "4"))
+ROUNDS = int(os.environ.get("INMEM_TEST_ROUNDS", "2"))
 # A quiet machine keeps below 0.1 s. The bound has room for one where two processes compute without end.
 WAIT_S = 2.0
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,24 @@ from small_disks import needs_root
 import inmem
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
+def laid_out(path: Path) -> Path:
     """A directory to lie in, a link to it, and a link into the depth of another one."""
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    (tmp_path / "other" / "deep").mkdir(parents=True)
-    (tmp_path / "deep").symlink_to("other/deep")
-    yield tmp_path
+    (path / "real").mkdir(parents=True)
+    (path / "link").symlink_to("real")
+    (path / "other" / "deep").mkdir(parents=True)
+    (path / "deep").symlink_to("other/deep")
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return laid_out(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def places(module_scratch: Path) -> Callable[[str], Path]:
+    """By name: each is laid out once, and its store has one writer."""
+    return functools.cache(lambda name: laid_out(module_scratch / name.replace(" ", "-")))
 
 
 PATHS: dict[str, Callable[[Path], str]] = {
@@ -41,7 +52,10 @@ PATHS: dict[str, Callable[[Path], str]] = {
 
 @pytest.mark.parametrize("second", PATHS)
 @pytest.mark.parametrize("first", ["as it is", "through a link", "relative"])
-def test_two_handles_by_two_paths_are_one_store(place: Path, first: str, second: str) -> None:
+def test_two_handles_by_two_paths_are_one_store(
+    places: Callable[[str], Path], first: str, second: str
+) -> None:
+    place = places(first)
     with inmem.open(PATHS[first](place)) as one, inmem.open(PATHS[second](place)) as two:
         one.kv.put("r", "k", 1)
         assert two.kv.get("r", "k") == 1 and two.kv.add("r", "k") == 2

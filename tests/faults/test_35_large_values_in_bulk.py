@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ from inmem.exchange import export_runs, import_runs
 
 MIB = 1024 * 1024
 RUN = "run"
-COUNT = 32
-SIZE = 4 * MIB  # 128 MiB in all
+COUNT = int(os.environ.get("INMEM_TEST_VALUES", "25"))
+SIZE = 4 * MIB  # 100 MiB by default: twice what a stream may have, as text more than what a file may
 LARGEST = 16 * MIB - 64  # about what a value may have
 # One answer of 4 MiB and what comes over it, as bytes and as a value, and those of the one before.
 BOUND = 48 * MIB

@@ -13,7 +13,7 @@ from support import Workers, epoch, process_state, wait_until, writer_pid
 
 import inmem
 
-KEYS = int(os.environ.get("INMEM_TEST_KEYS", "200000"))
+KEYS = int(os.environ.get("INMEM_TEST_KEYS", "50000"))
 LEAST_PER_S = 20_000  # with others beside; before there were slices it was 10,000 by the clock of the timer
 SLOWEST_S = 0.25
 RUN = "brief"

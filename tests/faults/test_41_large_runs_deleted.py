@@ -24,7 +24,7 @@ from inmem.exchange.import_ import discard_import
 from inmem.maintenance.backup_report import backup_in_process
 from inmem.maintenance.restore import restore
 
-KEYS = int(os.environ.get("INMEM_TEST_KEYS", "500000"))  # of the run that is deleted beside others
+KEYS = int(os.environ.get("INMEM_TEST_KEYS", "100000"))  # of the run that is deleted beside others
 SOME = 6_000  # enough for several slices
 SLOWEST_S = 0.25  # of another's put; before there were slices it waited for the whole deletion
 RUN, OTHER, WRITTEN = "large", "larger", "written"
@@ -147,7 +147,7 @@ def test_a_checkpoint_in_the_middle_has_nothing_of_it(
 ) -> None:
     """As many checkpoints as fit between the slices, then a start from the last one alone."""
     with inmem.open(store_path) as db:
-        fill(db, keys=60_000)
+        fill(db, keys=30_000)
         fill(db, OTHER)
         expected = db.kv.list_with_values(OTHER)
         db.runs.delete_run(RUN)
@@ -203,10 +203,10 @@ def test_imported_again_while_the_half_before_still_goes(store_path: Path, scrat
     with inmem.open(scratch / "other") as db:
         attachment, namespace, token = attachment_of(db.engine), db.namespace.prefix(), bytes(16)
         commit_call(attachment, "import.begin", [namespace, RUN, token, 0], 10.0)
-        for start in range(0, 60_000, 2000):
+        for start in range(0, 30_000, 2000):
             items = [[b"key-%06d" % n, values.encode("old"), 0, 1] for n in range(start, start + 2000)]
             commit_call(attachment, "import.entries", [namespace + b"/" + RUN.encode(), token, items], 10.0)
-        assert db.kv.count(RUN) == 60_000
+        assert db.kv.count(RUN) == 30_000
         discard_import(db, RUN)
         assert db.kv.list(RUN) == [] and db.check().ok
         import_runs(db, file)

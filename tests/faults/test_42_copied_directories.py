@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import run_command
 from support import alive, wait_until, writer_pid
 
 import inmem
 from inmem.maintenance.backup_report import backup_in_process
 from inmem.maintenance.restore import restore
-
-COMMAND = [sys.executable, "-c", "from inmem.cli import main; main()"]
 
 
 def cp_a(source: Path, target: Path) -> None:
@@ -65,14 +64,19 @@ OPENINGS: dict[str, Callable[[Path], object]] = {
     "open": lambda path: inmem.open(path),
     "without creating": lambda path: inmem.open(path, create=False),
     "without a start": lambda path: inmem.open(path, autostart=False),
-    "another process": lambda path: _refused([sys.executable, "-c", OPEN, str(path)]),
-    "the writer": lambda path: _refused([sys.executable, "-m", "inmem.writer", str(path)]),
-    "inmem start": lambda path: _refused([*COMMAND, "start", str(path)]),
+    "inmem start": lambda path: _refused(run_command(["start", "-d", path])),
+}
+PROGRAMS: dict[str, Callable[[Path], object]] = {
+    "another process": lambda path: _refused(_done(["-c", OPEN, str(path)])),
+    "the writer": lambda path: _refused(_done(["-m", "inmem.writer", str(path)])),
 }
 
 
-def _refused(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+def _done(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+
+
+def _refused(done: subprocess.CompletedProcess[str]) -> None:
     if done.returncode and "is a copy of another data directory" in done.stdout + done.stderr:
         raise inmem.InvalidInputError("is a copy of another data directory", hint="inmem restore")
     raise AssertionError(done)
@@ -92,7 +96,8 @@ def test_a_copy_is_refused_and_nothing_is_written(
     try:
         copy(original, path)
         before, theirs = everything(path), everything(original / "wal")
-        for name, call in OPENINGS.items():
+        # What has been copied how is nothing that another process would see differently.
+        for name, call in (OPENINGS | (PROGRAMS if copy is cp_a else {})).items():
             with pytest.raises(inmem.InvalidInputError, match="is a copy of another data directory") as error:
                 call(path)
             assert "inmem restore" in str(error.value.hint)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import Forked, run_command
 from support import alive, runtime_entries, stop_writer, wait_until
 
 import inmem
@@ -66,7 +67,7 @@ def assert_whole(name: str, place: Path) -> None:
         assert (place / "out").read_text(encoding="utf-8").rstrip().endswith("</html>")
         return
     words = {"export": ["import", "out"], "backup": ["restore", "out"]}[name]
-    subprocess.run([*PROGRAM, *words, "-d", "whole"], cwd=place, check=True, timeout=60)
+    assert run_command([*words, "-d", "whole"], cwd=place).returncode == 0
     with inmem.open(place / "whole") as db:
         assert db.kv.count("r") == 8000
     stop_writer(place / "whole")
@@ -84,12 +85,13 @@ def test_nothing_is_left(
     for left in range(ROUNDS):
         place = scratch / f"{left}"
         place.mkdir()
-        process = subprocess.Popen(
-            [*PROGRAM, *name.split(), *COMMANDS[name], "-d", str(idle), *more], cwd=place,
-            env=os.environ | {"TMPDIR": str(place)}, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(rng.uniform(0.3, 0.9))  # wherever that is: it may have ended, too
+        words = [*name.split(), *COMMANDS[name], "-d", str(idle), *more]
+        with open(os.devnull, "r+") as nothing:
+            process = Forked(
+                {"kind": "command", "words": words, "session": True}, [nothing.fileno()] * 3,
+                os.environ | {"TMPDIR": str(place)}, place,
+            )  # fmt: skip
+        time.sleep(rng.uniform(0.0, 0.5))  # wherever that is: it may have ended, too
         process.send_signal(number)
         code = process.wait(30)
         ended += code in (-number, 128 + number)
@@ -112,7 +114,7 @@ def test_a_directory_that_is_not_whole_goes_with_the_next_open(
     idle: Path, scratch: Path, command: str
 ) -> None:
     new = scratch / "new"
-    subprocess.run([*PROGRAM, "backup", str(scratch / "b"), "-d", str(idle), "--no-writer"], check=True)
+    assert run_command(["backup", scratch / "b", "-d", idle, "--no-writer"]).returncode == 0
     words = {"restore": [str(scratch / "b"), "-d", str(new)], "salvage": [str(new), "-d", str(idle)]}[command]
     stop_writer(idle)
     done = subprocess.run(

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import run_command
 from small_disks import needs_root, read_only
 from support import kill_writer, stop_writer, wait_until, writer_pid
 
@@ -72,6 +73,5 @@ def test_a_read_only_directory_is_read_as_it_is(idle: Path, tmp_path: Path) -> N
         get(idle)
         assert not writer_pid(idle)
         for words in ("runs --all", "check", f"export -o {tmp_path}/f", f"backup {tmp_path}/b"):
-            command = [*PROGRAM, *words.split(), "-d", str(idle)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = run_command([*words.split(), "-d", idle])
             assert done.returncode == 0, done.stderr

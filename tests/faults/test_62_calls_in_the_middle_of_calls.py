@@ -105,7 +105,7 @@ def test_a_timers_handler_writes(
     outer.make(kind)
     handler()
     beat(0.0021, handler)
-    end = time.monotonic() + float(os.environ.get("INMEM_BEAT_S", "2"))
+    end = time.monotonic() + float(os.environ.get("INMEM_BEAT_S", "1"))
     while time.monotonic() < end:
         outer.make(kind)
     signal.signal(signal.SIGALRM, signal.SIG_IGN)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import enum
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
+from forked import run_command
 from small_disks import MIB, ballast, needs_root, read_only, tmpfs
 from support import stop_writer
-from unit.test_cli import PROGRAM, environment
+from unit.test_cli import environment
 
 import inmem
 
@@ -66,9 +66,7 @@ def store(scratch: Path) -> Path:
 def run(command: str, store: Path, code: int | None = None) -> tuple[int, str]:
     """The exit code of a command, and what it says on standard error."""
     words = command.format(store=store, free=store.parents[1] / "free").split()
-    done = subprocess.run(
-        [*PROGRAM, *words], env=environment(), capture_output=True, text=True, timeout=60, check=False
-    )  # fmt: skip
+    done = run_command(words, env=environment())
     assert code is None or done.returncode == code, done.stderr
     return done.returncode, done.stderr
 

@@ -19,7 +19,7 @@ import pytest
 
 import inmem
 
-ROUNDS = int(os.environ.get("INMEM_TEST_CLOSES", "12"))
+ROUNDS = int(os.environ.get("INMEM_TEST_CLOSES", "5"))
 T = inmem.Thought("x")
 
 

@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forked
 from support import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL_DATA = ROOT.parent / "shared" / "data"
 WAIT_S = 60.0
+PROGRAMS = ["fleet.program", "fleet.replay", "stress.program", "chaos.program"]
+IMPORTS = ["workers.cli", *(f"workers.{name}" for name in PROGRAMS)]  # before commands are forked off
 LINGER_S = "0.2"  # of writers: tests that wait for one to leave need not wait for long
 
 
@@ -32,13 +35,15 @@ class Site:
     """A place for one test: its own temporary directory, and a mark on all that it starts.
 
     The mark is a variable that every process inherits, detached ones too; so
-    a process that was left behind is found whoever its parent is.
+    a process that was left behind is found whoever its parent is. A process
+    that was forked off has no such mark, and is known by its session.
     """
 
     tmp: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     settings: dict[str, str] = field(default_factory=lambda: {"INMEM_LINGER_S": LINGER_S})
     started: list[subprocess.Popen[str]] = field(default_factory=list)
+    sessions: set[int] = field(default_factory=set)  # of commands that were forked off
 
     def __post_init__(self) -> None:
         self.tmp.mkdir(exist_ok=True)
@@ -53,13 +58,24 @@ class Site:
         return [sys.executable, "-W", "error", "-m", module, *map(str, arguments)]
 
     def run(self, module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """The command to its end. It is forked off (see `forked`), and what it starts are real processes."""
+        work = {"kind": "module", "words": [module, *map(str, arguments)], "imports": IMPORTS}
+        work["session"] = True
+        return forked.run(
+            work, cwd=ROOT, env=self.environment, timeout=110, began=self.sessions.add
+        )  # fmt: skip
+
+    def run_really(self, module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """The command to its end, begun as a user begins it."""
         return subprocess.run(
             self.command(module, *arguments),
             cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=110, check=False,
         )  # fmt: skip
 
-    def run_json(self, module: str, *arguments: object, code: int = 0) -> dict[str, Any]:
-        done = self.run(module, *arguments, "--json")
+    def run_json(
+        self, module: str, *arguments: object, code: int = 0, really: bool = False
+    ) -> dict[str, Any]:
+        done = (self.run_really if really else self.run)(module, *arguments, "--json")
         assert done.returncode == code, done.stdout + done.stderr
         data: dict[str, Any] = json.loads(done.stdout)
         return data
@@ -104,7 +120,10 @@ class Site:
     def _is_ours(self, entry: Path) -> bool:
         try:
             # A process that waits to be reaped has an empty environment here.
-            return f"FLEET_TEST_MARK={self.mark}".encode() in (entry / "environ").read_bytes()
+            if f"FLEET_TEST_MARK={self.mark}".encode() in (entry / "environ").read_bytes():
+                return True
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+            return int(session) in self.sessions and state != "Z"
         except OSError:
             return False
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from forked import run_command
 from test_trajectories import swe_run, tau_run
 from typer.testing import CliRunner
 
@@ -74,8 +75,7 @@ def environment() -> dict[str, str]:
 
 
 def command(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[bytes]:
-    line = [*PROGRAM, *map(str, arguments)]
-    done = subprocess.run(line, env=environment(), capture_output=True, timeout=100)
+    done = run_command(arguments, env=environment(), text=False, timeout=100)
     assert done.returncode == code, done.stderr.decode()
     return done
 

@@ -49,7 +49,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 class TestResult:
     def test_a_small_fleet_is_exact_and_leaves_nothing(self, site: Site) -> None:
-        data = site.run_json("workers.fleet", *SMALL, "--seed", 3)
+        data = site.run_json("workers.fleet", *SMALL, "--seed", 3, really=True)
         assert data["ok"] is True
         assert data["problems"] == []
         assert all(check["ok"] and check["compared"] > 0 for check in data["checks"])
@@ -117,7 +117,7 @@ class TestOutput:
         assert re.fullmatch(r"OK: seed 1, 3 agents x 40 steps, digest [0-9a-f]{16}\n", done.stdout)
 
     def test_one_command_line_has_all_programs(self, site: Site) -> None:
-        done = site.run("workers", "fleet", *QUICK, "--quiet")
+        done = site.run_really("workers", "fleet", *QUICK, "--quiet")
         assert (done.returncode, done.stdout[:11]) == (0, "OK: seed 1,"), done.stderr
         assert site.run("workers", "stress", "--operations", 0).returncode == 2
         shown = site.run("workers", "--help").stdout

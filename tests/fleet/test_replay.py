@@ -58,7 +58,7 @@ def spoil(root: Path) -> int:
 
 class TestCommand:
     def test_everything_is_loaded_and_compared(self, site: Site, source: Path) -> None:
-        data = site.run_json("workers.replay", source, "--workers", 3)
+        data = site.run_json("workers.replay", source, "--workers", 3, really=True)
         assert data["ok"] is True
         assert (data["files"], data["runs"], data["new"]) == (4, 15, 15)
         assert (data["rejected"], data["duplicates"], data["problems"]) == ([], [], [])

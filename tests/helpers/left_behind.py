@@ -21,6 +21,7 @@ from collections import Counter
 from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 
+import forked
 from support import alive, runtime_entries
 
 from inmem.errors import InmemError
@@ -87,6 +88,7 @@ class Session:
     def end(self) -> list[str]:
         """What is left, after some patience; it is removed, and the environment is as it was."""
         self.look()
+        forked.stop()
         deadline = time.monotonic() + PATIENCE_S
         while self.found() and time.monotonic() < deadline:
             time.sleep(0.1)

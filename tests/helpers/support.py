@@ -1,12 +1,13 @@
 """What tests with real processes share: workers, waiting, writers, and what must not be left.
 
-Run as a program it is a worker: it imports one function, calls it and writes
-down what came back. So a worker is an ordinary Python program with an
-environment of its own, and never inherits anything from the test.
+A worker imports one function, calls it and writes down what came back. It is
+a process with an environment of its own, and never inherits anything from the
+test: see `forked`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import mmap
@@ -22,26 +23,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from forked import Forked
+
 from inmem.errors import InmemError
 from inmem.host.control import Control
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
 
 TESTS = Path(__file__).parents[1]
+PLACES = [str(TESTS), str(TESTS / "crash"), str(TESTS / "faults")]  # of what workers run, beside the helpers
 DEADLINE_S = 30.0
 _POLL_S = 0.002
+_REST = 8
+_LONGEST_POLL_S = 0.1
 
 
 def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
-    """The first true value of a condition; fails the test when the deadline passes first."""
+    """The first true value of a condition; fails the test when the deadline passes first.
+
+    It rests for several times as long as a look took: what is waited for needs the processor itself.
+    """
     deadline = time.monotonic() + deadline_s
     while True:
+        began = time.monotonic()
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise AssertionError(f"not within {deadline_s} s: {what}")
-        time.sleep(_POLL_S)
+        time.sleep(min(max(_POLL_S, (now - began) * _REST), _LONGEST_POLL_S))
 
 
 # --- processes ----------------------------------------------------------------------------------
@@ -136,12 +147,12 @@ def processes_of(path: Path) -> list[tuple[int, str]]:
     """The running processes that have a path in their command line, this one left out."""
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and alive(int(entry.name)):
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
-            if str(path) in line:
+            if str(path) in line and alive(int(entry.name)):
                 found.append((int(entry.name), line.strip()))
     return found
 
@@ -190,12 +201,18 @@ def leftovers(root: Path) -> list[str]:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-    for pid, _ in processes_of(root):
+    for pid, _ in processes_of(root) if found else []:
         kill(pid)
     return found
 
 
 # --- shared words -----------------------------------------------------------------------------------
+
+_libc = ctypes.CDLL(None)
+_SYS_FUTEX = {"x86_64": 202, "aarch64": 98}.get(os.uname().machine)
+_FUTEX_WAIT = 0
+_FUTEX_WAKE = 1
+_A_MOMENT = (ctypes.c_long * 2)(0, 500_000_000)
 
 
 class Words:
@@ -213,6 +230,7 @@ class Words:
             os.close(fd)
         self._view = memoryview(self._map)
         self._words = self._view.cast("Q")
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
 
     def close(self) -> None:
         """Unmap."""
@@ -237,14 +255,23 @@ class Words:
     def open_gate(self, number: int = 1) -> None:
         """Let those through that wait for this gate."""
         self._words[1] = max(self._words[1], number)
+        self._futex(_FUTEX_WAKE, 0x7FFF_FFFF)
 
     def pass_gate(self, number: int = 1) -> None:
-        """Wait for a gate; close to the moment it opens, so that workers start together."""
+        """Wait for a gate; until the moment it opens, so that workers start together."""
         deadline = time.monotonic() + DEADLINE_S
-        while self._words[1] < number:
+        while (seen := self._words[1]) < number:
             if time.monotonic() > deadline:
                 raise AssertionError(f"gate {number} stays shut")
-            time.sleep(0.0002)
+            self._futex(_FUTEX_WAIT, seen)
+
+    def _futex(self, operation: int, value: int) -> None:
+        """Sleep while the gates are as they were, for a moment at most; or wake all that sleep so."""
+        if _SYS_FUTEX is None:
+            time.sleep(0.0005)
+        else:
+            gates = ctypes.c_void_p(self._address + 8)
+            _libc.syscall(_SYS_FUTEX, gates, operation, value, _A_MOMENT, None, 0)
 
     def total(self, count: int) -> int:
         """The sum of the first `count` counters."""
@@ -269,7 +296,7 @@ class Words:
 class Worker:
     """One program that runs one function."""
 
-    def __init__(self, process: subprocess.Popen[bytes], name: str, result: Path, errors: Path) -> None:
+    def __init__(self, process: Forked, name: str, result: Path, errors: Path) -> None:
         self.process = process
         self.name = name
         self._result = result
@@ -310,13 +337,11 @@ class Workers:
         name = f"{target.__name__}-{number}"
         result, errors = self.scratch / f"{name}.json", self.scratch / f"{name}.err"
         plain = [str(a) if isinstance(a, Path) else a for a in arguments]
-        with errors.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, __file__, target.__module__, target.__name__, str(self.words.path),
-                 str(result), json.dumps(plain)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=dict(os.environ) | (environment or {}),
-            )
+        words = [target.__module__, target.__name__, str(self.words.path), str(result), json.dumps(plain)]
+        work = {"kind": "function", "words": words, "places": PLACES, "imports": [target.__module__]}
+        with errors.open("wb") as log, open(os.devnull) as nothing:
+            files = [nothing.fileno(), log.fileno(), log.fileno()]
+            process = Forked(work, files, os.environ | (environment or {}))
         worker = Worker(process, name, result, errors)
         self._all.append(worker)
         return worker
@@ -351,9 +376,8 @@ def in_parallel(workers: Workers, target: Callable[..., Any], count: int, *argum
     return workers.results()
 
 
-def main() -> int:
-    module, function, words, result, arguments = sys.argv[1:]
-    sys.path[:0] = [str(TESTS), str(TESTS / "crash"), str(TESTS / "faults")]
+def be_worker(module: str, function: str, words: str, result: str, arguments: str) -> int:
+    """Be a worker; the exit status."""
     try:
         value = getattr(importlib.import_module(module), function)(Words(Path(words)), *json.loads(arguments))
     except BaseException:
@@ -363,5 +387,6 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # as the first process of a machine: nothing can be forked off from outside there
+    sys.path[:0] = PLACES
+    sys.exit(be_worker(*sys.argv[1:]))

@@ -17,7 +17,7 @@ from support import Workers, epoch, wait_until, writer_pid
 import inmem
 from workers.judge.serializability import Verdict, check
 
-SECONDS = float(os.environ.get("INMEM_TEST_HISTORY_SECONDS", "1.5"))
+SECONDS = float(os.environ.get("INMEM_TEST_HISTORY_SECONDS", "1.0"))
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))
 WORKERS = 8
 STOP_S = 0.25  # how long the writer stands still

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from forked import run_command
 from support import alive, control_state, kill_writer, stop_writer, wait_until, writer_pid
 
 import inmem
@@ -36,10 +37,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def inmem_command(*arguments: object, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*PROGRAM, *map(str, arguments)], env=environment(**variables),
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    """In a process that was forked off: see `forked`. `PROGRAM` is a real one."""
+    done = run_command(arguments, env=environment(**variables))
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     return done
@@ -113,7 +112,21 @@ class TestEveryCommand:
         assert all(f" {command} " in text for command in COMMANDS)
 
     def test_the_version(self) -> None:
-        assert inmem_command("--version").stdout == f"inmem {inmem.__version__}\n"
+        shown = f"inmem {inmem.__version__}\n"
+        assert inmem_command("--version").stdout == shown
+        real = subprocess.run([*PROGRAM, "--version"], env=environment(), capture_output=True, text=True)
+        assert (real.returncode, real.stdout, real.stderr) == (0, shown, "")
+
+    def test_a_program_of_its_own(self, stopped: Path) -> None:
+        """As all the others are that are forked off here."""
+        for words, code in (("check -d {}", 0), ("status -d {}", 3), ("status", 2), ("stop -d {}/none", 1)):
+            words = words.format(stopped)
+            forked = inmem_command(*words.split(), code=code)
+            real = subprocess.run(
+                [*PROGRAM, *words.split()], env=environment(), capture_output=True, text=True
+            )
+            assert (real.returncode, real.stderr) == (code, forked.stderr), words
+            assert real.stdout.splitlines()[:3] == forked.stdout.splitlines()[:3], words
 
     @pytest.mark.parametrize("command", COMMANDS)
     def test_no_path_is_wrong_usage(self, command: str) -> None:
