@@ -6,18 +6,21 @@ which frame is sent when is the business of `inmem.client.protocol`.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Final
 
 from inmem.client.zmtp import ZmtpConnection
 from inmem.config import MAX_MESSAGE_BYTES
 from inmem.host.board import ANSWERED, Board
-from inmem.host.control import ControlState
+from inmem.host.control import ACTIVE, Control, ControlState
 from inmem.host.spinning import Spinning
 from inmem.wire import ANSWER
 
 SLICE_MS: Final = 10  # how long to block before looking whether the writer lives
 _LOOKS: Final = 200  # before sleeping, about 100 µs: a wake-up costs more than a short wait
+_LOOKS_IN_CROWD: Final = 60  # where other sessions commit too: long looking is stolen from them
+_CROWD: Final = len(os.sched_getaffinity(0))  # of sessions; in a larger one each look is stolen
 _SLEEP_US: Final = 1000  # first sleep; doubles, so that a missed wake is cheap and a long wait too
 _SLEEP_MAX_US: Final = SLICE_MS * 1000
 
@@ -25,11 +28,12 @@ _SLEEP_MAX_US: Final = SLICE_MS * 1000
 class Link:
     """A connection to one incarnation of the writer. Not to be shared between threads."""
 
-    def __init__(self, state: ControlState) -> None:
+    def __init__(self, state: ControlState, control: Control) -> None:
         self.epoch = state.epoch
+        self._control = control
         self._board: Board | None = None
         self._slot = -1
-        self._spinning = Spinning(_LOOKS)
+        self._spinning = Spinning()
         self._mail = 0  # frames that the board announced, and that have come
         self._connection = ZmtpConnection(state.endpoint, MAX_MESSAGE_BYTES)
         self.send = self._connection.send
@@ -64,7 +68,7 @@ class Link:
 
         A slice ends soon after the deadline (of `time.monotonic`): it is looked at after each sleep.
 
-        It looks for a while before it sleeps: see `spinning`.
+        It looks for a while before it sleeps, and for a shorter one if others commit too: see `spinning`.
         """
         board = self._board
         if self._connection.is_sending:
@@ -74,12 +78,13 @@ class Link:
             return self.receive(_slice_ms(deadline))
         slot, mail = self._slot, self._mail
         pause_us = _SLEEP_US
-        spinning: Spinning | None = self._spinning
-        while not (found := board.look_for(slot, sequence, mail, spinning)):
+        active = self._control.words[ACTIVE]  # sessions that commit now
+        looks = _LOOKS if active <= 1 else _LOOKS_IN_CROWD if active <= _CROWD else 0
+        while not (found := board.look_for(slot, sequence, mail, looks, self._spinning)):
             if pause_us > _SLEEP_US and (pause_us > _SLEEP_MAX_US or time.monotonic() >= deadline):
                 return None
             board.sleep(slot, sequence, mail, pause_us)
-            spinning = None
+            looks = 0
             pause_us *= 2
         if found == ANSWERED:
             return board.fetch(slot, sequence)

@@ -404,7 +404,7 @@ class Session(Exclusive):
         pause_s = _RETRY_S
         while True:
             self._drop_link()
-            link = Link(self._access.ensure_writer(deadline))
+            link = Link(self._access.ensure_writer(deadline), self._access.control)
             try:
                 is_known = self._greet(link, deadline)
                 if is_known:

@@ -58,11 +58,12 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Final
 
 from inmem.host.files import open_private
 from inmem.host.interrupts import let_through
-from inmem.host.spinning import Spinning
+from inmem.host.spinning import SLOW_S, Spinning
 
 SLOTS: Final = 4096  # sessions with a slot; more of them use the socket
 RING: Final = 32  # entries for answers that one session has not fetched
@@ -284,11 +285,8 @@ class Board:
             os.sched_yield()
         return True
 
-    def look_for(self, slot: int, sequence: int, mail: int, spinning: Spinning | None) -> int:
-        """ANSWERED or MAILED if the answer or news of a frame comes while it is looked for, else 0.
-
-        Without `spinning` it looks once.
-        """
+    def look_for(self, slot: int, sequence: int, mail: int, looks: int, spinning: Spinning) -> int:
+        """ANSWERED or MAILED if the answer or news of a frame comes within so many looks, else 0."""
         words = self._words
         news = slot * _SLOT_WORDS + _MAIL_WORD
         word = slot * _SLOT_WORDS + _ENTRIES // 8 + sequence % RING * _ENTRY_WORDS
@@ -296,12 +294,14 @@ class Board:
             return ANSWERED
         if words[news] != mail:
             return MAILED
-        if spinning is not None and (most := spinning.begin()):
-            left = most
-            while words[word] != sequence and left:
-                left -= 1
+        if looks and spinning.may_look():
+            last, took_s = perf_counter(), 0.0
+            while looks and took_s < SLOW_S and words[word] != sequence:
+                looks -= 1
                 os.sched_yield()
-            spinning.end(most - left)
+                now = perf_counter()
+                last, took_s = now, now - last
+            spinning.ended(slow=took_s >= SLOW_S)
             if words[word] == sequence:
                 return ANSWERED
         return MAILED if words[news] != mail else 0

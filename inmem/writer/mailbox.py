@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from time import sleep
+from time import perf_counter, sleep
 from typing import Any, Final
 
 import zmq
@@ -24,7 +24,7 @@ import zmq
 from inmem.config import MAX_BATCH_BYTES, MAX_MESSAGE_BYTES, MAX_SOCKET_PATH, MIB
 from inmem.errors import LimitError
 from inmem.host.files import make_private_dir, private_umask
-from inmem.host.spinning import Spinning
+from inmem.host.spinning import SLOW_S, Spinning
 from inmem.writer.journal import Journal
 from inmem.writer.shedding import LoadShedder
 from inmem.writer.slots import Slots
@@ -75,7 +75,7 @@ class Mailbox:
         self._descriptor = int(socket.getsockopt(zmq.FD))  # readable when there may be something new
         self._is_drained = False  # nothing has arrived that the descriptor would not tell
         self._socket_first = False  # request buffers alone filled the last group
-        self._spinning = Spinning(_LOOKS)
+        self._spinning = Spinning()
         self._skip = 0  # passes until the socket is asked again
         self._last = 0  # messages in the last group
         path.unlink(missing_ok=True)
@@ -102,8 +102,8 @@ class Mailbox:
         messages: list[tuple[bytes, bytes]] = []
         receive, option, slots = self._receive, self._option, self._slots
         size = 0
-        looks = left = 0  # to be made before sleeping, and of these not made yet
-        may_look = wait_s > 0
+        looks = -1  # that may be made before sleeping; -1: it is not known yet
+        last = 0.0  # when the last of them ended
         has_slept = False
         may_delay = active > _MANY_SESSIONS
         # Where the last group had several messages, more are on their way: one more costs little.
@@ -112,8 +112,8 @@ class Mailbox:
             if not self._socket_first:
                 requests = slots.requests(limit - len(messages))
                 if requests:  # a session has sent them before what the socket holds of it
-                    if looks:
-                        self._spinning.end(looks - left)
+                    if looks > 0:
+                        self._spinning.ended(slow=False)
                         looks = 0
                     messages = requests + messages
                     for _, frame in requests:
@@ -142,16 +142,18 @@ class Mailbox:
                     extra_spins -= 1
                     os.sched_yield()
                     continue
-                if may_look:
-                    may_look = False
-                    looks = left = self._spinning.begin()
-                if left:
-                    left -= 1
-                    os.sched_yield()
-                    continue
+                if looks < 0:
+                    looks = _LOOKS if wait_s > 0 and self._spinning.may_look() else 0
+                    last = perf_counter()
                 if looks:
-                    self._spinning.end(looks)
-                    looks = 0
+                    looks -= 1
+                    os.sched_yield()
+                    now = perf_counter()
+                    if (slow := now - last > SLOW_S) or not looks:
+                        looks = 0
+                        self._spinning.ended(slow=slow)
+                    last = now
+                    continue
                 if wait_s <= 0:
                     break
                 if slots.has_bell:
@@ -162,9 +164,6 @@ class Mailbox:
                     has_slept = True
                     wait_s = 0.0
                     continue
-            if looks:
-                self._spinning.end(looks - left)
-                looks = 0
             if wait_s != self._patience_s:
                 self._patience_s = wait_s
                 self._socket.setsockopt(zmq.RCVTIMEO, math.ceil(wait_s * 1000))
