@@ -115,7 +115,7 @@ def test_a_compressed_file_is_read(
     assert other.events.count("run") == 300
 
 
-@pytest.mark.parametrize("file", [None, 5, b"bytes", "a\0b", object()], ids=ascii)
+@pytest.mark.parametrize("file", [None, 5, b"bytes", "a\0b", NotImplemented], ids=ascii)
 def test_what_is_no_file_at_all(other: inmem.Database, file: Any) -> None:
     for call in (export_runs, import_runs):
         with pytest.raises(inmem.InvalidInputError, match="file must be a path") as caught:
