@@ -130,6 +130,10 @@ def open_for_reading(path: Path) -> tuple[Any, dict[Table, Any]]:
             env = _opened(
                 str(path), readonly=True, create=False, lock=True, max_spare_txns=1,
             )
+        except lmdb.Error as error:
+            if str(error).endswith(os.strerror(errno.ENOENT)):  # it was removed since we looked
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if not os.path.samestat(lock, os.stat(lock_file)):  # removed just now: LMDB has made another

@@ -31,10 +31,15 @@ class PreparedMap:
         Raises:
             OSError: there is no memory for it.
         """
-        self._file = file
+        # Open for as long as it is mapped: it can grow also when its name is gone.
+        self._fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
         self._env: Any = None
         self.size = 0
-        self._allocate(used + _AHEAD)
+        try:
+            self._allocate(used + _AHEAD)
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def attach(self, env: Any) -> None:
         """The environment that was opened with `size`."""
@@ -72,9 +77,13 @@ class PreparedMap:
         return False
 
     def _allocate(self, size: int) -> None:
-        fd = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.posix_fallocate(fd, self.size, size - self.size)
-        finally:
-            os.close(fd)
+        os.posix_fallocate(self._fd, self.size, size - self.size)
         self.size = size
+
+    def touch(self) -> None:
+        """Set the time of the file, which writes through a map leave as it is."""
+        os.utime(self._fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)

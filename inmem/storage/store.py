@@ -7,7 +7,6 @@ there, and store time. This module knows bytes, tables and sizes, no types.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -196,10 +195,9 @@ class Store:
         return self.path / "data.mdb", self.path / "lock.mdb"
 
     def touch(self) -> None:
-        """Set the time of the image's file, which writes through a map leave as it is."""
+        """Let the time of the image's file tell that it was used now."""
         if self._map is not None:
-            with contextlib.suppress(FileNotFoundError):  # removed: the writer goes on in a copy soon
-                os.utime(self.files[0])
+            self._map.touch()
 
     def is_pinned(self) -> bool:
         """Whether the file has grown far beyond its content because of an old snapshot.
@@ -317,6 +315,9 @@ class Store:
     def close(self) -> None:
         """Close the environment."""
         self._env.close()
+        if self._map is not None:
+            self._map.close()
+            self._map = None
 
 
 def _tell_nobody(_: bool) -> None:

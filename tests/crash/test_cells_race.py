@@ -11,7 +11,7 @@ from support import Workers, wait_until
 import inmem
 
 WORKERS = 8
-INCREMENTS = int(os.environ.get("INMEM_TEST_INCREMENTS", "300"))
+INCREMENTS = int(os.environ.get("INMEM_TEST_INCREMENTS", "500"))
 VERSIONS = 1_000
 RUN = "shared"
 LEAST_SHARE = 0.10  # of what the mean worker gets done, for the slowest
@@ -29,12 +29,15 @@ def test_transitions_of_one_cell_are_exact_and_fair(store_path: Path, workers: W
             workers.start(count_up, index, store_path, RUN, INCREMENTS)
         wait_until(lambda: all_ready(workers), "all workers are ready")
         workers.words.open_gate()
-        # While all eight compete: until one of them is done.
-        wait_until(
-            lambda: max(workers.words[index] for index in range(WORKERS)) >= INCREMENTS,
-            "one worker is done", 90.0,
-        )
-        progress = [workers.words[index] for index in range(WORKERS)]
+
+        def made_by_each() -> list[int]:
+            return [workers.words[index] for index in range(WORKERS)]
+
+        # While all eight compete: from when each has begun until one of them is done.
+        wait_until(lambda: min(made_by_each()) > 0, "all have begun", 90.0)
+        begun = made_by_each()
+        wait_until(lambda: max(made_by_each()) >= INCREMENTS, "one worker is done", 90.0)
+        progress = [done - before for done, before in zip(made_by_each(), begun, strict=True)]
         results = workers.results()
 
         state = db.cells.read(RUN, "count")

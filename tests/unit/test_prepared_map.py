@@ -181,6 +181,25 @@ def fill(memory: Path) -> None:
     print(refused, taken)
 
 
+def test_a_map_grows_also_when_its_file_was_removed(memory: Path) -> None:
+    store = opened(memory / "image")
+    store.write_through_map()
+    store.files[0].unlink()
+    commit(store, [(PUT, 0, b"a/b/c/r\0\1%03d" % number, bytes(100_000)) for number in range(80)], 1)
+    assert len(list(store.items(Table.DATA))) == 80
+    store.close()
+
+
+def test_the_time_of_the_file_is_that_of_its_last_use(memory: Path) -> None:
+    store = opened(memory / "image")
+    store.write_through_map()
+    os.utime(store.files[0], (1.0, 1.0))
+    commit(store, [(PUT, 0, b"a/b/c/r\0\1k", bytes(100))], 1)
+    store.touch()
+    assert store.files[0].stat().st_mtime > 1.0
+    store.close()
+
+
 def test_an_image_on_a_disk_is_written_without_a_map(tmp_path: Path) -> None:
     store = opened(tmp_path / "image")
     size = store.files[0].stat().st_size

@@ -220,8 +220,7 @@ class Wal:
         )
         offset = self._offset
         try:
-            if self._files.write(self._fd, record, offset) != len(record):
-                write_all(self._files, self._fd, record, offset)
+            write_all(self._files, self._fd, record, offset)
         except OSError as error:
             try:
                 self._files.ftruncate(self._fd, offset)
