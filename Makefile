@@ -26,10 +26,10 @@ chaos: compiled ## ten minutes of work while writer and workers are killed, stop
 	$(BIN)/python -m workers.chaos --minutes 10 $(ARGS)
 
 test: lint compiled ## everything that must pass: ruff, mypy --strict, pytest
-	@# Four at once on two cores: a third of the time of the tests is waiting.
+	@# Three at once on two cores: a third of the time of the tests is waiting, and four were not faster.
 	@# A short place for temporary files: the path of a Unix socket has 107 characters at most.
 	place=$$(mktemp -d /tmp/it-XXXXXX) && trap "rm -rf $$place" EXIT && \
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --basetemp=$$place/p $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --basetemp=$$place/p $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy only
 	$(BIN)/python -m ruff check .
