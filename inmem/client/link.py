@@ -58,9 +58,11 @@ class Link:
             return False
         if not board.offer(self._slot, frame):
             return False
-        # It may lie down at this moment, and may not have seen the request.
-        if board.writer_sleeps() and not (board.has_bell and board.ring()):
-            self.send(b"")
+        if board.writer_sleeps():  # it may lie down at this moment, and may not have seen the request
+            if board.has_bell:
+                board.ring()
+            else:
+                self.send(b"")
         return True
 
     def wait(self, sequence: int, deadline: float) -> tuple[int, int, bytes] | bytes | None:

@@ -48,6 +48,7 @@ processors there is no board, and everything goes through the socket.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -263,16 +264,11 @@ class Board:
         """Whether a sleeping writer can be woken from here."""
         return self._bell is not None
 
-    def ring(self) -> bool:
-        """Wake the writer; False if it is gone. Cost: a system call."""
+    def ring(self) -> None:
+        """Wake the writer, if it lives. Cost: a system call."""
         assert self._bell is not None
-        try:
+        with contextlib.suppress(BlockingIOError):  # it was rung so often that it is full
             os.write(self._bell.fileno(), b"1")
-        except BlockingIOError:
-            pass  # it was rung so often that it is full
-        except BrokenPipeError:
-            return False
-        return True
 
     def look(self, slot: int, sequence: int, spin: int) -> bool:
         """Whether the answer is there, or comes within so many yields."""
@@ -357,9 +353,9 @@ def _opened_bell(board: Path, create: bool) -> select.epoll | None:
         path.unlink(missing_ok=True)
         os.mkfifo(path, 0o600)
     try:
-        # The writer has it open for both: so it never ends.
-        mode = os.O_RDWR if create else os.O_WRONLY
-        return select.epoll.fromfd(os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW))
+        # For reading too, on both sides: so it never ends, and who rings for a dead writer gets no SIGPIPE.
+        flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+        return select.epoll.fromfd(os.open(path, flags))
     except OSError as error:
         if create:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import struct
 import time
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_no_sleep_of_the_writer_is_missed(scratch: Path) -> None:
                 os.sched_yield()
             if client.writer_sleeps():
                 rung += 1
-                assert client.ring()
+                client.ring()
             if last:
                 break
         assert os.waitpid(pid, 0)[1] == 0
@@ -131,22 +132,20 @@ def test_no_sleep_of_the_writer_is_missed(scratch: Path) -> None:
 
 
 def test_a_client_wakes_a_writer_that_lay_down_meanwhile() -> None:
-    """It rings where there is a bell. Where there is none, or its writer is gone, the socket wakes it."""
+    """It rings where there is a bell. Where there is none, the socket wakes it."""
 
     class Writer:
-        def __init__(self, asleep: list[bool], *, bell: bool, hears: bool = True) -> None:
+        def __init__(self, asleep: list[bool], *, bell: bool) -> None:
             self.asleep = asleep
             self.has_bell = bell
-            self.hears = hears
             self.rung = 0
             self.offered: list[bytes] = []
 
         def writer_sleeps(self) -> bool:
             return self.asleep.pop(0)
 
-        def ring(self) -> bool:
+        def ring(self) -> None:
             self.rung += 1
-            return self.hears
 
         def offer(self, slot: int, request: bytes) -> bool:
             self.offered.append(request)
@@ -158,7 +157,6 @@ def test_a_client_wakes_a_writer_that_lay_down_meanwhile() -> None:
         (Writer([False, False], bell=False), True, 0, []),
         (Writer([True], bell=True), True, 1, []),
         (Writer([False], bell=True), True, 0, []),
-        (Writer([True], bell=True, hears=False), True, 1, [b""]),
     ):
         line = Link.__new__(Link)
         frames: list[bytes] = []
@@ -175,7 +173,7 @@ def test_a_bell_wakes_who_sleeps_until_it_is_rung(scratch: Path) -> None:
     try:
         for rung in (1, 100_000):  # more often than a FIFO holds
             for _ in range(rung):
-                assert client.ring()
+                client.ring()
             began = time.monotonic()
             assert not writer.sleep_until_rung(other, 60.0)
             assert time.monotonic() - began < 30.0
@@ -189,7 +187,11 @@ def test_a_bell_wakes_who_sleeps_until_it_is_rung(scratch: Path) -> None:
         assert time.monotonic() - began < 30.0
         writer.remove()
         writer.close()
-        assert not client.ring(), "there is nobody to hear it"
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as programs set it that write into pipes
+        try:
+            client.ring()  # there is nobody to hear it, and nothing happens
+        finally:
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         assert os.listdir(scratch) == []
     finally:
         client.close()
