@@ -48,7 +48,6 @@ processors there is no board, and everything goes through the socket.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import mmap
@@ -267,8 +266,10 @@ class Board:
     def ring(self) -> None:
         """Wake the writer, if it lives. Cost: a system call."""
         assert self._bell is not None
-        with contextlib.suppress(BlockingIOError):  # it was rung so often that it is full
+        try:
             os.write(self._bell.fileno(), b"1")
+        except BlockingIOError as error:  # it was rung so often that it is full
+            let_through(error)
 
     def look(self, slot: int, sequence: int, spin: int) -> bool:
         """Whether the answer is there, or comes within so many yields."""
