@@ -17,7 +17,7 @@ from inmem import RunStatus
 
 WORKERS = 8
 ROUNDS = 60
-LIVES = 60
+LIVES = 240
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))
 
 # What users are promised, written down a second time: not taken from the code.
