@@ -82,8 +82,8 @@ def put_for(kind: str, path: str, seconds: float) -> int:
 # A writer as on a processor that has no boards.
 WITHOUT_BOARD = """
 import sys
-from inmem.host import board
-board.SUPPORTED = False
+from inmem.host import futex
+futex.SUPPORTED = False
 from inmem.writer.__main__ import main
 sys.exit(main())
 """

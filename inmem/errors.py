@@ -26,6 +26,7 @@ Invariant: each failure has exactly one class, and each class one stable
     │   ├── SnapshotTooOldError
     │   └── BusyError
     ├── CommitUnknownError                it may or may not have happened
+    ├── WaitTimeoutError (TimeoutError)   what was waited for did not come in time
     ├── WriterUnavailableError            no writer could be reached or started
     ├── DatabaseGoneError                 the directory of a handle is not there any more
     ├── StoreFullError                    the quota or the memory is used up
@@ -79,6 +80,7 @@ __all__ = [
     "TraceExistsError",
     "TraceNotFoundError",
     "VersionMismatchError",
+    "WaitTimeoutError",
     "WriterUnavailableError",
 ]
 
@@ -352,6 +354,13 @@ class CommitUnknownError(InmemError):
                 hint="Call resend() where the error was first raised.",
             )
         return self.resender(timeout_s)
+
+
+class WaitTimeoutError(InmemError, builtins.TimeoutError):
+    """What was waited for did not come within `timeout_s`, or `wait_s`. Nothing was changed."""
+
+    code = "wait_timeout"
+    default_hint = "Wait again, or do something else first."
 
 
 class WriterUnavailableError(InmemError):

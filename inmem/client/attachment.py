@@ -11,7 +11,6 @@ import atexit
 import os
 import signal
 import tempfile
-import threading
 import time
 import weakref
 from collections import deque
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from inmem.client import launcher
-from inmem.client.applied import Applied
 from inmem.client.launcher import create_directory, ensure_writer, expired
-from inmem.client.session import Session
+from inmem.client.thread_sessions import ThreadSessions
+from inmem.client.waiting import Waiting
 from inmem.config import Configuration, Settings, load
 from inmem.errors import (
     BusyError,
@@ -34,7 +33,7 @@ from inmem.errors import (
     WriterUnavailableError,
 )
 from inmem.host.board import Board
-from inmem.host.control import ControlState
+from inmem.host.control import PID, ControlState
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock, check_spare_files
 from inmem.host.interrupts import Exclusive, Living, let_through
@@ -57,61 +56,6 @@ class Inherited(Protocol):
 
     def after_fork_in_child(self) -> bool:
         """Leave it to the parent; whether the child may not use the database at all."""
-
-
-class ThreadSessions(threading.local):
-    """The sessions of one thread: each call has one for itself.
-
-    A call that comes in the middle of another one of its thread, such as a
-    signal handler's, finds that one's session taken and uses another.
-    """
-
-    def __init__(self, access: Attachment) -> None:
-        self._access = access
-        self._free: list[Session] = []
-
-    def commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied:
-        """Commit and wait for the outcome. See `Session.commit`."""
-        free = self._free  # as `take` and `give_back`, without their calls: this is what a put costs
-        try:
-            session = free.pop()
-        except IndexError as error:
-            let_through(error)
-            session = self._new()
-        try:
-            return session.commit(body, sync=sync, timeout_s=timeout_s)
-        finally:
-            free.append(session)
-
-    def request(self, kind: int, timeout_s: float) -> tuple[int, Any]:
-        """Ask for what changes nothing. See `Session.request`."""
-        session = self.take()
-        try:
-            return session.request(kind, timeout_s)
-        finally:
-            self.give_back(session)
-
-    def take(self) -> Session:
-        """A session for the caller alone, until it is given back."""
-        try:
-            return self._free.pop()
-        except IndexError as error:
-            let_through(error)
-            return self._new()
-
-    def give_back(self, session: Session) -> None:
-        """The caller is done with it, and has fetched what it wants to know."""
-        self._free.append(session)
-
-    def _new(self) -> Session:
-        if self._access.closed:  # by another thread, which closed the sockets of this one too
-            raise ClosedError("the database is closed")
-        return Session(self._access)
-
-    def close(self) -> None:
-        """Close this thread's sessions. Those of others see that the database is closed."""
-        while self._free:
-            self._free.pop().close()
 
 
 class Place(Exclusive):
@@ -216,6 +160,7 @@ class Attachment:
         self.image = Image(
             self.control, directory.stem(self.identity), self.ensure_writer, self.check_there
         )
+        self.waiting = self._new_waiting()
         self._client_lock = FileLock(directory.clients_lock)
         _alive.add(self)
         try:
@@ -225,6 +170,18 @@ class Attachment:
             self._client_lock.close()
             self.control.close()
             raise
+
+    def _new_waiting(self) -> Waiting:
+        image = self.image
+        return Waiting(
+            self.directory.wait_file, lambda: image.snapshot(self.settings.snapshot_max_age_s),
+            self._has_image, image.now_us,
+        )
+
+    def _has_image(self) -> bool:
+        """Whether there is an image: a writer that leaves removes it."""
+        self.check_there()
+        return self.control.words[PID] != 0
 
     def _join(self, deadline: float) -> None:
         """Take the client lock, by which the writer sees that it is needed."""
@@ -284,6 +241,7 @@ class Attachment:
     def close(self) -> None:
         """Give everything back, and let go of what refers to this: then all of it goes at once."""
         self.closed = True
+        self.waiting.close()
         if self._sessions is not None:
             self._sessions.close()
             self._sessions = None
@@ -300,6 +258,7 @@ class Attachment:
         _INHERITED.append(self._sessions)
         self.incarnation += 1
         self._board = None
+        self.waiting = self._new_waiting()
         is_open = self.image.after_fork_in_child()
         for each in self._noted:
             if (one := each()) is not None and not one.is_over:

@@ -23,6 +23,7 @@ from inmem.client.applied import Applied
 from inmem.client.batch import AwaitedCall, Call, Entry, JoinedCall, operations, resolve_all
 from inmem.client.retry import resolved_as
 from inmem.client.tracking import DraftWorkspace, StoredVersion, TrackedReads
+from inmem.client.waiting import Waits, Watched
 from inmem.commit.footprint import Footprint, Range, exactly, is_exact, overlap
 from inmem.engines.base import Item, VersionView
 from inmem.errors import ClosedError, CommitUnknownError, ForkError, InmemError, InvariantError
@@ -41,6 +42,9 @@ class Owner(Protocol):
     """Whose transaction it is."""
 
     incarnation: int  # another one in a forked child
+
+    @property
+    def waiting(self) -> Waits: ...
 
 
 class OptimisticTransaction(OneThread):
@@ -403,6 +407,22 @@ class OptimisticTransaction(OneThread):
         if self.thread == get_ident() or not self.is_inside():  # else its snapshot goes with it
             self._end()
             self._forget()
+
+    def wait(self, deadline: float, prefix: bytes) -> None:
+        """End it, and sleep until something that it has read has changed. `prefix` is that of its run.
+
+        Raises:
+            InvariantError: it has read nothing.
+            WaitTimeoutError: nothing has changed until the deadline, which is of `time.monotonic`.
+            RunDeletedError: the run was deleted.
+            ClosedError: the database was closed.
+        """
+        self.check_open()
+        try:
+            watched = Watched(self._reads, prefix)
+        finally:
+            self.abort()
+        self._owner.waiting.wait(watched, deadline)
 
     def _end(self) -> None:
         self._is_over = True

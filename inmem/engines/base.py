@@ -116,6 +116,18 @@ class Draft(View, Sink, Protocol):
     def abort(self) -> None:
         """Drop everything."""
 
+    def wait(self, deadline: float, prefix: bytes) -> None:
+        """Drop everything, and sleep until something that was read has changed.
+
+        `deadline` is of `time.monotonic`; `prefix` is that of the run in which somebody waits.
+
+        Raises:
+            InvariantError: nothing was read.
+            WaitTimeoutError: nothing has changed until the deadline.
+            RunDeletedError: the run was deleted.
+            ClosedError: the database was closed.
+        """
+
 
 class MomentView(View, Protocol):
     """A View of one committed version."""

@@ -59,8 +59,9 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
+from inmem.host import futex
 from inmem.host.files import open_private
 from inmem.host.interrupts import let_through
 from inmem.host.spinning import SLOW_S, Spinning
@@ -92,26 +93,6 @@ _RESULT: Final = 8 + _HEAD.size
 assert _REQUEST_BUFFER + REQUEST_BYTES == _SLOT_BYTES and _RESULT + RESULT_BYTES == _ENTRY_BYTES
 
 _BELL_BYTES: Final = 1 << 16  # of what was rung, read at once: all that a FIFO holds
-
-_SYS_FUTEX: Final = 202  # x86-64
-_FUTEX_WAIT: Final = 0
-_FUTEX_WAKE: Final = 1
-
-SUPPORTED: Final = os.uname().machine == "x86_64"
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
-
-
-_ARGUMENTS: Any = [
-    ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p,
-    ctypes.c_uint,
-]
-_wait = ctypes.CDLL(None).syscall  # lets other threads run while it sleeps
-_wait.restype, _wait.argtypes = ctypes.c_long, _ARGUMENTS
-_wake = ctypes.PyDLL(None).syscall  # does not sleep, so it keeps the interpreter lock
-_wake.restype, _wake.argtypes = ctypes.c_long, _ARGUMENTS[:4]  # the call has no use for the others
 
 
 class Board:
@@ -228,11 +209,11 @@ class Board:
 
     def wake(self, slots: Sequence[int]) -> None:
         """Wake those of the clients that sleep."""
-        halves = self._halves
+        halves, wake = self._halves, futex.wake
         for slot in slots:
             if halves[slot * (_SLOT_BYTES // 4)]:
                 halves[slot * (_SLOT_BYTES // 4)] = 0
-                _wake(_SYS_FUTEX, self._address + slot * _SLOT_BYTES, _FUTEX_WAKE, 1)
+                wake(self._address + slot * _SLOT_BYTES, 1)
 
     # --- the client's side --------------------------------------------------------------
 
@@ -318,11 +299,7 @@ class Board:
         half = slot * (_SLOT_BYTES // 4)
         self._halves[half] = 1
         if not self.look(slot, sequence, 0) and self.mail(slot) == mail:
-            timeout = _Timespec(0, timeout_us * 1000)
-            _wait(
-                _SYS_FUTEX, self._address + slot * _SLOT_BYTES, _FUTEX_WAIT, 1,
-                ctypes.addressof(timeout), None, 0,
-            )
+            futex.wait(self._address + slot * _SLOT_BYTES, 1, timeout_us)
         self._halves[half] = 0
 
     def remove(self) -> None:

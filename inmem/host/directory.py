@@ -12,6 +12,7 @@ files there are, not what is in them.
     launch.lock     held by whoever creates the directory or starts a writer
     clients.lock    held shared by every client
     writer.log      the journal of the writer
+    waits           see `inmem.host.waitfile`
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class DataDirectory:
         self.launch_lock = self.path / "launch.lock"
         self.clients_lock = self.path / "clients.lock"
         self.log_file = self.path / "writer.log"
+        self.wait_file = self.path / "waits"
 
     def __repr__(self) -> str:
         return f"DataDirectory({str(self.path)!r})"

@@ -160,6 +160,7 @@ class Committer:
         self, store: Store, log: Log, sessions: Sessions, *, version: int, epoch: int,
         owner: Sequence[Any], chain: int, always_sync: bool, procedures: Procedures,
         reached: Callable[[str], None] | None = None, suspects: Suspects | None = None,
+        published: Callable[[Sequence[Op]], None] | None = None,
     ) -> None:
         self.version = version
         self._published = version
@@ -173,6 +174,7 @@ class Committer:
         self._procedures = procedures
         self._always_sync = always_sync
         self._reached = reached  # told of each step, so that tests can stop the world there
+        self._tell = published  # told of all that readers can see from then on
         self._suspects = suspects = suspects or Suspects()
         self._accused = suspects.found
         self._page, self._words = suspects.page, suspects.words
@@ -409,6 +411,8 @@ class Committer:
             raise
         if reached is not None:
             reached("published")
+        if self._tell is not None:
+            self._tell(ops)
         self._published = self.version
         self._recent.published(self.version, now_us)
         self.sessions.written()

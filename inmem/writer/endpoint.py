@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from inmem.host.board import RESULT_BYTES, RING, SUPPORTED, Board
+from inmem.host import futex
+from inmem.host.board import RESULT_BYTES, RING, Board
 from inmem.host.control import Control
 from inmem.host.directory import EPOCH_FILES, runtime_directory
 from inmem.wire import FAILED, answer
@@ -98,7 +99,7 @@ class Endpoint:
 
 def make_board(path: Path) -> Board | None:
     """A new board; None where the processor or the memory does not allow one."""
-    if not SUPPORTED:
+    if not futex.SUPPORTED:
         return None
     try:
         return Board(path, create=True)

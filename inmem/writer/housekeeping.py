@@ -119,6 +119,7 @@ class Housekeeping:
             self._stopping.set()
             return
         self._presence.restore_locks()
+        parts.waking.look()
         parts.generations.switch_if_removed(now)
         missing = parts.endpoint.missing()
         if missing:

@@ -47,6 +47,7 @@ from inmem.writer.presence import Presence
 from inmem.writer.refusals import Refusals
 from inmem.writer.sampler import Sampler
 from inmem.writer.suspects import Suspects
+from inmem.writer.waking import Waking
 
 _GROUPS_PER_COUNT: Final = 8  # counting costs as much as decoding a put
 _RECENT: Final = 32  # commits: the number of their sessions says how many commit now
@@ -93,11 +94,12 @@ class Writer:
         sessions = Sessions(
             store.items(Table.SESSIONS), ttl_s=settings.session_ttl_s, max_in_flight=settings.max_in_flight,
         )
+        waking = Waking(directory.wait_file)
         committer = Committer(
             store, log, sessions, version=recovered.version, epoch=epoch, owner=recovered.owner,
             chain=CHAIN_IDS[settings.chain], always_sync=settings.durability == "sync",
             procedures=PROCEDURES,
-            reached=failpoints.hook, suspects=suspects,
+            reached=failpoints.hook, suspects=suspects, published=waking.published,
         )
         suspects.begin(epoch)
         stem = directory.stem(identity)
@@ -113,6 +115,7 @@ class Writer:
                 committer=committer,
             ),
             Greeter(sessions, endpoint, refusals, identity.database_id), checkpoints, Sampler(), refusals,
+            waking,
         )
         self._commands = Commands(parts)
         self._housekeeping = Housekeeping(
@@ -126,6 +129,7 @@ class Writer:
         )
         control.say_dead(bool(store.purges))  # readers of the image before go on to this one first
         control.flush()
+        waking.everything()  # the writer before may have died in the middle of it
         free = free_bytes(store.path.parent)
         if free + store.file_bytes < 2 * settings.quota_bytes:
             journal.warning(
@@ -150,9 +154,10 @@ class Writer:
         wait_s = TICK_S
         is_busy = False  # since the last slice of bulk work
         is_active = False  # since the last tick
-        syncer = self._syncer
+        syncer, waking = self._syncer, parts.waking
         while not self._stopping.is_set():
-            messages = endpoint.mailbox.take(limit, words[ACTIVE], wait_s)
+            patience_s = min(wait_s, waking.pay()) if waking.owed else wait_s
+            messages = endpoint.mailbox.take(limit, words[ACTIVE], patience_s)
             if messages:
                 if parts.generations.store.purges:
                     bulk.make_room()

@@ -14,6 +14,7 @@ from inmem.writer.generations import Generations
 from inmem.writer.greeting import Greeter
 from inmem.writer.refusals import Refusals
 from inmem.writer.sampler import Sampler
+from inmem.writer.waking import Waking
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +32,4 @@ class Parts:
     checkpoints: Checkpoints | None  # None without a log
     sampler: Sampler
     refusals: Refusals
+    waking: Waking

@@ -16,10 +16,11 @@ from support import Words
 from inmem import wire
 from inmem.client.link import Link
 from inmem.host import board as board_module
+from inmem.host import futex
 from inmem.host.board import REQUEST_BYTES, Board
 from inmem.writer.slots import Slots
 
-pytestmark = pytest.mark.skipif(not board_module.SUPPORTED, reason="there is no board on this machine")
+pytestmark = pytest.mark.skipif(not futex.SUPPORTED, reason="there is no board on this machine")
 
 
 def test_a_slot_holds_one_request_until_it_is_taken(board: Board) -> None:
@@ -264,7 +265,7 @@ def test_what_is_dropped_takes_nobody_s_place(board: Board) -> None:
     assert board.posted() == []
 
 
-@pytest.mark.skipif(not board_module.SUPPORTED, reason="there is no board on this machine")
+@pytest.mark.skipif(not futex.SUPPORTED, reason="there is no board on this machine")
 def test_no_answer_on_the_board_is_missed(scratch: Path) -> None:
     """Two processes, an answer to each question, no look beyond those around a sleep: all come, whole."""
     count, slot = 20_000, 3

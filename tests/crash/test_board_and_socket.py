@@ -12,11 +12,12 @@ from boards import DEADLINE_S, frame_of, session_of
 from support import wait_until
 
 from inmem.host import board as board_module
+from inmem.host import futex
 from inmem.host.board import Board
 from inmem.writer.mailbox import Mailbox
 from inmem.writer.slots import Slots
 
-pytestmark = pytest.mark.skipif(not board_module.SUPPORTED, reason="there is no board on this machine")
+pytestmark = pytest.mark.skipif(not futex.SUPPORTED, reason="there is no board on this machine")
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])

@@ -18,9 +18,10 @@ import inmem
 from inmem.client.link import Link
 from inmem.client.session import Session
 from inmem.host import board as board_module
+from inmem.host import futex
 from inmem.host.board import REQUEST_BYTES, Board
 
-pytestmark = pytest.mark.skipif(not board_module.SUPPORTED, reason="there is no board on this machine")
+pytestmark = pytest.mark.skipif(not futex.SUPPORTED, reason="there is no board on this machine")
 
 
 def test_a_hostile_board_harms_nobody_else(store_path: Path, workers: Workers) -> None:

@@ -1,0 +1,163 @@
+"""Waiting: sleep until something that was read has changed.
+
+Invariant: who waits holds no snapshot, and is told of every change to what it
+has read. It needs no writer for that: it is a reader that sleeps.
+
+The sleep is bounded. A commit and its writer may both end between publishing
+and waking, with nobody left to start another writer; and who removes files
+from the data directory may remove the one that sleepers are woken by.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+from inmem.client.tracking import StoredVersion, TrackedReads
+from inmem.client.views import closed
+from inmem.commit.validation import RecentWrites, validate
+from inmem.errors import ClosedError, ConflictError, InvariantError, RunDeletedError, WaitTimeoutError
+from inmem.host import futex
+from inmem.host.interrupts import let_through
+from inmem.host.waitfile import EVERYTHING, LocalBell, WaitFile, group_of, place_of
+from inmem.keys import bucket_of, fence_of, successor
+from inmem.primitives.import_mark import is_mark
+from inmem.writeset import WriteSet
+
+_BOUND_S: Final = 1.0  # of one sleep
+_WITHOUT_FILE_S: Final = 0.005  # between two looks, where there is nothing to sleep on
+_WALK: Final = RecentWrites(1 << 64)  # nothing is known of what was written of late: look
+
+
+class Watched:
+    """What somebody waits for a change of."""
+
+    def __init__(self, reads: TrackedReads, prefix: bytes) -> None:
+        """`prefix` is that of the run in which he waits, which may be deleted meanwhile."""
+        if not reads.reads and not reads.ranges:
+            raise InvariantError(
+                "there is nothing to wait for: nothing was read",
+                hint="Read, through the view or transaction that the function is given, what it waits for.",
+            )
+        self.prefix = prefix
+        self.expiry_us = reads.expiry_us
+        self._seen = WriteSet(
+            reads.snapshot().version, reads.expiry_us, reads.reads, [(s, e, n) for s, e, n in reads.ranges], []
+        )
+        places = {place_of(key) for key in reads.reads}
+        for start, end, _ in reads.ranges:
+            bucket = bucket_of(start)
+            places.add(place_of(bucket) if end <= successor(bucket) else EVERYTHING)
+        if len(places) >= futex.AT_ONCE:
+            places = {place if place == EVERYTHING else group_of(place) for place in places}
+        self.places = sorted(places)
+
+    def has_changed(self, snapshot: StoredVersion) -> bool:
+        """Whether a later version shows anything else.
+
+        Raises:
+            RunDeletedError: the run was deleted.
+        """
+        check_not_deleted(snapshot, self.prefix)
+        try:
+            validate(self._seen, snapshot, _WALK, snapshot.now_us)
+        except ConflictError as error:
+            let_through(error)
+            return True
+        return False
+
+
+def check_not_deleted(snapshot: StoredVersion, prefix: bytes) -> None:
+    """Refuse to wait in a run that is gone.
+
+    Raises:
+        RunDeletedError: it was deleted.
+    """
+    found = snapshot.fence(fence_of(prefix))
+    if found is not None and not is_mark(found):
+        run_id = prefix.decode().rpartition("/")[2]
+        raise RunDeletedError(f"run {run_id} was deleted", run_id=run_id)
+
+
+class Waits(Protocol):
+    """Who lets callers sleep until something has changed: see `Waiting.wait`."""
+
+    def wait(self, watched: Watched, deadline: float) -> None: ...
+
+
+class Waiting:
+    """The waits of one process for one store."""
+
+    def __init__(
+        self, path: Path, begin: Callable[[], StoredVersion], has_image: Callable[[], bool],
+        now_us: Callable[[], int],
+    ) -> None:
+        self._path = path
+        self._begin = begin
+        self._has_image = has_image
+        self._now_us = now_us
+        self._file: WaitFile | None = None
+        self._bell = LocalBell()
+        self._is_closed = False
+
+    def wait(self, watched: Watched, deadline: float) -> None:
+        """Return when something has changed. `deadline` is of `time.monotonic`, or infinite.
+
+        Raises:
+            WaitTimeoutError: nothing has changed until the deadline.
+            RunDeletedError: the run was deleted.
+            ClosedError: the database was closed.
+        """
+        bell = self._bell
+        while True:
+            rung = bell.rung
+            if self._is_closed:
+                raise ClosedError("the database is closed")
+            file = self._file
+            if file is None or not file.is_current():
+                file = self._file = self._opened()
+            values = file.arm(watched.places) if file is not None else []
+            # Without an image nothing changes before there is a writer, and that wakes everybody.
+            if self._has_image() and self._looks_changed(watched):
+                return
+            sleep_s = min(_BOUND_S, deadline - time.monotonic())
+            if sleep_s <= 0:
+                raise timed_out()
+            if watched.expiry_us:
+                expires_s = (watched.expiry_us - self._now_us()) / 1e6
+                if expires_s <= 0:
+                    return
+                sleep_s = min(sleep_s, expires_s)
+            if file is None:
+                time.sleep(min(sleep_s, _WITHOUT_FILE_S))
+            else:
+                file.sleep(watched.places, values, sleep_s, bell, rung)
+
+    def _looks_changed(self, watched: Watched) -> bool:
+        snapshot = self._begin()
+        try:
+            return watched.has_changed(snapshot)
+        finally:
+            snapshot.close()
+
+    def _opened(self) -> WaitFile | None:
+        if not futex.SUPPORTED:
+            return None
+        try:
+            return WaitFile(self._path)
+        except OSError as error:  # the disk is full
+            let_through(error)
+            return None
+
+    def close(self) -> None:
+        """End all waits of this process."""
+        self._is_closed = True
+        self._begin = self._has_image = self._now_us = closed
+        self._bell.ring()
+
+
+def timed_out() -> WaitTimeoutError:
+    """What a wait raises at its deadline."""
+    return WaitTimeoutError("what was waited for did not come in time")
