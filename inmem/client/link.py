@@ -34,7 +34,8 @@ class Link:
         self._board: Board | None = None
         self._slot = -1
         self._spinning = Spinning()
-        self._mail = 0  # frames that the board announced, and that have come
+        self._mail = 0  # frames that the board announced, and that have come or are late
+        self._late = 0  # those that had not come when they were looked for: dropped, or still on their way
         self._connection = ZmtpConnection(state.endpoint, MAX_MESSAGE_BYTES)
         self.send = self._connection.send
 
@@ -78,6 +79,8 @@ class Link:
             return self.receive(0)
         if board is None:
             return self.receive(_slice_ms(deadline))
+        if self._late and (frame := self.receive(0)) is not None:
+            return frame
         slot, mail = self._slot, self._mail
         pause_us = _SLEEP_US
         active = self._control.words[ACTIVE]  # sessions that commit now
@@ -91,8 +94,9 @@ class Link:
         if found == ANSWERED:
             return board.fetch(slot, sequence)
         announced = board.mail(slot)
-        frame = self.receive()
-        if frame is None:  # what was announced and does not come was dropped on the way
+        frame = self.receive(_slice_ms(deadline))
+        if frame is None:  # not waited for again: the writer drops what is not read for long
+            self._late += max(0, announced - self._mail)
             self._mail = announced
         return frame
 
@@ -105,7 +109,10 @@ class Link:
         """The next frame of the socket; None if none comes in time."""
         frame = self._connection.receive(timeout_ms)
         if frame is not None and frame[0] == ANSWER:  # others are not announced
-            self._mail += 1
+            if self._late:
+                self._late -= 1
+            else:
+                self._mail += 1
         return frame
 
     @property

@@ -6,8 +6,9 @@ import os
 import random
 import signal
 import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from boards import DEADLINE_S, SEED, adds, link_of
@@ -15,6 +16,7 @@ from crash_workers import RUN
 from support import Workers, in_parallel, kill_writer, wait_until, writer_pid
 
 import inmem
+from inmem import wire
 from inmem.client.link import Link
 from inmem.client.session import Session
 from inmem.host import board as board_module
@@ -187,3 +189,41 @@ def threaded_adds(words: Any, index: int, path: str) -> list[int]:
         for thread in threads:
             thread.join()
         return last
+
+
+def test_answers_that_come_late_do_not_stay_behind(store_path: Path) -> None:
+    """The board announces frames before the socket has them: once they are there, all are taken."""
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "first", 0)
+        link = link_of(db)
+        assert link is not None
+        board, slot = link._board, link._slot
+        assert board is not None
+
+        class LateSocket:
+            is_sending = False
+            frames: ClassVar[list[bytes]] = []
+
+            def receive(self, timeout_ms: float) -> bytes | None:
+                return self.frames.pop(0) if self.frames else None
+
+        late = LateSocket()
+        connection, link._connection = link._connection, late  # type: ignore[assignment]
+        frame = wire.ANSWER_HEADER.pack(wire.ANSWER, 0, 1, 1)
+        try:
+            for _ in range(200):
+                board.announce(slot)
+            assert link.wait(1000, time.monotonic()) is None  # none of them has come
+            late.frames += [frame] * 200
+            taken = 0
+            for _ in range(50):  # each call sends one, is announced one more, and has a short deadline
+                board.announce(slot)
+                late.frames.append(frame)
+                deadline = time.monotonic() + 0.004
+                while late.frames and time.monotonic() < deadline:
+                    taken += link.wait(1000, deadline) is not None
+            assert taken == 250 and not late.frames
+        finally:
+            link._connection = connection
+            link._mail, link._late = board.mail(slot), 0
+        assert db.kv.put(RUN, "last", 1)
