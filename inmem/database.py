@@ -190,16 +190,16 @@ class Database(DatabaseFacades):
     @overload
     def transact(
         self, run_id: str | RunScope, fn: Callable[[Transaction], Pending[T]], *, max_attempts: int = ...,
-        timeout_s: float = ..., durability: str | None = None,
+        timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
     ) -> T: ...
     @overload
     def transact(
         self, run_id: str | RunScope, fn: Callable[[Transaction], T], *, max_attempts: int = ...,
-        timeout_s: float = ..., durability: str | None = None,
+        timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
     ) -> T: ...
     def transact(
         self, run_id: str | RunScope, fn: Callable[[Transaction], Any], *, max_attempts: int = MAX_ATTEMPTS,
-        timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None,
+        timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None, wait_s: float | None = None,
     ) -> Any:
         """Run `fn(txn)` as a serializable transaction and return its result.
 
@@ -208,7 +208,9 @@ class Database(DatabaseFacades):
         most `max_attempts` times and for at most `timeout_s` seconds. Results
         that only the commit knows are replaced by their values, also within
         tuples, lists and dicts that `fn` returns. Cost: the reads, and one
-        round trip if anything was written.
+        round trip if anything was written. A function that calls `txn.wait()`
+        runs again when something that it read has changed, for `wait_s`
+        seconds at most, None for ever; each time `timeout_s` begins anew.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -218,11 +220,39 @@ class Database(DatabaseFacades):
         Raises:
             ConflictError: still refused after the last attempt; nothing was applied.
             CommitUnknownError: no answer in time; `fn` is not run again.
+            WaitTimeoutError: it waited for `wait_s`; nothing was applied.
             Exception: whatever `fn` raises; nothing was applied.
         """
         return self.scope(run_id).transact(
-            fn, max_attempts=max_attempts, timeout_s=timeout_s, durability=durability
+            fn, max_attempts=max_attempts, timeout_s=timeout_s, durability=durability, wait_s=wait_s
         )
+
+    def wait(
+        self, run_id: str | RunScope, fn: Callable[[Snapshot], T | None], *, timeout_s: float | None = None
+    ) -> T:
+        """Sleep until `fn(view)` returns something true, and return that.
+
+        `fn` reads its `view`, a snapshot, and nothing else; it must be pure,
+        for it runs again when something that it has read was changed or has
+        expired, and may run without need. No snapshot is open and nothing is
+        polled while this sleeps. It needs no writer, and keeps one that runs
+        from leaving, as any open database does. Cost: the reads, and once a
+        second a look at what was read.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     version = db.kv.put("run-1", "answer", 42)
+        ...     db.wait("run-1", lambda view: view.kv.get("answer"), timeout_s=5)
+        42
+
+        Raises:
+            WaitTimeoutError: nothing true within `timeout_s` seconds.
+            RunDeletedError: the run was deleted.
+            ClosedError: the database was closed meanwhile.
+            InvariantError: `fn` has read nothing.
+            Exception: whatever `fn` raises.
+        """
+        return self.scope(run_id).wait(fn, timeout_s=timeout_s)
 
     def transaction(
         self, run_id: str | RunScope, *, durability: str | None = None, timeout_s: float | None = None

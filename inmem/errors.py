@@ -494,11 +494,7 @@ def from_wire(data: Any) -> InmemError:
 
 
 def type_name(value: object) -> str:
-    """The name of a value's type, with its module where it would be taken for one of Python's own.
-
-    >>> type_name(1.5)
-    'float'
-    """
+    """The name of a value's type, with its module where it would be taken for one of Python's own."""
     kind = type(value)
     is_other = kind.__module__ != "builtins" and hasattr(builtins, kind.__name__)
     return f"{kind.__module__}.{kind.__name__}" if is_other else kind.__name__

@@ -50,6 +50,7 @@ from inmem.errors import (
     TraceExistsError as TraceExistsError,
     TraceNotFoundError as TraceNotFoundError,
     VersionMismatchError as VersionMismatchError,
+    WaitTimeoutError as WaitTimeoutError,
     WriterUnavailableError as WriterUnavailableError,
 )
 from inmem.keys import (
@@ -87,6 +88,7 @@ from inmem.primitives.traces.rules import (
 )
 from inmem.primitives.events.facade import EventLog as EventLog, PendingAppend as PendingAppend
 from inmem.primitives.kv.facade import (
+    Change as Change,
     KVStore as KVStore,
     PendingNumber as PendingNumber,
     Versioned as Versioned,
@@ -103,8 +105,8 @@ from inmem.scopes import (
     RunScope as RunScope,
     Snapshot as Snapshot,
     Transaction as Transaction,
-    transactional as transactional,
 )
+from inmem.transactional import transactional as transactional
 from inmem.values import (
     Value as Value,
 )

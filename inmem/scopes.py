@@ -7,16 +7,15 @@ at its end, a pipeline as it goes without waiting; a snapshot has no writes.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from inmem.callables import check_callable, check_result
-from inmem.client.retry import check_timeout, resolved_as, retrying
+from inmem.client.retry import check_timeout, deadline_in, resolved_as, retrying
+from inmem.client.waiting import Looked
 from inmem.config import DURABILITIES
-from inmem.engines.base import Draft, Engine, MomentView
+from inmem.engines.base import Draft, Engine, MomentView, Watched
 from inmem.errors import (
     ClosedError,
     CommitUnknownError,
@@ -95,23 +94,24 @@ class RunScope(ScopeFacades):
     @overload
     def transact(
         self, fn: Callable[[Transaction], Pending[T]], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None,
+        durability: str | None = None, wait_s: float | None = None,
     ) -> T: ...
     @overload
     def transact(
         self, fn: Callable[[Transaction], T], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None,
+        durability: str | None = None, wait_s: float | None = None,
     ) -> T: ...
     def transact(
         self, fn: Callable[[Transaction], Any], *, max_attempts: int = MAX_ATTEMPTS,
-        timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None,
+        timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None, wait_s: float | None = None,
     ) -> Any:
         """Run `fn(txn)` with retries in this run. See `Database.transact`."""
         sync = wants_sync(durability, self._database)
         check_callable(fn)
+        wait_until = deadline_in(wait_s, "wait_s")
 
         def attempt(left_s: float) -> Any:
-            txn = Transaction.begin(self._database, self, sync, left_s)
+            txn = Transaction.begin(self._database, self, sync, left_s, may_wait=True)
             with txn:
                 result = called(fn, txn)
                 check_result(result)
@@ -122,9 +122,13 @@ class RunScope(ScopeFacades):
                         raise resolved_as(error, lambda _: filled(result)) from None
             return result if txn.version is None else filled(result)
 
-        return retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s)
+        while True:
+            try:
+                return retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s)
+            except _NotYet as not_yet:
+                not_yet.watched.wait(wait_until)
 
-    def wait(self, fn: Callable[[Snapshot], T], *, timeout_s: float | None = None) -> T:
+    def wait(self, fn: Callable[[Snapshot], T | None], *, timeout_s: float | None = None) -> T:
         """Sleep until `fn(view)` returns something true, and return that. See `Database.wait`."""
         check_callable(fn)
         deadline = deadline_in(timeout_s)
@@ -221,6 +225,14 @@ class Snapshot(SnapshotFacades):
         self.close()
 
 
+class _NotYet(BaseException):
+    """A transaction's function wants to run again when something has changed. It is no `Exception`."""
+
+    def __init__(self, watched: Watched) -> None:
+        super().__init__("txn.wait() ends an attempt: let it through")
+        self.watched = watched
+
+
 class Transaction(TransactionFacades):
     """Facades whose reads are of one version and whose writes happen together, or not at all.
 
@@ -236,11 +248,15 @@ class Transaction(TransactionFacades):
     (0, 1)
     """
 
-    __slots__ = ("_database", "_draft", "_is_nested", "_was_entered", "run_id")
+    __slots__ = ("_database", "_draft", "_is_nested", "_may_wait", "_prefix", "_was_entered", "run_id")
 
-    def __init__(self, draft: Draft, scope: RunScope, *, is_nested: bool = False) -> None:
+    def __init__(
+        self, draft: Draft, scope: RunScope, *, is_nested: bool = False, may_wait: bool = False
+    ) -> None:
         self._database = scope._database
         self._draft = draft
+        self._may_wait = may_wait
+        self._prefix = scope.prefix
         self._is_nested = is_nested
         self._was_entered = False
         self.run_id = scope.run_id
@@ -248,10 +264,11 @@ class Transaction(TransactionFacades):
 
     @classmethod
     def begin(
-        cls, database: Database, scope: RunScope, sync: bool, timeout_s: float | None
+        cls, database: Database, scope: RunScope, sync: bool, timeout_s: float | None, *,
+        may_wait: bool = False,
     ) -> Transaction:
-        """A transaction that reads from now on."""
-        return cls(database.engine.transaction(timeout_s=timeout_s, sync=sync), scope)
+        """A transaction that reads from now on; one that `may_wait` is run again by whoever began it."""
+        return cls(database.engine.transaction(timeout_s=timeout_s, sync=sync), scope, may_wait=may_wait)
 
     def __reduce__(self) -> NoReturn:
         _stays_here("transaction")
@@ -271,7 +288,37 @@ class Transaction(TransactionFacades):
         namespace of what it is given to. Used with `with`, leaving it ends
         nothing: what was written in it is the transaction's.
         """
-        return Transaction(self._draft, self._database.scope(run), is_nested=True)
+        return Transaction(
+            self._draft, self._database.scope(run), is_nested=True, may_wait=self._may_wait
+        )
+
+    def wait(self) -> NoReturn:
+        """"Not yet": drop this attempt, and run the function again when something that it read has changed.
+
+        It is for functions that `transact` runs, which waits for `wait_s` at
+        most. It ends the function: what it raises is no `Exception`, so
+        `except Exception` lets it through, and it does not count as an attempt.
+
+        >>> import inmem
+        >>> def take(txn):
+        ...     found = txn.kv.list(limit=1)
+        ...     if not found:
+        ...         txn.wait()
+        ...     txn.kv.delete(found[0])
+        ...     return found[0]
+        >>> with inmem.open() as db:
+        ...     version = db.kv.put("run-1", "job-1", "translate")
+        ...     db.transact("run-1", take, wait_s=5)
+        'job-1'
+
+        Raises:
+            InvariantError: nothing was read; or `transact` does not run this.
+        """
+        if not self._may_wait:
+            raise InvariantError(
+                "only a function that transact runs can wait", hint="Use db.transact(run, fn, wait_s=...)."
+            )
+        raise _NotYet(self._draft.watched(self._prefix))
 
     def commit(self) -> None:
         """Commit now instead of at the end of the block.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def resolved_as(error: CommitUnknownError, convert: Callable[[Any], Any]) -> Com
     return error
 
 
-def check_timeout(timeout_s: object) -> float:
+def check_timeout(timeout_s: object, argument: str = "timeout_s") -> float:
     """The seconds if they can be a deadline; a `timedelta` is taken too.
 
     Raises:
@@ -50,9 +51,18 @@ def check_timeout(timeout_s: object) -> float:
     if type(seconds) in (int, float) and 0 < seconds <= MAX_TIMEOUT_S:  # type: ignore[operator]
         return float(seconds)  # type: ignore[arg-type]
     raise InvalidInputError(
-        f"timeout_s must be above 0 and at most {MAX_TIMEOUT_S:.0f} seconds, not {shorten(timeout_s)}",
-        argument="timeout_s",
+        f"{argument} must be above 0 and at most {MAX_TIMEOUT_S:.0f} seconds, not {shorten(timeout_s)}",
+        argument=argument,
     )
+
+
+def deadline_in(timeout_s: float | None, argument: str = "timeout_s") -> float:
+    """When a wait ends that may take so long, by `time.monotonic`; infinite for None.
+
+    Raises:
+        InvalidInputError: see `check_timeout`.
+    """
+    return math.inf if timeout_s is None else time.monotonic() + check_timeout(timeout_s, argument)
 
 
 def retrying(

@@ -34,7 +34,6 @@ from inmem.errors import (
     WriterUnavailableError,
     from_wire,
 )
-from inmem.host import futex
 from inmem.host.board import Board
 from inmem.host.control import EPOCH, Control, ControlState
 from inmem.host.interrupts import Exclusive, is_foreign, let_through
@@ -463,7 +462,7 @@ class Session(Exclusive):
         welcome = self.protocol.welcome
         assert welcome is not None
         slot, path = welcome["slot"], welcome["board"]
-        if slot < 0 or not futex.SUPPORTED:
+        if slot < 0:
             return
         try:
             link.use_board(self._access.board(path), slot)

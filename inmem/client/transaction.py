@@ -408,21 +408,23 @@ class OptimisticTransaction(OneThread):
             self._end()
             self._forget()
 
-    def wait(self, deadline: float, prefix: bytes) -> None:
-        """End it, and sleep until something that it has read has changed. `prefix` is that of its run.
+    def watched(self, prefix: bytes) -> Watched:
+        """End it; what it has read, to be waited for. `prefix` is that of its run.
 
         Raises:
             InvariantError: it has read nothing.
-            WaitTimeoutError: nothing has changed until the deadline, which is of `time.monotonic`.
-            RunDeletedError: the run was deleted.
-            ClosedError: the database was closed.
         """
         self.check_open()
         try:
-            watched = Watched(self._reads, prefix)
+            return Watched(self._reads, prefix, self._owner.waiting)
         finally:
             self.abort()
-        self._owner.waiting.wait(watched, deadline)
+
+    @property
+    def seen_version(self) -> int:
+        """The commit version that is read."""
+        self.check_open()
+        return self._reads.snapshot().version
 
     def _end(self) -> None:
         self._is_over = True

@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from inmem.client.tracking import StoredVersion, TrackedReads
 from inmem.client.views import closed
 from inmem.commit.validation import RecentWrites, validate
+from inmem.engines.base import Draft
 from inmem.errors import ClosedError, ConflictError, InvariantError, RunDeletedError, WaitTimeoutError
 from inmem.host import futex
 from inmem.host.interrupts import let_through
@@ -34,7 +35,7 @@ _WALK: Final = RecentWrites(1 << 64)  # nothing is known of what was written of 
 class Watched:
     """What somebody waits for a change of."""
 
-    def __init__(self, reads: TrackedReads, prefix: bytes) -> None:
+    def __init__(self, reads: TrackedReads, prefix: bytes, waits: Waits) -> None:
         """`prefix` is that of the run in which he waits, which may be deleted meanwhile."""
         if not reads.reads and not reads.ranges:
             raise InvariantError(
@@ -42,10 +43,10 @@ class Watched:
                 hint="Read, through the view or transaction that the function is given, what it waits for.",
             )
         self.prefix = prefix
+        self._waits = waits
         self.expiry_us = reads.expiry_us
-        self._seen = WriteSet(
-            reads.snapshot().version, reads.expiry_us, reads.reads, [(s, e, n) for s, e, n in reads.ranges], []
-        )
+        ranges = [(s, e, n) for s, e, n in reads.ranges]
+        self._seen = WriteSet(reads.snapshot().version, reads.expiry_us, reads.reads, ranges, [])
         places = {place_of(key) for key in reads.reads}
         for start, end, _ in reads.ranges:
             bucket = bucket_of(start)
@@ -53,6 +54,10 @@ class Watched:
         if len(places) >= futex.AT_ONCE:
             places = {place if place == EVERYTHING else group_of(place) for place in places}
         self.places = sorted(places)
+
+    def wait(self, deadline: float) -> None:
+        """Sleep until something has changed. See `Waiting.wait`."""
+        self._waits.wait(self, deadline)
 
     def has_changed(self, snapshot: StoredVersion) -> bool:
         """Whether a later version shows anything else.
@@ -67,6 +72,26 @@ class Watched:
             let_through(error)
             return True
         return False
+
+
+class Looked:
+    """What somebody looks at who may wait for a change of it: a transaction as a view of one version."""
+
+    __slots__ = ("_draft", "count", "is_deleted", "moment", "now_us", "read", "read_many", "scan")
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self.read, self.read_many = draft.read, draft.read_many
+        self.scan, self.count = draft.scan, draft.count
+        self.is_deleted, self.moment, self.now_us = draft.is_deleted, draft.moment, draft.now_us
+
+    @property
+    def version(self) -> int:
+        """The commit version that is seen."""
+        return self._draft.seen_version
+
+    def close(self) -> None:
+        """It ends with the look."""
 
 
 def check_not_deleted(snapshot: StoredVersion, prefix: bytes) -> None:

@@ -96,6 +96,19 @@ class Sink(Protocol):
         """
 
 
+class Watched(Protocol):
+    """What somebody has read, and waits for a change of."""
+
+    def wait(self, deadline: float) -> None:
+        """Sleep until something has changed; `deadline` is of `time.monotonic`, or infinite.
+
+        Raises:
+            WaitTimeoutError: nothing has changed until the deadline.
+            RunDeletedError: the run was deleted.
+            ClosedError: the database was closed.
+        """
+
+
 class Draft(View, Sink, Protocol):
     """One attempt at a transaction: reads of one version, tracked, under its own writes."""
 
@@ -116,16 +129,15 @@ class Draft(View, Sink, Protocol):
     def abort(self) -> None:
         """Drop everything."""
 
-    def wait(self, deadline: float, prefix: bytes) -> None:
-        """Drop everything, and sleep until something that was read has changed.
+    @property
+    def seen_version(self) -> int:
+        """The commit version that is read."""
 
-        `deadline` is of `time.monotonic`; `prefix` is that of the run in which somebody waits.
+    def watched(self, prefix: bytes) -> Watched:
+        """Drop everything; what was read, to be waited for. `prefix` is that of the run that waits.
 
         Raises:
             InvariantError: nothing was read.
-            WaitTimeoutError: nothing has changed until the deadline.
-            RunDeletedError: the run was deleted.
-            ClosedError: the database was closed.
         """
 
 

@@ -72,7 +72,7 @@ def wait_any(addresses: Sequence[int], values: Sequence[int], timeout_s: float) 
     deadline_ns = time.monotonic_ns() + int(timeout_s * _SECOND_NS)
     if _has_waitv:
         waiters = (_Waiter * len(addresses))(
-            *((value, address, _SIZE_U32, 0) for address, value in zip(addresses, values, strict=True))
+            *(_Waiter(value, address, _SIZE_U32, 0) for address, value in zip(addresses, values, strict=True))
         )
         until = _Timespec(*divmod(deadline_ns, _SECOND_NS))
         ctypes.set_errno(0)

@@ -115,7 +115,7 @@ class WaitFile:
     # --- a waiter's side ----------------------------------------------------------------
 
     def arm(self, places: Sequence[int]) -> list[int]:
-        """Say that somebody waits for these words; their values. What is published from now on changes them."""
+        """Say that somebody waits for these words; their values, which what is published later changes."""
         words, flags = self.words, self.flags
         values = [words[place] for place in places]
         for place in places:

@@ -11,6 +11,7 @@ from typing import Any
 
 from inmem.engines.base import Draft, Sink, View
 from inmem.primitives._byrun import Host
+from inmem.primitives._waiting import Wait
 from inmem.primitives.cells.facade import CellReads, RunCells, StateCell, TransactionCells
 from inmem.primitives.events.facade import (
     EventLog,
@@ -21,9 +22,9 @@ from inmem.primitives.events.facade import (
     TransactionEvents,
 )
 from inmem.primitives.kv.facade import KVReads, KVStore, PipedKV, PipelineKV, RunKV, TransactionKV
-from inmem.primitives.runs.facade import RunIndex, Runs
+from inmem.primitives.runs.facade import RunIndex, RunRuns, Runs
 from inmem.primitives.runs.reads import RunReads
-from inmem.primitives.traces.facade import TraceReads, Traces, TraceStore
+from inmem.primitives.traces.facade import RunTraces, TraceReads, Traces, TraceStore
 
 
 class DatabaseFacades:
@@ -44,13 +45,13 @@ class ScopeFacades:
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
-        transact: Callable[..., Any],
+        transact: Callable[..., Any], wait: Wait,
     ) -> None:
-        self.kv = RunKV(view, sink, prefix, transact)
-        self.events = RunEvents(view, sink, prefix)
-        self.cells = RunCells(view, sink, prefix)
-        self.traces = Traces(view, sink, prefix)
-        self.runs = Runs(host, view, sink, namespace, run_id)
+        self.kv = RunKV(view, sink, prefix, transact, wait)
+        self.events = RunEvents(view, sink, prefix, wait)
+        self.cells = RunCells(view, sink, prefix, wait)
+        self.traces = RunTraces(view, sink, prefix, wait)
+        self.runs = RunRuns(host, view, sink, namespace, run_id, wait)
 
 
 class SnapshotFacades:

@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from inmem.changes import DATA, DELETE_RANGE, Op
+from inmem.changes import DELETE_RANGE, Op, Table
 from inmem.host import failpoints
 from inmem.host.waitfile import EVERYTHING, WaitFile, group_of, place_of
-from inmem.storage.environment import Table
 from inmem.writer.journal import Journal
 
 _PAUSE: Final = 19  # times as long as the last wakes took, before the next
 _SWEEP_S: Final = 5.0  # between two clearings of all flags, while there are commits
+_DATA: Final = int(Table.DATA)
 _FENCES: Final = int(Table.FENCES)
 
 journal = Journal()
@@ -69,7 +69,7 @@ class Waking:
             if op[0] == DELETE_RANGE or op[1] == _FENCES:
                 self.everything()  # of a run that is gone nothing else tells
                 break
-            if op[1] == DATA:
+            if op[1] == _DATA:
                 key = op[2]
                 for place in (place_of(key), place_of(key[: key.index(0) + 2])):
                     if flags[place]:
@@ -90,7 +90,7 @@ class Waking:
             self.owed.update(self._file.flagged())
 
     def pay(self) -> float:
-        """Wake those who are owed it, unless that took too much time of late; after how long to come again."""
+        """Wake those who are owed it, unless that took too long of late; after how long to come again."""
         now = time.monotonic()
         if now < self._due:
             return self._due - now

@@ -24,6 +24,7 @@ from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
+from inmem.client.waiting import Watched, timed_out
 from inmem.commit.decide import decide
 from inmem.commit.validation import RecentWrites
 from inmem.config import Settings
@@ -100,6 +101,7 @@ class SqliteStore:
         self._lock = threading.Lock()
         self._last_us = 0
         self._recent = RecentWrites(0)
+        self.waiting = Polling(self)
         connection = self.take()
         connection.executescript(
             "pragma journal_mode = wal;"
@@ -180,6 +182,24 @@ class SqliteStore:
         for connection in self._all:
             connection.close()
         shutil.rmtree(self.path)
+
+
+class Polling:
+    """Who waits looks again and again."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+
+    def wait(self, watched: Watched, deadline: float) -> None:
+        while time.monotonic() < deadline:
+            moment = StoredMoment(self._store)
+            try:
+                if watched.has_changed(moment):
+                    return
+            finally:
+                moment.close()
+            time.sleep(0.001)
+        raise timed_out()
 
 
 class Session:

@@ -11,7 +11,6 @@ import zmq
 from boards import DEADLINE_S, frame_of, session_of
 from support import wait_until
 
-from inmem.host import board as board_module
 from inmem.host import futex
 from inmem.host.board import Board
 from inmem.writer.mailbox import Mailbox

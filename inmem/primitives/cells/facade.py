@@ -20,6 +20,7 @@ from inmem.pending import PendingReal
 from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_flag, check_limit, encoded
 from inmem.primitives._paging import past, stream
+from inmem.primitives._waiting import Wait, check_version, wait_until_differs
 from inmem.primitives.cells import rules
 from inmem.primitives.cells.rules import State
 from inmem.record import payload_of, timestamp_of
@@ -158,7 +159,38 @@ class Cells(CellReads, Generic[V]):
 class RunCells(Cells[int]):
     """One run's cells outside a transaction: each change is a commit of its own."""
 
-    __slots__ = ()
+    __slots__ = ("_wait",)
+
+    def __init__(self, view: View, sink: Sink, prefix: bytes, wait: Wait) -> None:
+        super().__init__(view, sink, prefix)
+        self._wait = wait
+
+    def wait(
+        self, name: str, *, after: int | None = None, timeout_s: float | None = None
+    ) -> State | None:
+        """Sleep until the version of a cell is not `after`, and return its state; None if there is none.
+
+        `after` is a version that was seen, or None: then it returns as soon
+        as there is a cell. See `Database.wait`.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     seen = db.cells.init("run-1", "phase", "planning")
+        ...     version = db.cells.set("run-1", "phase", "working")
+        ...     db.cells.wait("run-1", "phase", after=seen, timeout_s=5).value
+        'working'
+
+        Raises:
+            WaitTimeoutError: its version was `after` for `timeout_s` seconds.
+            RunDeletedError: the run was deleted.
+        """
+        encode_name(name, "name")
+
+        def look(view: Any) -> tuple[State | None, int | None]:
+            state = view.cells.read(name)
+            return state, None if state is None else state.version
+
+        return wait_until_differs(self._wait, look, check_version(after, "after"), timeout_s)
 
     def transition(
         self, name: str, fn: Callable[[State], tuple[Any, T]], *, max_attempts: int = MAX_ATTEMPTS,
@@ -248,6 +280,7 @@ class StateCell(ByRun[RunCells]):
     iter = by_run(RunCells.iter)
     exists = by_run(RunCells.exists)
     transition = by_run(RunCells.transition)
+    wait = by_run(RunCells.wait)
 
 
 def _state(record: bytes) -> State:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from inmem import values
+from inmem.client.retry import deadline_in
 from inmem.config import ENTRY_BYTES
 from inmem.engines.base import Item, Sink, View
 from inmem.errors import AppendOnlyError, InvalidInputError, InvalidValueError
@@ -21,6 +22,7 @@ from inmem.pending import Pending
 from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit, deprecated, encoded
 from inmem.primitives._paging import past, stream
+from inmem.primitives._waiting import Wait
 from inmem.primitives.events.rules import (
     HASH_BYTES,
     Appended,
@@ -256,7 +258,53 @@ class Events(EventReads, EventWrites[A]):
 class RunEvents(Events[Appended]):
     """One run's log outside a transaction: each append is a commit of its own."""
 
-    __slots__ = ()
+    __slots__ = ("_wait",)
+
+    def __init__(self, view: View, sink: Sink, prefix: bytes, wait: Wait) -> None:
+        super().__init__(view, sink, prefix)
+        self._wait = wait
+
+    def follow(
+        self, start: int = 0, *, event_type: str | None = None, timeout_s: float | None = None
+    ) -> Iterator[Event]:
+        """The events from `start` on, of one type if one is given, then those that come: each once, in order.
+
+        In bounded memory, and without polling: see `Database.wait`. Cost: 3 µs
+        an event, and 60 µs each time that it has to wait.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     appended = db.events.append("run-1", "started")
+        ...     for event in db.events.follow("run-1", timeout_s=5):
+        ...         print(event.sequence, event.event_type)
+        ...         if event.event_type == "done":
+        ...             break
+        ...         appended = db.events.append("run-1", "done")
+        0 started
+        1 done
+
+        Raises:
+            WaitTimeoutError: nothing has come for `timeout_s` seconds.
+            RunDeletedError: the run was deleted.
+        """
+        encode_sequence(start, "start")
+        if event_type is not None:
+            encode_label(event_type, "event_type")
+        deadline_in(timeout_s)
+        return self._follow(start, event_type, timeout_s)
+
+    def _follow(self, start: int, event_type: str | None, timeout_s: float | None) -> Iterator[Event]:
+        def has_more(view: Any) -> bool:
+            if event_type is None:
+                return bool(view.events.read_range(start, limit=1))
+            after = start - 1 if start else None
+            return bool(view.events.query_by_type(event_type, limit=1, start_after=after))
+
+        while True:
+            for event in self.iter(start, event_type=event_type):
+                yield event
+                start = event.sequence + 1
+            self._wait(has_more, timeout_s=timeout_s)
 
 
 class TransactionEvents(Events[PendingAppend]):
@@ -305,6 +353,7 @@ class EventLog(ByRun[RunEvents], _AppendOnly):
     query_by_type = by_run(RunEvents.query_by_type)
     read_by_type = by_run(RunEvents.read_by_type)
     verify_chain = by_run(RunEvents.verify_chain)
+    follow = by_run(RunEvents.follow)
 
 
 class PipelineEvents(ByRun[PipedEvents]):

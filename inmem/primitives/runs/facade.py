@@ -8,7 +8,7 @@ under the namespace, apart from what the runs store.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,10 +24,15 @@ from inmem.errors import (
 from inmem.keys import RunId
 from inmem.primitives._byrun import ByRun, Host, OfRun, by_run
 from inmem.primitives._common import check_flag, check_metadata, check_tags, encoded
+from inmem.primitives._waiting import Wait
 from inmem.primitives.runs import rules
 from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
 from inmem.record import expires_at
+
+TERMINAL: Final = frozenset({
+    RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.ARCHIVED
+})  # statuses in which nobody works on a run any more
 
 _EMPTY: Final = values.encode({})
 _COUNTS: Final = 4  # attempts at counting a large run that others write into; then the writer counts it
@@ -201,7 +206,46 @@ class Runs(RunReads):
         return run
 
 
-class RunIndex(ByRun[Runs]):
+class RunRuns(Runs):
+    """The run of a scope outside a transaction: each change is a commit of its own."""
+
+    __slots__ = ("_wait",)
+
+    def __init__(
+        self, host: Host, view: View, sink: Sink, namespace: bytes, run_id: str, wait: Wait
+    ) -> None:
+        super().__init__(host, view, sink, namespace, run_id)
+        self._wait = wait
+
+    def wait(
+        self, *, until: RunStatus | Iterable[RunStatus] = TERMINAL, timeout_s: float | None = None
+    ) -> RunMetadata:
+        """Sleep until the run has one of some statuses, by default one that it cannot work on in; its record.
+
+        A run that was not created yet is waited for. See `Database.wait`.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     run = db.runs.create_run(run_id="triage-7")
+        ...     run = db.runs.complete_run("triage-7")
+        ...     str(db.runs.wait("triage-7", timeout_s=5).status)
+        'completed'
+
+        Raises:
+            WaitTimeoutError: it had none of them for `timeout_s` seconds.
+            RunDeletedError: the run was deleted.
+        """
+        self._own()
+        wanted = _statuses(until)
+
+        def look(view: Any) -> RunMetadata | None:
+            run: RunMetadata | None = view.runs.get_run()
+            return run if run is not None and run.status in wanted else None
+
+        return self._wait(look, timeout_s=timeout_s)
+
+
+class RunIndex(ByRun[RunRuns]):
     """The runs of a namespace: creation, status, tags, queries, deletion.
 
     Primitives may be used in a run that was never created; creating it makes
@@ -268,6 +312,7 @@ class RunIndex(ByRun[Runs]):
     add_tags = by_run(Runs.add_tags)
     update_metadata = by_run(Runs.update_metadata)
     delete_run = by_run(Runs.delete_run)
+    wait = by_run(RunRuns.wait)
 
     def get_run(self, run_id: str | OfRun) -> RunMetadata | None:
         """A run's record, None if it was never created. Cost: about 5 µs."""
@@ -325,8 +370,16 @@ class RunIndex(ByRun[Runs]):
         """How many runs there are, by status. Cost: about 0.3 µs a run."""
         return self._any().get_stats()
 
-    def _any(self) -> Runs:
+    def _any(self) -> RunRuns:
         return self._of("-")  # the call concerns all runs: any run's facade will do
+
+
+def _statuses(until: object) -> frozenset[RunStatus]:
+    given = (until,) if isinstance(until, str) or not isinstance(until, Iterable) else until
+    statuses = frozenset(rules.check_status(status, "until") for status in given)
+    if not statuses:
+        raise InvalidInputError("until must name a status", argument="until")
+    return statuses
 
 
 def _status(status: object) -> RunStatus:
