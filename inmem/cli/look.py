@@ -23,13 +23,13 @@ from inmem.cli.listing import Listing, note
 from inmem.cli.text import clock, day, padded, plain, short_time
 from inmem.errors import InvalidInputError, RunDeletedError, SnapshotTooOldError, WriterUnavailableError
 from inmem.jsonvalues import to_json
+from inmem.keys import TypeTag, range_of
 from inmem.primitives.events.rules import HASH_BYTES
 from inmem.reading.database_source import DatabaseSource
 from inmem.reading.run import Logged, StoredRun
 from inmem.reading.runs import is_deleted
 
-_POLL_S: Final = 0.02  # between two looks at whether something was committed: reads of memory
-_LOOK_S: Final = 0.5  # at the store itself, whatever the control file says
+_BETWEEN_S: Final = 0.02  # before another look for the image of a writer that has just come
 _TAIL: Final = 10  # events before the ones that are followed
 NAME_CELLS: Final = (16, 32)  # of a column: at first, and at most
 _TYPE_CELLS: Final = (12, 24)
@@ -143,31 +143,28 @@ class _EventPrinter:
         Raises:
             RunDeletedError: the run was deleted: nothing will follow.
         """
-        self._check_not_deleted()
-        seen: tuple[int, ...] = ()
-        next_look = 0.0
+        log, _ = range_of(self._log.prefix, TypeTag.EVENT)
         while not self._listing.is_full:
             self._listing.flush()
-            now, mark = time.monotonic(), self._source.change_mark()
-            if mark == seen and now < next_look:
-                time.sleep(_POLL_S)
-                continue
-            seen, next_look = mark, now + _LOOK_S
+            armed = self._source.arm(log)
             self._source.follow()
             try:
                 before, self._length = self._length, self._log.length()
+                self._check_not_deleted()
                 if self._length < before:
-                    self._check_not_deleted()
                     note(f"the log of {self._log.name} is shorter than it was: from its beginning")
                     self._next = 0
-                self.print_new()
+                if self._length > self._next:
+                    self.print_new()
+                    self._next = max(self._next, self._length)
+                else:
+                    self._source.sleep(armed)
             except (SnapshotTooOldError, WriterUnavailableError):
-                seen = ()  # between two images: the next look is at the new one
-                time.sleep(_POLL_S)
+                time.sleep(_BETWEEN_S)  # between two images: the next look is at the new one
 
     def _check_not_deleted(self) -> None:
         name = self._log.name
-        if not self._log.length():
+        if not self._length:
             with self._source.moment() as moment:
                 if is_deleted(moment, self._log):
                     raise RunDeletedError(f"run {name} was deleted: nothing will follow", run_id=name)

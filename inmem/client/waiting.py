@@ -22,13 +22,12 @@ from inmem.engines.base import Draft
 from inmem.errors import ClosedError, ConflictError, InvariantError, RunDeletedError, WaitTimeoutError
 from inmem.host import futex
 from inmem.host.interrupts import let_through
-from inmem.host.waitfile import EVERYTHING, LocalBell, WaitFile, group_of, place_of
+from inmem.host.waitfile import EVERYTHING, Sleeper, group_of, place_of
 from inmem.keys import bucket_of, fence_of, successor
 from inmem.primitives.import_mark import is_mark
 from inmem.writeset import WriteSet
 
 _BOUND_S: Final = 1.0  # of one sleep
-_WITHOUT_FILE_S: Final = 0.005  # between two looks, where there is nothing to sleep on
 _WALK: Final = RecentWrites(1 << 64)  # nothing is known of what was written of late: look
 
 
@@ -119,12 +118,10 @@ class Waiting:
         self, path: Path, begin: Callable[[], StoredVersion], has_image: Callable[[], bool],
         now_us: Callable[[], int],
     ) -> None:
-        self._path = path
         self._begin = begin
         self._has_image = has_image
         self._now_us = now_us
-        self._file: WaitFile | None = None
-        self._bell = LocalBell()
+        self._sleeper = Sleeper(path)
         self._is_closed = False
 
     def wait(self, watched: Watched, deadline: float) -> None:
@@ -135,15 +132,10 @@ class Waiting:
             RunDeletedError: the run was deleted.
             ClosedError: the database was closed.
         """
-        bell = self._bell
         while True:
-            rung = bell.rung
+            armed = self._sleeper.arm(watched.places)
             if self._is_closed:
                 raise ClosedError("the database is closed")
-            file = self._file
-            if file is None or not file.is_current():
-                file = self._file = self._opened()
-            values = file.arm(watched.places) if file is not None else []
             # Without an image nothing changes before there is a writer, and that wakes everybody.
             if self._has_image() and self._looks_changed(watched):
                 return
@@ -155,10 +147,7 @@ class Waiting:
                 if expires_s <= 0:
                     return
                 sleep_s = min(sleep_s, expires_s)
-            if file is None:
-                time.sleep(min(sleep_s, _WITHOUT_FILE_S))
-            else:
-                file.sleep(watched.places, values, sleep_s, bell, rung)
+            self._sleeper.sleep(armed, sleep_s)
 
     def _looks_changed(self, watched: Watched) -> bool:
         snapshot = self._begin()
@@ -167,20 +156,11 @@ class Waiting:
         finally:
             snapshot.close()
 
-    def _opened(self) -> WaitFile | None:
-        if not futex.SUPPORTED:
-            return None
-        try:
-            return WaitFile(self._path)
-        except OSError as error:  # the disk is full
-            let_through(error)
-            return None
-
     def close(self) -> None:
         """End all waits of this process."""
         self._is_closed = True
         self._begin = self._has_image = self._now_us = closed
-        self._bell.ring()
+        self._sleeper.wake()
 
 
 def timed_out() -> WaitTimeoutError:

@@ -46,12 +46,13 @@ import ctypes
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
-from inmem.errors import CorruptionError
+from inmem.errors import CorruptionError, PermissionDeniedError
 from inmem.host import futex
 from inmem.host.files import open_private
 from inmem.host.interrupts import let_through
@@ -67,6 +68,7 @@ _ANY: Final = 8
 _FLAGS: Final = 4096
 _FIRST_WORD: Final = 12288
 _MASK: Final = (1 << 32) - 1
+_WITHOUT_FILE_S: Final = 0.005  # of a sleep where there is nothing to sleep on
 
 
 def place_of(name: bytes) -> int:
@@ -125,13 +127,9 @@ class WaitFile:
             pass
         return values
 
-    def sleep(
-        self, places: Sequence[int], values: Sequence[int], timeout_s: float, bell: LocalBell, rung: int
-    ) -> None:
-        """Sleep while the words have these values, and the bell was not rung again."""
-        address = self._address
-        addresses = [address + 4 * place for place in places]
-        futex.wait_any([*addresses, bell.address], [*values, rung], timeout_s)
+    def addresses(self, places: Sequence[int]) -> list[int]:
+        """Where these words are."""
+        return [self._address + 4 * place for place in places]
 
     # --- the writer's side --------------------------------------------------------------
 
@@ -153,19 +151,54 @@ class WaitFile:
             futex.wake(address + 4 * place)
 
 
-class LocalBell:
-    """A word of this process alone: who rings it wakes the sleepers of one handle."""
+class Armed(NamedTuple):
+    """Words that somebody is about to sleep on, as they were before he looked at what he waits for."""
 
-    def __init__(self) -> None:
-        self._word = ctypes.c_uint32(0)
-        self.address = ctypes.addressof(self._word)
+    file: WaitFile | None
+    addresses: list[int]
+    values: list[int]
 
-    @property
-    def rung(self) -> int:
-        """How often it was rung."""
-        return self._word.value
 
-    def ring(self) -> None:
-        """Wake all who sleep on it, and who is about to."""
-        self._word.value += 1
-        futex.wake(self.address)
+class Sleeper:
+    """Where the threads of a process sleep on words of one wait file. A word of its own wakes them all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: WaitFile | None = None
+        self._bell = ctypes.c_uint32(0)
+
+    def arm(self, places: Sequence[int]) -> Armed:
+        """Say that somebody waits for these words, fewer than `futex.AT_ONCE`. Before looking.
+
+        Without a file, which the disk or the processor may not allow, the sleep is short.
+        """
+        rung = self._bell.value
+        file = self._file
+        if file is None or not file.is_current():
+            file = self._file = self._opened()
+        addresses, values = [], []
+        if file is not None:
+            addresses, values = file.addresses(places), file.arm(places)
+        return Armed(file, [*addresses, ctypes.addressof(self._bell)], [*values, rung])
+
+    def sleep(self, armed: Armed, timeout_s: float) -> None:
+        """Sleep until one of the words changes, or for a while."""
+        if armed.file is None:
+            time.sleep(min(timeout_s, _WITHOUT_FILE_S))
+        else:
+            futex.wait_any(armed.addresses, armed.values, timeout_s)
+
+    def wake(self) -> None:
+        """Wake all who sleep in here, and who is about to."""
+        self._bell.value += 1
+        if futex.SUPPORTED:
+            futex.wake(ctypes.addressof(self._bell))
+
+    def _opened(self) -> WaitFile | None:
+        if not futex.SUPPORTED:
+            return None
+        try:
+            return WaitFile(self._path)
+        except (OSError, PermissionDeniedError) as error:  # a full disk; a directory that may only be read
+            let_through(error)
+            return None

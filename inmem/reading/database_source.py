@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from typing import Final, Self
 
 from inmem.errors import CorruptionError, SnapshotTooOldError, WriterUnavailableError
-from inmem.host.control import EPOCH, GENERATION, VERSION
 from inmem.host.directory import DataDirectory
-from inmem.keys import Namespace
+from inmem.host.waitfile import Armed, Sleeper, place_of
+from inmem.keys import Namespace, bucket_of
 from inmem.reading.live_image import is_served, live_image, writer_of
 from inmem.reading.run import StoredRun
 from inmem.reading.source import Source, replayed, shared
@@ -23,6 +23,7 @@ _MAX_AGE_S: Final = 60.0  # of one moment; a listing takes a new one for each pa
 _ATTEMPTS: Final = 5  # at a database whose writer comes or leaves meanwhile
 _STARTING_S: Final = 10.0  # how long a writer may recover before the log is read instead
 _POLL_S: Final = 0.01
+_SLEEP_S: Final = 1.0  # of somebody who follows
 _INODE_S: Final = 1.0  # between two looks at whether the directory is still there
 
 
@@ -35,6 +36,7 @@ class DatabaseSource(Source):
         self.identity = directory.identity()
         self._inode = directory.inode()
         self._looked = time.monotonic()
+        self._sleeper = Sleeper(directory.wait_file)
         self._closing = ExitStack()
         self._control = directory.control()
         self._closing.callback(self._control.close)
@@ -102,10 +104,13 @@ class DatabaseSource(Source):
             )
             self._read_from(source, building.pop_all())
 
-    def change_mark(self) -> tuple[int, ...]:
-        """What changes whenever something was committed, or a writer came. Cost: three reads of memory."""
-        words = self._control.words
-        return words[VERSION], words[GENERATION], words[EPOCH]
+    def arm(self, start: bytes) -> Armed:
+        """Before a look at what begins so, for which somebody will `sleep` until it changes."""
+        return self._sleeper.arm([place_of(bucket_of(start))])
+
+    def sleep(self, armed: Armed) -> None:
+        """Sleep until it has changed, or for a second: the image may be another one by then."""
+        self._sleeper.sleep(armed, _SLEEP_S)
 
     def follow(self) -> None:
         """Go over to the image of a writer that has come since; a shared image does so by itself.
