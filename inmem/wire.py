@@ -6,7 +6,8 @@ frame that does not parse is refused as a whole. Pure: no sockets here.
 Client to writer:
 
     HELLO    kind, MessagePack map: protocol, format, database, session, pid,
-             resume (the session must be known already)
+             resume (the session must be known already), and optionally slot
+             (false: it wants none on the board)
     COMMIT   kind u8, flags u8, session 16 bytes, sequence u64,
              answered_below u64 (big-endian), then the body of `writeset`
     SYNC     kind u8, request number u64
@@ -14,6 +15,7 @@ Client to writer:
     CHECKPOINT  kind u8, request number u64; answered when it is in place
     SET_BACK  kind u8, request number u64; store time goes back to the wall clock
     GOODBYE  kind u8, session 16 bytes
+    COMMITS  kind u8, then COMMITs in their order, each after its length u32
 
 Writer to client:
 
@@ -22,11 +24,13 @@ Writer to client:
     ANSWER   kind u8, status u8, sequence u64, version u64, then MessagePack:
              the results of the calls (APPLIED) or an error (FAILED, REFUSED)
     REPLY    kind u8, status u8, request number u64, version u64, MessagePack
+    ANSWERS  kind u8, then ANSWERs, each after its length u32
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgpack
@@ -38,9 +42,11 @@ STATUS: Final = 4
 GOODBYE: Final = 5
 CHECKPOINT: Final = 6
 SET_BACK: Final = 7
+COMMITS: Final = 8
 WELCOME: Final = 16
 ANSWER: Final = 17
 REPLY: Final = 18
+ANSWERS: Final = 19
 
 FLAG_SYNC: Final = 1  # make this commit durable before answering
 
@@ -54,6 +60,7 @@ COMMIT_HEADER: Final = struct.Struct(">BB16sQQ")
 ANSWER_HEADER: Final = struct.Struct(">BBQQ")
 REQUEST_HEADER: Final = struct.Struct(">BQ")
 GOODBYE_HEADER: Final = struct.Struct(">B16s")
+_LENGTH: Final = struct.Struct(">I")
 assert COMMIT_HEADER.size == 34 and ANSWER_HEADER.size == 18 and REQUEST_HEADER.size == 9
 
 SESSION_BYTES: Final = 16
@@ -98,3 +105,20 @@ def parse_map(frame: bytes) -> dict[str, Any]:
 def answer(status: int, sequence: int, version: int, result: bytes, kind: int = ANSWER) -> bytes:
     """An ANSWER or REPLY frame; `result` is MessagePack already."""
     return ANSWER_HEADER.pack(kind, status, sequence, version) + result
+
+
+def together(kind: int, frames: Iterable[bytes]) -> bytes:
+    """Some frames as one, of a kind that holds others."""
+    pack = _LENGTH.pack
+    return b"%c%b" % (kind, b"".join([part for frame in frames for part in (pack(len(frame)), frame)]))
+
+
+def apart(frame: bytes) -> Iterator[bytes]:
+    """The frames in one that holds others; it ends where one is not whole."""
+    at, end = 1, len(frame)
+    while at + _LENGTH.size <= end:
+        begin = at + _LENGTH.size
+        at = begin + _LENGTH.unpack_from(frame, at)[0]
+        if at > end:
+            return
+        yield frame[begin:at]

@@ -27,6 +27,7 @@ from inmem.config import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES
 from inmem.wire import (
     ANSWER,
     ANSWER_HEADER,
+    ANSWERS,
     APPLIED,
     CHECKPOINT,
     COMMIT,
@@ -37,6 +38,7 @@ from inmem.wire import (
     RESEND,
     SESSION_BYTES,
     WELCOME,
+    apart,
     hello,
     parse_map,
 )
@@ -155,6 +157,13 @@ class SessionProtocol:
             self._answers.pop(next(iter(self._answers)), None)
         return [] if sequence % _ASK_AGAIN else [self.frame(each) for each in self.older(sequence)]
 
+    def fetch_all(self) -> list[tuple[int, Answered]]:
+        """Take all answers that have come."""
+        if not self._answers:
+            return []
+        taken, self._answers = self._answers, {}
+        return [*taken.items()]
+
     def peek(self, sequence: int) -> Answered | None:
         """The answer of a commit, which stays; None without one."""
         return self._answers.get(sequence)
@@ -186,12 +195,14 @@ class SessionProtocol:
 
     # --- the connection -----------------------------------------------------------------
 
-    def greeting(self, *, pid: int, database: bytes, protocol: int, format_version: int) -> bytes:
+    def greeting(
+        self, *, pid: int, database: bytes, protocol: int, format_version: int, slot: bool = True
+    ) -> bytes:
         """The first message on a new connection. `welcome` is None until the answer has come."""
         self.is_welcome, self.welcome = False, None
         return hello(
             protocol=protocol, format=format_version, database=database, session=self.session_id,
-            pid=pid, resume=self.is_registered,
+            pid=pid, resume=self.is_registered, slot=slot,
         )
 
     def welcomed(self) -> bool:
@@ -231,6 +242,10 @@ class SessionProtocol:
     def receive(self, frame: bytes, now: float) -> None:
         """Take in a message of the writer."""
         kind = frame[0]
+        if kind == ANSWERS:
+            for each in apart(frame):
+                self.receive(each, now)
+            return
         if kind == WELCOME:
             self._silent_since = None
             self.welcome = parse_map(frame)

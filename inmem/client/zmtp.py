@@ -41,15 +41,84 @@ _CHUNK: Final = 1 << 18
 _RETRY_S: Final = 0.001  # while the queue of connections is full
 
 
+class ZmtpCodec:
+    """The bytes of one connection, without the connection: what to send first, and what has come."""
+
+    first: Final = _GREETING + _READY  # to be sent at once
+
+    def __init__(self, max_frame_bytes: int) -> None:
+        self.ended = False  # what came is nothing that our writer sends
+        self.is_ready = False  # the peer has said READY: frames may be sent
+        self._is_greeted = False
+        self._max_frame_bytes = max_frame_bytes
+        self._buffer = bytearray()
+
+    @staticmethod
+    def head(size: int) -> bytes:
+        """What comes before a frame of this size."""
+        return b"\0%c" % size if size < 256 else b"\2" + size.to_bytes(8, "big")
+
+    def feed(self, data: bytes) -> None:
+        """Some bytes have come."""
+        self._buffer += data
+        if not self.is_ready:
+            self._shake()
+
+    def _shake(self) -> None:
+        buffer = self._buffer
+        if not self._is_greeted:
+            if len(buffer) < len(_GREETING):
+                return
+            if bytes(buffer[0:1] + buffer[9:10]) != _SIGNATURE:
+                self.ended = True
+                return
+            del buffer[: len(_GREETING)]
+            self._is_greeted = True
+        item = self._next()
+        if item is not None:
+            self.is_ready = bool(item[0] & _COMMAND) and item[1].startswith(b"\5READY")
+            self.ended = self.ended or not self.is_ready
+
+    def frame(self) -> bytes | None:
+        """The next frame that has come whole."""
+        while self.is_ready and (item := self._next()) is not None:
+            if not item[0] & _COMMAND:
+                return item[1]
+        return None
+
+    def _next(self) -> tuple[int, bytes] | None:
+        """Flags and body of the next frame in the buffer, None if it is not whole yet."""
+        buffer = self._buffer
+        if len(buffer) < 2:
+            return None
+        flags, size, begin = buffer[0], buffer[1], 2
+        if flags & _LONG:
+            if len(buffer) < 9:
+                return None
+            size, begin = int.from_bytes(buffer[1:9], "big"), 9
+        if flags & _MORE or flags > _LONG | _COMMAND or size > self._max_frame_bytes:
+            self.ended = True  # nothing that our writer sends
+            return None
+        if len(buffer) < begin + size:
+            return None
+        body = bytes(buffer[begin : begin + size])
+        del buffer[: begin + size]
+        return flags, body
+
+
+def path_of(endpoint: str) -> str:
+    """The Unix socket behind an address of ZeroMQ."""
+    return endpoint.removeprefix("ipc://")
+
+
 class ZmtpConnection:
     """One connection. Not to be shared between threads."""
 
     def __init__(self, endpoint: str, max_frame_bytes: int) -> None:
         self.ended = False
-        self._max_frame_bytes = max_frame_bytes
-        self._path = endpoint.removeprefix("ipc://")
+        self._codec = ZmtpCodec(max_frame_bytes)
+        self._path = path_of(endpoint)
         self._unsent = bytearray()
-        self._buffer = bytearray()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         self._send = self._socket.send
@@ -73,21 +142,11 @@ class ZmtpConnection:
             except OSError as error:
                 self._end(error)
                 return False
-        self._write(_GREETING + _READY)
-        while not self.ended and len(self._buffer) < len(_GREETING):
+        self._write(self._codec.first)
+        while not self.ended and not self._codec.is_ready:
             if not self._wait(deadline):
                 return None
-        if bytes(self._buffer[0:1] + self._buffer[9:10]) != _SIGNATURE:
-            self.ended = True
-            return False
-        del self._buffer[: len(_GREETING)]
-        while not self.ended:
-            item = self._next()
-            if item is not None:
-                return bool(item[0] & _COMMAND) and item[1].startswith(b"\5READY")
-            if not self._wait(deadline):
-                return None
-        return False
+        return self._codec.is_ready
 
     def _wait(self, deadline: float) -> bool:
         left_ms = (deadline - time.monotonic()) * 1000
@@ -102,9 +161,7 @@ class ZmtpConnection:
 
     def send(self, frame: bytes) -> None:
         """Send a frame; what the socket does not take now goes with the next call of anything."""
-        size = len(frame)
-        head = b"\0%c" % size if size < 256 else b"\2" + size.to_bytes(8, "big")
-        self._write(head + frame)
+        self._write(self._codec.head(len(frame)) + frame)
 
     def _write(self, data: bytes) -> None:
         if self._unsent:
@@ -145,9 +202,9 @@ class ZmtpConnection:
         deadline = time.monotonic() + timeout_ms / 1000
         left_ms = timeout_ms
         while True:
-            while (item := self._next()) is not None:
-                if not item[0] & _COMMAND:
-                    return item[1]
+            if (frame := self._codec.frame()) is not None:
+                return frame
+            self.ended = self.ended or self._codec.ended
             if self.ended or left_ms < 0:
                 return None
             self._exchange(left_ms)  # also with no time left: what has arrived is taken
@@ -171,27 +228,8 @@ class ZmtpConnection:
                 except OSError as error:
                     self._end(error)
                     continue
-                self._buffer += data
-                self.ended = self.ended or not data
-
-    def _next(self) -> tuple[int, bytes] | None:
-        """Flags and body of the next frame in the buffer, None if it is not whole yet."""
-        buffer = self._buffer
-        if len(buffer) < 2:
-            return None
-        flags, size, begin = buffer[0], buffer[1], 2
-        if flags & _LONG:
-            if len(buffer) < 9:
-                return None
-            size, begin = int.from_bytes(buffer[1:9], "big"), 9
-        if flags & _MORE or flags > _LONG | _COMMAND or size > self._max_frame_bytes:
-            self.ended = True  # nothing that our writer sends
-            return None
-        if len(buffer) < begin + size:
-            return None
-        body = bytes(buffer[begin : begin + size])
-        del buffer[: begin + size]
-        return flags, body
+                self._codec.feed(data)
+                self.ended = self.ended or not data or self._codec.ended
 
     def close(self) -> None:
         """Close the socket; what it has taken still arrives."""

@@ -14,7 +14,7 @@ from inmem.host import futex
 from inmem.host.board import RESULT_BYTES, RING, Board
 from inmem.host.control import Control
 from inmem.host.directory import EPOCH_FILES, runtime_directory
-from inmem.wire import FAILED, answer
+from inmem.wire import ANSWERS, FAILED, answer, together
 from inmem.writer.committer import Answer, Request
 from inmem.writer.journal import Journal
 from inmem.writer.mailbox import Mailbox
@@ -72,10 +72,11 @@ class Endpoint:
         """Send the answers of a group: small ones on the board, others through the socket; then wake."""
         slots, board, mailbox = self.slots, self.board, self.mailbox
         posted = []
+        mailed: dict[bytes, list[bytes]] = {}  # for those without a slot, by peer
         for request, peer, (status, sequence, version, result) in zip(requests, peers, answers, strict=True):
             slot = slots.get(request.session)
             if slot < 0 or board is None:
-                mailbox.answer(peer, answer(status, sequence, version, result))
+                mailed.setdefault(peer, []).append(answer(status, sequence, version, result))
                 continue
             posted.append(slot)
             if (
@@ -86,6 +87,8 @@ class Endpoint:
             else:
                 mailbox.answer(peer, answer(status, sequence, version, result))
                 board.announce(slot)
+        for peer, frames in mailed.items():
+            mailbox.answer(peer, frames[0] if len(frames) == 1 else together(ANSWERS, frames))
         if board is not None:
             board.wake(posted)
 

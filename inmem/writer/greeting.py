@@ -7,7 +7,7 @@ can ask for its outcomes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from inmem.config import FORMAT_VERSION, PROTOCOL_VERSION
 from inmem.errors import BusyError, FormatVersionError, InmemError, StoreFullError, to_wire
@@ -16,6 +16,14 @@ from inmem.writer.endpoint import Endpoint
 from inmem.writer.outcomes import Sessions
 from inmem.writer.refusals import Refusals
 from inmem.writer.watch import is_running
+
+
+class Registered(NamedTuple):
+    """What a HELLO has asked for."""
+
+    session: bytes
+    is_resumed: bool
+    wants_slot: bool
 
 
 class Greeter:
@@ -30,8 +38,8 @@ class Greeter:
         self._database_id = database_id
         self._pids: dict[bytes, int] = {}  # of each connected peer
 
-    def register(self, frame: bytes, peer: bytes, now_us: int) -> tuple[bytes, bool] | InmemError | None:
-        """Register the session of a HELLO: (session, resumed), an error, or None for a malformed one."""
+    def register(self, frame: bytes, peer: bytes, now_us: int) -> Registered | InmemError | None:
+        """Register the session of a HELLO; an error, or None for a malformed one."""
         try:
             fields = parse_hello(frame)
         except ValueError:
@@ -45,7 +53,7 @@ class Greeter:
             self._refusals.add(error)
             return error
         self._pids[peer] = fields["pid"]
-        return session, fields["resume"]
+        return Registered(session, fields["resume"], fields.get("slot") is not False)
 
     def _check(self, fields: dict[str, Any]) -> None:
         for name, ours in (("protocol", PROTOCOL_VERSION), ("format", FORMAT_VERSION)):
@@ -58,20 +66,21 @@ class Greeter:
         if fields["database"] != self._database_id:
             raise BusyError("this socket serves another database", what="database")
 
-    def welcome(self, peer: bytes, registered: tuple[bytes, bool] | InmemError | None) -> None:
+    def welcome(self, peer: bytes, registered: Registered | InmemError | None) -> None:
         """Answer a HELLO, after the group that publishes its registration."""
         sessions, endpoint = self._sessions, self._endpoint
         if registered is None:
             return
         if isinstance(registered, InmemError):
             frame = welcome(error=to_wire(registered))
-        elif not sessions.is_stored(registered[0]) and not registered[1]:
+        elif not sessions.is_stored(registered.session) and not registered.is_resumed:
             problem = StoreFullError("the session could not be registered: image or log are full")
             frame = welcome(error=to_wire(problem))
         else:
-            session = registered[0]
+            session = registered.session
             known = session in sessions
-            slot = endpoint.slots.give(session, self._pids[peer], peer) if known else -1
+            wants = known and registered.wants_slot
+            slot = endpoint.slots.give(session, self._pids[peer], peer) if wants else -1
             frame = welcome(
                 epoch=endpoint.epoch, known=known,
                 last=sessions.last_sequence(session) if known else 0,

@@ -28,7 +28,7 @@ from inmem.primitives.server import PROCEDURES
 from inmem.storage.environment import Table, free_bytes, remove_image, remove_images
 from inmem.storage.recovery import Recovered, recover
 from inmem.storage.wal.log import WalBrokenError
-from inmem.wire import COMMIT, COMMIT_HEADER, FLAG_SYNC, GOODBYE, HELLO
+from inmem.wire import COMMIT, COMMIT_HEADER, COMMITS, FLAG_SYNC, GOODBYE, HELLO, apart
 from inmem.writer.bulk import BulkWork
 from inmem.writer.checkpoints import Checkpoints
 from inmem.writer.commands import Commands
@@ -54,6 +54,7 @@ _RECENT: Final = 32  # commits: the number of their sessions says how many commi
 _GROUPS_PER_MEASUREMENT: Final = 32  # of the image's file, which grows by 20 KiB a group at most
 _SLOW_REPORT_S: Final = 1.0  # between two reports of slow groups
 
+_COMMIT: Final = bytes([COMMIT])
 _tuple: Final = tuple.__new__  # that of a NamedTuple is a function of Python, twice as slow
 
 journal = Journal()
@@ -221,6 +222,14 @@ class Writer:
                     _tuple(Request, (session, sequence, answered_below, frame[size:], flags & FLAG_SYNC != 0))
                 )
                 peers.append(peer)
+            elif frame[0] == COMMITS:
+                for each in apart(frame):
+                    if each[:1] == _COMMIT and len(each) > size:
+                        _, flags, session, sequence, answered_below = unpack(each)
+                        requests.append(_tuple(
+                            Request, (session, sequence, answered_below, each[size:], flags & FLAG_SYNC != 0)
+                        ))
+                        peers.append(peer)
             else:
                 others.append((peer, frame))
         registered = [
