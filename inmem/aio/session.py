@@ -1,0 +1,436 @@
+"""A session of an event loop: many commits under way at once, each of which takes effect exactly once.
+
+It drives `inmem.client.protocol` over one connection. What coroutines commit
+in one turn of the loop travels in one message, and so do the answers. There is
+no thread, except while a writer is looked for, which may have to be started.
+
+Invariant: a commit has a number only once it is sent. So one that is cancelled
+before that leaves nothing behind; one that is cancelled later stays under way,
+and its answer is taken by nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from inmem.client.applied import Applied, applied
+from inmem.client.protocol import PATIENCE_S, Answered, SessionProtocol
+from inmem.client.session import WriterAccess
+from inmem.client.zmtp import ZmtpCodec, path_of
+from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT_BYTES, MAX_MESSAGE_BYTES, MIB, PROTOCOL_VERSION
+from inmem.errors import (
+    ClosedError,
+    CommitUnknownError,
+    ForkError,
+    InmemError,
+    InvariantError,
+    WriterUnavailableError,
+    from_wire,
+)
+from inmem.host.control import EPOCH
+from inmem.wire import COMMITS, FLAG_SYNC, GOODBYE, GOODBYE_HEADER, together
+
+IN_FLIGHT: Final = 64  # commits; more of them wait here, so that other sessions get their share
+_TOGETHER_BYTES: Final = MIB  # of commits in one message
+_LATE: Final = 1024  # answers that came after their deadline, kept for who resends
+_TICK_S: Final = 0.2  # while something is under way
+_RETRY_S: Final = 0.002  # before another look at who serves; doubles
+_RETRY_MAX_S: Final = 0.1
+
+
+class _Commit:
+    __slots__ = ("body", "convert", "deadline", "flags", "future", "timeout_s")
+
+    def __init__(
+        self, body: bytes, flags: int, convert: Callable[[Applied], Any], timeout_s: float,
+        future: asyncio.Future[Any],
+    ) -> None:
+        self.body = body
+        self.flags = flags
+        self.convert = convert
+        self.timeout_s = timeout_s
+        self.deadline = time.monotonic() + timeout_s
+        self.future = future
+
+
+class _Connection(asyncio.Protocol):
+    """One connection to a writer's mailbox."""
+
+    def __init__(self, session: LoopSession, epoch: int) -> None:
+        self.epoch = epoch
+        self.codec = ZmtpCodec(MAX_MESSAGE_BYTES)
+        self.transport: asyncio.Transport | None = None
+        self.is_writable = False
+        self.has_ended = asyncio.get_running_loop().create_future()
+        self._session = session
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.is_writable = True
+        transport.write(self.codec.first)
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame."""
+        assert self.transport is not None
+        self.transport.write(self.codec.head(len(frame)) + frame)
+
+    def data_received(self, data: bytes) -> None:
+        codec = self.codec
+        was_ready = codec.is_ready
+        codec.feed(data)
+        if codec.is_ready and not was_ready:
+            self._session.shaken(self)
+        frames = []
+        while (frame := codec.frame()) is not None:
+            frames.append(frame)
+        if frames:
+            self._session.received(self, frames)
+        if codec.ended:
+            self.close()
+
+    def pause_writing(self) -> None:
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        self.is_writable = True
+        self._session.flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_writable = False
+        if not self.has_ended.done():
+            self.has_ended.set_result(None)
+        self._session.lost(self)
+
+    def close(self) -> None:
+        """Close it; what was sent still arrives."""
+        if self.transport is not None:
+            self.transport.close()
+
+
+class LoopSession:
+    """The commits of one event loop to one store. All of it runs in that loop."""
+
+    def __init__(self, access: WriterAccess) -> None:
+        self._access = access
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self.protocol = SessionProtocol(
+            max_in_flight=min(IN_FLIGHT, access.settings.max_in_flight), patience_s=PATIENCE_S
+        )
+        self._queue: deque[_Commit] = deque()  # not sent, so without a number
+        self._sent: dict[int, _Commit] = {}
+        self._sent_bytes = 0
+        self._late: dict[int, Answered] = {}
+        self._connection: _Connection | None = None  # that was welcomed
+        self._connecting: asyncio.Task[None] | None = None
+        self._welcome: asyncio.Future[None] | None = None  # awaited by `_connecting`
+        self._is_flush_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    # --- commits ----------------------------------------------------------------------
+
+    def commit(
+        self, body: bytes, convert: Callable[[Applied], Any], *, sync: bool, timeout_s: float
+    ) -> asyncio.Future[Any]:
+        """Send a commit; a future of what `convert` makes of what it came to.
+
+        Raises:
+            ClosedError: the database was closed.
+            InvariantError: called in another event loop.
+            ForkError: called in a forked child.
+
+        The future raises:
+            WriterUnavailableError: no writer before the deadline; nothing was sent.
+            CommitUnknownError: sent, and not answered in time; what its `resend` gives is to be awaited.
+            InmemError: what the writer decided.
+        """
+        self._check()
+        future = self._loop.create_future()
+        self._queue.append(_Commit(body, FLAG_SYNC if sync else 0, convert, timeout_s, future))
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._loop.call_soon(self.flush)
+        if self._timer is None:
+            self._timer = self._loop.call_later(min(_TICK_S, timeout_s), self._tick)
+        elif timeout_s < _TICK_S:
+            self._loop.call_later(timeout_s, self._end_overdue)
+        return future
+
+    def _check(self) -> None:
+        try:
+            is_here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            is_here = False
+        if not is_here:
+            raise InvariantError(
+                "this database was opened in another event loop", hint="Open it in each loop that uses it."
+            )
+        if self._pid != os.getpid():
+            raise ForkError("this database belongs to the event loop of the parent process")
+        if self._is_closed or self._access.closed:
+            raise ClosedError("the database is closed")
+
+    def in_flight(self) -> int:
+        """How many commits are not answered."""
+        return len(self._queue) + len(self._sent)
+
+    def flush(self) -> None:
+        """Send what waits, as far as it may be under way; connect first if need be."""
+        self._is_flush_due = False
+        connection, queue, protocol = self._connection, self._queue, self.protocol
+        if connection is None or self._access.control.words[EPOCH] != connection.epoch:
+            if queue or protocol.unanswered:
+                self._connect()
+            return
+        frames: list[bytes] = []
+        size = 0
+        room = IN_FLIGHT - len(protocol.unanswered)
+        while queue and room > 0 and connection.is_writable:
+            one = queue[0]
+            if one.future.done():  # cancelled, or too late
+                queue.popleft()
+                continue
+            if self._sent and self._sent_bytes + len(one.body) > MAX_IN_FLIGHT_BYTES:
+                break
+            queue.popleft()
+            sequence, frame = protocol.submit(one.body, one.flags)
+            self._sent[sequence] = one
+            self._sent_bytes += len(one.body)
+            room -= 1
+            if frames and size + len(frame) > _TOGETHER_BYTES:
+                self._send(connection, frames)
+                frames, size = [], 0
+            frames.append(frame)
+            size += len(frame)
+        if frames:
+            self._send(connection, frames)
+
+    def _send(self, connection: _Connection, frames: list[bytes]) -> None:
+        connection.send(frames[0] if len(frames) == 1 else together(COMMITS, frames))
+
+    def received(self, connection: _Connection, frames: list[bytes]) -> None:
+        """Frames have come."""
+        protocol, now = self.protocol, time.monotonic()
+        for frame in frames:
+            protocol.receive(frame, now)
+        if self._welcome is not None and protocol.welcome is not None and not self._welcome.done():
+            self._welcome.set_result(None)
+        for sequence, answered in protocol.fetch_all():
+            self._settle(sequence, answered)
+        if connection is self._connection:
+            if not protocol.is_welcome:  # the writer did not know the session: it has a new id now
+                self._lose_what_is_lost()
+                self._connection = None
+                connection.close()
+                self._connect()
+            else:
+                self._send_outgoing(connection)
+                if self._queue:
+                    self.flush()
+
+    def _settle(self, sequence: int, answered: Answered) -> None:
+        one = self._sent.pop(sequence, None)
+        if one is None:
+            return
+        self._sent_bytes -= len(one.body)
+        future = one.future
+        if future.done():  # nobody waits any more, but may ask for it
+            self._late[sequence] = answered
+            if len(self._late) > _LATE:
+                del self._late[next(iter(self._late))]
+            return
+        try:
+            future.set_result(one.convert(applied(answered)))
+        except InmemError as error:
+            future.set_exception(error)
+
+    def _send_outgoing(self, connection: _Connection) -> None:
+        for frame in self.protocol.outgoing():
+            connection.send(frame)
+
+    # --- deadlines --------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """Something is under way: end what is overdue, and say again what has had no answer for long."""
+        self._timer = None
+        self._end_overdue()
+        if not (self._queue or self.protocol.unanswered) or self._is_closed:
+            return
+        self._timer = self._loop.call_later(_TICK_S, self._tick)
+        connection = self._connection
+        if connection is None or self._access.control.words[EPOCH] != connection.epoch:
+            self._connect()
+        elif self.protocol.unanswered:
+            self.protocol.tick(time.monotonic())
+            self._send_outgoing(connection)
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        for one in self._queue:
+            if now >= one.deadline and not one.future.done():
+                one.future.set_exception(WriterUnavailableError(
+                    f"nothing could be sent within {one.timeout_s} s", path=self._access.path
+                ))
+        for sequence, one in self._sent.items():
+            if now >= one.deadline and not one.future.done():
+                one.future.set_exception(self._unknown(sequence, one, f"no answer within {one.timeout_s} s"))
+
+    def _unknown(
+        self, sequence: int, one: _Commit, why: str, *, can_resend: bool = True
+    ) -> CommitUnknownError:
+        error = CommitUnknownError(
+            f"the outcome of this commit is not known: {why}",
+            commit_id=f"{self.protocol.session_id.hex()}:{sequence}",
+        )
+        if can_resend:
+            default_s = self._access.settings.timeout_s
+            error.resender = lambda timeout_s: self._resolve(sequence, one, timeout_s or default_s)
+        return error
+
+    async def _resolve(self, sequence: int, one: _Commit, timeout_s: float) -> Any:
+        """What `CommitUnknownError.resend` gives, to be awaited. May be asked for again."""
+        self._check()
+        if sequence in self._late:
+            return one.convert(applied(self._late[sequence]))
+        if sequence not in self._sent:
+            raise self._unknown(sequence, one, "no writer knows its session any more", can_resend=False)
+        again = _Commit(one.body, one.flags, one.convert, timeout_s, self._loop.create_future())
+        self._sent[sequence] = again
+        if sequence in self.protocol.unanswered and self._connection is not None:
+            self._connection.send(self.protocol.frame(sequence))
+        if self._timer is None:
+            self._timer = self._loop.call_later(min(_TICK_S, timeout_s), self._tick)
+        return await again.future
+
+    def _lose_what_is_lost(self) -> None:
+        """Nobody can tell any more whether these were applied."""
+        for sequence in [each for each in self._sent if each in self.protocol.lost]:
+            one = self._sent.pop(sequence)
+            self._sent_bytes -= len(one.body)
+            if not one.future.done():
+                why = "no writer knows its session any more"
+                one.future.set_exception(self._unknown(sequence, one, why, can_resend=False))
+
+    # --- the connection ---------------------------------------------------------------
+
+    def _connect(self) -> None:
+        if self._connecting is None and not self._is_closed:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+            self._connecting = self._loop.create_task(self._until_connected())
+
+    async def _until_connected(self) -> None:
+        """Find the writer of now, and have it know the session; for as long as somebody waits for that."""
+        pause_s = _RETRY_S
+        try:
+            while not self._is_closed and (deadline := self._last_deadline()) > time.monotonic():
+                if await self._try_connect(deadline):
+                    return
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _RETRY_MAX_S)
+        except InmemError as error:
+            self._fail_all(error)
+        finally:
+            self._connecting = None
+            if self._connection is not None:
+                self.flush()
+
+    def _last_deadline(self) -> float:
+        """Until when somebody waits."""
+        waiting = [one.deadline for one in (*self._queue, *self._sent.values()) if not one.future.done()]
+        return max(waiting, default=0.0)
+
+    async def _try_connect(self, deadline: float) -> bool:
+        """Whether the writer of now has welcomed the session.
+
+        Raises:
+            InmemError: there is none to be had, or it refuses this client.
+        """
+        access, protocol = self._access, self.protocol
+        state = await self._loop.run_in_executor(None, access.ensure_writer, deadline)
+        connection = _Connection(self, state.epoch)
+        try:
+            await self._loop.create_unix_connection(lambda: connection, path_of(state.endpoint))
+        except OSError:
+            return False  # it has ended, or has just begun to listen at another place
+        self._welcome = self._loop.create_future()
+        try:
+            await asyncio.wait(
+                (self._welcome, connection.has_ended), timeout=PATIENCE_S,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            welcome = protocol.welcome if self._welcome.done() else None
+            if welcome is not None:
+                if "error" in welcome:
+                    raise from_wire(welcome["error"])
+                if protocol.welcomed() and not connection.has_ended.done():
+                    self._connection = connection
+                    self._send_outgoing(connection)
+                    return True
+                self._lose_what_is_lost()
+            return False
+        finally:
+            self._welcome = None
+            if self._connection is not connection:
+                connection.close()
+
+    def shaken(self, connection: _Connection) -> None:
+        """The other side speaks ZMTP: greet it."""
+        connection.send(self.protocol.greeting(
+            pid=self._pid, database=self._access.database_id, protocol=PROTOCOL_VERSION,
+            format_version=FORMAT_VERSION, slot=False,
+        ))
+
+    def lost(self, connection: _Connection) -> None:
+        """A connection has ended."""
+        if connection is self._connection:
+            self._connection = None
+            if self._queue or self.protocol.unanswered:
+                self._connect()
+
+    def _fail_all(self, error: InmemError) -> None:
+        """No writer can be had: who has sent something does not know what became of it."""
+        queue, self._queue = self._queue, deque()
+        for one in queue:
+            if not one.future.done():
+                one.future.set_exception(_copy(error))
+        for sequence, one in self._sent.items():
+            if not one.future.done():
+                one.future.set_exception(self._unknown(sequence, one, str(error)))
+
+    # --- the end ----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Say goodbye, if nothing is unanswered, and end. What is not answered raises."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        closed = ClosedError("the database was closed")
+        for one in self._queue:
+            if not one.future.done():
+                one.future.set_exception(_copy(closed))
+        for sequence, one in self._sent.items():
+            if not one.future.done():
+                one.future.set_exception(self._unknown(sequence, one, str(closed), can_resend=False))
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if not self.protocol.unanswered:
+                connection.send(GOODBYE_HEADER.pack(GOODBYE, self.protocol.session_id))
+            connection.close()
+
+
+def _copy(error: InmemError) -> InmemError:
+    """The same error for somebody else: each has a traceback of its own."""
+    return type(error)(error.message, hint=error.hint, **error.fields)
