@@ -50,6 +50,7 @@ class Watched:
         for start, end, _ in reads.ranges:
             bucket = bucket_of(start)
             places.add(place_of(bucket) if end <= successor(bucket) else EVERYTHING)
+        self.leaves = frozenset(places)
         if len(places) >= futex.AT_ONCE:
             places = {place if place == EVERYTHING else group_of(place) for place in places}
         self.places = sorted(places)
@@ -118,11 +119,11 @@ class Waiting:
         self, path: Path, begin: Callable[[], StoredVersion], has_image: Callable[[], bool],
         now_us: Callable[[], int],
     ) -> None:
-        self._begin = begin
-        self._has_image = has_image
-        self._now_us = now_us
-        self._sleeper = Sleeper(path)
-        self._is_closed = False
+        self.begin = begin
+        self.has_image = has_image
+        self.now_us = now_us
+        self.sleeper = Sleeper(path)
+        self.is_closed = False
 
     def wait(self, watched: Watched, deadline: float) -> None:
         """Return when something has changed. `deadline` is of `time.monotonic`, or infinite.
@@ -133,24 +134,24 @@ class Waiting:
             ClosedError: the database was closed.
         """
         while True:
-            armed = self._sleeper.arm(watched.places)
-            if self._is_closed:
+            armed = self.sleeper.arm(watched.places)
+            if self.is_closed:
                 raise ClosedError("the database is closed")
             # Without an image nothing changes before there is a writer, and that wakes everybody.
-            if self._has_image() and self._looks_changed(watched):
+            if self.has_image() and self._looks_changed(watched):
                 return
             sleep_s = min(_BOUND_S, deadline - time.monotonic())
             if sleep_s <= 0:
                 raise timed_out()
             if watched.expiry_us:
-                expires_s = (watched.expiry_us - self._now_us()) / 1e6
+                expires_s = (watched.expiry_us - self.now_us()) / 1e6
                 if expires_s <= 0:
                     return
                 sleep_s = min(sleep_s, expires_s)
-            self._sleeper.sleep(armed, sleep_s)
+            self.sleeper.sleep(armed, sleep_s)
 
     def _looks_changed(self, watched: Watched) -> bool:
-        snapshot = self._begin()
+        snapshot = self.begin()
         try:
             return watched.has_changed(snapshot)
         finally:
@@ -158,9 +159,9 @@ class Waiting:
 
     def close(self) -> None:
         """End all waits of this process."""
-        self._is_closed = True
-        self._begin = self._has_image = self._now_us = closed
-        self._sleeper.wake()
+        self.is_closed = True
+        self.begin = self.has_image = self.now_us = closed
+        self.sleeper.wake()
 
 
 def timed_out() -> WaitTimeoutError:

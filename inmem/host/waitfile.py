@@ -145,7 +145,7 @@ class WaitFile:
     def change(self, places: Iterable[int]) -> None:
         """Change words, and wake who sleeps on them."""
         words, flags, address = self.words, self.flags, self._address
-        for place in places:
+        for place in sorted(places):  # a group's after its members': who wakes by it looks at those
             flags[place] = 0
             words[place] = (words[place] + 1) & _MASK
             futex.wake(address + 4 * place)
@@ -172,14 +172,28 @@ class Sleeper:
 
         Without a file, which the disk or the processor may not allow, the sleep is short.
         """
-        rung = self._bell.value
+        rung = self.rung
+        file = self.file()
+        if file is None:
+            return Armed(None, [], [])
+        return self.armed(file, places, file.arm(places), rung)
+
+    @property
+    def rung(self) -> int:
+        """How often all were woken."""
+        return self._bell.value
+
+    def file(self) -> WaitFile | None:
+        """The wait file of now, opened anew if it was removed."""
         file = self._file
         if file is None or not file.is_current():
             file = self._file = self._opened()
-        addresses, values = [], []
-        if file is not None:
-            addresses, values = file.addresses(places), file.arm(places)
-        return Armed(file, [*addresses, ctypes.addressof(self._bell)], [*values, rung])
+        return file
+
+    def armed(self, file: WaitFile, places: Sequence[int], values: Sequence[int], rung: int) -> Armed:
+        """Words to sleep on, with the values that they and `rung` had before looking."""
+        addresses = [*file.addresses(places), ctypes.addressof(self._bell)]
+        return Armed(file, addresses, [*values, rung])
 
     def sleep(self, armed: Armed, timeout_s: float) -> None:
         """Sleep until one of the words changes, or for a while."""
