@@ -1,0 +1,321 @@
+"""Fault 69: who waits while writers, authors and waiters are killed or stopped is woken, and once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import (
+    Workers,
+    kill,
+    kill_writer,
+    process_state,
+    stop_writer,
+    wait_until,
+    writer_pid,
+)
+from waiting_workers import RUN, answer, follow, sleep_on_a_key, watch
+
+import inmem
+from inmem.errors import ClosedError, DatabaseGoneError
+from inmem.host.waitfile import WaitFile
+from inmem.writer import waking
+from inmem.writer.waking import Waking
+
+KILLS = int(os.environ.get("INMEM_TEST_KILLS", "15"))
+LOST_S = 1.0  # a wait that lasts longer after its condition holds is a lost wake
+STARTING_S = 2.0  # in which a new writer comes, on a machine that does other work
+QUIET_S = 0.3  # in which a waiter falls asleep
+
+
+def test_no_wake_is_lost_while_writers_are_killed(
+    store_path: Path, workers: Workers, rng: random.Random
+) -> None:
+    """Two follow, two answer each other, one watches; the writer dies again and again."""
+    events, turns = 40 * KILLS, 10 * KILLS
+    with inmem.open(store_path, timeout_s=60.0) as db:
+        db.events.append(RUN, "n", 0)
+        followers = [workers.start(follow, index, str(store_path), events) for index in (0, 1)]
+        answering = [workers.start(answer, index, str(store_path), turns) for index in (2, 3)]
+        watching = workers.start(watch, 4, str(store_path), "w-last")
+        done = threading.Event()
+
+        def feed() -> None:
+            for number in range(1, events):
+                db.events.append(RUN, "n", number)
+                db.kv.put(RUN, f"w-{number % 50}", number)
+                if number % 7 == 0:
+                    db.kv.delete(RUN, f"w-{(number + 3) % 50}")
+                time.sleep(rng.uniform(0, 0.002))
+            db.kv.put(RUN, "w-last", True)
+            done.set()
+
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        kills = 0
+        while kills < KILLS:
+            time.sleep(rng.uniform(0.1, 0.5))
+            workers.check()
+            kill_writer(store_path)
+            kills += 1
+        feeder.join()
+        assert done.is_set()
+        followed = [worker.result() for worker in followers]
+        answered = [worker.result() for worker in answering]
+        watched = watching.result()
+    for found in followed:
+        assert found["found"] == list(range(events)), "each once, in order"
+    longest_s = max(found["longest_s"] for found in (*followed, *answered))
+    assert longest_s < LOST_S + STARTING_S
+    assert watched["back"] == 0 and watched["state"] == watched["there"]
+    print(f"{kills} kills, {2 * events} events, {2 * turns} turns; the longest wake {longest_s:.2f} s")
+
+
+def test_a_writer_that_dies_between_publishing_and_waking(
+    store_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch, scratch: Path
+) -> None:
+    """Nobody starts another one: the author has its answer and goes. The waiter looks by itself."""
+    flag = scratch / "flag"
+    monkeypatch.setenv("INMEM_FAILPOINT", f"waking:1:{flag}")
+    with inmem.open(store_path) as db:
+        monkeypatch.delenv("INMEM_FAILPOINT")
+        db.kv.put(RUN, "other", 1)
+        pid = writer_pid(store_path)
+        waiter = workers.start(sleep_on_a_key, 0, str(store_path), "k")
+        wait_until(lambda: workers.check() or workers.words[0], "the waiter waits")
+        wait_until(lambda: process_state(waiter.pid) == "S", "it sleeps")
+        time.sleep(QUIET_S)
+        put_at = time.time()
+        db.kv.put(RUN, "k", "value")
+    wait_until(lambda: process_gone(pid), "the writer died")
+    woken_at, value = waiter.result()
+    assert flag.exists() and value == "value"
+    assert woken_at - put_at < LOST_S + QUIET_S + 0.2
+    assert writer_pid(store_path) == 0
+
+
+def process_gone(pid: int) -> bool:
+    try:
+        return process_state(pid) in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def test_waiters_need_no_writer_and_start_none(store_path: Path, workers: Workers) -> None:
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "other", 1)
+        waiter = workers.start(sleep_on_a_key, 0, str(store_path), "k")
+        wait_until(lambda: workers.check() or workers.words[0], "the waiter waits")
+        time.sleep(QUIET_S)
+        stop_writer(store_path)
+        time.sleep(1.5)  # so that it has looked for itself
+        workers.check()
+        assert writer_pid(store_path) == 0
+        put_at = time.time()
+        db.kv.put(RUN, "k", 1)
+        woken_at, _ = waiter.result()
+    assert woken_at - put_at < LOST_S + STARTING_S
+
+
+def test_stopped_waiters_and_writers(store_path: Path, workers: Workers) -> None:
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "other", 1)
+        waiter = workers.start(sleep_on_a_key, 0, str(store_path), "k")
+        wait_until(lambda: workers.check() or workers.words[0], "the waiter waits")
+        time.sleep(QUIET_S)
+        os.kill(waiter.pid, signal.SIGSTOP)
+        for number in range(100):
+            db.kv.put(RUN, "k", number)
+        os.kill(waiter.pid, signal.SIGCONT)
+        assert waiter.result()[1] == 99
+        pid = writer_pid(store_path)
+        woken: list[Any] = []
+        thread = threading.Thread(target=lambda: woken.append(db.kv.wait(RUN, "later", timeout_s=30)))
+        thread.start()
+        time.sleep(QUIET_S)
+        os.kill(pid, signal.SIGSTOP)
+        author = threading.Thread(target=lambda: db.kv.put(RUN, "later", 1))
+        author.start()
+        time.sleep(QUIET_S)
+        assert not woken
+        os.kill(pid, signal.SIGCONT)
+        author.join()
+        thread.join()
+        assert woken[0].value == 1
+
+
+def test_a_killed_waiter_costs_nobody_anything_for_long(
+    store_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its flags stay until the writer clears all of them, after which who waits sets its own again."""
+    monkeypatch.setattr(waking, "_SWEEP_S", 0.0)
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "other", 1)
+        waiter = workers.start(sleep_on_a_key, 0, str(store_path), "k")
+        file = WaitFile(store_path / "waits")
+        wait_until(lambda: workers.check() or file.flagged(), "its flag is set")
+        kill(waiter.pid)
+        time.sleep(0)
+        assert file.flagged() and file.any[0]
+        here = Waking(store_path / "waits")
+        here.published([(0, 0, b"a/b/c/d\0\1k", b"")])
+        assert here.owed and not file.any[0]
+        here.pay()
+        assert not file.flagged() and not here.owed
+        living = threading.Thread(target=lambda: db.kv.wait(RUN, "k", timeout_s=30))
+        living.start()
+        wait_until(file.flagged, "another one waits")
+        here.published([(0, 0, b"a/b/c/d\0\1k", b"")])
+        here._due = 0.0
+        here.pay()
+        wait_until(file.flagged, "it still waits")
+        db.kv.put(RUN, "k", 1)
+        living.join()
+
+
+def test_the_wait_file_may_be_removed(store_path: Path) -> None:
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "other", 1)
+        woken: list[float] = []
+
+        def wait() -> None:
+            db.kv.wait(RUN, "k", timeout_s=30)
+            woken.append(time.monotonic())
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(QUIET_S)
+        (store_path / "waits").unlink()
+        put_at = time.monotonic()
+        db.kv.put(RUN, "k", 1)
+        thread.join()
+        assert woken[0] - put_at < LOST_S + 0.5
+        wait_until((store_path / "waits").exists, "there is one again")
+        time.sleep(LOST_S)  # the writer has looked
+        thread = threading.Thread(target=lambda: db.kv.wait(RUN, "k-2", timeout_s=30))
+        thread.start()
+        time.sleep(QUIET_S)
+        put_at = time.monotonic()
+        db.kv.put(RUN, "k-2", 1)
+        thread.join()
+        assert time.monotonic() - put_at < LOST_S / 2
+
+
+def test_a_directory_that_is_removed_ends_its_waits(store_path: Path) -> None:
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "other", 1)
+        raised: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                db.kv.wait(RUN, "k", timeout_s=30)
+            except DatabaseGoneError as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(QUIET_S)
+        store_path.rename(store_path.with_name("moved"))
+        began = time.monotonic()
+        thread.join()
+        assert raised and time.monotonic() - began < LOST_S + 1.0
+
+
+def test_closing_ends_every_wait(store_path: Path) -> None:
+    db = inmem.open(store_path)
+    db.kv.put(RUN, "other", 1)
+    raised: list[BaseException] = []
+
+    def wait(number: int) -> None:
+        try:
+            if number % 2:
+                db.kv.wait(RUN, f"k-{number}", timeout_s=30)
+            else:
+                next(db.events.follow(RUN, timeout_s=30))
+        except ClosedError as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=wait, args=(number,)) for number in range(40)]
+    for thread in threads:
+        thread.start()
+    time.sleep(QUIET_S)
+    began = time.monotonic()
+    db.close()
+    for thread in threads:
+        thread.join()
+    assert len(raised) == 40 and time.monotonic() - began < LOST_S / 2 + 0.5
+
+
+def test_a_handler_that_raises_ends_a_wait_at_once(store_path: Path) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with inmem.open(store_path) as db:
+            db.kv.put(RUN, "other", 1)
+            waits = [
+                lambda: db.kv.wait(RUN, "k"), lambda: next(db.events.follow(RUN)),
+                lambda: next(db.kv.watch(RUN, "w")), lambda: db.runs.wait(RUN),
+                lambda: db.transact(RUN, lambda txn: txn.kv.get("k") or txn.wait()),
+            ]
+            for wait in waits:
+                began = time.monotonic()
+                signal.setitimer(signal.ITIMER_REAL, 0.15)
+                with pytest.raises(Interrupted):
+                    wait()
+                assert time.monotonic() - began < 0.6
+                assert db.status().oldest_snapshot_age_s is None
+            assert db.kv.put(RUN, "after", 1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_no_snapshot_is_open_while_somebody_waits(store_path: Path) -> None:
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "other", 1)
+        threads = [
+            threading.Thread(target=lambda n=n: db.kv.wait(RUN, f"k-{n}", timeout_s=30)) for n in range(20)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(QUIET_S)
+        db.kv.put(RUN, "another", 1)
+        assert db.status().oldest_snapshot_age_s is None
+        db.kv.put_many(RUN, {f"k-{n}": 1 for n in range(20)})
+        for thread in threads:
+            thread.join()
+
+
+def test_a_fork_while_a_thread_waits(store_path: Path) -> None:
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "other", 1)
+        woken: list[Any] = []
+        thread = threading.Thread(target=lambda: woken.append(db.kv.wait(RUN, "k", timeout_s=30)))
+        thread.start()
+        time.sleep(QUIET_S)
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                db.kv.put(RUN, "of-child", 1)
+                found = db.kv.wait(RUN, "of-child", timeout_s=10)
+                code = 0 if found is not None else 2
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert not woken
+        db.kv.put(RUN, "k", 1)
+        thread.join()
+        assert woken[0].value == 1
