@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from inmem.engines.base import Draft, Sink, View
-from inmem.primitives._byrun import Host
 from inmem.primitives._waiting import Wait
+from inmem.primitives.byrun import Host
 from inmem.primitives.cells.facade import CellReads, RunCells, StateCell, TransactionCells
 from inmem.primitives.events.facade import (
     EventLog,

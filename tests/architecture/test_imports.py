@@ -93,7 +93,7 @@ TABLE = "inmem.primitives.record_table"
 KNOW_TABLE = frozenset(
     {"inmem.primitives.server", "inmem.primitives.runs.procedures", "inmem.primitives.index_repair"}
 )
-FACADE_MODULES = frozenset({"facade", "facades", "reads", "_byrun", "_common", "_paging"})
+FACADE_MODULES = frozenset({"facade", "facades", "reads", "byrun", "_common", "_paging"})
 # One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
 NEIGHBOURS = frozenset({("inmem.primitives.runs.import_procedures", "inmem.primitives.cells.rules")})
 

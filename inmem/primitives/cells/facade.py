@@ -17,10 +17,10 @@ from inmem.errors import CommitUnknownError, ConflictError, InvalidInputError, V
 from inmem.host.interrupts import called, let_through
 from inmem.keys import MAX_NAME_BYTES, TypeTag, encode_name, encode_prefix, range_of, shorten
 from inmem.pending import PendingReal
-from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_flag, check_limit, encoded
 from inmem.primitives._paging import past, stream
 from inmem.primitives._waiting import Wait, check_version, wait_until_differs
+from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.cells import rules
 from inmem.primitives.cells.rules import State
 from inmem.record import payload_of, timestamp_of

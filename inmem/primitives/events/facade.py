@@ -19,10 +19,10 @@ from inmem.errors import AppendOnlyError, InvalidInputError, InvalidValueError
 from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, encode_label, encode_sequence, range_of
 from inmem.pending import Pending
-from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit, deprecated, encoded
 from inmem.primitives._paging import past, stream
 from inmem.primitives._waiting import Wait
+from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.events.rules import (
     HASH_BYTES,
     Appended,

@@ -20,10 +20,10 @@ from inmem.errors import InvalidInputError, InvalidValueError
 from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, encode_name, encode_prefix, range_of
 from inmem.pending import Pending, PendingReal
-from inmem.primitives._byrun import ByRun, OfRun, by_run
 from inmem.primitives._common import check_limit, encoded, lasting
 from inmem.primitives._paging import past, stream
 from inmem.primitives._waiting import Wait, check_version, each_look, wait_until_differs
+from inmem.primitives.byrun import ByRun, OfRun, by_run
 from inmem.primitives.kv import rules
 from inmem.primitives.kv.versioned import Versioned as Versioned
 from inmem.primitives.kv.versioned import versioned

@@ -22,9 +22,9 @@ from inmem.errors import (
     SnapshotTooOldError,
 )
 from inmem.keys import RunId
-from inmem.primitives._byrun import ByRun, Host, OfRun, by_run
 from inmem.primitives._common import check_flag, check_metadata, check_tags, encoded
 from inmem.primitives._waiting import Wait
+from inmem.primitives.byrun import ByRun, Host, OfRun, by_run
 from inmem.primitives.runs import rules
 from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus

@@ -20,10 +20,10 @@ from inmem.config import ENTRY_BYTES
 from inmem.engines.base import Sink, View
 from inmem.errors import InvalidInputError, TraceNotFoundError
 from inmem.keys import RunId, TypeTag, encode_id, encode_label, range_of, shorten
-from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit, check_metadata, check_tags, encoded
 from inmem.primitives._paging import past, stream
 from inmem.primitives._waiting import Wait, each_look
+from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.traces import rules
 from inmem.primitives.traces.rules import Body, Trace, TraceTree
 from inmem.record import payload_of, version_of
