@@ -11,6 +11,7 @@ from inmem.client.retry import resolved_as
 from inmem.client.views import closed
 from inmem.errors import CommitUnknownError
 from inmem.pending import Pending
+from inmem.steps import Steps, driven
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet, encode_single
 
 T = TypeVar("T")
@@ -81,6 +82,10 @@ class DirectSink:
         except CommitUnknownError as error:
             raise resolved_as(error, lambda applied: convert(applied.results[0])) from None
         return convert(applied.results[0])
+
+    def drive(self, steps: Steps[T]) -> T:
+        """Take steps; what they return."""
+        return driven(steps)
 
 
 def _same(result: Any) -> Any:
