@@ -34,6 +34,7 @@ from inmem.primitives.facades import (
     SnapshotFacades,
     TransactionFacades,
 )
+from inmem.steps import ThreadWaits
 
 if TYPE_CHECKING:
     from inmem.database import Database
@@ -66,7 +67,8 @@ class RunScope(ScopeFacades):
         self.namespace = database.namespace_prefix  # what is reached through this scope is of its namespace
         engine = database.engine
         super().__init__(
-            database, engine.latest(), engine.direct(), prefix, self.namespace, name, self.transact, self.wait
+            database, engine.latest(), engine.direct(), prefix, self.namespace, name, self.transact,
+            ThreadWaits(self.wait),
         )
 
     def __repr__(self) -> str:
@@ -260,7 +262,7 @@ class Transaction(TransactionFacades):
         self._is_nested = is_nested
         self._was_entered = False
         self.run_id = scope.run_id
-        super().__init__(scope._database, draft, scope.prefix, scope.namespace, scope.name)
+        super().__init__(scope._database, draft, draft, scope.prefix, scope.namespace, scope.name)
 
     @classmethod
     def begin(

@@ -11,6 +11,7 @@ from inmem.client.retry import resolved_as
 from inmem.client.views import closed
 from inmem.errors import CommitUnknownError
 from inmem.pending import Pending
+from inmem.steps import Steps, driven
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet, encode_single
 
 
@@ -98,6 +99,10 @@ class DirectSink(SingleCommits):
 
     def _nothing(self, result: Any) -> Any:
         return result
+
+    def drive(self, steps: Steps[T]) -> T:
+        """Take steps; what they return."""
+        return driven(steps)
 
 
 def version_of(applied: Applied) -> int:

@@ -29,6 +29,7 @@ from inmem.errors import BusyError, ClosedError, CommitUnknownError, ForkError, 
 from inmem.host.interrupts import OneThread
 from inmem.pending import Pending
 from inmem.primitives.server import WRITE_WHOLE
+from inmem.steps import Steps, driven
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 T = TypeVar("T")
@@ -104,6 +105,10 @@ class PipelineSink:
         result: _Converted[T] = _Converted(convert)
         self._pipeline.add(self, size_of(arguments), AwaitedCall(procedure, arguments, result))
         return result
+
+    def drive(self, steps: Steps[T]) -> T:
+        """Take steps; what they return."""
+        return driven(steps)
 
 
 class _Converted(Pending[T]):

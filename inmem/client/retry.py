@@ -65,33 +65,56 @@ def deadline_in(timeout_s: float | None, argument: str = "timeout_s") -> float:
     return math.inf if timeout_s is None else time.monotonic() + check_timeout(timeout_s, argument)
 
 
-def retrying(
-    attempt: Callable[[float], T], *, max_attempts: int, timeout_s: float, pause_max_s: float = _BACKOFF_MAX_S
-) -> T:
-    """Run an attempt until it is not refused, within bounds; pauses are jittered.
+class Patience:
+    """How often something is tried again, for how long, and with which pauses; these are jittered.
+
+    Raises:
+        InvalidInputError: `max_attempts` is no int of at least 1, or `timeout_s` no time.
+    """
+
+    def __init__(self, *, max_attempts: int, timeout_s: float, pause_max_s: float = _BACKOFF_MAX_S) -> None:
+        if type(max_attempts) is not int or max_attempts < 1:
+            raise InvalidInputError(
+                f"max_attempts must be an int of at least 1, not {shorten(max_attempts)}",
+                argument="max_attempts",
+            )
+        timeout_s = check_timeout(timeout_s)
+        self._left = max_attempts
+        self._deadline = time.monotonic() + timeout_s
+        self._pause_max_s = pause_max_s
+        self._ceiling = min(_BACKOFF_S, pause_max_s)
+
+    def left_s(self) -> float:
+        """The seconds that the next attempt may take."""
+        return max(self._deadline - time.monotonic(), 0.001)
+
+    def pause_after(self, error: RetryableError) -> float | None:
+        """How long to pause before the next attempt, when one was refused; None: the refusal stands."""
+        if is_foreign(error):
+            return None  # a signal handler's: what was attempted may have happened
+        self._left -= 1
+        is_next = isinstance(error, ConflictError) and error.is_next
+        pause = 0.0 if is_next else random.uniform(0, self._ceiling)
+        if not self._left or time.monotonic() + pause >= self._deadline:
+            return None
+        self._ceiling = min(self._ceiling * 2, self._pause_max_s)
+        return pause
+
+
+def retrying(attempt: Callable[[float], T], *, max_attempts: int, timeout_s: float) -> T:
+    """Run an attempt until it is not refused, within bounds.
 
     `attempt` gets the seconds that are left. Functions of the user's are `called` by it.
 
     Raises:
         RetryableError: the last refusal, when attempts or time are used up.
     """
-    if type(max_attempts) is not int or max_attempts < 1:
-        raise InvalidInputError(
-            f"max_attempts must be an int of at least 1, not {shorten(max_attempts)}", argument="max_attempts"
-        )
-    timeout_s = check_timeout(timeout_s)
-    deadline = time.monotonic() + timeout_s
-    ceiling = min(_BACKOFF_S, pause_max_s)
-    for left in range(max_attempts - 1, -1, -1):
+    patience = Patience(max_attempts=max_attempts, timeout_s=timeout_s)
+    while True:
         try:
-            return attempt(max(deadline - time.monotonic(), 0.001))
+            return attempt(patience.left_s())
         except RetryableError as error:
-            if is_foreign(error):
-                raise  # a signal handler's: what was attempted may have happened
-            is_next = isinstance(error, ConflictError) and error.is_next
-            pause = 0.0 if is_next else random.uniform(0, ceiling)
-            if not left or time.monotonic() + pause >= deadline:
+            pause_s = patience.pause_after(error)
+            if pause_s is None:
                 raise
-            time.sleep(pause)
-            ceiling = min(ceiling * 2, pause_max_s)
-    raise AssertionError("unreachable")
+        time.sleep(pause_s)

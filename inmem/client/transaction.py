@@ -33,6 +33,7 @@ from inmem.pending import Pending
 from inmem.primitives.import_mark import is_mark
 from inmem.primitives.server import FOOTPRINTS, PROCEDURES
 from inmem.record import end_of, is_live, pack
+from inmem.steps import Steps, driven
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
 
 T = TypeVar("T")
@@ -254,6 +255,10 @@ class OptimisticTransaction(OneThread):
             if len(self._work.ops) != before:
                 self._entries.append(call)
             return convert(result)
+
+    def drive(self, steps: Steps[T]) -> T:
+        """Take steps; what they return."""
+        return driven(steps)
 
     def _add(self, call: Call, footprint: Footprint) -> None:
         self.check_open()

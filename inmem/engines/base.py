@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from inmem.config import Settings
 from inmem.pending import Pending
+from inmem.steps import Steps
 
+T = TypeVar("T")
 Item = tuple[bytes, bytes]
 
 
@@ -94,6 +96,9 @@ class Sink(Protocol):
         what `convert` gives does not show when the call was made, the commit
         gives it its time, unless what it wrote was read before.
         """
+
+    def drive(self, steps: Steps[T]) -> Any:
+        """Take steps of which each may need what this returned for the one before; what they return."""
 
 
 class Watched(Protocol):

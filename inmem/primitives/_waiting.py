@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
 
 from inmem.errors import InvalidInputError
 from inmem.keys import shorten
+from inmem.steps import Pause, Streamed, Until
 
 T = TypeVar("T")
+E = TypeVar("E")  # an item
 
 _SHORT_S: Final = 0.002  # a look that takes no longer is made as often as something changes
 _PAUSE: Final = 4  # times as long as a longer look took, before the next: a fifth of a core at most
 _PAUSE_MAX_S: Final = 1.0
-
-
-class Wait(Protocol):
-    """`RunScope.wait`: what it returns is never None or otherwise false."""
-
-    def __call__(self, fn: Callable[[Any], T | None], *, timeout_s: float | None = None) -> T: ...
 
 
 def check_version(version: object, argument: str) -> int | None:
@@ -35,20 +31,22 @@ def check_version(version: object, argument: str) -> int | None:
     )
 
 
-def wait_until_differs(
-    wait: Wait, look: Callable[[Any], tuple[T, int | None]], after: int | None, timeout_s: float | None
-) -> T:
-    """What `look(view)` gives as soon as the version with it is not `after`; None is that of nothing."""
+def differs_from(
+    after: int | None, look: Callable[[Any], tuple[T, int | None]]
+) -> Callable[[Any], tuple[T] | None]:
+    """True is what `look(view)` gives if the version with it is not `after`; None is that of nothing."""
 
     def differs(view: Any) -> tuple[T] | None:
         found, version = look(view)
         return (found,) if version != after else None
 
-    return wait(differs, timeout_s=timeout_s)[0]
+    return differs
 
 
-def each_look(wait: Wait, look: Callable[[Any], T], timeout_s: float | None) -> Iterator[T]:
-    """What `look(view)` gives, each time that it is something true.
+def each_look(
+    look: Callable[[Any], T], timeout_s: float | None, items: Callable[[T], Iterable[E]]
+) -> Streamed[E]:
+    """The items in what `look(view)` gives, each time that it is something true.
 
     A look that takes long is made less often, however often something changes.
     """
@@ -62,6 +60,6 @@ def each_look(wait: Wait, look: Callable[[Any], T], timeout_s: float | None) -> 
         return found
 
     while True:
-        yield wait(timed, timeout_s=timeout_s)
+        yield from items((yield Until(timed, timeout_s)))
         if took_s > _SHORT_S:
-            time.sleep(min(_PAUSE_MAX_S, _PAUSE * took_s))
+            yield Pause(min(_PAUSE_MAX_S, _PAUSE * took_s))

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from inmem.engines.base import Draft, Sink, View
-from inmem.primitives._byrun import Host
-from inmem.primitives._waiting import Wait
+from inmem.engines.base import Sink, View
+from inmem.primitives.byrun import Host
 from inmem.primitives.cells.facade import CellReads, RunCells, StateCell, TransactionCells
 from inmem.primitives.events.facade import (
     EventLog,
@@ -25,6 +24,7 @@ from inmem.primitives.kv.facade import KVReads, KVStore, PipedKV, PipelineKV, Ru
 from inmem.primitives.runs.facade import RunIndex, RunRuns, Runs
 from inmem.primitives.runs.reads import RunReads
 from inmem.primitives.traces.facade import RunTraces, TraceReads, Traces, TraceStore
+from inmem.steps import Waits
 
 
 class DatabaseFacades:
@@ -45,13 +45,13 @@ class ScopeFacades:
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
-        transact: Callable[..., Any], wait: Wait,
+        transact: Callable[..., Any], waits: Waits,
     ) -> None:
-        self.kv = RunKV(view, sink, prefix, transact, wait)
-        self.events = RunEvents(view, sink, prefix, wait)
-        self.cells = RunCells(view, sink, prefix, wait)
-        self.traces = RunTraces(view, sink, prefix, wait)
-        self.runs = RunRuns(host, view, sink, namespace, run_id, wait)
+        self.kv = RunKV(view, sink, prefix, transact, waits)
+        self.events = RunEvents(view, sink, prefix, waits)
+        self.cells = RunCells(view, sink, prefix, waits)
+        self.traces = RunTraces(view, sink, prefix, waits)
+        self.runs = RunRuns(host, view, sink, namespace, run_id, waits)
 
 
 class SnapshotFacades:
@@ -72,12 +72,14 @@ class TransactionFacades:
 
     __slots__ = ("cells", "events", "kv", "runs", "traces")
 
-    def __init__(self, host: Host, draft: Draft, prefix: bytes, namespace: bytes, run_id: str) -> None:
-        self.kv = TransactionKV(draft, draft, prefix)
-        self.events = TransactionEvents(draft, draft, prefix)
-        self.cells = TransactionCells(draft, draft, prefix)
-        self.traces = Traces(draft, draft, prefix)
-        self.runs = Runs(host, draft, draft, namespace, run_id)
+    def __init__(
+        self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str
+    ) -> None:
+        self.kv = TransactionKV(view, sink, prefix)
+        self.events = TransactionEvents(view, sink, prefix)
+        self.cells = TransactionCells(view, sink, prefix)
+        self.traces = Traces(view, sink, prefix)
+        self.runs = Runs(host, view, sink, namespace, run_id)
 
 
 class PipelineFacades:

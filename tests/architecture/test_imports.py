@@ -17,7 +17,8 @@ from architecture.modules import COMPUTED, imports_of, real_modules
 # From the ground up. A name is a module, or a package with all of it that has no layer of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "version", "conversions"),
-    ("record", "changes", "keys", "values", "writeset", "wire", "jsonvalues", "callables", "pending"),
+    ("record", "changes", "keys", "values", "writeset", "wire", "jsonvalues", "callables", "pending",
+     "steps"),
     ("host",),
     ("engines.base",),
     ("commit",),
@@ -30,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines",),
     ("maintenance",),
     ("scopes", "database"),
+    ("aio",),
     ("exchange",),
     ("cli",),
     ("exports",),
@@ -93,7 +95,7 @@ TABLE = "inmem.primitives.record_table"
 KNOW_TABLE = frozenset(
     {"inmem.primitives.server", "inmem.primitives.runs.procedures", "inmem.primitives.index_repair"}
 )
-FACADE_MODULES = frozenset({"facade", "facades", "reads", "_byrun", "_common", "_paging"})
+FACADE_MODULES = frozenset({"facade", "facades", "reads", "byrun", "_common", "_paging", "_waiting"})
 # One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
 NEIGHBOURS = frozenset({("inmem.primitives.runs.import_procedures", "inmem.primitives.cells.rules")})
 

@@ -87,13 +87,13 @@ LINES: Final[dict[str, list[tuple[str, str]]]] = {
         ),
         ("        self.kv = KVStore(database)\n", "        self.notes = NoteStore(database)\n"),
         (
-            "        self.kv = RunKV(view, sink, prefix, transact)\n",
+            "        self.kv = RunKV(view, sink, prefix, transact, waits)\n",
             "        self.notes = RunNotes(view, sink, prefix)\n",
         ),
         ("        self.kv = KVReads(view, prefix)\n", "        self.notes = NoteReads(view, prefix)\n"),
         (
-            "        self.kv = TransactionKV(draft, draft, prefix)\n",
-            "        self.notes = TransactionNotes(draft, draft, prefix)\n",
+            "        self.kv = TransactionKV(view, sink, prefix)\n",
+            "        self.notes = TransactionNotes(view, sink, prefix)\n",
         ),
         ("        self.kv = PipelineKV(pipeline)\n", "        self.notes = PipelineNotes(pipeline)\n"),
         ("        self.kv = PipedKV(sink, prefix)\n", "        self.notes = PipedNotes(sink, prefix)\n"),

@@ -7,23 +7,31 @@ changes from one version exactly one happens. The rules are in `rules`.
 from __future__ import annotations
 
 import builtins
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
 from inmem.callables import check_callable, check_result
-from inmem.client.retry import resolved_as, retrying
+from inmem.client.retry import Patience, resolved_as
 from inmem.engines.base import Sink, View
-from inmem.errors import CommitUnknownError, ConflictError, InvalidInputError, VersionMismatchError
+from inmem.errors import (
+    CommitUnknownError,
+    ConflictError,
+    InvalidInputError,
+    RetryableError,
+    VersionMismatchError,
+)
 from inmem.host.interrupts import called, let_through
 from inmem.keys import MAX_NAME_BYTES, TypeTag, encode_name, encode_prefix, range_of, shorten
 from inmem.pending import PendingReal
-from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_flag, check_limit, encoded
 from inmem.primitives._paging import past, stream
-from inmem.primitives._waiting import Wait, check_version, wait_until_differs
+from inmem.primitives._waiting import check_version, differs_from
+from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.cells import rules
 from inmem.primitives.cells.rules import State
 from inmem.record import payload_of, timestamp_of
+from inmem.steps import Pause, Raised, Steps, Waits
 from inmem.values import decode
 
 T = TypeVar("T")
@@ -130,7 +138,9 @@ class Cells(CellReads, Generic[V]):
             RunDeletedError: the run was deleted.
         """
         procedure = "cell.ensure" if check_flag(exist_ok, "exist_ok") else "cell.init"
-        return int(self._sink.ask(procedure, [self._prefix, _name(name), encoded(self._sink, value)], int))
+        arguments = [self._prefix, _name(name), encoded(self._sink, value)]
+        version: int = self._sink.ask(procedure, arguments, int)
+        return version
 
     def cas(self, name: str, expected_version: int, value: Any) -> int:
         """Change a cell if it is still at a version; its new version. Cost: one round trip.
@@ -140,7 +150,8 @@ class Cells(CellReads, Generic[V]):
             CellNotFoundError: there is no cell.
         """
         arguments = [self._prefix, _name(name), _version(expected_version), encoded(self._sink, value)]
-        return int(self._sink.ask("cell.cas", arguments, int))
+        version: int = self._sink.ask("cell.cas", arguments, int)
+        return version
 
     def set(self, name: str, value: Any) -> V:
         """Create or overwrite a cell; its new version. Never conflicts. Cost: one round trip.
@@ -153,17 +164,18 @@ class Cells(CellReads, Generic[V]):
 
     def delete(self, name: str) -> bool:
         """Remove a cell; whether there was one. Its versions are not used again."""
-        return bool(self._sink.ask("cell.delete", [self._prefix, _name(name)], bool))
+        existed: bool = self._sink.ask("cell.delete", [self._prefix, _name(name)], bool)
+        return existed
 
 
 class RunCells(Cells[int]):
     """One run's cells outside a transaction: each change is a commit of its own."""
 
-    __slots__ = ("_wait",)
+    __slots__ = ("_waits",)
 
-    def __init__(self, view: View, sink: Sink, prefix: bytes, wait: Wait) -> None:
+    def __init__(self, view: View, sink: Sink, prefix: bytes, waits: Waits) -> None:
         super().__init__(view, sink, prefix)
-        self._wait = wait
+        self._waits = waits
 
     def wait(
         self, name: str, *, after: int | None = None, timeout_s: float | None = None
@@ -190,7 +202,9 @@ class RunCells(Cells[int]):
             state = view.cells.read(name)
             return state, None if state is None else state.version
 
-        return wait_until_differs(self._wait, look, check_version(after, "after"), timeout_s)
+        differs = differs_from(check_version(after, "after"), look)
+        found: State | None = self._waits.wait(differs, timeout_s, operator.itemgetter(0))
+        return found
 
     def transition(
         self, name: str, fn: Callable[[State], tuple[Any, T]], *, max_attempts: int = MAX_ATTEMPTS,
@@ -209,27 +223,43 @@ class RunCells(Cells[int]):
             CommitUnknownError: no answer in time; `fn` is not run again.
         """
         check_callable(fn)
+        patience = Patience(max_attempts=max_attempts, timeout_s=timeout_s, pause_max_s=_PAUSE_S)
+        result: T = self._sink.drive(self._transition(name, fn, patience))
+        return result
 
-        def attempt(_: float) -> T:
-            state = self.read(name)
-            if state is None:
-                # No cell is at version 0: the writer refuses, and knows why. There is none, its run
-                # was deleted, or it was created just now.
-                self._exchange(name, 0, None)
-            state = _required(state, name)
-            value, result = _outcome(called(fn, state))
+    def _transition(
+        self, name: str, fn: Callable[[State], tuple[Any, T]], patience: Patience
+    ) -> Steps[T | Raised]:
+        while True:
             try:
-                self._exchange(name, state.version, value)
-            except CommitUnknownError as error:
-                raise resolved_as(error, lambda _: result) from None
-            return result
+                return (yield from self._attempt(name, fn))
+            except RetryableError as error:
+                pause_s = patience.pause_after(error)
+                if pause_s is None:
+                    raise
+            yield Pause(pause_s)
 
-        return retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s, pause_max_s=_PAUSE_S)
+    def _attempt(self, name: str, fn: Callable[[State], tuple[Any, T]]) -> Steps[T | Raised]:
+        state = self.read(name)
+        if state is None:
+            # No cell is at version 0: the writer refuses, and knows why. There is none, its run
+            # was deleted, or it was created just now.
+            yield from self._exchange(name, 0, None)
+        state = _required(state, name)
+        try:
+            value, result = _outcome(called(fn, state))
+        except StopIteration as error:
+            return Raised(error)
+        try:
+            yield from self._exchange(name, state.version, value)
+        except CommitUnknownError as error:
+            raise resolved_as(error, lambda _: result) from None
+        return result
 
-    def _exchange(self, name: str, version: int, value: Any) -> None:
+    def _exchange(self, name: str, version: int, value: Any) -> Steps[None]:
         """`cas`, with the lost race as a conflict."""
         try:
-            self.cas(name, version, value)
+            yield self.cas(name, version, value)
         except VersionMismatchError as error:
             let_through(error)
             raise ConflictError(
@@ -245,12 +275,19 @@ class TransactionCells(Cells[PendingVersion]):
     def transition(self, name: str, fn: Callable[[State], tuple[Any, T]]) -> T:
         """Change a cell by `fn(state) -> (new value, result)`; a conflict is the transaction's."""
         check_callable(fn)
+        result: T = self._sink.drive(self._transition(name, fn))
+        return result
+
+    def _transition(self, name: str, fn: Callable[[State], tuple[Any, T]]) -> Steps[T | Raised]:
         state = self.read(name)
         if state is None:
-            self.cas(name, 0, None)  # it says why there is none, as outside of a transaction
+            yield self.cas(name, 0, None)  # it says why there is none, as outside of a transaction
         state = _required(state, name)
-        value, result = _outcome(fn(state))
-        self.cas(name, state.version, value)
+        try:
+            value, result = _outcome(fn(state))
+        except StopIteration as error:
+            return Raised(error)
+        yield self.cas(name, state.version, value)
         return result
 
 

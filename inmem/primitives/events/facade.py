@@ -19,10 +19,9 @@ from inmem.errors import AppendOnlyError, InvalidInputError, InvalidValueError
 from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, encode_label, encode_sequence, range_of
 from inmem.pending import Pending
-from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit, deprecated, encoded
 from inmem.primitives._paging import past, stream
-from inmem.primitives._waiting import Wait
+from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.events.rules import (
     HASH_BYTES,
     Appended,
@@ -32,6 +31,7 @@ from inmem.primitives.events.rules import (
     verify,
 )
 from inmem.record import payload_of
+from inmem.steps import Streamed, Until, Waits
 from inmem.writeset import check_weight
 
 A = TypeVar("A")  # where an event went, or what will say so
@@ -258,11 +258,11 @@ class Events(EventReads, EventWrites[A]):
 class RunEvents(Events[Appended]):
     """One run's log outside a transaction: each append is a commit of its own."""
 
-    __slots__ = ("_wait",)
+    __slots__ = ("_waits",)
 
-    def __init__(self, view: View, sink: Sink, prefix: bytes, wait: Wait) -> None:
+    def __init__(self, view: View, sink: Sink, prefix: bytes, waits: Waits) -> None:
         super().__init__(view, sink, prefix)
-        self._wait = wait
+        self._waits = waits
 
     def follow(
         self, start: int = 0, *, event_type: str | None = None, timeout_s: float | None = None
@@ -291,9 +291,10 @@ class RunEvents(Events[Appended]):
         if event_type is not None:
             encode_label(event_type, "event_type")
         deadline_in(timeout_s)
-        return self._follow(start, event_type, timeout_s)
+        events: Iterator[Event] = self._waits.stream(self._follow(start, event_type, timeout_s))
+        return events
 
-    def _follow(self, start: int, event_type: str | None, timeout_s: float | None) -> Iterator[Event]:
+    def _follow(self, start: int, event_type: str | None, timeout_s: float | None) -> Streamed[Event]:
         def has_more(view: Any) -> bool:
             if event_type is None:
                 return bool(view.events.read_range(start, limit=1))
@@ -304,7 +305,7 @@ class RunEvents(Events[Appended]):
             for event in self.iter(start, event_type=event_type):
                 yield event
                 start = event.sequence + 1
-            self._wait(has_more, timeout_s=timeout_s)
+            yield Until(has_more, timeout_s)
 
 
 class TransactionEvents(Events[PendingAppend]):

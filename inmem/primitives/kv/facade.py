@@ -8,7 +8,7 @@ a pipeline the second, a run outside or inside a transaction both.
 from __future__ import annotations
 
 import builtins
-import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
@@ -20,16 +20,17 @@ from inmem.errors import InvalidInputError, InvalidValueError
 from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, encode_name, encode_prefix, range_of
 from inmem.pending import Pending, PendingReal
-from inmem.primitives._byrun import ByRun, OfRun, by_run
 from inmem.primitives._common import check_limit, encoded, lasting
 from inmem.primitives._paging import past, stream
-from inmem.primitives._waiting import Wait, check_version, each_look, wait_until_differs
+from inmem.primitives._waiting import check_version, differs_from, each_look
+from inmem.primitives.byrun import ByRun, OfRun, by_run
 from inmem.primitives.kv import rules
 from inmem.primitives.kv.versioned import Versioned as Versioned
 from inmem.primitives.kv.versioned import versioned
 from inmem.primitives.kv.watching import Change as Change
 from inmem.primitives.kv.watching import Watched
 from inmem.record import expires_at, payload_of
+from inmem.steps import Waits
 from inmem.values import decode
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT
 
@@ -266,14 +267,14 @@ class KV(KVReads, KVWrites[V, N, B]):
 class RunKV(KV[int, rules.Number, bool]):
     """One run's entries outside a transaction: each write is a commit of its own."""
 
-    __slots__ = ("_transact", "_wait")
+    __slots__ = ("_transact", "_waits")
 
     def __init__(
-        self, view: View, sink: Sink, prefix: bytes, transact: Callable[..., Any], wait: Wait
+        self, view: View, sink: Sink, prefix: bytes, transact: Callable[..., Any], waits: Waits
     ) -> None:
         super().__init__(view, sink, prefix)
         self._transact = transact
-        self._wait = wait
+        self._waits = waits
 
     def wait(
         self, key: str, *, after: int | None = None, timeout_s: float | None = None
@@ -301,7 +302,9 @@ class RunKV(KV[int, rules.Number, bool]):
             found = view.kv.get_versioned(key)
             return found, None if found is None else found.version
 
-        return wait_until_differs(self._wait, look, check_version(after, "after"), timeout_s)
+        differs = differs_from(check_version(after, "after"), look)
+        found: Versioned | None = self._waits.wait(differs, timeout_s, operator.itemgetter(0))
+        return found
 
     def watch(
         self, prefix: str | None = None, *, since: int | None = None, timeout_s: float | None = None
@@ -331,10 +334,12 @@ class RunKV(KV[int, rules.Number, bool]):
         encode_prefix(prefix)
         watched = Watched(len(self._head), check_version(since, "since") or 0)
         deadline_in(timeout_s)
-        looks = each_look(
-            self._wait, lambda view: watched.changes(view.kv.records(prefix), view.version), timeout_s
-        )
-        return itertools.chain.from_iterable(looks)
+
+        def look(view: Any) -> builtins.list[Change]:
+            return watched.changes(view.kv.records(prefix), view.version)
+
+        changes: Iterator[Change] = self._waits.stream(each_look(look, timeout_s, iter))
+        return changes
 
     def transaction(self, fn: Callable[[Any], T]) -> T:
         """Run `fn(txn)` as `Database.transact` does, and return its result."""

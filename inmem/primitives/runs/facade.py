@@ -22,13 +22,13 @@ from inmem.errors import (
     SnapshotTooOldError,
 )
 from inmem.keys import RunId
-from inmem.primitives._byrun import ByRun, Host, OfRun, by_run
 from inmem.primitives._common import check_flag, check_metadata, check_tags, encoded
-from inmem.primitives._waiting import Wait
+from inmem.primitives.byrun import ByRun, Host, OfRun, by_run
 from inmem.primitives.runs import rules
 from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
 from inmem.record import expires_at
+from inmem.steps import Steps, Waits
 
 TERMINAL: Final = frozenset({
     RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.ARCHIVED
@@ -148,21 +148,21 @@ class Runs(RunReads):
             RunDeletedError: it was deleted before.
             InvariantError: called in a transaction, of which it cannot be a part.
         """
-        run_id = self._own()
+        deleted: DeletedRun = self._sink.drive(self._deletion(self._own()))
+        return deleted
 
+    def _deletion(self, run_id: str) -> Steps[DeletedRun]:
         def deleted(counts: builtins.list[Any]) -> DeletedRun:
             return DeletedRun(run_id, *counts)
 
-        def delete(procedure: str, *given: Any) -> DeletedRun:
-            found: DeletedRun = self._sink.ask(
-                procedure, [self._namespace, run_id, *given], deleted, alone="delete_run"
-            )
-            return found
+        def delete(procedure: str, *given: Any) -> Any:
+            return self._sink.ask(procedure, [self._namespace, run_id, *given], deleted, alone="delete_run")
 
         given: builtins.list[Any] = []
         for _ in range(_COUNTS):
             try:
-                return delete("run.remove", given)
+                removed: DeletedRun = yield delete("run.remove", given)
+                return removed
             except (LimitError, ConflictError) as error:
                 # Too much for the writer to count; or it was written to while it was counted here.
                 if isinstance(error, LimitError) and error.what != rules.TO_COUNT:
@@ -171,7 +171,8 @@ class Runs(RunReads):
                 given = self._count()
             except SnapshotTooOldError:
                 break  # so large that it cannot be counted in one snapshot
-        return delete("run.delete")
+        removed = yield delete("run.delete")
+        return removed
 
     def _count(self) -> builtins.list[Any]:
         """A version, the earliest expiry met or 0, and how many records each type tag has then."""
@@ -209,13 +210,13 @@ class Runs(RunReads):
 class RunRuns(Runs):
     """The run of a scope outside a transaction: each change is a commit of its own."""
 
-    __slots__ = ("_wait",)
+    __slots__ = ("_waits",)
 
     def __init__(
-        self, host: Host, view: View, sink: Sink, namespace: bytes, run_id: str, wait: Wait
+        self, host: Host, view: View, sink: Sink, namespace: bytes, run_id: str, waits: Waits
     ) -> None:
         super().__init__(host, view, sink, namespace, run_id)
-        self._wait = wait
+        self._waits = waits
 
     def wait(
         self, *, until: RunStatus | Iterable[RunStatus] = TERMINAL, timeout_s: float | None = None
@@ -242,7 +243,8 @@ class RunRuns(Runs):
             run: RunMetadata | None = view.runs.get_run()
             return run if run is not None and run.status in wanted else None
 
-        return self._wait(look, timeout_s=timeout_s)
+        run: RunMetadata = self._waits.wait(look, timeout_s, _itself)
+        return run
 
 
 class RunIndex(ByRun[RunRuns]):
@@ -372,6 +374,10 @@ class RunIndex(ByRun[RunRuns]):
 
     def _any(self) -> RunRuns:
         return self._of("-")  # the call concerns all runs: any run's facade will do
+
+
+def _itself(run: RunMetadata) -> RunMetadata:
+    return run
 
 
 def _statuses(until: object) -> frozenset[RunStatus]:

@@ -14,9 +14,9 @@ from inmem.engines.base import Item, View
 from inmem.errors import InvalidInputError, RunNotFoundError
 from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, check_run_id, range_of, shorten
-from inmem.primitives._byrun import Host, OfRun
 from inmem.primitives._common import check_limit, check_tags
 from inmem.primitives._paging import CHUNK, past
+from inmem.primitives.byrun import Host, OfRun
 from inmem.primitives.runs import rules
 from inmem.primitives.runs.rules import RunMetadata, RunStats, RunStatus
 from inmem.record import payload_of

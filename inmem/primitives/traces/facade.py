@@ -20,13 +20,14 @@ from inmem.config import ENTRY_BYTES
 from inmem.engines.base import Sink, View
 from inmem.errors import InvalidInputError, TraceNotFoundError
 from inmem.keys import RunId, TypeTag, encode_id, encode_label, range_of, shorten
-from inmem.primitives._byrun import ByRun, by_run
 from inmem.primitives._common import check_limit, check_metadata, check_tags, encoded
 from inmem.primitives._paging import past, stream
-from inmem.primitives._waiting import Wait, each_look
+from inmem.primitives._waiting import each_look
+from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.traces import rules
 from inmem.primitives.traces.rules import Body, Trace, TraceTree
 from inmem.record import payload_of, version_of
+from inmem.steps import Streamed, Waits, at_once
 from inmem.writeset import check_weight
 
 T = TypeVar("T")
@@ -269,25 +270,24 @@ class Traces(TraceReads):
     def _record(self, traces: Iterable[NewTrace], result: Callable[[builtins.list[str]], T]) -> T:
         news = _new_traces(traces)
         items = [_item(self._sink, new) for new in news]
-        recorded = result([item[0] for item in items])
+        ids = result([item[0] for item in items])
         check_weight(ENTRY_BYTES * sum(map(rules.entries_of, items)))
-        if items:
-            # With ids made here and no parents nothing that is stored is in their way.
-            is_sure = all(new.id is None and new.parent_id is None for new in news)
-            self._sink.ask(
-                "trace.record", [self._prefix, items], lambda _: recorded, shows_time=False, is_sure=is_sure
-            )
+        # With ids made here and no parents nothing that is stored is in their way.
+        is_sure = all(new.id is None and new.parent_id is None for new in news)
+        recorded: T = self._sink.ask(
+            "trace.record", [self._prefix, items], lambda _: ids, shows_time=False, is_sure=is_sure
+        ) if items else self._sink.drive(at_once(ids))
         return recorded
 
 
 class RunTraces(Traces):
     """One run's traces outside a transaction: each recording is a commit of its own."""
 
-    __slots__ = ("_wait",)
+    __slots__ = ("_waits",)
 
-    def __init__(self, view: View, sink: Sink, prefix: bytes, wait: Wait) -> None:
+    def __init__(self, view: View, sink: Sink, prefix: bytes, waits: Waits) -> None:
         super().__init__(view, sink, prefix)
-        self._wait = wait
+        self._waits = waits
 
     def follow(self, *, start_after: str | None = None, timeout_s: float | None = None) -> Iterator[Trace]:
         """All traces, then those that come, each once, in the order of their commits.
@@ -318,19 +318,23 @@ class RunTraces(Traces):
                 )
             floor = version_of(record)
         deadline_in(timeout_s)
-        return self._follow(floor, timeout_s)
+        traces: Iterator[Trace] = self._waits.stream(self._follow(floor, timeout_s))
+        return traces
 
-    def _follow(self, floor: int, timeout_s: float | None) -> Iterator[Trace]:
+    def _follow(self, floor: int, timeout_s: float | None) -> Streamed[Trace]:
         def look(view: Any) -> builtins.list[tuple[int, str]]:
             found: builtins.list[tuple[int, str]] = view.traces.newer(floor)
             return found
 
-        for found in each_look(self._wait, look, timeout_s):
+        def traces(found: builtins.list[tuple[int, str]]) -> Iterator[Trace]:
+            nonlocal floor
             for version, trace_id in found:
                 trace = self.get(trace_id)
                 if trace is not None:
                     yield trace
                 floor = version
+
+        return each_look(look, timeout_s, traces)
 
 
 class TraceStore(ByRun[RunTraces]):

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from inmem.engines.base import Sink, View
 from inmem.keys import encode_name, range_of
 from inmem.pending import Pending
-from inmem.primitives._byrun import ByRun, by_run
+from inmem.primitives.byrun import ByRun, by_run
 from inmem.record import payload_of
 
 from . import rules

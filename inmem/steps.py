@@ -1,0 +1,115 @@
+"""What is done one step after the other, by whoever can wait: a thread here, a loop in `inmem.aio`.
+
+Invariant: what a facade does between two steps neither blocks nor looks at
+what a sink returned: that may be the result, or something to await. Whoever
+drives the steps gives them the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Do nothing for some seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """Sleep until `fn(view)` returns something true, as `RunScope.wait` does, and give that back."""
+
+    fn: Callable[[Any], Any]
+    timeout_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What steps return if they end with an exception that a generator cannot raise: a `StopIteration`."""
+
+    error: BaseException
+
+
+# Yields what a sink returned, and gets the result; or a `Pause`. Returns the result of all.
+Steps = Generator[Any, Any, T]
+# Yields items; or an `Until`, and gets what was waited for; or a `Pause`.
+Streamed = Generator[T | Until | Pause, Any, None]
+
+
+class Waits(Protocol):
+    """Who waits for the facades of a run."""
+
+    def wait(self, fn: Callable[[Any], T | None], timeout_s: float | None, convert: Callable[[T], R]) -> Any:
+        """What `convert` makes of what `fn(view)` returns as soon as that is something true."""
+
+    def stream(self, steps: Streamed[T]) -> Any:
+        """The items that the steps yield."""
+
+
+class Wait(Protocol):
+    """`RunScope.wait`: what it returns is never None or otherwise false."""
+
+    def __call__(self, fn: Callable[[Any], T | None], *, timeout_s: float | None = None) -> T: ...
+
+
+class ThreadWaits:
+    """The thread that calls waits itself."""
+
+    __slots__ = ("_wait",)
+
+    def __init__(self, wait: Wait) -> None:
+        self._wait = wait
+
+    def wait(self, fn: Callable[[Any], T | None], timeout_s: float | None, convert: Callable[[T], R]) -> R:
+        """See `Waits`; raises as `RunScope.wait`."""
+        return convert(self._wait(fn, timeout_s=timeout_s))
+
+    def stream(self, steps: Streamed[T]) -> Iterator[T]:
+        """See `Waits`."""
+        found = None
+        try:
+            while True:
+                try:
+                    step = steps.send(found)
+                except StopIteration:
+                    return
+                found = None
+                if isinstance(step, Until):
+                    found = self._wait(step.fn, timeout_s=step.timeout_s)
+                elif isinstance(step, Pause):
+                    time.sleep(step.seconds)
+                else:
+                    yield step
+        finally:
+            steps.close()
+
+
+def driven(steps: Steps[T]) -> T:
+    """Take the steps where a sink returns results; what they return."""
+    result = None
+    while True:
+        try:
+            result = steps.send(result)
+        except StopIteration as end:
+            returned: T | Raised = end.value
+            break
+        if isinstance(result, Pause):
+            time.sleep(result.seconds)
+            result = None
+    if isinstance(returned, Raised):
+        raise returned.error
+    return returned
+
+
+def at_once(result: T) -> Steps[T]:
+    """No step at all."""
+    yield from ()
+    return result
