@@ -127,7 +127,7 @@ class RunScope(ScopeFacades):
         while True:
             try:
                 return retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s)
-            except _NotYet as not_yet:
+            except NotYet as not_yet:
                 not_yet.watched.wait(wait_until)
 
     def wait(self, fn: Callable[[Snapshot], T | None], *, timeout_s: float | None = None) -> T:
@@ -227,7 +227,7 @@ class Snapshot(SnapshotFacades):
         self.close()
 
 
-class _NotYet(BaseException):
+class NotYet(BaseException):
     """A transaction's function wants to run again when something has changed. It is no `Exception`."""
 
     def __init__(self, watched: Watched) -> None:
@@ -320,7 +320,7 @@ class Transaction(TransactionFacades):
             raise InvariantError(
                 "only a function that transact runs can wait", hint="Use db.transact(run, fn, wait_s=...)."
             )
-        raise _NotYet(self._draft.watched(self._prefix))
+        raise NotYet(self._draft.watched(self._prefix))
 
     def commit(self) -> None:
         """Commit now instead of at the end of the block.

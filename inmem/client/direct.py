@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from inmem.client.applied import Applied
 from inmem.client.attachment import Attachment
@@ -13,6 +13,8 @@ from inmem.errors import CommitUnknownError
 from inmem.pending import Pending
 from inmem.steps import Steps, driven
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet, encode_single
+
+T = TypeVar("T")
 
 
 class Commits(Protocol):

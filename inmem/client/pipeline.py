@@ -280,6 +280,15 @@ class PipelinedWrites(OneThread):
                     [*self._groups[:index], *self._groups[index + 1 :]], self._error or error
                 )
 
+    def send(self) -> None:
+        """Send what is left, and do not wait."""
+        self._send()
+
+    def settle_oldest(self) -> None:
+        """Note the outcome of the oldest group that was sent, if there is one; it is waited for."""
+        if self._groups and self._session is not None:
+            self._settle(self._session)
+
     def _settle(self, session: Submits) -> None:
         """Wait for the oldest group, which stays until its outcome is noted."""
         sequence = self._first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -35,10 +35,18 @@ def resolved_as(error: CommitUnknownError, convert: Callable[[Any], Any]) -> Com
                 result = again(timeout_s)
             except CommitUnknownError as later:
                 raise resolved_as(later, convert) from None
-            return convert(result)
+            return _awaited(result, convert) if isinstance(result, Coroutine) else convert(result)
 
         error.resender = resend
     return error
+
+
+async def _awaited(result: Coroutine[Any, Any, Any], convert: Callable[[Any], Any]) -> Any:
+    """What `convert` makes of a result that a loop's session gives."""
+    try:
+        return convert(await result)
+    except CommitUnknownError as later:
+        raise resolved_as(later, convert) from None
 
 
 def check_timeout(timeout_s: object, argument: str = "timeout_s") -> float:

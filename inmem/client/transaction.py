@@ -360,20 +360,20 @@ class OptimisticTransaction(OneThread):
             InmemError: whatever a procedure refused.
         """
         self.check_open()
-        body = self._encode()
+        body = self.prepare()
         if body is None:
             return
         try:
             applied = self._commit(body, sync=self._sync, timeout_s=self._timeout_s)
         except CommitUnknownError as error:
-            raise resolved_as(error, self._applied) from None
+            raise resolved_as(error, self.applied) from None
         except InmemError as error:
             if not error.is_foreign:
-                self._forget()
+                self.refused()
             raise
-        self._applied(applied)
+        self.applied(applied)
 
-    def _encode(self) -> bytes | None:
+    def prepare(self) -> bytes | None:
         """End the transaction; what is to be sent, None if nothing was written."""
         reads = self._reads
         self._is_over = True  # before its writes are taken: a nested call must not add one that is left out
@@ -390,7 +390,7 @@ class OptimisticTransaction(OneThread):
         finally:
             self._end()  # the reads are noted, so the snapshot can go
 
-    def _applied(self, applied: Applied) -> None:
+    def applied(self, applied: Applied) -> None:
         """The commit took effect: give everybody what they wait for.
 
         Raises:
@@ -411,7 +411,7 @@ class OptimisticTransaction(OneThread):
         self._is_over = True
         if self.thread == get_ident() or not self.is_inside():  # else its snapshot goes with it
             self._end()
-            self._forget()
+            self.refused()
 
     def watched(self, prefix: bytes) -> Watched:
         """End it; what it has read, to be waited for. `prefix` is that of its run.
@@ -435,7 +435,7 @@ class OptimisticTransaction(OneThread):
         self._is_over = True
         self._reads.close()
 
-    def _forget(self) -> None:
+    def refused(self) -> None:
         """No result of this transaction is stored: take back those that were computed here."""
         for entry in self._entries:
             if isinstance(entry, Call):
