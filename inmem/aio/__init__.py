@@ -1,0 +1,1 @@
+"""inmem for asyncio: the same names, arguments, results and errors, awaited."""

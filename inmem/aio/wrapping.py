@@ -1,0 +1,58 @@
+"""What the facades of asyncio are made with: `inmem.aio.generate` writes them.
+
+Invariant: an asynchronous facade adds nothing. It calls the facade that it
+holds, and awaits what its sink or its waits gave; a read it just returns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import FunctionType
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+_EXAMPLE: Final = re.compile(r"\n[ \t]*>>> .*?(?=\n[ \t]*\n|\n?[ \t]*\Z)", re.DOTALL)
+
+
+class AsyncFacade:
+    """A facade whose sink and waits give what can be awaited."""
+
+    __slots__ = ("_sync",)
+
+    def __init__(self, sync: Any) -> None:
+        self._sync = sync
+
+
+class Each(AsyncIterator[T]):
+    """What an iterator of reads gives. It does not suspend."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+
+    async def __anext__(self) -> T:
+        for item in self._items:
+            return item
+        raise StopAsyncIteration
+
+
+def documented(sync: type) -> Callable[[C], C]:
+    """Give a class and its methods the docstrings of a class, less the examples: these do not await."""
+
+    def document(cls: C) -> C:
+        cls.__doc__ = without_example(sync.__doc__)
+        for name, function in vars(cls).items():
+            if isinstance(function, FunctionType) and function.__doc__ is None:
+                function.__doc__ = without_example(getattr(sync, name).__doc__)
+        return cls
+
+    return document
+
+
+def without_example(text: str | None) -> str | None:
+    """A docstring without the paragraphs that are examples."""
+    return None if text is None else re.sub(r"\n[ \t]*\n(?=[ \t]*\n)", "\n", _EXAMPLE.sub("", text))
