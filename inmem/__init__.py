@@ -18,6 +18,7 @@ if not getattr(_thread, "daemon_threads_allowed", lambda: True)():
 from inmem.version import __version__
 
 if typing.TYPE_CHECKING:
+    from inmem import aio as aio
     from inmem.exports import *
 
 __all__ = [
@@ -112,9 +113,13 @@ if not typing.TYPE_CHECKING:  # to a type checker a name that is not listed is a
 
     def __getattr__(name: str) -> typing.Any:
         """Load the exports at the first use of one; see `inmem.exports`."""
+        if name == "aio":
+            import inmem.aio
+
+            return inmem.aio
         if name not in __all__:  # also asked for modules of the package, which Python then imports
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        import inmem.exports  # noqa: F401 - to have it loaded
+        import inmem.exports
 
         exports = sys.modules["inmem.exports"]
         globals().update((each, getattr(exports, each)) for each in __all__ if each != "__version__")

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, overload
 
 from inmem.aio.driving import retrying, streamed
 from inmem.aio.facade_sets import (
@@ -270,7 +270,7 @@ class AsyncSnapshot(AsyncSnapshotFacades):
 
 
 class AsyncTransaction(AsyncTransactionFacades):
-    """Asynchronous facades whose reads are of one version and whose writes happen together. See `Transaction`."""
+    """Asynchronous facades: reads of one version, writes that happen together. See `Transaction`."""
 
     def __init__(
         self, draft: AwaitedDraft, scope: AsyncRunScope, *, is_nested: bool = False, may_wait: bool = False

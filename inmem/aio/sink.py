@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
+from inmem.aio.driving import driven
 from inmem.aio.session import LoopSession
 from inmem.client.applied import Applied
 from inmem.client.direct import SingleCommits, version_of
 from inmem.engines.base import Sink
 from inmem.pending import Pending
+from inmem.steps import Steps
 from inmem.writeset import OP_PUT, encode_single
 
 T = TypeVar("T")
@@ -49,6 +51,10 @@ class AwaitedSink(SingleCommits):
 
     def _nothing(self, result: Any) -> Done[Any]:
         return Done(result)
+
+    def drive(self, steps: Steps[T]) -> Awaitable[T]:
+        """See `Sink`."""
+        return driven(steps)
 
 
 class AwaitedWrites:
@@ -92,3 +98,7 @@ class AwaitedWrites:
         return self._room(self._sink.ask(
             procedure, arguments, convert, alone=alone, shows_time=shows_time, is_sure=is_sure
         ))
+
+    def drive(self, steps: Steps[T]) -> Awaitable[T]:
+        """See `Sink`."""
+        return driven(steps)

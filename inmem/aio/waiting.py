@@ -284,7 +284,7 @@ class _Watch:
                 self._look_behind_a_dead_writer()
 
     def _look_behind_a_dead_writer(self) -> None:
-        """A writer that has died may have published something and told nobody; who made it may be dead too."""
+        """A dead writer may have published something and told nobody, and its author be dead as well."""
         pid = self._attachment.control.words[PID]
         if not self._waiting.has_image() or _is_alive(pid):
             return
