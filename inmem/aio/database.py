@@ -179,7 +179,7 @@ class AsyncDatabase(AsyncDatabaseFacades):
             self.session.close()
             self.waits.close()
             self.handle.close()
-            await asyncio.sleep(0)  # so that the connection is closed too
+            await self.session.closed()
 
     async def __aenter__(self) -> Self:
         _ = self.engine  # it is open

@@ -41,6 +41,7 @@ _LATE: Final = 1024  # answers that came after their deadline, kept for who rese
 _TICK_S: Final = 0.2  # while something is under way
 _RETRY_S: Final = 0.002  # before another look at who serves; doubles
 _RETRY_MAX_S: Final = 0.1
+_GOODBYE_S: Final = 0.2  # for a writer that does not read
 
 
 class _Commit:
@@ -68,6 +69,7 @@ class _Connection(asyncio.Protocol):
         self.is_writable = False
         self.has_ended = asyncio.get_running_loop().create_future()
         self._session = session
+        session.open.add(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -103,6 +105,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_writable = False
+        self._session.open.discard(self)
         if not self.has_ended.done():
             self.has_ended.set_result(None)
         self._session.lost(self)
@@ -111,6 +114,8 @@ class _Connection(asyncio.Protocol):
         """Close it; what was sent still arrives."""
         if self.transport is not None:
             self.transport.close()
+        else:
+            self._session.open.discard(self)  # it was never made
 
 
 class LoopSession:
@@ -127,6 +132,7 @@ class LoopSession:
         self._sent: dict[int, _Commit] = {}
         self._sent_bytes = 0
         self._late: dict[int, Answered] = {}
+        self.open: set[_Connection] = set()
         self._connection: _Connection | None = None  # that was welcomed
         self._connecting: asyncio.Task[None] | None = None
         self._welcome: asyncio.Future[None] | None = None  # awaited by `_connecting`
@@ -164,16 +170,9 @@ class LoopSession:
         return future
 
     def _check(self) -> None:
-        try:
-            is_here = asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            is_here = False
-        if not is_here:
-            raise InvariantError(
-                "this database was opened in another event loop", hint="Open it in each loop that uses it."
-            )
         if self._pid != os.getpid():
             raise ForkError("this database belongs to the event loop of the parent process")
+        check_loop(self._loop)
         if self._is_closed or self._access.closed:
             raise ClosedError("the database is closed")
 
@@ -429,6 +428,33 @@ class LoopSession:
             if not self.protocol.unanswered:
                 connection.send(GOODBYE_HEADER.pack(GOODBYE, self.protocol.session_id))
             connection.close()
+
+    async def closed(self) -> None:
+        """Until the connections are closed, also if nobody takes what was sent."""
+        if self._connecting is not None:
+            await asyncio.wait((self._connecting,))
+        if self.open:
+            await asyncio.wait([each.has_ended for each in self.open], timeout=_GOODBYE_S)
+        for each in [*self.open]:
+            if each.transport is not None:
+                each.transport.abort()
+                await asyncio.wait((each.has_ended,))
+
+
+def check_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Refuse to be used elsewhere than in this event loop.
+
+    Raises:
+        InvariantError: it is not the one that runs here.
+    """
+    try:
+        is_here = asyncio.get_running_loop() is loop
+    except RuntimeError:
+        is_here = False
+    if not is_here:
+        raise InvariantError(
+            "this database was opened in another event loop", hint="Open it in each loop that uses it."
+        )
 
 
 def _copy(error: InmemError) -> InmemError:

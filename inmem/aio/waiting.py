@@ -22,6 +22,7 @@ import time
 from collections import deque
 from typing import Final
 
+from inmem.aio.session import check_loop
 from inmem.client.attachment import Attachment
 from inmem.client.waiting import Watched, timed_out
 from inmem.errors import ClosedError, InmemError
@@ -63,7 +64,9 @@ class LoopWaiting:
             WaitTimeoutError: nothing has changed until the deadline.
             RunDeletedError: the run was deleted.
             ClosedError: the database was closed.
+            InvariantError: called in another event loop.
         """
+        check_loop(self._loop)
         waiter = _Waiter(watched, self._loop.create_future())
         self._add(waiter)
         try:
