@@ -45,7 +45,7 @@ _GOODBYE_S: Final = 0.2  # for a writer that does not read
 
 
 class _Commit:
-    __slots__ = ("body", "convert", "deadline", "flags", "future", "timeout_s")
+    __slots__ = ("body", "convert", "deadline", "flags", "future", "is_resent", "timeout_s")
 
     def __init__(
         self, body: bytes, flags: int, convert: Callable[[Applied], Any], timeout_s: float,
@@ -57,6 +57,7 @@ class _Commit:
         self.timeout_s = timeout_s
         self.deadline = time.monotonic() + timeout_s
         self.future = future
+        self.is_resent = False  # then its answer is kept: it may be asked for again
 
 
 class _Connection(asyncio.Protocol):
@@ -240,10 +241,11 @@ class LoopSession:
             return
         self._sent_bytes -= len(one.body)
         future = one.future
-        if future.done():  # nobody waits any more, but may ask for it
+        if future.done() or one.is_resent:  # nobody waits any more, but may ask for it
             self._late[sequence] = answered
             if len(self._late) > _LATE:
                 del self._late[next(iter(self._late))]
+        if future.done():
             return
         try:
             future.set_result(one.convert(applied(answered)))
@@ -298,9 +300,16 @@ class LoopSession:
         self._check()
         if sequence in self._late:
             return one.convert(applied(self._late[sequence]))
-        if sequence not in self._sent:
+        under_way = self._sent.get(sequence)
+        if under_way is None:
             raise self._unknown(sequence, one, "no writer knows its session any more", can_resend=False)
+        if not under_way.future.done():  # it is resent already
+            done, _ = await asyncio.wait((under_way.future,), timeout=timeout_s)
+            if done:
+                return await self._resolve(sequence, one, timeout_s)
+            raise self._unknown(sequence, one, f"no answer within {timeout_s} s")
         again = _Commit(one.body, one.flags, one.convert, timeout_s, self._loop.create_future())
+        again.is_resent = True
         self._sent[sequence] = again
         if sequence in self.protocol.unanswered and self._connection is not None:
             self._connection.send(self.protocol.frame(sequence))
