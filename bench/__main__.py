@@ -18,7 +18,8 @@ from typing import Any
 from bench import harness, report
 
 BENCHMARKS = (
-    "single", "processes", "contention", "sync", "ycsb", "growth", "recovery", "memory", "latency", "tax"
+    "single", "processes", "contention", "sync", "ycsb", "growth", "recovery", "memory", "latency", "tax",
+    "waiting", "loops",
 )  # fmt: skip
 
 

@@ -42,7 +42,10 @@ def hostile_frames(rng: random.Random, database_id: bytes) -> list[bytes]:
         flags, answered_below = rng.randrange(256), rng.choice([0, number])
         header = wire.COMMIT_HEADER.pack(wire.COMMIT, flags, session, number, answered_below)
         frames.append(header + next(source))
-    hellos = payloads(rng, [greeting])
+    for _ in range(rng.randrange(4)):  # many in one, which may hold others, end early or go on as anything
+        many = wire.together(wire.COMMITS, [*rng.sample(frames, min(3, len(frames))), rng.randbytes(5)])
+        frames.append(many[: rng.randrange(1, len(many) + 1)] + rng.randbytes(rng.choice([0, 0, 3, 40])))
+    hellos = payloads(rng, [greeting | {"slot": rng.choice([True, False, 7, None])}])
     frames += [b"\1" + next(hellos) for _ in range(rng.randrange(5))]
     frames += [bytes([rng.randrange(24)]) + rng.randbytes(rng.randrange(50)) for _ in range(rng.randrange(8))]
     frames.append(wire.GOODBYE_HEADER.pack(wire.GOODBYE, rng.choice([session, rng.randbytes(16)])))

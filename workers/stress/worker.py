@@ -24,6 +24,7 @@ from workers.pool import Link
 from workers.stores import MAX_ATTEMPTS, Abandoned, transact
 
 WORKERS_PER_HOT_RUN: Final = 8
+_CHECK_S: Final = 1.0  # between two looks at whether this worker is to stop, while it waits
 SLOTS: Final = 4  # of life runs, and of victims, at any time
 CONTESTED: Final = 50  # trace ids that workers compete for, per hot run
 
@@ -142,10 +143,12 @@ class StressWorker:
         control = self.task.runs.control
         if self.db.kv.add(control, "ready") == self.task.workers:
             self.db.kv.put(control, "go", True)
-        while not self.db.kv.get(control, "go"):
-            self.link.check()
-            time.sleep(0.01)
-        return time.monotonic()
+        while True:
+            try:
+                self.db.wait(control, lambda view: view.kv.get("go"), timeout_s=_CHECK_S)
+                return time.monotonic()
+            except inmem.WaitTimeoutError:
+                self.link.check()
 
     def _ask(self, op: str, run: str, args: dict[str, Any], call: Callable[[int], Any]) -> Any:
         """Ask, note the answer, and return it; None if it was refused or never came."""
