@@ -41,9 +41,9 @@ async def awaited(function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
 
 
 def is_foreign(error: BaseException) -> bool:
-    """Whether code of somebody else raised it, in the middle of ours, and not in a function that we `called` or `awaited`.
+    """Whether code of somebody else raised it, in the middle of ours: not a function that we `called`.
 
-    For the one who caught it. What the package calls is in itself, in the
+    For the one who caught it; what we `awaited` counts as called. What the package calls is in itself, in the
     standard library or in C; a handler leaves a frame of another module.
     """
     trace: TracebackType | None = error.__traceback__

@@ -1,4 +1,4 @@
-"""The asynchronous facades over a synchronous engine: what a sink or a wait gives is there when it is awaited."""
+"""The asynchronous facades over a synchronous engine: what a sink or a wait gives is there already."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from inmem.aio.facade_sets import (
     AsyncTransactionFacades,
 )
 from inmem.engines.base import Batches, Draft, MomentView, Sink
+from inmem.host.interrupts import OURS
 from inmem.steps import Steps, Streamed
+
+OURS.add(__name__)  # an error that comes by here is the engine's
 
 
 class Done:

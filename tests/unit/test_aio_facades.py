@@ -1,4 +1,4 @@
-"""The facades of asyncio say what those that they are written from say. `tests/contracts` has what they do."""
+"""The facades of asyncio say what those say that they are written from; what they do is in `contracts`."""
 
 from __future__ import annotations
 
