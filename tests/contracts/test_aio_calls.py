@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 from awaited import AwaitedDatabase, Done, DoneSink
-from bad_arguments import BAD_LABELS, BAD_NAMES, BAD_PREFIXES, BAD_SEQUENCES, BAD_TIMEOUTS
 from bad_arguments import METHODS as KV_AND_EVENTS
 from forms import new_run
-from test_bad_arguments_cells_traces_runs import BAD_IDS, BAD_STATUSES, BAD_VERSIONS, WHOLE
 from test_bad_arguments_cells_traces_runs import METHODS as OTHERS
+from test_bad_arguments_cells_traces_runs import WHOLE
 
 import inmem
 from inmem import CreateRunOptions, NewTrace, RunStatus, Thought
@@ -245,33 +244,11 @@ def test_the_same_calls_give_the_same(form: str) -> None:
 
 # --- arguments that are refused ---------------------------------------------------------------------
 
-WAITS: dict[str, list[Any]] = {
-    "kv": [
-        ("wait", {"key": "k"}, {"key": BAD_NAMES, "timeout_s": BAD_TIMEOUTS, "after": BAD_VERSIONS[1:]}),
-        ("watch", {}, {"prefix": BAD_PREFIXES, "timeout_s": BAD_TIMEOUTS, "since": BAD_VERSIONS[1:]}),
-        ("discard", {"key": "k"}, {"key": BAD_NAMES}),
-        ("transaction", {}, {"fn": [None, 5]}),
-    ],
-    "events": [
-        ("follow", {}, {"start": BAD_SEQUENCES, "event_type": [x for x in BAD_LABELS if x is not None],
-                        "timeout_s": BAD_TIMEOUTS}),
-    ],
-    "cells": [
-        ("wait", {"name": "c"}, {"name": BAD_NAMES, "timeout_s": BAD_TIMEOUTS, "after": BAD_VERSIONS[1:]}),
-    ],
-    "traces": [
-        ("follow", {}, {"start_after": [x for x in BAD_IDS if x is not None], "timeout_s": BAD_TIMEOUTS}),
-    ],
-    "runs": [("wait", {}, {"until": BAD_STATUSES[:-1], "timeout_s": BAD_TIMEOUTS})],
-}  # fmt: skip
 CASES = [
     pytest.param(form, kind, name, good, argument, values, id=f"{form}.{kind}.{name}({argument})")
     for form in ("facade", "scope", "transaction", "snapshot", "pipeline")
     for kind in CALLS
-    for name, good, bad in [
-        *KV_AND_EVENTS[form].get(kind, ()), *OTHERS.get(form, {}).get(kind, ()),
-        *(WAITS[kind] if form in ("facade", "scope") else ()),
-    ]
+    for name, good, bad in [*KV_AND_EVENTS[form].get(kind, ()), *OTHERS.get(form, {}).get(kind, ())]
     for argument, values in bad.items()
 ]
 
