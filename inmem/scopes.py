@@ -15,7 +15,7 @@ from inmem.callables import check_callable, check_result
 from inmem.client.retry import check_timeout, deadline_in, resolved_as, retrying
 from inmem.client.waiting import Looked
 from inmem.config import DURABILITIES
-from inmem.engines.base import Draft, Engine, MomentView, Watched
+from inmem.engines.base import Draft, Engine, MomentView, WatchedReads
 from inmem.errors import (
     ClosedError,
     CommitUnknownError,
@@ -230,7 +230,7 @@ class Snapshot(SnapshotFacades):
 class NotYet(BaseException):
     """A transaction's function wants to run again when something has changed. It is no `Exception`."""
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, watched: WatchedReads) -> None:
         super().__init__("txn.wait() ends an attempt: let it through")
         self.watched = watched
 

@@ -44,7 +44,7 @@ Steps = Generator[Any, Any, T]
 Streamed = Generator[T | Until | Pause, Any, None]
 
 
-class Waits(Protocol):
+class FacadeWaits(Protocol):
     """Who waits for the facades of a run."""
 
     def wait(self, fn: Callable[[Any], T | None], timeout_s: float | None, convert: Callable[[T], R]) -> Any:
@@ -69,11 +69,11 @@ class ThreadWaits:
         self._wait = wait
 
     def wait(self, fn: Callable[[Any], T | None], timeout_s: float | None, convert: Callable[[T], R]) -> R:
-        """See `Waits`; raises as `RunScope.wait`."""
+        """See `FacadeWaits`; raises as `RunScope.wait`."""
         return convert(self._wait(fn, timeout_s=timeout_s))
 
     def stream(self, steps: Streamed[T]) -> Iterator[T]:
-        """See `Waits`."""
+        """See `FacadeWaits`."""
         found = None
         try:
             while True:

@@ -58,10 +58,10 @@ async def streamed(
         steps.close()
 
 
-async def retrying(
-    attempt: Callable[[float], Awaitable[T]], *, max_attempts: int, timeout_s: float
-) -> T:
+async def retrying(attempt: Callable[[float], Awaitable[T]], *, max_attempts: int, timeout_s: float) -> T:
     """Run an attempt until it is not refused, within bounds: see `inmem.client.retry.retrying`.
+
+    Functions of the user's are `awaited` by it, or `called`.
 
     Raises:
         RetryableError: the last refusal, when attempts or time are used up.

@@ -27,7 +27,7 @@ from inmem.aio.facades.traces import AsyncRunTraces, AsyncTraceReads, AsyncTrace
 from inmem.engines.base import Sink, View
 from inmem.primitives.byrun import Host
 from inmem.primitives.facades import PipelinedFacades, ScopeFacades, SnapshotFacades, TransactionFacades
-from inmem.steps import Waits
+from inmem.steps import FacadeWaits
 
 
 class AsyncDatabaseFacades:
@@ -48,7 +48,7 @@ class AsyncScopeFacades:
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
-        transact: Callable[..., Any], waits: Waits,
+        transact: Callable[..., Any], waits: FacadeWaits,
     ) -> None:
         sync = ScopeFacades(host, view, sink, prefix, namespace, run_id, transact, waits)
         self.kv = AsyncRunKV(sync.kv)

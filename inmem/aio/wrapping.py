@@ -6,15 +6,13 @@ holds, and awaits what its sink or its waits gave; a read it just returns.
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import FunctionType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
-
-_EXAMPLE: Final = re.compile(r"\n[ \t]*>>> .*?(?=\n[ \t]*\n|\n?[ \t]*\Z)", re.DOTALL)
 
 
 class AsyncFacade:
@@ -55,4 +53,7 @@ def documented(sync: type) -> Callable[[C], C]:
 
 def without_example(text: str | None) -> str | None:
     """A docstring without the paragraphs that are examples."""
-    return None if text is None else re.sub(r"\n[ \t]*\n(?=[ \t]*\n)", "\n", _EXAMPLE.sub("", text))
+    if text is None:
+        return None
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(each for each in paragraphs if not each.startswith(">>>"))

@@ -101,7 +101,7 @@ class Sink(Protocol):
         """Take steps of which each may need what this returned for the one before; what they return."""
 
 
-class Watched(Protocol):
+class WatchedReads(Protocol):
     """What somebody has read, and waits for a change of."""
 
     def wait(self, deadline: float) -> None:
@@ -138,7 +138,7 @@ class Draft(View, Sink, Protocol):
     def seen_version(self) -> int:
         """The commit version that is read."""
 
-    def watched(self, prefix: bytes) -> Watched:
+    def watched(self, prefix: bytes) -> WatchedReads:
         """Drop everything; what was read, to be waited for. `prefix` is that of the run that waits.
 
         Raises:

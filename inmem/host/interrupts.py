@@ -12,7 +12,7 @@ import itertools
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from threading import get_ident
 from types import FrameType, TracebackType
 from typing import Any, Final, Generic, TypeVar
@@ -35,16 +35,21 @@ def called(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
-def is_foreign(error: BaseException) -> bool:
-    """Whether code of somebody else raised it, in the middle of ours, and not in a function that we `called`.
+async def awaited(function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """`called`, with a function whose result is awaited."""
+    return await function(*arguments)
 
-    For the one who caught it. What the package calls is in itself, in the
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether code of somebody else raised it, in the middle of ours: not a function that we `called`.
+
+    For the one who caught it; what we `awaited` counts as called. What the package calls is in itself, in the
     standard library or in C; a handler leaves a frame of another module.
     """
     trace: TracebackType | None = error.__traceback__
     while trace is not None:
         frame = trace.tb_frame
-        if frame.f_code is called.__code__:
+        if frame.f_code is called.__code__ or frame.f_code is awaited.__code__:
             return False
         if frame.f_globals.get("__name__", "").partition(".")[0] not in OURS:
             return True

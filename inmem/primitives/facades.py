@@ -24,7 +24,7 @@ from inmem.primitives.kv.facade import KVReads, KVStore, PipedKV, PipelineKV, Ru
 from inmem.primitives.runs.facade import RunIndex, RunRuns, Runs
 from inmem.primitives.runs.reads import RunReads
 from inmem.primitives.traces.facade import RunTraces, TraceReads, Traces, TraceStore
-from inmem.steps import Waits
+from inmem.steps import FacadeWaits
 
 
 class DatabaseFacades:
@@ -45,7 +45,7 @@ class ScopeFacades:
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
-        transact: Callable[..., Any], waits: Waits,
+        transact: Callable[..., Any], waits: FacadeWaits,
     ) -> None:
         self.kv = RunKV(view, sink, prefix, transact, waits)
         self.events = RunEvents(view, sink, prefix, waits)

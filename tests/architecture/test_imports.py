@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("reading",),
     ("engines",),
     ("maintenance",),
-    ("scopes", "database"),
+    ("scopes", "database", "transactional"),
     ("aio",),
     ("exchange",),
     ("cli",),
@@ -59,11 +59,14 @@ SNAPSHOT = "inmem.storage.snapshot"
 # Of one part, the modules that another part may import: nothing else of it.
 ONLY: dict[tuple[str, str], frozenset[str]] = {
     # A transaction runs the writer's procedures itself. Deciding and publishing stay the writer's.
-    ("client", "commit"): frozenset({"inmem.commit.footprint", "inmem.commit.workspace"}),
+    ("client", "commit"): frozenset({
+        "inmem.commit.footprint", "inmem.commit.workspace",
+        "inmem.commit.validation",  # who waits asks whether what he read would be refused
+    }),
     ("client", "primitives"): frozenset({"inmem.primitives.server", "inmem.primitives.import_mark"}),
     # Facades know engines by their protocols.
     ("primitives.facades", "client"): frozenset({"inmem.client.retry"}),
-    ("scopes", "client"): frozenset({"inmem.client.retry"}),
+    ("scopes", "client"): frozenset({"inmem.client.retry", "inmem.client.waiting"}),
     ("database", "client"): frozenset({"inmem.client.retry"}),
 }
 
@@ -96,6 +99,7 @@ KNOW_TABLE = frozenset(
     {"inmem.primitives.server", "inmem.primitives.runs.procedures", "inmem.primitives.index_repair"}
 )
 FACADE_MODULES = frozenset({"facade", "facades", "reads", "byrun", "_common", "_paging", "_waiting"})
+KNOWN_TO_FACADES = ("facade", "reads", "rules", "versioned", "watching")
 # One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
 NEIGHBOURS = frozenset({("inmem.primitives.runs.import_procedures", "inmem.primitives.cells.rules")})
 
@@ -169,7 +173,7 @@ def problems_of_a_primitive(module: str, target: str) -> Iterator[str]:
         yield "primitives do not know their table"
     elif other and own != other and (module, target) not in NEIGHBOURS:
         yield "primitives do not know each other" if own else "this is of no single primitive"
-    if part_of(module) == "primitives.facades" and other and name not in ("facade", "reads", "rules"):
+    if part_of(module) == "primitives.facades" and other and name not in KNOWN_TO_FACADES:
         yield "a facade knows the rules, and asks the writer for the rest"
 
 

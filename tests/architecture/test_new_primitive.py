@@ -350,6 +350,22 @@ class TestFacades:
         )
         assert done.returncode == 0, done.stdout
 
+    def test_their_twins_for_asyncio_are_written(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("INMEM_TEST_PRIMITIVE")
+        monkeypatch.setenv("PYTHONPATH", str(home))
+        write = [sys.executable, "-m", "inmem.aio.generate"]
+        done = subprocess.run(write, capture_output=True, text=True, timeout=60, cwd=home)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "facades/notes.py written\nfacade_sets.py written\n"
+        text = (home / "inmem" / "aio" / "facades" / "notes.py").read_text("utf-8")
+        assert "class AsyncNoteStore(ByRun[AsyncRunNotes]):" in text
+        assert "async def put(self, name: str, text: str, color: str = \"red\") -> B:" in text
+        used = "import inmem.aio.facade_sets as s; print(*s.AsyncScopeFacades.__slots__)"
+        done = subprocess.run(
+            [sys.executable, "-c", used], capture_output=True, text=True, timeout=60, cwd=home
+        )
+        assert (done.stdout, done.stderr) == ("notes cells events kv runs traces\n", "")
+
     def test_the_order_of_imports_is_kept(self, home: Path) -> None:
         modules = modules_of(home / "inmem")
         assert "inmem.primitives.notes.facade" in modules
@@ -386,10 +402,13 @@ KNOWS_A_PRIMITIVE: Final[frozenset[tuple[str, str]]] = frozenset({
 })
 
 
+WRITTEN: Final = "inmem.aio.facades."  # by `inmem.aio.generate`, which knows none
+
+
 def test_who_knows_single_primitives() -> None:
     found = {
         (module, name) for module, source in real_modules().items()
-        if not module.startswith(("inmem.primitives.", "inmem.cli.", "inmem.exports"))
+        if not module.startswith(("inmem.primitives.", "inmem.cli.", "inmem.exports", WRITTEN))
         for _, target in imports_of(module, source, frozenset(real_modules()))
         if (name := primitive_of(target))
     }

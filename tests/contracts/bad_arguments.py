@@ -169,6 +169,7 @@ KV_WRITES = [
     ("add", {"key": "k"}, {"key": BAD_NAMES, "delta": BAD_NUMBERS, "initial": BAD_NUMBERS}),
     ("merge", {"key": "k", "fields": {"a": 1}}, {"key": BAD_NAMES, "fields": BAD_FIELDS}),
     ("delete", {"key": "k"}, {"key": BAD_NAMES}),
+    ("discard", {"key": "k"}, {"key": BAD_NAMES}),
 ]
 EVENT_READS = [
     ("read", {"sequence": 0}, {"sequence": BAD_SEQUENCES}),
@@ -183,10 +184,22 @@ EVENT_WRITES = [
     ("append", {"event_type": "t"}, {"event_type": BAD_LABELS, "payload": BAD_VALUES}),
     ("append_many", {"events": [("t", 1)]}, {"events": BAD_EVENTS}),
 ]
+BAD_SINCE = [x for x in BAD_SEQUENCES if x is not None]
+KV_WAITS = [
+    ("wait", {"key": "k", "after": 1}, {"key": BAD_NAMES, "after": BAD_SINCE, "timeout_s": BAD_TIMEOUTS}),
+    ("watch", {}, {"prefix": BAD_PREFIXES, "since": BAD_SINCE, "timeout_s": BAD_TIMEOUTS}),
+]
+EVENT_WAITS = [
+    ("follow", {},
+     {"start": BAD_SEQUENCES, "event_type": [x for x in BAD_LABELS if x is not None],
+      "timeout_s": BAD_TIMEOUTS}),
+]
 METHODS = {
-    "facade": {"kv": KV_READS + KV_WRITES, "events": [
-        ("head", {}, {}), ("count", {}, {}), *EVENT_READS, *EVENT_WRITES]},
-    "scope": {"kv": KV_READS + KV_WRITES, "events": EVENT_READS + EVENT_WRITES},
+    "facade": {"kv": KV_READS + KV_WRITES + KV_WAITS, "events": [
+        ("head", {}, {}), ("count", {}, {}), *EVENT_READS, *EVENT_WRITES, *EVENT_WAITS]},
+    "scope": {
+        "kv": KV_READS + KV_WRITES + KV_WAITS, "events": EVENT_READS + EVENT_WRITES + EVENT_WAITS,
+    },
     "transaction": {"kv": KV_READS + KV_WRITES, "events": EVENT_READS + EVENT_WRITES},
     "snapshot": {"kv": KV_READS, "events": EVENT_READS},
     "pipeline": {"kv": KV_WRITES, "events": EVENT_WRITES},

@@ -307,7 +307,7 @@ class TestClosed:
 
                 def call(kind: str = kind, name: str = name, arguments: Any = given_run | good) -> Any:
                     result = getattr(targets[kind], name)(**arguments)
-                    return list(result) if name == "iter" else result
+                    return list(result) if isinstance(result, Iterator) else result
 
                 self.closed(call, f"{kind}.{name}")
         if form == "transaction":

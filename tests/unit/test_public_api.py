@@ -23,7 +23,7 @@ PUBLIC = {
     "Namespace", "RunId", "TypeTag", "Key",
     # primitives and their records
     "Value",
-    "KVStore", "Versioned", "PendingNumber",
+    "KVStore", "Versioned", "Change", "PendingNumber",
     "EventLog", "Event", "Appended", "PendingAppend", "ChainVerification",
     "StateCell", "State", "PendingVersion",
     "TraceStore", "Trace", "TraceTree", "NewTrace",

@@ -31,7 +31,7 @@ from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.cells import rules
 from inmem.primitives.cells.rules import State
 from inmem.record import payload_of, timestamp_of
-from inmem.steps import Pause, Raised, Steps, Waits
+from inmem.steps import FacadeWaits, Pause, Raised, Steps
 from inmem.values import decode
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class RunCells(Cells[int]):
 
     __slots__ = ("_waits",)
 
-    def __init__(self, view: View, sink: Sink, prefix: bytes, waits: Waits) -> None:
+    def __init__(self, view: View, sink: Sink, prefix: bytes, waits: FacadeWaits) -> None:
         super().__init__(view, sink, prefix)
         self._waits = waits
 

@@ -31,7 +31,7 @@ from inmem.primitives.events.rules import (
     verify,
 )
 from inmem.record import payload_of
-from inmem.steps import Streamed, Until, Waits
+from inmem.steps import FacadeWaits, Streamed, Until
 from inmem.writeset import check_weight
 
 A = TypeVar("A")  # where an event went, or what will say so
@@ -260,7 +260,7 @@ class RunEvents(Events[Appended]):
 
     __slots__ = ("_waits",)
 
-    def __init__(self, view: View, sink: Sink, prefix: bytes, waits: Waits) -> None:
+    def __init__(self, view: View, sink: Sink, prefix: bytes, waits: FacadeWaits) -> None:
         super().__init__(view, sink, prefix)
         self._waits = waits
 

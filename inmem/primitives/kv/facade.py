@@ -28,9 +28,9 @@ from inmem.primitives.kv import rules
 from inmem.primitives.kv.versioned import Versioned as Versioned
 from inmem.primitives.kv.versioned import versioned
 from inmem.primitives.kv.watching import Change as Change
-from inmem.primitives.kv.watching import Watched
+from inmem.primitives.kv.watching import Seen
 from inmem.record import expires_at, payload_of
-from inmem.steps import Waits
+from inmem.steps import FacadeWaits
 from inmem.values import decode
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT
 
@@ -270,7 +270,7 @@ class RunKV(KV[int, rules.Number, bool]):
     __slots__ = ("_transact", "_waits")
 
     def __init__(
-        self, view: View, sink: Sink, prefix: bytes, transact: Callable[..., Any], waits: Waits
+        self, view: View, sink: Sink, prefix: bytes, transact: Callable[..., Any], waits: FacadeWaits
     ) -> None:
         super().__init__(view, sink, prefix)
         self._transact = transact
@@ -332,7 +332,7 @@ class RunKV(KV[int, rules.Number, bool]):
             RunDeletedError: the run was deleted.
         """
         encode_prefix(prefix)
-        watched = Watched(len(self._head), check_version(since, "since") or 0)
+        watched = Seen(len(self._head), check_version(since, "since") or 0)
         deadline_in(timeout_s)
 
         def look(view: Any) -> builtins.list[Change]:

@@ -26,7 +26,7 @@ class Change:
     version: int
 
 
-class Watched:
+class Seen:
     """What one iterator has seen of some entries. `skip` is how much of a key comes before the name."""
 
     def __init__(self, skip: int, floor: int) -> None:

@@ -28,7 +28,7 @@ from inmem.primitives.runs import rules
 from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
 from inmem.record import expires_at
-from inmem.steps import Steps, Waits
+from inmem.steps import FacadeWaits, Steps
 
 TERMINAL: Final = frozenset({
     RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.ARCHIVED
@@ -213,7 +213,7 @@ class RunRuns(Runs):
     __slots__ = ("_waits",)
 
     def __init__(
-        self, host: Host, view: View, sink: Sink, namespace: bytes, run_id: str, waits: Waits
+        self, host: Host, view: View, sink: Sink, namespace: bytes, run_id: str, waits: FacadeWaits
     ) -> None:
         super().__init__(host, view, sink, namespace, run_id)
         self._waits = waits

@@ -27,7 +27,7 @@ from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.traces import rules
 from inmem.primitives.traces.rules import Body, Trace, TraceTree
 from inmem.record import payload_of, version_of
-from inmem.steps import Streamed, Waits, at_once
+from inmem.steps import FacadeWaits, Streamed, at_once
 from inmem.writeset import check_weight
 
 T = TypeVar("T")
@@ -285,7 +285,7 @@ class RunTraces(Traces):
 
     __slots__ = ("_waits",)
 
-    def __init__(self, view: View, sink: Sink, prefix: bytes, waits: Waits) -> None:
+    def __init__(self, view: View, sink: Sink, prefix: bytes, waits: FacadeWaits) -> None:
         super().__init__(view, sink, prefix)
         self._waits = waits
 
