@@ -102,8 +102,8 @@ def test_every_public_name_is_in_the_reference() -> None:
     wanted = {f"inmem.{name}" for name in set(inmem.__all__) - set(errors.__all__) - {"__version__"}}
     wanted |= {  # what `db.run(run_id)` has: its methods are those of the facades that take the run first
         "inmem.primitives.kv.facade.RunKV", "inmem.primitives.events.facade.RunEvents",
-        "inmem.primitives.cells.facade.RunCells", "inmem.primitives.traces.facade.Traces",
-        "inmem.primitives.runs.facade.Runs",
+        "inmem.primitives.cells.facade.RunCells", "inmem.primitives.traces.facade.RunTraces",
+        "inmem.primitives.runs.facade.RunRuns",
     }
     wanted |= {f"inmem.exchange.{name}" for name in inmem.exchange.__all__}
     assert set(named) == wanted | {"inmem.errors"}  # which shows all of its own
