@@ -19,6 +19,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import inmem
+import inmem.aio
 import inmem.exchange
 from inmem import errors
 from inmem.cli.app import app
@@ -106,6 +107,7 @@ def test_every_public_name_is_in_the_reference() -> None:
         "inmem.primitives.runs.facade.RunRuns",
     }
     wanted |= {f"inmem.exchange.{name}" for name in inmem.exchange.__all__}
+    wanted |= {f"inmem.aio.{name}" for name in vars(inmem.aio) if name == "open" or name.startswith("Async")}
     assert set(named) == wanted | {"inmem.errors"}  # which shows all of its own
 
 
