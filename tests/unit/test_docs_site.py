@@ -19,6 +19,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import inmem
+import inmem.aio
 import inmem.exchange
 from inmem import errors
 from inmem.cli.app import app
@@ -102,10 +103,11 @@ def test_every_public_name_is_in_the_reference() -> None:
     wanted = {f"inmem.{name}" for name in set(inmem.__all__) - set(errors.__all__) - {"__version__"}}
     wanted |= {  # what `db.run(run_id)` has: its methods are those of the facades that take the run first
         "inmem.primitives.kv.facade.RunKV", "inmem.primitives.events.facade.RunEvents",
-        "inmem.primitives.cells.facade.RunCells", "inmem.primitives.traces.facade.Traces",
-        "inmem.primitives.runs.facade.Runs",
+        "inmem.primitives.cells.facade.RunCells", "inmem.primitives.traces.facade.RunTraces",
+        "inmem.primitives.runs.facade.RunRuns",
     }
     wanted |= {f"inmem.exchange.{name}" for name in inmem.exchange.__all__}
+    wanted |= {f"inmem.aio.{name}" for name in vars(inmem.aio) if name == "open" or name.startswith("Async")}
     assert set(named) == wanted | {"inmem.errors"}  # which shows all of its own
 
 

@@ -101,11 +101,13 @@ def test_every_program_runs(document: Path, scratch: Path) -> None:
 
 def test_the_programs_of_the_readme_share_a_run(scratch: Path) -> None:
     """As it says: started as often as you like, each booking has a number of its own."""
-    plan, book = written(ROOT / "README.md", scratch)
-    assert (plan.name, book.name) == ("plan.py", "book.py")
+    plan, book, *others = written(ROOT / "README.md", scratch)
+    assert [one.name for one in (plan, book, *others)] == ["plan.py", "book.py", "watch.py", "count.py"]
     try:
+        watching = start(others[0])
         output(start(plan))
         told = [output(process) for process in [start(book) for _ in range(4)]]
+        assert output(watching).endswith("0 planned\n1 booked\n"), "it has waited for the first one"
         numbers = [int(number) for text in told for number in re.findall(r"booked number (\d+)", text)]
         assert sorted(numbers) == [1, 2, 3, 4]
         assert all("goal: {'city': 'Oslo', 'nights': 3}" in text for text in told)
