@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, overload
+from typing import Any, Final, NoReturn, Protocol, Self, TypeVar, overload
 
 from inmem.aio.driving import retrying, streamed
 from inmem.aio.facade_sets import (
@@ -21,7 +21,9 @@ from inmem.aio.facade_sets import (
     AsyncSnapshotFacades,
     AsyncTransactionFacades,
 )
-from inmem.aio.sink import AwaitedWrites, Done
+from inmem.aio.session import LoopSession
+from inmem.aio.sink import AwaitedSink, AwaitedWrites, Done
+from inmem.aio.waiting import LoopWaiting
 from inmem.callables import check_callable, check_result
 from inmem.client.applied import Applied
 from inmem.client.pipeline import PipelinedWrites
@@ -29,7 +31,9 @@ from inmem.client.retry import check_timeout, deadline_in, resolved_as
 from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import SnapshotView
 from inmem.client.waiting import Looked, Watched
-from inmem.config import MAX_IN_FLIGHT
+from inmem.config import MAX_IN_FLIGHT, Settings
+from inmem.database import Database
+from inmem.engines.local import LocalEngine
 from inmem.errors import CommitUnknownError, InmemError, InvariantError
 from inmem.host.interrupts import called
 from inmem.pending import Pending, filled
@@ -44,13 +48,26 @@ from inmem.scopes import (
 )
 from inmem.steps import Streamed
 
-if TYPE_CHECKING:
-    from inmem.aio.database import AsyncDatabase
-
 T = TypeVar("T")
 R = TypeVar("R")
 
 _GROUPS: Final = 64  # of a pipeline that are not answered: then a write waits
+
+
+class Handle(Protocol):
+    """What scopes need of the database that they are of: see `inmem.aio.database`."""
+
+    handle: Database
+    settings: Settings
+    namespace_prefix: bytes
+    session: LoopSession
+    waits: LoopWaiting
+    sink: AwaitedSink
+
+    @property
+    def engine(self) -> LocalEngine: ...
+
+    def run(self, run_id: Any) -> AsyncRunScope: ...
 
 
 class LoopWaits:
@@ -75,7 +92,7 @@ class LoopWaits:
 class AsyncRunScope(AsyncScopeFacades):
     """The asynchronous facades bound to one run, or to what the runs of a level share. See `RunScope`."""
 
-    def __init__(self, database: AsyncDatabase, scope: RunScope) -> None:
+    def __init__(self, database: Handle, scope: RunScope) -> None:
         self.database = database
         self._scope = scope
         self.name = scope.name
@@ -205,7 +222,7 @@ class AwaitedDraft:
     __slots__ = ("_database", "_sync", "_timeout_s", "draft")
 
     def __init__(
-        self, draft: OptimisticTransaction, database: AsyncDatabase, sync: bool, timeout_s: float
+        self, draft: OptimisticTransaction, database: Handle, sync: bool, timeout_s: float
     ) -> None:
         self.draft = draft
         self._database = database
@@ -332,7 +349,7 @@ class AsyncTransaction(AsyncTransactionFacades):
 class LoopSubmits:
     """What a pipeline submits to: a loop's session, whose answers are awaited elsewhere."""
 
-    def __init__(self, database: AsyncDatabase) -> None:
+    def __init__(self, database: Handle) -> None:
         self._database = database
         self._futures: list[Any] = []
         self.next_sequence = 1
@@ -377,7 +394,7 @@ class AsyncPipeline(AsyncPipelineFacades):
     for all answers and raises the first error; the other writes stand.
     """
 
-    def __init__(self, database: AsyncDatabase, sync: bool) -> None:
+    def __init__(self, database: Handle, sync: bool) -> None:
         self._database = database
         self.namespace_prefix = database.namespace_prefix
         self._submits = LoopSubmits(database)

@@ -35,7 +35,7 @@ class _Timespec(ctypes.Structure):
     _fields_ = [("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long)]
 
 
-class _Waiter(ctypes.Structure):
+class _Slept(ctypes.Structure):  # a word of `futex_waitv`
     _fields_ = [
         ("value", ctypes.c_uint64), ("address", ctypes.c_uint64), ("flags", ctypes.c_uint32),
         ("reserved", ctypes.c_uint32),
@@ -71,8 +71,8 @@ def wait_any(addresses: Sequence[int], values: Sequence[int], timeout_s: float) 
     global _has_waitv
     deadline_ns = time.monotonic_ns() + int(timeout_s * _SECOND_NS)
     if _has_waitv:
-        waiters = (_Waiter * len(addresses))(
-            *(_Waiter(value, address, _SIZE_U32, 0) for address, value in zip(addresses, values, strict=True))
+        waiters = (_Slept * len(addresses))(
+            *(_Slept(value, address, _SIZE_U32, 0) for address, value in zip(addresses, values, strict=True))
         )
         until = _Timespec(*divmod(deadline_ns, _SECOND_NS))
         ctypes.set_errno(0)
