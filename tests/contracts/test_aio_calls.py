@@ -365,3 +365,21 @@ def test_an_unknown_outcome_resolves_to_what_was_asked_for(db: inmem.Database) -
     with pytest.raises(CommitUnknownError) as caught:
         asyncio.run(moved)
     assert caught.value.resend() == "moved"
+
+
+def ends(state: inmem.State) -> Any:
+    raise StopIteration("out of jobs")
+
+
+def test_a_function_may_raise_what_ends_a_generator(db: inmem.Database) -> None:
+    """Python lets no coroutine raise it: there it is the cause of what comes."""
+    run = new_run()
+    db.cells.init(run, "c", 1)
+    with pytest.raises(StopIteration, match="out of jobs"):
+        db.cells.transition(run, "c", ends)
+    with db.transaction(run) as txn, pytest.raises(StopIteration, match="out of jobs"):
+        txn.cells.transition("c", ends)
+    with pytest.raises(RuntimeError) as caught:
+        asyncio.run(AwaitedDatabase(db).cells.transition(run, "c", ends))
+    assert isinstance(caught.value.__cause__, StopIteration)
+    assert db.cells.read(run, "c").value == 1
