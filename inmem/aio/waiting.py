@@ -125,9 +125,9 @@ class LoopWaiting:
                     told.tell()
                     self._take_new(may_end=True)
                     return
-                while self._gone:
-                    watch.discard(self._gone.popleft())
                 watch.add(new)
+                while self._gone:  # after those that came: one of them may be gone already
+                    watch.discard(self._gone.popleft())
                 watch.look_and_sleep()
         except BaseException as error:
             with self._lock:
