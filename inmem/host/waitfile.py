@@ -52,7 +52,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from inmem.errors import CorruptionError, PermissionDeniedError
+from inmem.errors import CorruptionError, InmemError
 from inmem.host import futex
 from inmem.host.files import open_private
 from inmem.host.interrupts import let_through
@@ -213,6 +213,6 @@ class Sleeper:
             return None
         try:
             return WaitFile(self._path)
-        except (OSError, PermissionDeniedError) as error:  # a full disk; a directory that may only be read
+        except (OSError, InmemError) as error:  # a full disk; a directory that may only be read
             let_through(error)
             return None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from inmem.changes import DELETE_RANGE, Op, Table
+from inmem.errors import CorruptionError, InmemError
 from inmem.host import failpoints
 from inmem.host.waitfile import EVERYTHING, WaitFile, group_of, place_of
 from inmem.writer.journal import Journal
@@ -47,11 +48,19 @@ class Waking:
             return
         self.everything()
         try:
-            self._file = WaitFile(self._path)
-        except OSError as error:
-            journal.warning("no_wait_file", error=error, problem="who waits looks once a second")
+            self._file = self._opened()
+        except (OSError, InmemError) as error:
+            self._file = None
+            journal.warning("no_wait_file", error=error, problem="who waits looks every few milliseconds")
             return
         self.everything()
+
+    def _opened(self) -> WaitFile:
+        try:
+            return WaitFile(self._path)
+        except CorruptionError:  # nothing in it lasts
+            self._path.unlink()
+            return WaitFile(self._path)
 
     def published(self, ops: Sequence[Op]) -> None:
         """These operations can be seen from now on. Cost: 0.1 µs if nobody waits for anything."""

@@ -207,6 +207,33 @@ def test_the_wait_file_may_be_removed(store_path: Path) -> None:
         assert time.monotonic() - put_at < LOST_S / 2
 
 
+@pytest.mark.parametrize("what", ["garbage", "directory", "link", "empty"])
+def test_a_wait_file_that_is_none(store_path: Path, what: str, scratch: Path) -> None:
+    """The store works, and so do its waits."""
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "other", 1)
+    stop_writer(store_path)
+    file = store_path / "waits"
+    file.unlink()
+    if what == "garbage":
+        file.write_bytes(b"garbage!" * 5000)
+    elif what == "directory":
+        file.mkdir()
+    elif what == "link":
+        file.symlink_to(scratch / "elsewhere")
+    else:
+        file.touch()
+    with inmem.open(store_path) as db:
+        thread = threading.Thread(target=lambda: db.kv.wait(RUN, "k", timeout_s=30))
+        thread.start()
+        time.sleep(QUIET_S)
+        put_at = time.monotonic()
+        db.kv.put(RUN, "k", 1)
+        thread.join()
+        assert time.monotonic() - put_at < LOST_S
+    assert not (scratch / "elsewhere").exists()
+
+
 def test_a_directory_that_is_removed_ends_its_waits(store_path: Path) -> None:
     with inmem.open(store_path) as db:
         db.kv.put(RUN, "other", 1)
