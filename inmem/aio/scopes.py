@@ -159,7 +159,7 @@ class AsyncRunScope(AsyncScopeFacades):
         do slow work before or after it. See `Database.transact`.
         """
         sync = wants_sync(durability, self.database.handle)
-        is_async = inspect.iscoroutinefunction(fn)
+        is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
         if not is_async:
             check_callable(fn)
         wait_until = deadline_in(wait_s, "wait_s")

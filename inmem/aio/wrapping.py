@@ -45,7 +45,7 @@ def documented(sync: type) -> Callable[[C], C]:
         cls.__doc__ = without_example(sync.__doc__)
         for name, function in vars(cls).items():
             if isinstance(function, FunctionType) and function.__doc__ is None:
-                function.__doc__ = without_example(getattr(sync, name).__doc__)
+                function.__doc__ = without_example(getattr(sync, name, function).__doc__)
         return cls
 
     return document

@@ -44,9 +44,6 @@ class Owner(Protocol):
 
     incarnation: int  # another one in a forked child
 
-    @property
-    def waiting(self) -> Waits: ...
-
 
 class OptimisticTransaction(OneThread):
     """An optimistic transaction: a View and a Sink. For one thread at a time."""
@@ -55,11 +52,12 @@ class OptimisticTransaction(OneThread):
 
     def __init__(
         self, begin: Callable[[], StoredVersion], commit: Callable[..., Applied], now_us: Callable[[], int],
-        owner: Owner, *, chain: int, timeout_s: float, sync: bool,
+        owner: Owner, waits: Waits, *, chain: int, timeout_s: float, sync: bool,
     ) -> None:
         super().__init__()
         self._commit = commit
         self._owner = owner
+        self._waits = waits
         self._timeout_s = timeout_s
         self._sync = sync
         self.now_us = now_us
@@ -421,7 +419,7 @@ class OptimisticTransaction(OneThread):
         """
         self.check_open()
         try:
-            return Watched(self._reads, prefix, self._owner.waiting)
+            return Watched(self._reads, prefix, self._waits)
         finally:
             self.abort()
 

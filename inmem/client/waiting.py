@@ -125,17 +125,19 @@ class Waiting:
         self.sleeper = Sleeper(path)
         self.is_closed = False
 
-    def wait(self, watched: Watched, deadline: float) -> None:
+    def wait(self, watched: Watched, deadline: float, has_closed: Callable[[], bool]) -> None:
         """Return when something has changed. `deadline` is of `time.monotonic`, or infinite.
+
+        `has_closed` says whether the handle was closed; whoever closes it wakes all who sleep here.
 
         Raises:
             WaitTimeoutError: nothing has changed until the deadline.
             RunDeletedError: the run was deleted.
-            ClosedError: the database was closed.
+            ClosedError: the handle was closed.
         """
         while True:
             armed = self.sleeper.arm(watched.places)
-            if self.is_closed:
+            if self.is_closed or has_closed():
                 raise ClosedError("the database is closed")
             # Without an image nothing changes before there is a writer, and that wakes everybody.
             if self.has_image() and self._looks_changed(watched):

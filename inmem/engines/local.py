@@ -12,6 +12,7 @@ from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView, closed
+from inmem.client.waiting import Watched
 from inmem.config import Settings
 from inmem.engines.base import Engine
 from inmem.errors import InvalidInputError
@@ -89,13 +90,17 @@ class LocalEngine:
     def transaction(self, *, timeout_s: float | None, sync: bool) -> OptimisticTransaction:
         """A transaction that reads from now on."""
         draft = OptimisticTransaction(
-            self._begin, self._commit, self._now_us, self.attachment, chain=self._chain,
+            self._begin, self._commit, self._now_us, self.attachment, self, chain=self._chain,
             timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
         )
         if self._default is not None:
             draft.default = self._default
         self.attachment.note(draft)
         return draft
+
+    def wait(self, watched: Watched, deadline: float) -> None:
+        """Sleep until something that a transaction has read has changed. See `Waiting.wait`."""
+        self.attachment.waiting.wait(watched, deadline, lambda: self._is_closed)
 
     def pipeline(self, *, sync: bool) -> PipelinedWrites:
         """Writes without waiting for each."""
@@ -132,6 +137,7 @@ class LocalEngine:
     def close(self) -> None:
         """Give it back; the last one in a process closes everything."""
         self._is_closed = True
+        self.attachment.waiting.sleeper.wake()
         self._latest.close()
         self._direct.close()
         self._hold.release()

@@ -37,7 +37,7 @@ class Waking:
     def __init__(self, path: Path) -> None:
         self.owed: set[int] = set()  # places whose words must change
         self._due = 0.0  # when they may
-        self._next_sweep = 0.0
+        self._next_sweep = time.monotonic() + _SWEEP_S
         self._path = path
         self._file: WaitFile | None = None
         self.look()

@@ -275,7 +275,7 @@ class SqliteEngine:
     def transaction(self, *, timeout_s: float | None, sync: bool) -> OptimisticTransaction:
         store = self.store
         return OptimisticTransaction(
-            lambda: StoredMoment(store), store.commit, store.now_us, store, chain=0,
+            lambda: StoredMoment(store), store.commit, store.now_us, store, store.waiting, chain=0,
             timeout_s=timeout_s or self.settings.timeout_s, sync=sync,
         )
 

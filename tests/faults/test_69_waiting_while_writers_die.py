@@ -279,6 +279,31 @@ def test_closing_ends_every_wait(store_path: Path) -> None:
     assert len(raised) == 40 and time.monotonic() - began < LOST_S / 2 + 0.5
 
 
+def test_closing_one_handle_ends_its_waits_alone(store_path: Path) -> None:
+    raised: list[BaseException] = []
+    with inmem.open(store_path) as other:
+        db = inmem.open(store_path)
+        db.kv.put(RUN, "other", 1)
+
+        def wait(handle: inmem.Database, key: str) -> None:
+            try:
+                handle.kv.wait(RUN, key, timeout_s=30)
+            except ClosedError as error:
+                raised.append(error)
+
+        threads = [threading.Thread(target=wait, args=each) for each in ((db, "k"), (other, "k-2"))]
+        for thread in threads:
+            thread.start()
+        time.sleep(QUIET_S)
+        began = time.monotonic()
+        db.close()
+        threads[0].join()
+        assert len(raised) == 1 and time.monotonic() - began < LOST_S / 2
+        other.kv.put(RUN, "k-2", 1)
+        threads[1].join()
+        assert len(raised) == 1
+
+
 def test_a_handler_that_raises_ends_a_wait_at_once(store_path: Path) -> None:
     class Interrupted(Exception):
         pass
@@ -301,7 +326,7 @@ def test_a_handler_that_raises_ends_a_wait_at_once(store_path: Path) -> None:
                 with pytest.raises(Interrupted):
                     wait()
                 assert time.monotonic() - began < 0.6
-                assert db.status().oldest_snapshot_age_s is None
+                wait_until(lambda: db.status().oldest_snapshot_age_s is None, "no snapshot is open", LOST_S)
             assert db.kv.put(RUN, "after", 1)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -317,8 +342,8 @@ def test_no_snapshot_is_open_while_somebody_waits(store_path: Path) -> None:
         for thread in threads:
             thread.start()
         time.sleep(QUIET_S)
-        db.kv.put(RUN, "another", 1)
-        assert db.status().oldest_snapshot_age_s is None
+        db.kv.put(RUN, "another", 1)  # those that look at this moment, once a second, soon end
+        wait_until(lambda: db.status().oldest_snapshot_age_s is None, "no snapshot is open", LOST_S / 2)
         db.kv.put_many(RUN, {f"k-{n}": 1 for n in range(20)})
         for thread in threads:
             thread.join()

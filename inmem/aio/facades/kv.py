@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any, Generic
 
 from inmem.aio.wrapping import AsyncFacade, Each, documented
-from inmem.engines.base import Item
 from inmem.pending import Pending
 from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.kv import rules
@@ -80,10 +79,6 @@ class AsyncKVReads(AsyncFacade):
 
     async def count(self, prefix: str | None = None) -> int:
         result: int = self._sync.count(prefix)
-        return result
-
-    async def records(self, prefix: str | None = None) -> builtins.list[Item]:
-        result: builtins.list[Item] = self._sync.records(prefix)
         return result
 
 

@@ -74,10 +74,6 @@ class AsyncTraceReads(AsyncFacade):
             reverse=reverse,
         ))
 
-    async def newer(self, version: int) -> builtins.list[tuple[int, str]]:
-        result: builtins.list[tuple[int, str]] = self._sync.newer(version)
-        return result
-
     async def count(self) -> int:
         result: int = self._sync.count()
         return result

@@ -139,7 +139,7 @@ class KVReads:
         """How many entries start with `prefix`. Cost: about 0.3 µs an entry."""
         return self._view.count(*range_of(self._prefix, TypeTag.KV, encode_prefix(prefix)))
 
-    def records(self, prefix: str | None = None) -> builtins.list[Item]:
+    def _records(self, prefix: str | None = None) -> builtins.list[Item]:
         """Keys and records as they are stored, for what compares versions."""
         return self._scan(prefix, None, None, False)
 
@@ -336,7 +336,7 @@ class RunKV(KV[int, rules.Number, bool]):
         deadline_in(timeout_s)
 
         def look(view: Any) -> builtins.list[Change]:
-            return watched.changes(view.kv.records(prefix), view.version)
+            return watched.changes(view.kv._records(prefix), view.version)
 
         changes: Iterator[Change] = self._waits.stream(each_look(look, timeout_s, iter))
         return changes

@@ -153,7 +153,7 @@ class TraceReads:
             )
         )
 
-    def newer(self, version: int) -> builtins.list[tuple[int, str]]:
+    def _newer(self, version: int) -> builtins.list[tuple[int, str]]:
         """Version and id of what was recorded after a version, in commit order. Cost: 0.5 µs a trace."""
         start, end = range_of(self._prefix, TypeTag.TRACE)
         found = ((version_of(record), key) for key, record in self._view.scan(start, end))
@@ -323,7 +323,7 @@ class RunTraces(Traces):
 
     def _follow(self, floor: int, timeout_s: float | None) -> Streamed[Trace]:
         def look(view: Any) -> builtins.list[tuple[int, str]]:
-            found: builtins.list[tuple[int, str]] = view.traces.newer(floor)
+            found: builtins.list[tuple[int, str]] = view.traces._newer(floor)
             return found
 
         def traces(found: builtins.list[tuple[int, str]]) -> Iterator[Trace]:
