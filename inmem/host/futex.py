@@ -77,8 +77,8 @@ def wait_any(addresses: Sequence[int], values: Sequence[int], timeout_s: float) 
         until = _Timespec(*divmod(deadline_ns, _SECOND_NS))
         ctypes.set_errno(0)
         _wait_any(
-            _SYS_FUTEX_WAITV, ctypes.addressof(waiters), len(addresses), 0, ctypes.addressof(until), None,
-            time.CLOCK_MONOTONIC,
+            _SYS_FUTEX_WAITV, ctypes.addressof(waiters), len(addresses), 0, ctypes.addressof(until),
+            time.CLOCK_MONOTONIC, 0,
         )
         if ctypes.get_errno() != errno.ENOSYS:
             return

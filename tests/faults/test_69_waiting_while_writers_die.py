@@ -349,6 +349,24 @@ def test_no_snapshot_is_open_while_somebody_waits(store_path: Path) -> None:
             thread.join()
 
 
+def test_who_waits_sleeps(store_path: Path) -> None:
+    """100 waiters take at most 1 % of a core (`python -m bench.waiting`): here 5 %, beside whatever else runs."""
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "other", 1)
+        threads = [
+            threading.Thread(target=lambda n=n: db.kv.wait(RUN, f"k-{n}", timeout_s=30)) for n in range(100)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(QUIET_S)
+        before, seconds = time.process_time(), 2.0
+        time.sleep(seconds)
+        assert time.process_time() - before < 0.05 * seconds
+        db.kv.put_many(RUN, {f"k-{n}": 1 for n in range(100)})
+        for thread in threads:
+            thread.join()
+
+
 def test_a_fork_while_a_thread_waits(store_path: Path) -> None:
     with inmem.open(store_path) as db:
         db.kv.put(RUN, "other", 1)

@@ -376,6 +376,24 @@ def test_thousands_of_coroutines_wait_and_all_wake(store_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_coroutines_that_wait_sleep(store_path: Path) -> None:
+    """1,000 cost no more than 100 do: one thread looks once a second whether the writer lives."""
+
+    async def main() -> None:
+        async with aio.open(store_path) as db:
+            await db.kv.put(RUN, "other", 1)
+            tasks = [asyncio.ensure_future(db.kv.wait(RUN, f"k-{n}")) for n in range(1000)]
+            await asyncio.sleep(0.5)
+            before, seconds = time.process_time(), 2.0
+            await asyncio.sleep(seconds)
+            assert time.process_time() - before < 0.05 * seconds
+            await db.kv.put_many(RUN, {f"k-{n}": n for n in range(1000)})
+            found = await asyncio.gather(*tasks)
+            assert [each.value for each in found if each is not None] == list(range(1000))
+
+    asyncio.run(main())
+
+
 def test_a_timeout_of_asyncio_ends_a_call(store_path: Path) -> None:
     async def main() -> None:
         async with aio.open(store_path) as db:
