@@ -26,7 +26,8 @@ async def driven(steps: Steps[T]) -> T:
         except StopIteration as end:
             returned: T | Raised = end.value
             break
-        result = error = None
+        finally:
+            result = error = None  # an exception that goes on must not hold this frame by its own name
         try:
             result = await (asyncio.sleep(step.seconds) if isinstance(step, Pause) else step)
         except BaseException as caught:
