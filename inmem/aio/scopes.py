@@ -35,7 +35,7 @@ from inmem.config import MAX_IN_FLIGHT, Settings
 from inmem.database import Database
 from inmem.engines.local import LocalEngine
 from inmem.errors import CommitUnknownError, InmemError, InvariantError
-from inmem.host.interrupts import called
+from inmem.host.interrupts import awaited, called
 from inmem.pending import Pending, filled
 from inmem.scopes import (
     MAX_ATTEMPTS,
@@ -71,7 +71,7 @@ class Handle(Protocol):
 
 
 class LoopWaits:
-    """A scope's coroutines wait: see `inmem.steps.Waits`."""
+    """A scope's coroutines wait: see `inmem.steps.FacadeWaits`."""
 
     __slots__ = ("_scope",)
 
@@ -81,11 +81,11 @@ class LoopWaits:
     async def wait(
         self, fn: Callable[[Any], T | None], timeout_s: float | None, convert: Callable[[T], R]
     ) -> R:
-        """See `Waits`."""
+        """See `FacadeWaits`."""
         return convert(await self._scope.wait(fn, timeout_s=timeout_s))
 
     def stream(self, steps: Streamed[T]) -> AsyncIterator[T]:
-        """See `Waits`."""
+        """See `FacadeWaits`."""
         return streamed(steps, lambda fn, timeout_s: self._scope.wait(fn, timeout_s=timeout_s))
 
 
@@ -168,7 +168,7 @@ class AsyncRunScope(AsyncScopeFacades):
             draft = self._begin(sync, left_s)
             try:
                 if is_async:
-                    result = await fn(AsyncTransaction(draft, self, may_wait=True))
+                    result = await awaited(fn, AsyncTransaction(draft, self, may_wait=True))
                 else:
                     result = called(fn, Transaction(draft.draft, self._scope, may_wait=True))
                 check_result(result)

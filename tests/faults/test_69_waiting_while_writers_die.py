@@ -350,7 +350,7 @@ def test_no_snapshot_is_open_while_somebody_waits(store_path: Path) -> None:
 
 
 def test_who_waits_sleeps(store_path: Path) -> None:
-    """100 waiters take at most 1 % of a core (`python -m bench.waiting`): here 5 %, beside whatever else runs."""
+    """100 waiters take 1 % of a core (`python -m bench.waiting`): here 5 %, beside whatever else runs."""
     with inmem.open(store_path) as db:
         db.kv.put(RUN, "other", 1)
         threads = [

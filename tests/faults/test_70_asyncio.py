@@ -21,6 +21,7 @@ from inmem import aio
 from inmem.errors import (
     ClosedError,
     CommitUnknownError,
+    ConflictError,
     ForkError,
     InvariantError,
     RunDeletedError,
@@ -390,6 +391,30 @@ def test_coroutines_that_wait_sleep(store_path: Path) -> None:
             await db.kv.put_many(RUN, {f"k-{n}": n for n in range(1000)})
             found = await asyncio.gather(*tasks)
             assert [each.value for each in found if each is not None] == list(range(1000))
+
+    asyncio.run(main())
+
+
+def test_a_coroutine_function_that_conflicts_runs_again(store_path: Path) -> None:
+    """A conflict of its own commit, and one that it raises itself."""
+
+    async def main() -> None:
+        async with aio.open(store_path) as db:
+            runs = 0
+
+            async def step(txn: aio.AsyncTransaction) -> int:
+                nonlocal runs
+                runs += 1
+                count: int = await txn.kv.get("n", 0)
+                if runs == 1:
+                    await db.kv.put(RUN, "n", 10)
+                elif runs == 2:
+                    raise ConflictError("of its own")
+                await txn.kv.put("n", count + 1)
+                return count + 1
+
+            assert await db.transact(RUN, step) == 11 and runs == 3
+            assert await db.kv.get(RUN, "n") == 11
 
     asyncio.run(main())
 
