@@ -1,4 +1,4 @@
-"""Commits of puts alone have a way of their own: log and image are, byte for byte, those of the general one."""
+"""Commits of puts alone have a way of their own: log and image are as the general one would make them."""
 
 from __future__ import annotations
 
