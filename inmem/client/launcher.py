@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from inmem.config import Settings
-from inmem.errors import ForkError, WriterUnavailableError, from_wire
+from inmem.errors import BusyError, ForkError, WriterUnavailableError, from_wire
 from inmem.host.clock import boot_us
 from inmem.host.control import Control, ControlState, boot_id
 from inmem.host.directory import DataDirectory, runtime_directory
@@ -60,10 +60,19 @@ def under_launch_lock(directory: DataDirectory, deadline: float, action: Callabl
 
     Raises:
         WriterUnavailableError: somebody else holds the lock beyond the deadline.
-        BusyError: this thread is in the middle of such a launch, or another one is beyond the deadline.
+        BusyError: this thread is in the middle of such a launch.
     """
     launch = _launches.setdefault(str(directory.path), _Launch())
-    done: T = launch.alone(deadline, _locked, directory, deadline, action)
+    try:
+        done: T = launch.alone(deadline, _locked, directory, deadline, action)
+    except BusyError as error:
+        let_through(error)
+        if not expired(deadline):
+            raise
+        raise WriterUnavailableError(
+            f"another thread has been starting the writer of {directory.path} for too long",
+            path=str(directory.path),
+        ) from None
     return done
 
 

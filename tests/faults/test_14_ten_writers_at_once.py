@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from fault_workers import RUN
-from support import epoch, stop_writer, wait_until, writer_pid
+from support import epoch, kill_writer, launches_held, stop_writer, wait_until, writer_pid
 
 import inmem
 
@@ -56,3 +57,26 @@ def test_ten_writers_started_at_once(store_path: Path) -> None:
                 assert one.stderr is not None
                 one.stderr.close()
     print(f"{TRIALS} trials of ten writers, winners 1 each")
+
+
+def test_threads_that_wait_for_a_writer_in_vain_are_told_so(store_path: Path) -> None:
+    """Of those of one process one waits for other processes, the others for it: to the caller it is the same."""
+    with inmem.open(store_path, timeout_s=1.0) as db:
+        db.kv.put("run", "k", 1)
+        raised: list[BaseException] = []
+
+        def put() -> None:
+            try:
+                db.kv.put("run", "k", 2)
+            except inmem.InmemError as error:
+                raised.append(error)
+
+        with launches_held(store_path):
+            kill_writer(store_path)
+            threads = [threading.Thread(target=put) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert [type(error) for error in raised] == [inmem.WriterUnavailableError] * 4
+        wait_until(lambda: db.kv.put("run", "k", 3), "a writer is started again")
