@@ -209,11 +209,11 @@ class Board:
 
     def wake(self, slots: Sequence[int]) -> None:
         """Wake those of the clients that sleep."""
-        halves, wake = self._halves, futex.wake
+        halves, wake = self._halves, futex.wake_call
         for slot in slots:
             if halves[slot * (_SLOT_BYTES // 4)]:
                 halves[slot * (_SLOT_BYTES // 4)] = 0
-                wake(self._address + slot * _SLOT_BYTES, 1)
+                wake(self._address + slot * _SLOT_BYTES, futex.WAKE, 1)
 
     # --- the client's side --------------------------------------------------------------
 

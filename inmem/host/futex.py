@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ AT_ONCE: Final = 128  # words on which one call can sleep
 _SYS_FUTEX: Final = 202
 _SYS_FUTEX_WAITV: Final = 449  # Linux 5.16
 _WAIT: Final = 0
-_WAKE: Final = 1
+WAKE: Final = 1
 _SIZE_U32: Final = 2
 _ALL: Final = (1 << 31) - 1
 _POLL_S: Final = 0.002  # where the kernel cannot sleep on several words
@@ -52,6 +53,7 @@ _wait_any = ctypes.CDLL(None, use_errno=True).syscall
 _wait_any.restype, _wait_any.argtypes = ctypes.c_long, _ARGUMENTS
 _wake = ctypes.PyDLL(None).syscall  # does not sleep, so it keeps the interpreter lock
 _wake.restype, _wake.argtypes = ctypes.c_long, _ARGUMENTS[:4]  # the call has no use for the others
+wake_call: Final = functools.partial(_wake, _SYS_FUTEX)  # of an address, WAKE and a count: without a frame
 _has_waitv = True  # until the kernel says that it has not
 
 
@@ -63,7 +65,7 @@ def wait(address: int, value: int, timeout_us: int) -> None:
 
 def wake(address: int, count: int = _ALL) -> None:
     """Wake those who sleep on a word, at most so many."""
-    _wake(_SYS_FUTEX, address, _WAKE, count)
+    _wake(_SYS_FUTEX, address, WAKE, count)
 
 
 def wait_any(addresses: Sequence[int], values: Sequence[int], timeout_s: float) -> None:

@@ -104,7 +104,7 @@ class WaitFile:
         self.any = view[_ANY : _ANY + 1]
         self.flags = view[_FLAGS : _FLAGS + PLACES]
         self.words = view[_FIRST_WORD : _FIRST_WORD + 4 * PLACES].cast("I")
-        self.barrier = threading.RLock()  # taking a lock is a full barrier, in the processor too
+        self._barrier = threading.RLock()  # taking a lock is a full barrier, in the processor too
 
     def is_current(self) -> bool:
         """Whether the path still leads to this file. If somebody removed it, others use another one."""
@@ -123,7 +123,7 @@ class WaitFile:
         for place in places:
             flags[place] = 1
         self.any[0] = 1
-        with self.barrier:
+        with self._barrier:
             pass
         return values
 

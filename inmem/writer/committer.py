@@ -82,6 +82,14 @@ class Log(Protocol):
     def close(self) -> None: ...
 
 
+class Wakes(Protocol):
+    """Who wakes those that wait for a change."""
+
+    any: Sequence[int]  # its only item says whether anybody waits
+
+    def note(self, ops: Sequence[Op]) -> None: ...
+
+
 class NoLog:
     """The log of a `memory` database: nothing is kept."""
 
@@ -160,7 +168,7 @@ class Committer:
         self, store: Store, log: Log, sessions: Sessions, *, version: int, epoch: int,
         owner: Sequence[Any], chain: int, always_sync: bool, procedures: Procedures,
         reached: Callable[[str], None] | None = None, suspects: Suspects | None = None,
-        published: Callable[[Sequence[Op]], None] | None = None,
+        waking: Wakes | None = None,
     ) -> None:
         self.version = version
         self._published = version
@@ -174,7 +182,7 @@ class Committer:
         self._procedures = procedures
         self._always_sync = always_sync
         self._reached = reached  # told of each step, so that tests can stop the world there
-        self._tell = published  # told of all that readers can see from then on
+        self._waking = waking  # told of all that readers can see from then on
         self._suspects = suspects = suspects or Suspects()
         self._accused = suspects.found
         self._page, self._words = suspects.page, suspects.words
@@ -411,8 +419,9 @@ class Committer:
             raise
         if reached is not None:
             reached("published")
-        if self._tell is not None:
-            self._tell(ops)
+        # The transaction has ended by releasing a mutex, which is a full barrier: see `inmem.host.waitfile`.
+        if self._waking is not None and self._waking.any[0]:
+            self._waking.note(ops)
         self._published = self.version
         self._recent.published(self.version, now_us)
         self.sessions.written()

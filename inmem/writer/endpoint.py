@@ -72,10 +72,12 @@ class Endpoint:
         """Send the answers of a group: small ones on the board, others through the socket; then wake."""
         slots, board, mailbox = self.slots, self.board, self.mailbox
         posted = []
-        mailed: dict[bytes, list[bytes]] = {}  # for those without a slot, by peer
+        mailed: dict[bytes, list[bytes]] | None = None  # for those without a slot, by peer
         for request, peer, (status, sequence, version, result) in zip(requests, peers, answers, strict=True):
             slot = slots.get(request.session)
             if slot < 0 or board is None:
+                if mailed is None:
+                    mailed = {}
                 mailed.setdefault(peer, []).append(answer(status, sequence, version, result))
                 continue
             posted.append(slot)
@@ -87,8 +89,9 @@ class Endpoint:
             else:
                 mailbox.answer(peer, answer(status, sequence, version, result))
                 board.announce(slot)
-        for peer, frames in mailed.items():
-            mailbox.answer(peer, frames[0] if len(frames) == 1 else together(ANSWERS, frames))
+        if mailed is not None:
+            for peer, frames in mailed.items():
+                mailbox.answer(peer, frames[0] if len(frames) == 1 else together(ANSWERS, frames))
         if board is not None:
             board.wake(posted)
 

@@ -100,7 +100,7 @@ class Writer:
             store, log, sessions, version=recovered.version, epoch=epoch, owner=recovered.owner,
             chain=CHAIN_IDS[settings.chain], always_sync=settings.durability == "sync",
             procedures=PROCEDURES,
-            reached=failpoints.hook, suspects=suspects, published=waking.published,
+            reached=failpoints.hook, suspects=suspects, waking=waking,
         )
         suspects.begin(epoch)
         stem = directory.stem(identity)

@@ -60,7 +60,7 @@ def test_ten_writers_started_at_once(store_path: Path) -> None:
 
 
 def test_threads_that_wait_for_a_writer_in_vain_are_told_so(store_path: Path) -> None:
-    """Of those of one process one waits for other processes, the others for it: to the caller it is the same."""
+    """One of a process waits for other processes, the others wait for it: callers are told the same."""
     with inmem.open(store_path, timeout_s=1.0) as db:
         db.kv.put("run", "k", 1)
         raised: list[BaseException] = []
