@@ -63,9 +63,10 @@ def wait(address: int, value: int, timeout_us: int) -> None:
     _wait(_SYS_FUTEX, address, _WAIT, value, ctypes.addressof(timeout), None, 0)
 
 
-def wake(address: int, count: int = _ALL) -> None:
-    """Wake those who sleep on a word, at most so many."""
-    _wake(_SYS_FUTEX, address, WAKE, count)
+def wake(address: int, count: int = _ALL) -> int:
+    """Wake those who sleep on a word, at most so many; how many that were."""
+    woken: int = _wake(_SYS_FUTEX, address, WAKE, count)
+    return max(0, woken)
 
 
 def wait_any(addresses: Sequence[int], values: Sequence[int], timeout_s: float) -> None:

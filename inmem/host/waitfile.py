@@ -142,13 +142,15 @@ class WaitFile:
             at = flags.find(1, at + 1)
         return found
 
-    def change(self, places: Iterable[int]) -> None:
-        """Change words, and wake who sleeps on them."""
+    def change(self, places: Iterable[int]) -> int:
+        """Change words, and wake who sleeps on them; how many that were."""
         words, flags, address = self.words, self.flags, self._address
+        woken = 0
         for place in sorted(places):  # a group's after its members': who wakes by it looks at those
             flags[place] = 0
             words[place] = (words[place] + 1) & _MASK
-            futex.wake(address + 4 * place)
+            woken += futex.wake(address + 4 * place)
+        return woken
 
 
 class Armed(NamedTuple):

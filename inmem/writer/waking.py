@@ -5,8 +5,9 @@ nothing that was noted is forgotten while the writer lives. One that comes
 after a dead one wakes everybody.
 
 Commits are answered first. Waking many takes long, 15 µs for each that
-sleeps, so it takes a twentieth of the writer's time at most: what is noted
-meanwhile goes out together.
+sleeps, so it takes a twentieth of the writer's time at most. Those who are
+woken take more: each looks. So many are woken less often, with all that was
+noted meanwhile, and leave the cores to those who commit.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from inmem.host.waitfile import EVERYTHING, WaitFile, group_of, place_of
 from inmem.writer.journal import Journal
 
 _PAUSE: Final = 19  # times as long as the last wakes took, before the next
+_EACH_S: Final = 0.0008  # for each who was woken, four times what he needs to look: else many take all cores
+_FEW: Final = 2  # who may look as often as something changes
 _SWEEP_S: Final = 5.0  # between two clearings of all flags, while there are commits
 _NOBODY: Final = bytes(1)
 _DATA: Final = int(Table.DATA)
@@ -102,7 +105,7 @@ class Waking:
         failpoints.reached("waking")
         owed, self.owed = self.owed, set()
         if self._file is not None:
-            self._file.change(owed)
+            woken = self._file.change(owed)
             ended = time.monotonic()
-            self._due = ended + _PAUSE * (ended - now)
+            self._due = ended + _PAUSE * (ended - now) + _EACH_S * max(0, woken - _FEW)
         return math.inf
