@@ -179,9 +179,11 @@ class Attachment:
         )
 
     def _has_image(self) -> bool:
-        """Whether there is an image: a writer that leaves removes it."""
+        """Whether there is an image: a writer that leaves removes it. A directory that is gone is told of."""
+        if self.control.words[PID]:
+            return True
         self.check_there()
-        return self.control.words[PID] != 0
+        return False
 
     def _join(self, deadline: float) -> None:
         """Take the client lock, by which the writer sees that it is needed."""

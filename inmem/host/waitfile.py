@@ -68,6 +68,7 @@ _ANY: Final = 8
 _FLAGS: Final = 4096
 _FIRST_WORD: Final = 12288
 _MASK: Final = (1 << 32) - 1
+_CHECK_EVERY_S: Final = 0.5  # between two looks at whether the file was removed
 _WITHOUT_FILE_S: Final = 0.005  # of a sleep where there is nothing to sleep on
 
 
@@ -167,6 +168,7 @@ class Sleeper:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: WaitFile | None = None
+        self._next_check = 0.0
         self._bell = ctypes.c_uint32(0)
 
     def arm(self, places: Sequence[int]) -> Armed:
@@ -186,10 +188,13 @@ class Sleeper:
         return self._bell.value
 
     def file(self) -> WaitFile | None:
-        """The wait file of now, opened anew if it was removed."""
+        """The wait file; opened anew if it was removed, which is looked at once in a while."""
         file = self._file
-        if file is None or not file.is_current():
-            file = self._file = self._opened()
+        now = time.monotonic()
+        if file is None or now >= self._next_check:
+            self._next_check = now + _CHECK_EVERY_S
+            if file is None or not file.is_current():
+                file = self._file = self._opened()
         return file
 
     def armed(self, file: WaitFile, places: Sequence[int], values: Sequence[int], rung: int) -> Armed:
