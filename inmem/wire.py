@@ -63,6 +63,7 @@ GOODBYE_HEADER: Final = struct.Struct(">B16s")
 _LENGTH: Final = struct.Struct(">I")
 assert COMMIT_HEADER.size == 34 and ANSWER_HEADER.size == 18 and REQUEST_HEADER.size == 9
 
+MAX_TOGETHER: Final = 1024  # frames in one; none of ours holds as many
 SESSION_BYTES: Final = 16
 HELLO_FIELDS: Final = {
     "protocol": int, "format": int, "database": bytes, "session": bytes, "pid": int, "resume": bool
@@ -114,9 +115,11 @@ def together(kind: int, frames: Iterable[bytes]) -> bytes:
 
 
 def apart(frame: bytes) -> Iterator[bytes]:
-    """The frames in one that holds others; it ends where one is not whole."""
+    """The frames in one that holds others; it ends where one is not whole, and after MAX_TOGETHER."""
     at, end = 1, len(frame)
-    while at + _LENGTH.size <= end:
+    for _ in range(MAX_TOGETHER):
+        if at + _LENGTH.size > end:
+            return
         begin = at + _LENGTH.size
         at = begin + _LENGTH.unpack_from(frame, at)[0]
         if at > end:

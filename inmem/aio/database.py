@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar, overload
 import inmem.database
 from inmem.aio.facade_sets import AsyncDatabaseFacades
 from inmem.aio.scopes import AsyncPipeline, AsyncRunScope, AsyncSnapshot, AsyncTransaction
-from inmem.aio.session import LoopSession
+from inmem.aio.session import LoopSession, check_loop
 from inmem.aio.sink import AwaitedSink
 from inmem.aio.waiting import LoopWaiting
 from inmem.database import CHECKPOINT_TIMEOUT_S, CheckpointReport, Database, RepairReport, Status
@@ -173,7 +173,13 @@ class AsyncDatabase(AsyncDatabaseFacades):
         return await asyncio.to_thread(self.handle.repair_indices, name)
 
     async def close(self) -> None:
-        """Give the handle back. What is under way raises. May be called twice."""
+        """Give the handle back. What is under way raises. May be called twice.
+
+        Raises:
+            InvariantError: called in another event loop.
+        """
+        if self._engine is not None:
+            check_loop(self.session.loop)
         engine, self._engine = self._engine, None
         if engine is not None:
             self.session.close()

@@ -186,6 +186,8 @@ class AsyncRunScope(AsyncScopeFacades):
                 return await retrying(attempt, max_attempts=max_attempts, timeout_s=timeout_s)
             except NotYet as not_yet:
                 await self.database.waits.wait(_here(not_yet.watched), wait_until)
+            except BaseExceptionGroup as group:  # of a TaskGroup in the function
+                await self.database.waits.wait(_here(_only_not_yet(group).watched), wait_until)
 
     async def wait(self, fn: Callable[[Snapshot], T | None], *, timeout_s: float | None = None) -> T:
         """Sleep until `fn(view)`, a plain function, returns something true, and return that.
@@ -211,6 +213,18 @@ class AsyncRunScope(AsyncScopeFacades):
         return AsyncSnapshot(self.database.engine.snapshot(), self)
 
 
+def _only_not_yet(group: BaseExceptionGroup[Any]) -> NotYet:
+    """The one thing that a group says; a group that says anything else is raised."""
+    not_yet, rest = group.split(NotYet)
+    if rest is not None or not_yet is None:
+        raise group
+    found: Any = not_yet
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, NotYet)
+    return found
+
+
 def _here(watched: Any) -> Watched:
     assert isinstance(watched, Watched)
     return watched
@@ -232,6 +246,7 @@ class AwaitedDraft:
     async def commit(self) -> None:
         """See `Draft.commit`. If this is cancelled, it may or may not take effect."""
         draft = self.draft
+        draft.check_open()
         body = draft.prepare()
         if body is None:
             return
@@ -427,7 +442,8 @@ class AsyncPipeline(AsyncPipelineFacades):
         """Wait until so few groups are under way."""
         while self._writes.in_flight() > left and (oldest := self._submits.oldest()) is not None:
             await asyncio.wait((oldest,))
-            self._writes.settle_oldest()
+            if self._submits.oldest() is oldest:  # another coroutine may have waited for it too
+                self._writes.settle_oldest()
 
     async def flush(self) -> None:
         """Send what is buffered, wait for all answers and raise the first error. See `Pipeline.flush`."""
@@ -441,9 +457,15 @@ class AsyncPipeline(AsyncPipelineFacades):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for all; an exception inside the block is not replaced by one of a write."""
+        """Wait for all; an exception inside the block is not replaced by one of a write.
+
+        A task that is cancelled does not wait: what was written is sent, and takes effect or not.
+        """
         try:
-            await self.flush()
+            if kind is not None and issubclass(kind, asyncio.CancelledError):
+                self._writes.send()
+            else:
+                await self.flush()
         except InmemError as first:
             if error is None:
                 raise

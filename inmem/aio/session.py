@@ -12,11 +12,13 @@ and its answer is taken by nobody.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from inmem.client.applied import Applied, applied
 from inmem.client.protocol import PATIENCE_S, Answered, SessionProtocol
@@ -42,6 +44,9 @@ _TICK_S: Final = 0.2  # while something is under way
 _RETRY_S: Final = 0.002  # before another look at who serves; doubles
 _RETRY_MAX_S: Final = 0.1
 _GOODBYE_S: Final = 0.2  # for a writer that does not read
+
+
+T = TypeVar("T")
 
 
 class _Commit:
@@ -73,10 +78,9 @@ class _Connection(asyncio.Protocol):
         session.open.add(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # which that of another loop is no subclass of
         self.is_writable = True
-        transport.write(self.codec.first)
+        self.transport.write(self.codec.first)
 
     def send(self, frame: bytes) -> None:
         """Send a frame."""
@@ -124,11 +128,10 @@ class LoopSession:
 
     def __init__(self, access: WriterAccess) -> None:
         self._access = access
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._pid = os.getpid()
-        self.protocol = SessionProtocol(
-            max_in_flight=min(IN_FLIGHT, access.settings.max_in_flight), patience_s=PATIENCE_S
-        )
+        self._in_flight = min(IN_FLIGHT, access.settings.max_in_flight)
+        self.protocol = SessionProtocol(max_in_flight=self._in_flight, patience_s=PATIENCE_S)
         self._queue: deque[_Commit] = deque()  # not sent, so without a number
         self._sent: dict[int, _Commit] = {}
         self._sent_bytes = 0
@@ -159,21 +162,21 @@ class LoopSession:
             InmemError: what the writer decided.
         """
         self._check()
-        future = self._loop.create_future()
+        future = self.loop.create_future()
         self._queue.append(_Commit(body, FLAG_SYNC if sync else 0, convert, timeout_s, future))
         if not self._is_flush_due:
             self._is_flush_due = True
-            self._loop.call_soon(self.flush)
+            self.loop.call_soon(self.flush)
         if self._timer is None:
-            self._timer = self._loop.call_later(min(_TICK_S, timeout_s), self._tick)
+            self._timer = self.loop.call_later(min(_TICK_S, timeout_s), self._tick)
         elif timeout_s < _TICK_S:
-            self._loop.call_later(timeout_s, self._end_overdue)
+            self.loop.call_later(timeout_s, self._end_overdue)
         return future
 
     def _check(self) -> None:
         if self._pid != os.getpid():
             raise ForkError("this database belongs to the event loop of the parent process")
-        check_loop(self._loop)
+        check_loop(self.loop)
         if self._is_closed or self._access.closed:
             raise ClosedError("the database is closed")
 
@@ -191,7 +194,7 @@ class LoopSession:
             return
         frames: list[bytes] = []
         size = 0
-        room = IN_FLIGHT - len(protocol.unanswered)
+        room = self._in_flight - len(protocol.unanswered)
         while queue and room > 0 and connection.is_writable:
             one = queue[0]
             if one.future.done():  # cancelled, or too late
@@ -241,6 +244,8 @@ class LoopSession:
             return
         self._sent_bytes -= len(one.body)
         future = one.future
+        if future.cancelled():
+            return
         if future.done() or one.is_resent:  # nobody waits any more, but may ask for it
             self._late[sequence] = answered
             if len(self._late) > _LATE:
@@ -262,9 +267,9 @@ class LoopSession:
         """Something is under way: end what is overdue, and say again what has had no answer for long."""
         self._timer = None
         self._end_overdue()
-        if not (self._queue or self.protocol.unanswered) or self._is_closed:
-            return
-        self._timer = self._loop.call_later(_TICK_S, self._tick)
+        if self._is_closed or not self._last_deadline():
+            return  # nobody waits: the next commit goes on
+        self._timer = self.loop.call_later(_TICK_S, self._tick)
         connection = self._connection
         if connection is None or self._access.control.words[EPOCH] != connection.epoch:
             self._connect()
@@ -279,6 +284,7 @@ class LoopSession:
                 one.future.set_exception(WriterUnavailableError(
                     f"nothing could be sent within {one.timeout_s} s", path=self._access.path
                 ))
+        self._queue = deque(one for one in self._queue if not one.future.done())
         for sequence, one in self._sent.items():
             if now >= one.deadline and not one.future.done():
                 one.future.set_exception(self._unknown(sequence, one, f"no answer within {one.timeout_s} s"))
@@ -308,13 +314,13 @@ class LoopSession:
             if done:
                 return await self._resolve(sequence, one, timeout_s)
             raise self._unknown(sequence, one, f"no answer within {timeout_s} s")
-        again = _Commit(one.body, one.flags, one.convert, timeout_s, self._loop.create_future())
+        again = _Commit(one.body, one.flags, one.convert, timeout_s, self.loop.create_future())
         again.is_resent = True
         self._sent[sequence] = again
         if sequence in self.protocol.unanswered and self._connection is not None:
             self._connection.send(self.protocol.frame(sequence))
         if self._timer is None:
-            self._timer = self._loop.call_later(min(_TICK_S, timeout_s), self._tick)
+            self._timer = self.loop.call_later(min(_TICK_S, timeout_s), self._tick)
         return await again.future
 
     def _lose_what_is_lost(self) -> None:
@@ -333,7 +339,7 @@ class LoopSession:
             connection, self._connection = self._connection, None
             if connection is not None:
                 connection.close()
-            self._connecting = self._loop.create_task(self._until_connected())
+            self._connecting = self.loop.create_task(self._until_connected())
 
     async def _until_connected(self) -> None:
         """Find the writer of now, and have it know the session; for as long as somebody waits for that."""
@@ -363,13 +369,13 @@ class LoopSession:
             InmemError: there is none to be had, or it refuses this client.
         """
         access, protocol = self._access, self.protocol
-        state = await self._loop.run_in_executor(None, access.ensure_writer, deadline)
+        state = await _in_thread(lambda: access.ensure_writer(deadline))
         connection = _Connection(self, state.epoch)
         try:
-            await self._loop.create_unix_connection(lambda: connection, path_of(state.endpoint))
+            await self.loop.create_unix_connection(lambda: connection, path_of(state.endpoint))
         except OSError:
             return False  # it has ended, or has just begun to listen at another place
-        self._welcome = self._loop.create_future()
+        self._welcome = self.loop.create_future()
         try:
             await asyncio.wait(
                 (self._welcome, connection.has_ended), timeout=PATIENCE_S,
@@ -448,6 +454,35 @@ class LoopSession:
             if each.transport is not None:
                 each.transport.abort()
                 await asyncio.wait((each.has_ended,))
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Make a call in a thread of its own: those of the loop may all be busy, waiting for this very call.
+
+    Nobody waits for the thread if this is cancelled, at the end of the program either.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def end(result: T | None, error: BaseException | None) -> None:
+        if not future.done():
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(cast(T, result))
+
+    def run() -> None:
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = call()
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(end, result, error)
+
+    threading.Thread(target=run, name="inmem-connect", daemon=True).start()
+    return await future
 
 
 def check_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -16,7 +16,6 @@ import contextlib
 import heapq
 import itertools
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -27,13 +26,13 @@ from inmem.client.attachment import Attachment
 from inmem.client.waiting import Watched, timed_out
 from inmem.errors import ClosedError, InmemError
 from inmem.host import futex
-from inmem.host.control import PID
 from inmem.host.waitfile import EVERYTHING, Armed, WaitFile, group_of
 
-_BOUND_S: Final = 1.0  # of one sleep: then it is looked whether a writer has died in the middle of waking
+_BOUND_S: Final = 1.0  # of one sleep: then it is looked whether a writer ended or stopped before waking
 _POLL_S: Final = 0.005  # where there is nothing to sleep on
 _PAUSE_S: Final = 0.001  # after a wake by a group's word, which others change too
 _IDLE_S: Final = 2.0  # without waiters, before the thread ends
+_SPARE: Final = 64  # expiries of waits that have ended, and are forgotten together
 
 
 class _Waiter:
@@ -114,6 +113,7 @@ class LoopWaiting:
         idle_since = math.inf
         try:
             while True:
+                rung = self._waiting.sleeper.rung  # before looking for what is rung for
                 is_idle = not watch.waiters
                 idle_since = min(idle_since, time.monotonic()) if is_idle else math.inf
                 new = self._take_new(may_end=time.monotonic() - idle_since >= _IDLE_S)
@@ -128,7 +128,7 @@ class LoopWaiting:
                 watch.add(new)
                 while self._gone:  # after those that came: one of them may be gone already
                     watch.discard(self._gone.popleft())
-                watch.look_and_sleep()
+                watch.look_and_sleep(rung)
         except BaseException as error:
             with self._lock:
                 self._thread = None
@@ -171,7 +171,6 @@ class _Watch:
 
     def __init__(self, attachment: Attachment, told: _Told) -> None:
         self.waiters: set[_Waiter] = set()
-        self._attachment = attachment
         self._waiting = attachment.waiting
         self._told = told
         self._at: dict[int, set[_Waiter]] = {}  # by place
@@ -180,7 +179,7 @@ class _Watch:
         self._due: set[_Waiter] = set()  # to be looked at
         self._expiries: list[tuple[int, int, _Waiter]] = []
         self._numbers = itertools.count()
-        self._seen_version = -1  # when all were looked at without a writer
+        self._seen_version = -1  # when all were looked at, as the writer had not told of it
 
     def add(self, waiters: list[_Waiter]) -> None:
         """They are looked at once their words are armed."""
@@ -191,6 +190,9 @@ class _Watch:
                 self._at.setdefault(place, set()).add(waiter)
             if waiter.watched.expiry_us:
                 heapq.heappush(self._expiries, (waiter.watched.expiry_us, next(self._numbers), waiter))
+        if len(self._expiries) > 2 * len(self.waiters) + _SPARE:  # most are of waits that have ended
+            self._expiries = [each for each in self._expiries if each[2] in self.waiters]
+            heapq.heapify(self._expiries)
 
     def discard(self, waiter: _Waiter) -> None:
         """Nobody waits for it any more."""
@@ -213,10 +215,9 @@ class _Watch:
         for waiter in [*self.waiters]:
             self._end(waiter, error)
 
-    def look_and_sleep(self) -> None:
-        """Arm what has changed, look at whom it concerns, and sleep."""
+    def look_and_sleep(self, rung: int) -> None:
+        """Arm what has changed, look at whom it concerns, and sleep, unless it was rung again."""
         sleeper = self._waiting.sleeper
-        rung = sleeper.rung
         file = sleeper.file()
         if file is not self._file:
             self._file, self._values = file, {}
@@ -284,28 +285,17 @@ class _Watch:
             self._waiting.sleeper.sleep(armed, sleep_s)
         if self.waiters and time.monotonic() - began >= _BOUND_S:
             with contextlib.suppress(InmemError):  # the next look says so
-                self._look_behind_a_dead_writer()
+                self._look_behind_the_writer()
 
-    def _look_behind_a_dead_writer(self) -> None:
-        """A dead writer may have published something and told nobody, and its author be dead as well."""
-        pid = self._attachment.control.words[PID]
-        if not self._waiting.has_image() or _is_alive(pid):
+    def _look_behind_the_writer(self) -> None:
+        """It may have published something and told nobody: it died, or was stopped, in between."""
+        if self._file is None or not self._waiting.has_image():
             return
         snapshot = self._waiting.begin()
         try:
             version = snapshot.version
         finally:
             snapshot.close()
-        if version != self._seen_version:
+        if self._file.told[0] < version != self._seen_version:
             self._seen_version = version
             self._due |= self.waiters
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

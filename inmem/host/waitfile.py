@@ -32,6 +32,7 @@ Layout, native byte order, 32,768 bytes:
     offset  size   field
     0       8      magic "INMEMWT1"
     8       1      whether any flag may be set
+    16      8      the version up to which all who waited were told
     4096    4096   flags of the words, a byte each
     8192    64     flags of the groups
     8256    1      flag of everything
@@ -65,6 +66,7 @@ SIZE: Final = 32768
 
 _MAGIC: Final = b"INMEMWT1"
 _ANY: Final = 8
+_TOLD: Final = 16
 _FLAGS: Final = 4096
 _FIRST_WORD: Final = 12288
 _MASK: Final = (1 << 32) - 1
@@ -103,6 +105,7 @@ class WaitFile:
         self._address = ctypes.addressof(self._anchor) + _FIRST_WORD
         view = memoryview(self._map)
         self.any = view[_ANY : _ANY + 1]
+        self.told = view[_TOLD : _TOLD + 8].cast("Q")
         self.flags = view[_FLAGS : _FLAGS + PLACES]
         self.words = view[_FIRST_WORD : _FIRST_WORD + 4 * PLACES].cast("I")
         self._barrier = threading.RLock()  # taking a lock is a full barrier, in the processor too
@@ -169,6 +172,7 @@ class Sleeper:
         self._path = path
         self._file: WaitFile | None = None
         self._next_check = 0.0
+        self._polling = 0  # threads that sleep without a file
         self._bell = ctypes.c_uint32(0)
 
     def arm(self, places: Sequence[int]) -> Armed:
@@ -205,7 +209,11 @@ class Sleeper:
     def sleep(self, armed: Armed, timeout_s: float) -> None:
         """Sleep until one of the words changes, or for a while."""
         if armed.file is None:
-            time.sleep(min(timeout_s, _WITHOUT_FILE_S))
+            self._polling += 1  # the more of them, the more rarely each looks
+            try:
+                time.sleep(min(timeout_s, self._polling * _WITHOUT_FILE_S))
+            finally:
+                self._polling -= 1
         else:
             futex.wait_any(armed.addresses, armed.values, timeout_s)
 

@@ -87,7 +87,7 @@ class Wakes(Protocol):
 
     any: Sequence[int]  # its only item says whether anybody waits
 
-    def note(self, ops: Sequence[Op]) -> None: ...
+    def note(self, ops: Sequence[Op], version: int) -> None: ...
 
 
 class NoLog:
@@ -421,7 +421,7 @@ class Committer:
             reached("published")
         # The transaction has ended by releasing a mutex, which is a full barrier: see `inmem.host.waitfile`.
         if self._waking is not None and self._waking.any[0]:
-            self._waking.note(ops)
+            self._waking.note(ops, self.version)
         self._published = self.version
         self._recent.published(self.version, now_us)
         self.sessions.written()

@@ -26,6 +26,7 @@ from inmem.writer.journal import Journal
 
 _PAUSE: Final = 19  # times as long as the last wakes took, before the next
 _EACH_S: Final = 0.0008  # for each who was woken, four times what he needs to look: else many take all cores
+_PAUSE_MAX_S: Final = 0.1  # however long they took: this process may have been stopped in between
 _FEW: Final = 2  # who may look as often as something changes
 _SWEEP_S: Final = 5.0  # between two clearings of all flags, while there are commits
 _NOBODY: Final = bytes(1)
@@ -44,6 +45,8 @@ class Waking:
         self._next_sweep = time.monotonic() + _SWEEP_S
         self._path = path
         self._file: WaitFile | None = None
+        self._noted = 0  # the version up to which all was noted
+        self._is_told = False  # of the file that cannot be opened, in the journal
         self.any: Sequence[int] = _NOBODY  # its only item says whether anybody waits: see `WaitFile`
         self.look()
 
@@ -57,8 +60,11 @@ class Waking:
             self.any = self._file.any
         except (OSError, InmemError) as error:
             self._file, self.any = None, _NOBODY
-            journal.warning("no_wait_file", error=error, problem="who waits looks every few milliseconds")
+            if not self._is_told:
+                self._is_told = True
+                journal.warning("no_wait_file", error=error, problem="who waits looks every few milliseconds")
             return
+        self._is_told = False
         self.everything()
 
     def _opened(self) -> WaitFile:
@@ -68,8 +74,8 @@ class Waking:
             self._path.unlink()
             return WaitFile(self._path)
 
-    def note(self, ops: Sequence[Op]) -> None:
-        """These operations can be seen from now on, and somebody waits for something."""
+    def note(self, ops: Sequence[Op], version: int) -> None:
+        """These operations, up to a version, can be seen from now on, and somebody waits for something."""
         file = self._file
         assert file is not None
         flags, owed = file.flags, self.owed
@@ -91,6 +97,9 @@ class Waking:
             self._next_sweep = now + _SWEEP_S
             file.any[0] = 0  # first: who sets a flag from here on sets it again
             self.everything()
+        self._noted = version
+        if not owed:
+            file.told[0] = version
 
     def everything(self) -> None:
         """Whatever somebody waits for may have changed."""
@@ -107,5 +116,7 @@ class Waking:
         if self._file is not None:
             woken = self._file.change(owed)
             ended = time.monotonic()
-            self._due = ended + _PAUSE * (ended - now) + _EACH_S * max(0, woken - _FEW)
+            pause_s = _PAUSE * (ended - now) + _EACH_S * max(0, woken - _FEW)
+            self._due = ended + min(pause_s, _PAUSE_MAX_S)
+            self._file.told[0] = self._noted
         return math.inf

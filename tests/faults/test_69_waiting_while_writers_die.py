@@ -164,14 +164,14 @@ def test_a_killed_waiter_costs_nobody_anything_for_long(
         time.sleep(0)
         assert file.flagged() and file.any[0]
         here = Waking(store_path / "waits")
-        here.note([(0, 0, b"a/b/c/d\0\1k", b"")])
+        here.note([(0, 0, b"a/b/c/d\0\1k", b"")], 7)
         assert here.owed and not file.any[0]
         here.pay()
         assert not file.flagged() and not here.owed
         living = threading.Thread(target=lambda: db.kv.wait(RUN, "k", timeout_s=30))
         living.start()
         wait_until(file.flagged, "another one waits")
-        here.note([(0, 0, b"a/b/c/d\0\1k", b"")])
+        here.note([(0, 0, b"a/b/c/d\0\1k", b"")], 7)
         here._due = 0.0
         here.pay()
         wait_until(file.flagged, "it still waits")
