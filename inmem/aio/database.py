@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Self, TypeVar, overload
+from typing import Any, NoReturn, Self, TypeVar, overload
 
 import inmem.database
 from inmem.aio.facade_sets import AsyncDatabaseFacades
@@ -59,6 +59,12 @@ class AsyncDatabase(AsyncDatabaseFacades):
     def __repr__(self) -> str:
         state = "" if self._engine is not None else ", closed"
         return f"AsyncDatabase({str(self.path)!r}, {str(self.namespace)!r}{state})"
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidInputError(
+            "a database of an event loop cannot be pickled or copied", argument="database",
+            hint="Hand over its path, and open it there.",
+        )
 
     @property
     def engine(self) -> LocalEngine:

@@ -24,7 +24,7 @@ from typing import Final
 from inmem.aio.session import check_loop
 from inmem.client.attachment import Attachment
 from inmem.client.waiting import Watched, timed_out
-from inmem.errors import ClosedError, InmemError
+from inmem.errors import ClosedError, InmemError, LimitError
 from inmem.host import futex
 from inmem.host.waitfile import EVERYTHING, Armed, WaitFile, group_of
 
@@ -83,10 +83,14 @@ class LoopWaiting:
         with self._lock:
             if self._is_closed:
                 raise ClosedError("the database is closed")
-            self._new.append(waiter)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="inmem-waits", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="inmem-waits", daemon=True)
+                try:
+                    thread.start()  # it looks for this waiter once the lock is free
+                except RuntimeError as error:
+                    raise LimitError(f"no thread can be started to wait: {error}", what="threads") from None
+                self._thread = thread
+            self._new.append(waiter)
         self._waiting.sleeper.wake()
 
     def close(self) -> None:
