@@ -7,6 +7,7 @@ which all coroutines commit, and at most one thread, which waits for all.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, NoReturn, Self, TypeVar, overload
@@ -182,10 +183,18 @@ class AsyncDatabase(AsyncDatabaseFacades):
         """Give the handle back. What is under way raises. May be called twice.
 
         Raises:
-            InvariantError: called in another event loop.
+            InvariantError: called in another event loop, while its own is not closed.
         """
-        if self._engine is not None:
-            check_loop(self.session.loop)
+        if self._engine is None:
+            return
+        if self.session.loop.is_closed():
+            self._engine = None
+            self.waits.close()
+            self.handle.close()
+            with contextlib.suppress(RuntimeError):  # of a loop that is closed
+                self.session.abandon()
+            return
+        check_loop(self.session.loop)
         engine, self._engine = self._engine, None
         if engine is not None:
             self.session.close()
@@ -216,6 +225,12 @@ class Opening:
         except BaseException:
             handle.close()
             raise
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"the database is not open yet, so it has no {name!r}: "
+            "use `async with inmem.aio.open(...) as db`, or `db = await inmem.aio.open(...)`"
+        )
 
     def __await__(self) -> Generator[Any, None, AsyncDatabase]:
         return self._open().__await__()

@@ -34,7 +34,7 @@ from inmem.client.waiting import Looked, Watched
 from inmem.config import MAX_IN_FLIGHT, Settings
 from inmem.database import Database
 from inmem.engines.local import LocalEngine
-from inmem.errors import CommitUnknownError, InmemError, InvariantError
+from inmem.errors import ClosedError, CommitUnknownError, InmemError, InvariantError
 from inmem.host.interrupts import awaited, called
 from inmem.pending import Pending, filled
 from inmem.scopes import (
@@ -216,6 +216,8 @@ class AsyncRunScope(AsyncScopeFacades):
 def _only_not_yet(group: BaseExceptionGroup[Any]) -> NotYet:
     """The one thing that a group says; a group that says anything else is raised."""
     not_yet, rest = group.split(NotYet)
+    if rest is not None:
+        _, rest = rest.split(ClosedError)  # of other tasks, which found the attempt ended
     if rest is not None or not_yet is None:
         raise group
     found: Any = not_yet

@@ -254,7 +254,7 @@ class LoopSession:
             return
         try:
             future.set_result(one.convert(applied(answered)))
-        except InmemError as error:
+        except Exception as error:
             future.set_exception(error)
 
     def _send_outgoing(self, connection: _Connection) -> None:
@@ -415,7 +415,7 @@ class LoopSession:
         queue, self._queue = self._queue, deque()
         for one in queue:
             if not one.future.done():
-                one.future.set_exception(_copy(error))
+                one.future.set_exception(copy_of(error))
         for sequence, one in self._sent.items():
             if not one.future.done():
                 one.future.set_exception(self._unknown(sequence, one, str(error)))
@@ -434,7 +434,7 @@ class LoopSession:
         closed = ClosedError("the database was closed")
         for one in self._queue:
             if not one.future.done():
-                one.future.set_exception(_copy(closed))
+                one.future.set_exception(copy_of(closed))
         for sequence, one in self._sent.items():
             if not one.future.done():
                 one.future.set_exception(self._unknown(sequence, one, str(closed), can_resend=False))
@@ -443,6 +443,14 @@ class LoopSession:
             if not self.protocol.unanswered:
                 connection.send(GOODBYE_HEADER.pack(GOODBYE, self.protocol.session_id))
             connection.close()
+
+    def abandon(self) -> None:
+        """End without the loop, which is closed already."""
+        self._is_closed = True
+        self._connection = None
+        for connection in [*self.open]:
+            if connection.transport is not None:
+                connection.transport.abort()
 
     async def closed(self) -> None:
         """Until the connections are closed, also if nobody takes what was sent."""
@@ -501,6 +509,6 @@ def check_loop(loop: asyncio.AbstractEventLoop) -> None:
         )
 
 
-def _copy(error: InmemError) -> InmemError:
+def copy_of(error: InmemError) -> InmemError:
     """The same error for somebody else: each has a traceback of its own."""
     return type(error)(error.message, hint=error.hint, **error.fields)

@@ -16,15 +16,16 @@ import contextlib
 import heapq
 import itertools
 import math
+import os
 import threading
 import time
 from collections import deque
 from typing import Final
 
-from inmem.aio.session import check_loop
+from inmem.aio.session import check_loop, copy_of
 from inmem.client.attachment import Attachment
 from inmem.client.waiting import Watched, timed_out
-from inmem.errors import ClosedError, InmemError, LimitError
+from inmem.errors import ClosedError, ForkError, InmemError, LimitError
 from inmem.host import futex
 from inmem.host.waitfile import EVERYTHING, Armed, WaitFile, group_of
 
@@ -50,6 +51,7 @@ class LoopWaiting:
         self._attachment = attachment
         self._waiting = attachment.waiting
         self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
         self._lock = threading.Lock()  # of the next two
         self._new: list[_Waiter] = []
         self._thread: threading.Thread | None = None
@@ -65,6 +67,8 @@ class LoopWaiting:
             ClosedError: the database was closed.
             InvariantError: called in another event loop.
         """
+        if self._pid != os.getpid():
+            raise ForkError("this database belongs to the event loop of the parent process")
         check_loop(self._loop)
         waiter = _Waiter(watched, self._loop.create_future())
         self._add(waiter)
@@ -136,6 +140,8 @@ class LoopWaiting:
         except BaseException as error:
             with self._lock:
                 self._thread = None
+                new, self._new = self._new, []
+            watch.add(new)
             if isinstance(error, RuntimeError) and self._loop.is_closed():
                 return  # nobody waits any more
             watch.end_all(InmemError(f"the thread that waits has failed: {error!r}"))
@@ -217,7 +223,7 @@ class _Watch:
     def end_all(self, error: InmemError) -> None:
         """No wait goes on."""
         for waiter in [*self.waiters]:
-            self._end(waiter, error)
+            self._end(waiter, copy_of(error))
 
     def look_and_sleep(self, rung: int) -> None:
         """Arm what has changed, look at whom it concerns, and sleep, unless it was rung again."""
@@ -264,8 +270,15 @@ class _Watch:
         now_us = self._waiting.now_us()
         while self._expiries and self._expiries[0][0] <= now_us:
             self._end(heapq.heappop(self._expiries)[2])
-        if not self._due or not self._waiting.has_image():
-            return  # without an image nothing changes before there is a writer, and that wakes everybody
+        if not self._due:
+            return
+        if not self._waiting.has_image():  # see `inmem.client.waiting.Waiting.wait`
+            version = self._waiting.version()
+            for waiter in self._due:
+                if version > waiter.watched.checked:
+                    self._told.end(waiter)
+            self._due = set()
+            return
         snapshot = self._waiting.begin()
         try:
             for waiter in self._due:

@@ -7,7 +7,7 @@ holds, and awaits what its sink or its waits gave; a read it just returns.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from types import FunctionType
 from typing import Any, TypeVar
 
@@ -31,6 +31,11 @@ class Each(AsyncIterator[T]):
 
     def __init__(self, items: Iterator[T]) -> None:
         self._items = items
+
+    async def aclose(self) -> None:
+        """End it, as `contextlib.aclosing` does."""
+        if isinstance(self._items, Generator):
+            self._items.close()
 
     async def __anext__(self) -> T:
         for item in self._items:

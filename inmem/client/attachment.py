@@ -33,7 +33,7 @@ from inmem.errors import (
     WriterUnavailableError,
 )
 from inmem.host.board import Board
-from inmem.host.control import PID, ControlState
+from inmem.host.control import PID, VERSION, ControlState
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock, check_spare_files
 from inmem.host.interrupts import Exclusive, Living, let_through
@@ -175,7 +175,7 @@ class Attachment:
         image = self.image
         return Waiting(
             self.directory.wait_file, lambda: image.snapshot(self.settings.snapshot_max_age_s),
-            self._has_image, image.now_us,
+            self._has_image, lambda: self.control.words[VERSION], image.now_us,
         )
 
     def _has_image(self) -> bool:

@@ -42,6 +42,7 @@ class Watched:
                 hint="Read, through the view or transaction that the function is given, what it waits for.",
             )
         self.prefix = prefix
+        self.checked = reads.snapshot().version  # up to this version nothing has changed
         self._waits = waits
         self.expiry_us = reads.expiry_us
         ranges = [(s, e, n) for s, e, n in reads.ranges]
@@ -66,6 +67,7 @@ class Watched:
             RunDeletedError: the run was deleted.
         """
         check_not_deleted(snapshot, self.prefix)
+        self.checked = snapshot.version
         try:
             validate(self._seen, snapshot, _WALK, snapshot.now_us)
         except ConflictError as error:
@@ -117,10 +119,11 @@ class Waiting:
 
     def __init__(
         self, path: Path, begin: Callable[[], StoredVersion], has_image: Callable[[], bool],
-        now_us: Callable[[], int],
+        version: Callable[[], int], now_us: Callable[[], int],
     ) -> None:
         self.begin = begin
         self.has_image = has_image
+        self.version = version  # the last one that a writer has published, also after it has left
         self.now_us = now_us
         self.sleeper = Sleeper(path)
         self.is_closed = False
@@ -135,13 +138,19 @@ class Waiting:
             RunDeletedError: the run was deleted.
             ClosedError: the handle was closed.
         """
+        before: list[int] = []
         while True:
             armed = self.sleeper.arm(watched.places)
             if self.is_closed or has_closed():
                 raise ClosedError("the database is closed")
-            # Without an image nothing changes before there is a writer, and that wakes everybody.
-            if self.has_image() and self._looks_changed(watched):
+            if self.has_image():
+                if self._looks_changed(watched):
+                    return
+            # Without an image nothing changes before there is a writer, and that wakes everybody. But
+            # something may have changed since the last look, before the writer left.
+            elif armed.values != before and self.version() > watched.checked:
                 return
+            before = armed.values
             sleep_s = min(_BOUND_S, deadline - time.monotonic())
             if sleep_s <= 0:
                 raise timed_out()
@@ -162,7 +171,7 @@ class Waiting:
     def close(self) -> None:
         """End all waits of this process."""
         self.is_closed = True
-        self.begin = self.has_image = self.now_us = closed
+        self.begin = self.has_image = self.version = self.now_us = closed
         self.sleeper.wake()
 
 

@@ -29,6 +29,7 @@ WAKE: Final = 1
 _SIZE_U32: Final = 2
 _ALL: Final = (1 << 31) - 1
 _POLL_S: Final = 0.002  # where the kernel cannot sleep on several words
+_ENDED: Final = (0, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR)
 _SECOND_NS: Final = 1_000_000_000
 
 
@@ -83,9 +84,9 @@ def wait_any(addresses: Sequence[int], values: Sequence[int], timeout_s: float) 
             _SYS_FUTEX_WAITV, ctypes.addressof(waiters), len(addresses), 0, ctypes.addressof(until),
             time.CLOCK_MONOTONIC, 0,
         )
-        if ctypes.get_errno() != errno.ENOSYS:
+        if ctypes.get_errno() in _ENDED:
             return
-        _has_waitv = False
+        _has_waitv = False  # the kernel has no such call, or a container does not allow it
     words = [ctypes.c_uint32.from_address(address) for address in addresses]
     while time.monotonic_ns() < deadline_ns and [word.value for word in words] == [*values]:
         time.sleep(_POLL_S)

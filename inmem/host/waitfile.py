@@ -137,6 +137,13 @@ class WaitFile:
 
     # --- the writer's side --------------------------------------------------------------
 
+    def disarm(self) -> list[int]:
+        """Say that nobody waits, and give all places with a flag: who sets one from here on says so again."""
+        self.any[0] = 0
+        with self._barrier:
+            pass
+        return self.flagged()
+
     def flagged(self) -> list[int]:
         """All places with a flag."""
         flags = bytes(self.flags)

@@ -192,6 +192,7 @@ class Writer:
             parts.checkpoints.abandon(is_ours=self._presence.owns_directory())
         parts.log.sync()
         parts.endpoint.close()
+        parts.waking.pay(at_once=True)
         parts.control.update(
             pid=0, image="", endpoint="", version=parts.committer.version,
             durable=parts.log.durable_version,

@@ -52,9 +52,10 @@ class Waking:
 
     def look(self) -> None:
         """Open the wait file, if it is not open or was removed. Once in a while."""
-        if self._file is not None and self._file.is_current():
-            return
-        self.everything()
+        if self._file is not None:
+            if self._file.is_current():
+                return
+            self._file.change(self._file.flagged())  # who sleeps on its words looks for another one
         try:
             self._file = self._opened()
             self.any = self._file.any
@@ -95,8 +96,7 @@ class Waking:
         now = time.monotonic()
         if now >= self._next_sweep:
             self._next_sweep = now + _SWEEP_S
-            file.any[0] = 0  # first: who sets a flag from here on sets it again
-            self.everything()
+            owed.update(file.disarm())
         self._noted = version
         if not owed:
             file.told[0] = version
@@ -106,10 +106,10 @@ class Waking:
         if self._file is not None:
             self.owed.update(self._file.flagged())
 
-    def pay(self) -> float:
+    def pay(self, *, at_once: bool = False) -> float:
         """Wake those who are owed it, unless that took too long of late; after how long to come again."""
         now = time.monotonic()
-        if now < self._due:
+        if now < self._due and not at_once:
             return self._due - now
         failpoints.reached("waking")
         owed, self.owed = self.owed, set()

@@ -123,6 +123,45 @@ def test_waiters_need_no_writer_and_start_none(store_path: Path, workers: Worker
     assert woken_at - put_at < LOST_S + STARTING_S
 
 
+def test_a_change_that_is_followed_by_the_writer_s_leaving(store_path: Path) -> None:
+    """Between the look of a waiter and its sleep: there is no image to look at again."""
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "other", 1)
+        looks = 0
+
+        def condition(view: inmem.Snapshot) -> Any:
+            nonlocal looks
+            looks += 1
+            found = view.kv.get("k")
+            if looks == 1:
+                db.kv.put(RUN, "k", "value")
+                stop_writer(store_path)
+            return found
+
+        began = time.monotonic()
+        assert db.wait(RUN, condition, timeout_s=30) == "value"
+        assert looks == 2 and time.monotonic() - began < LOST_S + STARTING_S
+
+
+def test_a_writer_that_leaves_pays_before(store_path: Path) -> None:
+    """Many wait, and it is told to stop while it holds their wakes back."""
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "other", 1)
+        threads = [
+            threading.Thread(target=lambda n=n: db.kv.wait(RUN, f"k-{n}", timeout_s=30)) for n in range(60)
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(QUIET_S)
+        began = time.monotonic()
+        for half in (range(30), range(30, 60)):
+            db.kv.put_many(RUN, {f"k-{n}": n for n in half})
+        stop_writer(store_path)
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - began < LOST_S + STARTING_S
+
+
 def test_stopped_waiters_and_writers(store_path: Path, workers: Workers) -> None:
     with inmem.open(store_path) as db:
         db.kv.put(RUN, "other", 1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import gc
 import os
 import pickle
 import signal
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import kill_writer, wait_until, writer_pid
+from support import kill_writer, stop_writer, wait_until, writer_pid
 
 import inmem
 from inmem import aio
@@ -250,6 +252,61 @@ def test_a_stopped_writer_that_has_told_nobody(store_path: Path) -> None:
             began = time.monotonic()
             await waiting
             assert time.monotonic() - began < 2.5
+
+    asyncio.run(main())
+
+
+def test_a_change_that_is_followed_by_the_writer_s_leaving(store_path: Path) -> None:
+    async def main() -> None:
+        async with aio.open(store_path) as db:
+            await db.kv.put(RUN, "other", 1)
+            looks = 0
+
+            def condition(view: inmem.Snapshot) -> Any:
+                nonlocal looks
+                looks += 1
+                found = view.kv.get("k")
+                if looks == 1:
+                    with inmem.open(store_path) as other:
+                        other.kv.put(RUN, "k", "value")
+                    stop_writer(store_path)
+                return found
+
+            assert await db.wait(RUN, condition, timeout_s=LONG_S) == "value"
+            assert looks == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_handle_that_outlived_its_loop_can_be_closed(store_path: Path) -> None:
+    async def begin() -> aio.AsyncDatabase:
+        db = await aio.open(store_path)
+        await db.kv.put(RUN, "k", 1)
+        return db
+
+    db = asyncio.run(begin())
+    asyncio.run(db.close())
+    assert "closed" in repr(db)
+    del db
+    gc.collect()  # the transport of the loop says that nobody has closed it
+
+
+def test_a_database_that_was_not_awaited_says_so(store_path: Path) -> None:
+    opening: Any = aio.open(store_path)
+    with pytest.raises(AttributeError, match="async with"):
+        opening.kv.put(RUN, "k", 1)
+
+
+def test_iterators_can_be_ended(store_path: Path) -> None:
+    async def main() -> None:
+        async with aio.open(store_path) as db:
+            await db.kv.put_many(RUN, {f"k-{n}": n for n in range(10)})
+            items: Any = db.kv.iter(RUN)
+            async with contextlib.aclosing(items):
+                assert await anext(items) == ("k-0", 0)
+            with pytest.raises(StopAsyncIteration):
+                await anext(items)
 
     asyncio.run(main())
 
