@@ -165,11 +165,8 @@ class LoopSession:
         future = self.loop.create_future()
         self._queue.append(_Commit(body, FLAG_SYNC if sync else 0, convert, timeout_s, future))
         if not self._is_flush_due:
-            if self._connection is not None and not self.protocol.unanswered:
-                self.flush()  # alone: with others on their way it travels with those of this turn of the loop
-            else:
-                self._is_flush_due = True
-                self.loop.call_soon(self.flush)
+            self._is_flush_due = True
+            self.loop.call_soon(self.flush)
         if self._timer is None:
             self._timer = self.loop.call_later(min(_TICK_S, timeout_s), self._tick)
         elif timeout_s < _TICK_S:
