@@ -20,11 +20,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
 
+from inmem.aio.connection import LoopConnection
 from inmem.client.applied import Applied, applied
 from inmem.client.protocol import PATIENCE_S, Answered, SessionProtocol
 from inmem.client.session import WriterAccess
-from inmem.client.zmtp import ZmtpCodec, path_of
-from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT_BYTES, MAX_MESSAGE_BYTES, MIB, PROTOCOL_VERSION
+from inmem.client.zmtp import path_of
+from inmem.config import FORMAT_VERSION, MAX_IN_FLIGHT_BYTES, MIB, PROTOCOL_VERSION
 from inmem.errors import (
     ClosedError,
     CommitUnknownError,
@@ -65,64 +66,6 @@ class _Commit:
         self.is_resent = False  # then its answer is kept: it may be asked for again
 
 
-class _Connection(asyncio.Protocol):
-    """One connection to a writer's mailbox."""
-
-    def __init__(self, session: LoopSession, epoch: int) -> None:
-        self.epoch = epoch
-        self.codec = ZmtpCodec(MAX_MESSAGE_BYTES)
-        self.transport: asyncio.Transport | None = None
-        self.is_writable = False
-        self.has_ended = asyncio.get_running_loop().create_future()
-        self._session = session
-        session.open.add(self)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # which that of another loop is no subclass of
-        self.is_writable = True
-        self.transport.write(self.codec.first)
-
-    def send(self, frame: bytes) -> None:
-        """Send a frame."""
-        assert self.transport is not None
-        self.transport.write(self.codec.head(len(frame)) + frame)
-
-    def data_received(self, data: bytes) -> None:
-        codec = self.codec
-        was_ready = codec.is_ready
-        codec.feed(data)
-        if codec.is_ready and not was_ready:
-            self._session.shaken(self)
-        frames = []
-        while (frame := codec.frame()) is not None:
-            frames.append(frame)
-        if frames:
-            self._session.received(self, frames)
-        if codec.ended:
-            self.close()
-
-    def pause_writing(self) -> None:
-        self.is_writable = False
-
-    def resume_writing(self) -> None:
-        self.is_writable = True
-        self._session.flush()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.is_writable = False
-        self._session.open.discard(self)
-        if not self.has_ended.done():
-            self.has_ended.set_result(None)
-        self._session.lost(self)
-
-    def close(self) -> None:
-        """Close it; what was sent still arrives."""
-        if self.transport is not None:
-            self.transport.close()
-        else:
-            self._session.open.discard(self)  # it was never made
-
-
 class LoopSession:
     """The commits of one event loop to one store. All of it runs in that loop."""
 
@@ -136,8 +79,8 @@ class LoopSession:
         self._sent: dict[int, _Commit] = {}
         self._sent_bytes = 0
         self._late: dict[int, Answered] = {}
-        self.open: set[_Connection] = set()
-        self._connection: _Connection | None = None  # that was welcomed
+        self.open: set[LoopConnection] = set()
+        self._connection: LoopConnection | None = None  # that was welcomed
         self._connecting: asyncio.Task[None] | None = None
         self._welcome: asyncio.Future[None] | None = None  # awaited by `_connecting`
         self._is_flush_due = False
@@ -215,10 +158,10 @@ class LoopSession:
         if frames:
             self._send(connection, frames)
 
-    def _send(self, connection: _Connection, frames: list[bytes]) -> None:
+    def _send(self, connection: LoopConnection, frames: list[bytes]) -> None:
         connection.send(frames[0] if len(frames) == 1 else together(COMMITS, frames))
 
-    def received(self, connection: _Connection, frames: list[bytes]) -> None:
+    def received(self, connection: LoopConnection, frames: list[bytes]) -> None:
         """Frames have come."""
         protocol, now = self.protocol, time.monotonic()
         for frame in frames:
@@ -257,7 +200,7 @@ class LoopSession:
         except Exception as error:
             future.set_exception(error)
 
-    def _send_outgoing(self, connection: _Connection) -> None:
+    def _send_outgoing(self, connection: LoopConnection) -> None:
         for frame in self.protocol.outgoing():
             connection.send(frame)
 
@@ -370,7 +313,7 @@ class LoopSession:
         """
         access, protocol = self._access, self.protocol
         state = await _in_thread(lambda: access.ensure_writer(deadline))
-        connection = _Connection(self, state.epoch)
+        connection = LoopConnection(self, state.epoch)
         try:
             await self.loop.create_unix_connection(lambda: connection, path_of(state.endpoint))
         except OSError:
@@ -396,14 +339,14 @@ class LoopSession:
             if self._connection is not connection:
                 connection.close()
 
-    def shaken(self, connection: _Connection) -> None:
+    def shaken(self, connection: LoopConnection) -> None:
         """The other side speaks ZMTP: greet it."""
         connection.send(self.protocol.greeting(
             pid=self._pid, database=self._access.database_id, protocol=PROTOCOL_VERSION,
             format_version=FORMAT_VERSION, slot=False,
         ))
 
-    def lost(self, connection: _Connection) -> None:
+    def lost(self, connection: LoopConnection) -> None:
         """A connection has ended."""
         if connection is self._connection:
             self._connection = None

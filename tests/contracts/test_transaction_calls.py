@@ -47,7 +47,7 @@ def run() -> str:
 
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> Sent:
-    sent, encode = Sent(), client.OptimisticTransaction._encode
+    sent, encode = Sent(), client.OptimisticTransaction.prepare
 
     def noted(txn: client.OptimisticTransaction) -> bytes | None:
         body = encode(txn)
@@ -55,7 +55,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Sent:
             sent.bodies.append(decode(body))
         return body
 
-    monkeypatch.setattr(client.OptimisticTransaction, "_encode", noted)
+    monkeypatch.setattr(client.OptimisticTransaction, "prepare", noted)
     return sent
 
 

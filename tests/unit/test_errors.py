@@ -43,6 +43,7 @@ TREE: dict[str, tuple[str, str, bool, tuple[str, ...]]] = {
     "SnapshotTooOldError": ("RetryableError", "snapshot_too_old", True, ("age_s", "max_age_s")),
     "BusyError": ("RetryableError", "busy", True, ("what", "limit")),
     "CommitUnknownError": ("InmemError", "commit_unknown", False, ("commit_id",)),
+    "WaitTimeoutError": ("InmemError", "wait_timeout", False, ()),
     "WriterUnavailableError": ("InmemError", "writer_unavailable", True, ("path",)),
     "DatabaseGoneError": ("InmemError", "database_gone", False, ("path",)),
     "StoreFullError": ("InmemError", "store_full", False, ("used_bytes", "quota_bytes")),
@@ -58,7 +59,8 @@ TREE: dict[str, tuple[str, str, bool, tuple[str, ...]]] = {
     "ClosedError": ("InmemError", "closed", False, ()),
 }
 
-ALSO = {"InvalidInputError": ValueError, "NotFoundError": KeyError}  # second bases, for plain callers
+# Second bases, for plain callers.
+ALSO = {"InvalidInputError": ValueError, "NotFoundError": KeyError, "WaitTimeoutError": TimeoutError}
 
 CLASSES: list[type[InmemError]] = [getattr(errors, name) for name in TREE]
 each_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
