@@ -40,7 +40,7 @@ from typing import Final
 
 from inmem.config import CONTROL_VERSION, MAX_CONTROL_PATH
 from inmem.errors import CorruptionError, FormatVersionError, LimitError, PermissionDeniedError
-from inmem.host.files import is_locked, open_private
+from inmem.host.files import is_locked, leads_to, open_private
 from inmem.host.interrupts import let_through
 
 SIZE: Final = 4096
@@ -150,11 +150,7 @@ class Control:
 
     def is_current(self) -> bool:
         """Whether the path still leads to this file: it is never replaced."""
-        try:
-            return os.path.samestat(os.stat(self.path), self._info)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            let_through(error)
-            return False
+        return leads_to(self.path, self._info)
 
     def boot(self) -> bytes:
         """The boot of the last writer, also where it died in an update."""

@@ -138,6 +138,15 @@ def open_private(path: Path, flags: int) -> io.FileIO:
     return file
 
 
+def leads_to(path: Path, info: os.stat_result) -> bool:
+    """Whether a path leads to the file that this was told of."""
+    try:
+        return os.path.samestat(os.stat(path), info)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        let_through(error)
+        return False
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Create or replace a file. A power cut leaves the old one or the new one."""
     with appearing(path) as file:

@@ -55,7 +55,7 @@ from zlib import crc32
 
 from inmem.errors import CorruptionError, InmemError
 from inmem.host import futex
-from inmem.host.files import open_private
+from inmem.host.files import leads_to, open_private
 from inmem.host.interrupts import let_through
 
 WORDS: Final = 4096
@@ -112,11 +112,7 @@ class WaitFile:
 
     def is_current(self) -> bool:
         """Whether the path still leads to this file. If somebody removed it, others use another one."""
-        try:
-            return os.path.samestat(os.stat(self.path), self._info)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            let_through(error)
-            return False
+        return leads_to(self.path, self._info)
 
     # --- a waiter's side ----------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from support import kill_writer, stop_writer, wait_until, writer_pid
+from waiting_workers import kill_one
 
 import inmem
 from inmem import aio
@@ -69,8 +70,7 @@ def test_commits_take_effect_once_while_writers_die(store_path: Path, rng: rando
             workers = [asyncio.create_task(work(number)) for number in range(64)]
             followers = [asyncio.create_task(follow(found)) for found in followed]
             for _ in range(KILLS):
-                await asyncio.sleep(rng.uniform(0.1, 0.4))
-                await asyncio.to_thread(kill_writer, store_path)
+                await asyncio.to_thread(kill_one, store_path, rng)
             is_over = True
             await asyncio.gather(*workers)
             last = await run.events.append("end")

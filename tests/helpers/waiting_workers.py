@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import time
+from pathlib import Path
 from typing import Any
+
+from support import kill_writer, wait_until, writer_pid
 
 import inmem
 
@@ -11,17 +15,25 @@ RUN = "waited"
 STUCK_S = 60.0
 
 
-def follow(words: Any, index: int, path: str, count: int) -> dict[str, Any]:
+def kill_one(path: Path, rng: random.Random) -> None:
+    """Kill a writer that has served for a moment: many that die while they start are taken for broken."""
+    wait_until(lambda: writer_pid(path), "a writer serves")
+    (path / "launches").unlink(missing_ok=True)  # launching backs off when writers die one by one
+    time.sleep(rng.uniform(0.05, 0.4))
+    kill_writer(path)
+
+
+def follow(words: Any, index: int, path: str) -> dict[str, Any]:
     """Follow a log; the events in their order of arrival, and the longest time from commit to receipt."""
     with inmem.open(path, timeout_s=STUCK_S) as db:
         found: list[int] = []
         longest_s = 0.0
         for event in db.events.follow(RUN, timeout_s=STUCK_S):
             longest_s = max(longest_s, time.time() - event.timestamp / 1e6)
+            if event.payload is None:
+                break
             found.append(event.payload)
             words[index] = len(found)
-            if len(found) == count:
-                break
         return {"found": found, "longest_s": longest_s}
 
 
@@ -45,7 +57,10 @@ def answer(words: Any, index: int, path: str, count: int) -> dict[str, Any]:
 
 
 def watch(words: Any, index: int, path: str, last: str) -> dict[str, Any]:
-    """Watch a prefix until one key comes; what was seen in the end, and versions that went back."""
+    """Watch a prefix until one key has come, and all else is as it is stored; versions that went back.
+
+    What was deleted before that key was put may be told after it.
+    """
     state: dict[str, Any] = {}
     versions: dict[str, int] = {}
     back = 0
@@ -53,13 +68,13 @@ def watch(words: Any, index: int, path: str, last: str) -> dict[str, Any]:
         for change in db.kv.watch(RUN, "w-", timeout_s=STUCK_S):
             if change.versioned is None:
                 state.pop(change.key, None)
-                continue
-            back += change.versioned.version <= versions.get(change.key, 0)
-            versions[change.key] = change.versioned.version
-            state[change.key] = change.versioned.value
-            words[index] = len(versions)
-            if change.key == last:
-                return {"state": state, "back": back, "there": dict(db.kv.list_with_values(RUN, "w-"))}
+            else:
+                back += change.versioned.version <= versions.get(change.key, 0)
+                versions[change.key] = change.versioned.version
+                state[change.key] = change.versioned.value
+                words[index] = len(versions)
+            if last in state and state == dict(db.kv.list_with_values(RUN, "w-")):
+                return {"back": back}
     raise AssertionError("unreachable")
 
 
