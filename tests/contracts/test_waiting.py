@@ -275,6 +275,7 @@ def test_traces_follow_in_commit_order(db: inmem.Database, run_id: str, later: L
     later.do(*(lambda n=n: ids.append(traces.record(Thought(str(n)), timestamp=1)) for n in range(5, 9)))
     following = traces.follow(timeout_s=LONG_S)
     assert [next(following).body.content for _ in range(9)] == [str(n) for n in range(9)]
+    later.join()  # a trace is there before its author knows its id
     after = traces.follow(start_after=ids[6], timeout_s=SHORT_S)
     assert [next(after).id, next(after).id] == ids[7:9]
 
