@@ -27,7 +27,7 @@ from inmem.host.waitfile import WaitFile
 from inmem.writer import waking
 from inmem.writer.waking import Waking
 
-KILLS = int(os.environ.get("INMEM_TEST_KILLS", "15"))
+KILLS = int(os.environ.get("INMEM_TEST_KILLS", "8"))
 LOST_S = 1.0  # a wait that lasts longer after its condition holds is a lost wake
 STARTING_S = 2.0  # in which a new writer comes, on a machine that does other work
 QUIET_S = 0.3  # in which a waiter falls asleep

@@ -30,7 +30,7 @@ from inmem.errors import (
 )
 
 RUN = "run"
-KILLS = int(os.environ.get("INMEM_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("INMEM_TEST_KILLS", "6"))
 LONG_S = 60.0
 
 
