@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from generations import churn
 from support import (
     Workers,
     kill,
+    kill_writer,
     process_state,
     stop_writer,
     wait_until,
@@ -23,6 +25,7 @@ from waiting_workers import RUN, answer, follow, kill_one, sleep_on_a_key, watch
 
 import inmem
 from inmem.errors import ClosedError, DatabaseGoneError
+from inmem.host.control import CLOCK, Control
 from inmem.host.waitfile import WaitFile
 from inmem.writer import waking
 from inmem.writer.waking import Waking
@@ -430,3 +433,58 @@ def test_a_fork_while_a_thread_waits(store_path: Path) -> None:
         db.kv.put(RUN, "k", 1)
         thread.join()
         assert woken[0].value == 1
+
+
+def test_a_switch_of_generation_while_somebody_waits(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image is another one by then; what was waited for comes, and what is followed comes once."""
+    monkeypatch.setenv("INMEM_QUOTA_BYTES", str(4 << 20))
+    with inmem.open(store_path) as db:
+        db.events.append(RUN, "n", 0)
+        followed: list[Any] = []
+        woken: list[Any] = []
+
+        def follow_all() -> None:
+            for event in db.events.follow(RUN, timeout_s=30):
+                followed.append(event.payload)
+                if event.event_type == "end":
+                    return
+
+        threads = [
+            threading.Thread(target=follow_all),
+            threading.Thread(target=lambda: woken.append(db.kv.wait(RUN, "k", timeout_s=30))),
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(QUIET_S)
+        with db.snapshot(RUN) as view:
+            assert view.events.count() == 1
+            churn(db, store_path)  # until the image was replaced under this snapshot
+            db.events.append(RUN, "n", 1)
+        churn_at = time.monotonic()
+        db.kv.put(RUN, "k", "value")
+        db.events.append(RUN, "end", 2)
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - churn_at < LOST_S
+        assert followed == [0, 1, 2] and woken[0].value == "value"
+
+
+def test_a_leap_of_store_time_while_somebody_waits(store_path: Path) -> None:
+    """What was read has expired at once, and no commit tells of it: the waiter looks once a second."""
+    with inmem.open(store_path) as db:
+        seen = db.kv.put(RUN, "k", 1, ttl=3000)
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(db.kv.wait(RUN, "k", after=seen, timeout_s=30)))
+        thread.start()
+        time.sleep(QUIET_S)
+        kill_writer(store_path)  # it would set the clock right
+        control = Control(store_path / "control", writable=True)
+        try:
+            leapt_at = time.monotonic()
+            control.words[CLOCK] += 3600 * 1_000_000
+            thread.join()
+        finally:
+            control.close()
+        assert found == [None] and time.monotonic() - leapt_at < LOST_S + 0.5
