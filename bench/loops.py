@@ -20,6 +20,7 @@ from bench.harness import Options, bench, main
 
 COUNTS: Final = (1, 64, 1000, 10_000)
 RUN: Final = "loops"
+_BEGINNING_S: Final = 0.2  # in which a loop opens the store and is busy
 BLOCKING, TO_THREAD = "one blocking thread", "64 coroutines, to_thread"
 BESIDE_LOOP: Final = "two blocking threads beside a busy loop"
 
@@ -90,9 +91,9 @@ def _redis(socket: str, count: int, seconds: float) -> float:
 
 def _beside_loop(path: str, db: inmem.Database, seconds: float) -> float:
     """Puts a second of two blocking threads, each, while 1,000 coroutines of another loop put."""
-    loop = threading.Thread(target=_ours, args=(path, 1000, 1.2 * seconds + 0.2))
+    loop = threading.Thread(target=_ours, args=(path, 1000, 1.2 * seconds + _BEGINNING_S))
     loop.start()
-    time.sleep(0.2)
+    time.sleep(_BEGINNING_S)
     found: list[float] = []
     threads = [threading.Thread(target=lambda: found.append(_blocking(db, seconds))) for _ in range(2)]
     for thread in threads:

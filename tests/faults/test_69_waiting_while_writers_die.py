@@ -7,6 +7,8 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,20 @@ KILLS = int(os.environ.get("INMEM_TEST_KILLS", "8"))
 LOST_S = 1.0  # a wait that lasts longer after its condition holds is a lost wake
 STARTING_S = 2.0  # in which a new writer comes, on a machine that does other work
 QUIET_S = 0.3  # in which a waiter falls asleep
+
+
+@contextmanager
+def waiting(db: inmem.Database, count: int) -> Iterator[None]:
+    """Threads that wait for keys `k-0` and on, asleep; the block ends with their waits."""
+    threads = [
+        threading.Thread(target=lambda n=n: db.kv.wait(RUN, f"k-{n}", timeout_s=30)) for n in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(QUIET_S)
+    yield
+    for thread in threads:
+        thread.join()
 
 
 def test_no_wake_is_lost_while_writers_are_killed(
@@ -152,18 +168,11 @@ def test_a_writer_that_leaves_pays_before(store_path: Path) -> None:
     """Many wait, and it is told to stop while it holds their wakes back."""
     with inmem.open(store_path) as db:
         db.kv.put(RUN, "other", 1)
-        threads = [
-            threading.Thread(target=lambda n=n: db.kv.wait(RUN, f"k-{n}", timeout_s=30)) for n in range(60)
-        ]
-        for thread in threads:
-            thread.start()
-        time.sleep(QUIET_S)
-        began = time.monotonic()
-        for half in (range(30), range(30, 60)):
-            db.kv.put_many(RUN, {f"k-{n}": n for n in half})
-        stop_writer(store_path)
-        for thread in threads:
-            thread.join()
+        with waiting(db, 60):
+            began = time.monotonic()
+            for half in (range(30), range(30, 60)):
+                db.kv.put_many(RUN, {f"k-{n}": n for n in half})
+            stop_writer(store_path)
         assert time.monotonic() - began < LOST_S + STARTING_S
 
 
@@ -380,35 +389,21 @@ def test_a_handler_that_raises_ends_a_wait_at_once(store_path: Path) -> None:
 def test_no_snapshot_is_open_while_somebody_waits(store_path: Path) -> None:
     with inmem.open(store_path) as db:
         db.kv.put(RUN, "other", 1)
-        threads = [
-            threading.Thread(target=lambda n=n: db.kv.wait(RUN, f"k-{n}", timeout_s=30)) for n in range(20)
-        ]
-        for thread in threads:
-            thread.start()
-        time.sleep(QUIET_S)
-        db.kv.put(RUN, "another", 1)  # those that look at this moment, once a second, soon end
-        wait_until(lambda: db.status().oldest_snapshot_age_s is None, "no snapshot is open", LOST_S / 2)
-        db.kv.put_many(RUN, {f"k-{n}": 1 for n in range(20)})
-        for thread in threads:
-            thread.join()
+        with waiting(db, 20):
+            db.kv.put(RUN, "another", 1)  # those that look at this moment, once a second, soon end
+            wait_until(lambda: db.status().oldest_snapshot_age_s is None, "no snapshot is open", LOST_S / 2)
+            db.kv.put_many(RUN, {f"k-{n}": 1 for n in range(20)})
 
 
 def test_who_waits_sleeps(store_path: Path) -> None:
     """100 waiters take 1 % of a core (`python -m bench.waiting`): here 5 %, beside whatever else runs."""
     with inmem.open(store_path) as db:
         db.kv.put(RUN, "other", 1)
-        threads = [
-            threading.Thread(target=lambda n=n: db.kv.wait(RUN, f"k-{n}", timeout_s=30)) for n in range(100)
-        ]
-        for thread in threads:
-            thread.start()
-        time.sleep(QUIET_S)
-        before, seconds = time.process_time(), 2.0
-        time.sleep(seconds)
-        assert time.process_time() - before < 0.05 * seconds
-        db.kv.put_many(RUN, {f"k-{n}": 1 for n in range(100)})
-        for thread in threads:
-            thread.join()
+        with waiting(db, 100):
+            before, seconds = time.process_time(), 2.0
+            time.sleep(seconds)
+            assert time.process_time() - before < 0.05 * seconds
+            db.kv.put_many(RUN, {f"k-{n}": 1 for n in range(100)})
 
 
 def test_a_fork_while_a_thread_waits(store_path: Path) -> None:
