@@ -48,7 +48,7 @@ from inmem.storage.store import (
 from inmem.storage.wal.format import DELETE, PUT, Op
 from inmem.storage.wal.log import WalBrokenError
 from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
-from inmem.writer.outcomes import GAP, Outcome, Sessions, describe_refusal
+from inmem.writer.outcomes import GAP, HELD, Outcome, Sessions, describe_refusal
 from inmem.writer.suspects import CAREFUL_US, NAME, NAME_AT, NAMED, PUBLISHING, Suspects
 from inmem.writer.turns import Turns
 from inmem.writeset import MalformedError, decode
@@ -339,17 +339,19 @@ class Committer:
                 wanted, txn, self._recent, self._procedures, version=self.version + 1, now_us=now_us,
                 fences=self._fences, marks=self._marks, chain=self._chain,
             )
+            if self._turns.holds(session, changes, buckets, now_us):
+                return Answer(REFUSED, sequence, 0, msgpack.packb(describe_refusal(HELD)))
             self._admit(changes)
         except (InmemError, MalformedError) as error:
             problem = error if isinstance(error, InmemError) else InvalidInputError(str(error))
             if isinstance(problem, ConflictError):
-                self._turns.lost(session, problem, now_us)
+                self._turns.lost(session, problem, wanted.reads, now_us)
             result = msgpack.packb(to_wire(problem))
             self.counters.failures += 1
             self.counters.conflicts += problem.code == "conflict"
         else:
             self.counters.commits += 1
-            self._turns.won(session)
+            self._turns.won(session, now_us)
             if changes:  # else nothing changes: no version of its own, and nothing to log
                 self.version += 1
                 txn.apply(changes, self.version)

@@ -57,6 +57,7 @@ GAP: Final = "gap"
 FORGOTTEN: Final = "forgotten"
 MISMATCH: Final = "mismatch"
 FULL: Final = "full"
+HELD: Final = "held"
 
 
 class Sessions:
@@ -252,5 +253,6 @@ def describe_refusal(verdict: str) -> tuple[str, str, dict[str, Any]]:
         FORGOTTEN: ("outcome_forgotten", "the client has said that it has this answer"),
         MISMATCH: ("digest_mismatch", "the same sequence was sent before with other content"),
         FULL: ("busy", "too many unanswered commits in this session"),
+        HELD: ("busy", "a transaction that has lost often goes first"),
     }
     return (*messages[verdict], {})

@@ -360,8 +360,8 @@ def record_each_way(words: Any, index: int, path: str, count: int) -> list[str]:
                 time.sleep(0.002)
 
             if number % 4 == 0:
-                # Whoever else records meanwhile makes it lose. Beside load that is nearly always so.
-                db.transact(FOLLOWED, early, max_attempts=10_000, timeout_s=60.0)
+                # Whoever else records meanwhile makes it lose, until it has its turn.
+                db.transact(FOLLOWED, early)
             elif number % 4 == 1:
                 db.traces.record(FOLLOWED, inmem.Thought("direct"), id=name)
             elif number % 4 == 2:

@@ -175,11 +175,49 @@ class TestTurns:
         assert [bool(fields["is_next"]) for fields in told] == [False] * 7 + [True]
         refused = self.modify(bench, other)
         assert refused.status == FAILED and msgpack.unpackb(refused.result)[0] == "conflict"
-        assert other.send(put(key("k"), 5)).status == APPLIED, "a blind write waits for nobody"
         other.send(put(key("else"), 0))
         assert self.modify(bench, other, "else").status == APPLIED, "nor does another key"
         assert self.modify(bench, loser).status == APPLIED
         assert self.modify(bench, other).status == APPLIED, "the turn is over"
+
+    def test_plain_writes_of_the_key_come_after_the_turn(self, bench: Bench) -> None:
+        loser, other = bench.client("loser"), bench.client("other")
+        other.send(put(key("k"), 0))
+        self.lose(loser, 8)
+        held = other.request(body(put(key("k"), 5)))
+        (answer,) = bench.commit(held)
+        assert answer.status == REFUSED and refusal(answer) == "busy"
+        assert self.modify(bench, loser).status == APPLIED
+        (answer,) = bench.commit(held)
+        assert answer.status == APPLIED, "the same request again, as it was not decided"
+
+    def test_who_lost_for_a_range_or_an_order_holds_all_writes_of_the_bucket(self, bench: Bench) -> None:
+        loser, other = bench.client("loser"), bench.client("other")
+        for _ in range(8):
+            other.send(put(key("k"), 0))
+            loser.send(put(key("mine"), 0), ranges=[(*KV, 99)], snapshot=1)
+        held = other.request(body(put(key("new"), 5)))
+        (answer,) = bench.commit(held)
+        assert answer.status == REFUSED
+        bench.now += 4_999
+        assert bench.commit(held)[0].status == REFUSED
+        bench.now += 1
+        assert bench.commit(held)[0].status == APPLIED
+
+    def test_plain_writes_wait_for_half_of_the_time_at_most(self, bench: Bench) -> None:
+        loser, other = bench.client("loser"), bench.client("other")
+        other.send(put(key("k"), 0))
+        held_at = []
+        plain = other.request(body(put(key("k"), 5)))
+        for millisecond in range(200):
+            self.lose(loser, 8)
+            (answer,) = bench.commit(plain)
+            if answer.status == REFUSED:
+                held_at.append(millisecond)
+            else:
+                plain = other.request(body(put(key("k"), 5)))
+            bench.now += 1_000
+        assert held_at == [start + each for start in range(0, 200, 10) for each in range(5)]
 
     def test_a_turn_ends_by_itself(self, bench: Bench) -> None:
         loser, other = bench.client("loser"), bench.client("other")
@@ -207,7 +245,7 @@ class TestTurns:
     def test_the_memory_of_losses_is_bounded(self, bench: Bench) -> None:
         turns = bench.committer._turns
         for number in range(10_000):
-            turns.lost(number.to_bytes(16, "big"), ConflictError("lost", key=key("k")), bench.now)
+            turns.lost(number.to_bytes(16, "big"), ConflictError("lost", key=key("k")), {}, bench.now)
         assert len(turns._losses) <= 4096
 
 
