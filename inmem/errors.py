@@ -11,7 +11,8 @@ Invariant: each failure has exactly one class, and each class one stable
     ├── NotFoundError (KeyError)          the thing named does not exist
     │   ├── RunNotFoundError
     │   ├── CellNotFoundError
-    │   └── TraceNotFoundError
+    │   ├── TraceNotFoundError
+    │   └── JobNotFoundError
     ├── AlreadyExistsError                the name is taken
     │   ├── RunExistsError
     │   ├── CellExistsError
@@ -20,11 +21,14 @@ Invariant: each failure has exactly one class, and each class one stable
     │   ├── AppendOnlyError
     │   ├── InvalidTransitionError
     │   ├── RunDeletedError
-    │   └── VersionMismatchError
+    │   ├── VersionMismatchError
+    │   ├── LeaseLostError
+    │   └── JobLostError
     ├── RetryableError                    nothing happened; try again
     │   ├── ConflictError
     │   ├── SnapshotTooOldError
-    │   └── BusyError
+    │   ├── BusyError
+    │   └── LeaseHeldError
     ├── CommitUnknownError                it may or may not have happened
     ├── WaitTimeoutError (TimeoutError)   what was waited for did not come in time
     ├── WriterUnavailableError            no writer could be reached or started
@@ -68,6 +72,10 @@ __all__ = [
     "InvalidTransitionError",
     "InvalidValueError",
     "InvariantError",
+    "JobLostError",
+    "JobNotFoundError",
+    "LeaseHeldError",
+    "LeaseLostError",
     "LimitError",
     "NotFoundError",
     "PermissionDeniedError",
@@ -202,6 +210,14 @@ class TraceNotFoundError(NotFoundError):
     trace_id: str | None
 
 
+class JobNotFoundError(NotFoundError):
+    """There is no such job: it was never there, is done without a result, or was purged."""
+
+    code = "job_not_found"
+    field_names: ClassVar[tuple[str, ...]] = ("job_id",)
+    job_id: str
+
+
 class AlreadyExistsError(InmemError):
     """The name is taken; nothing was changed."""
 
@@ -277,6 +293,26 @@ class VersionMismatchError(InvariantError):
     actual: int
 
 
+class LeaseLostError(InvariantError):
+    """The lease is not held any more: it ran out and was taken, or was released. Nothing was stored."""
+
+    code = "lease_lost"
+    default_hint = "Stop what the lease was for, and acquire it anew."
+    field_names: ClassVar[tuple[str, ...]] = ("name", "token")
+    name: str
+    token: int
+
+
+class JobLostError(InvariantError):
+    """The claim of the job has ended, or ran out and the job was taken again. Nothing was stored."""
+
+    code = "job_lost"
+    default_hint = "Drop what was done for the job: whoever has it now does it."
+    field_names: ClassVar[tuple[str, ...]] = ("job_id", "token")
+    job_id: str
+    token: int
+
+
 class RetryableError(InmemError):
     """Nothing was applied; the same work may succeed when done again."""
 
@@ -319,6 +355,17 @@ class BusyError(RetryableError):
     field_names: ClassVar[tuple[str, ...]] = ("what", "limit")
     what: str | None
     limit: int | None
+
+
+class LeaseHeldError(RetryableError):
+    """Another holder has the lease. `expires_at`: until when at least, microseconds since the epoch."""
+
+    code = "lease_held"
+    default_hint = "Try again later, or give wait_s."
+    field_names: ClassVar[tuple[str, ...]] = ("name", "holder", "expires_at")
+    name: str
+    holder: str
+    expires_at: int
 
 
 class CommitUnknownError(InmemError):

@@ -46,7 +46,7 @@ _DIGEST_CHARS: Final = 20  # 80 bits: ids of two texts meet by chance once in ab
 class TypeTag(IntEnum):
     """The byte after the run prefix: which primitive, or which index, owns the key.
 
-    0x01-0x05 are fixed forever; 0x10 and up are the store's own indices. A
+    0x01-0x07 are fixed forever; 0x10 and up are the store's own indices. A
     tag is never used again for another purpose.
     """
 
@@ -55,16 +55,25 @@ class TypeTag(IntEnum):
     STATE = 0x03
     TRACE = 0x04
     RUN = 0x05
+    LEASE = 0x06
+    JOB = 0x07
 
     EVENT_BY_TYPE = 0x12
     STATE_MARK = 0x13
     TRACE_BY_TYPE = 0x14
     RUN_BY_STATUS = 0x15
+    LEASE_WAITER = 0x16
+    JOB_STATE = 0x17
     TRACE_BY_TAG = 0x24
     RUN_BY_TAG = 0x25
+    JOB_READY = 0x27
     TRACE_BY_PARENT = 0x34
     RUN_BY_PARENT = 0x35
+    JOB_DUE = 0x37
     TRACE_BY_TIME = 0x44
+    JOB_DEAD = 0x47
+    JOB_BY_KEY = 0x57
+    QUEUE = 0x67
 
 
 _RUN_TAG: Final = bytes([TypeTag.RUN])

@@ -38,7 +38,8 @@ class Raised:
     error: BaseException
 
 
-# Yields what a sink returned, and gets the result; or a `Pause`. Returns the result of all.
+# Yields what a sink returned, and gets the result; or a `Pause`; or, where somebody can wait, an `Until`.
+# Returns the result of all.
 Steps = Generator[Any, Any, T]
 # Yields items; or an `Until`, and gets what was waited for; or a `Pause`.
 Streamed = Generator[T | Until | Pause, Any, None]
@@ -52,6 +53,9 @@ class FacadeWaits(Protocol):
 
     def stream(self, steps: Streamed[T]) -> Any:
         """The items that the steps yield."""
+
+    def drive(self, steps: Steps[T]) -> Any:
+        """As `Sink.drive`, for steps that wait."""
 
 
 class Wait(Protocol):
@@ -71,6 +75,10 @@ class ThreadWaits:
     def wait(self, fn: Callable[[Any], T | None], timeout_s: float | None, convert: Callable[[T], R]) -> R:
         """See `FacadeWaits`; raises as `RunScope.wait`."""
         return convert(self._wait(fn, timeout_s=timeout_s))
+
+    def drive(self, steps: Steps[T]) -> T:
+        """See `FacadeWaits`."""
+        return driven(steps, self._wait)
 
     def stream(self, steps: Streamed[T]) -> Iterator[T]:
         """See `FacadeWaits`."""
@@ -92,18 +100,27 @@ class ThreadWaits:
             steps.close()
 
 
-def driven(steps: Steps[T]) -> T:
-    """Take the steps where a sink returns results; what they return."""
+def driven(steps: Steps[T], wait: Wait | None = None) -> T:
+    """Take the steps where a sink returns results; what they return. `wait` is for those that wait."""
     result = None
+    error: BaseException | None = None
     while True:
         try:
-            result = steps.send(result)
+            result = steps.send(result) if error is None else steps.throw(error)
         except StopIteration as end:
             returned: T | Raised = end.value
             break
+        finally:
+            error = None  # an exception that goes on must not hold this frame by its own name
         if isinstance(result, Pause):
             time.sleep(result.seconds)
             result = None
+        elif isinstance(result, Until):
+            assert wait is not None, "these steps do not wait"
+            try:
+                result = wait(result.fn, timeout_s=result.timeout_s)
+            except BaseException as caught:  # the steps end, or go on
+                error = caught
     if isinstance(returned, Raised):
         raise returned.error
     return returned

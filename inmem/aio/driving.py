@@ -14,10 +14,11 @@ from inmem.errors import RetryableError
 from inmem.steps import Pause, Raised, Steps, Streamed, Until
 
 T = TypeVar("T")
+Waits = Callable[[Callable[[Any], Any], float | None], Awaitable[Any]]  # `RunScope.wait`, awaited
 
 
-async def driven(steps: Steps[T]) -> T:
-    """Take the steps where a sink returns what can be awaited; what they return."""
+async def driven(steps: Steps[T], wait: Waits | None = None) -> T:
+    """Take the steps where a sink returns what can be awaited; what they return. `wait`: if they wait."""
     result: Any = None
     error: BaseException | None = None
     while True:
@@ -29,7 +30,11 @@ async def driven(steps: Steps[T]) -> T:
         finally:
             result = error = None  # an exception that goes on must not hold this frame by its own name
         try:
-            result = await (asyncio.sleep(step.seconds) if isinstance(step, Pause) else step)
+            if isinstance(step, Until):
+                assert wait is not None, "these steps do not wait"
+                result = await wait(step.fn, step.timeout_s)
+            else:
+                result = await (asyncio.sleep(step.seconds) if isinstance(step, Pause) else step)
         except BaseException as caught:
             error = caught
     if isinstance(returned, Raised):
@@ -37,9 +42,7 @@ async def driven(steps: Steps[T]) -> T:
     return returned
 
 
-async def streamed(
-    steps: Streamed[T], wait: Callable[[Callable[[Any], Any], float | None], Awaitable[Any]]
-) -> AsyncIterator[T]:
+async def streamed(steps: Streamed[T], wait: Waits) -> AsyncIterator[T]:
     """The items that the steps yield; `wait(fn, timeout_s)` is `RunScope.wait`, awaited."""
     found: Any = None
     try:

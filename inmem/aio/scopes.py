@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, NoReturn, Protocol, Self, TypeVar, overload
 
-from inmem.aio.driving import retrying, streamed
+from inmem.aio.driving import driven, retrying, streamed
 from inmem.aio.facade_sets import (
     AsyncPipelinedFacades,
     AsyncPipelineFacades,
@@ -46,7 +46,7 @@ from inmem.scopes import (
     Transaction,
     wants_sync,
 )
-from inmem.steps import Streamed
+from inmem.steps import Steps, Streamed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -86,7 +86,14 @@ class LoopWaits:
 
     def stream(self, steps: Streamed[T]) -> AsyncIterator[T]:
         """See `FacadeWaits`."""
-        return streamed(steps, lambda fn, timeout_s: self._scope.wait(fn, timeout_s=timeout_s))
+        return streamed(steps, self._wait)
+
+    def drive(self, steps: Steps[T]) -> Awaitable[T]:
+        """See `FacadeWaits`."""
+        return driven(steps, self._wait)
+
+    def _wait(self, fn: Callable[[Any], Any], timeout_s: float | None) -> Awaitable[Any]:
+        return self._scope.wait(fn, timeout_s=timeout_s)
 
 
 class AsyncRunScope(AsyncScopeFacades):

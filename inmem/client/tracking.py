@@ -67,7 +67,11 @@ class TrackedReads:
         """A record was seen that may expire before the commit."""
         expiry = expires_at(record)
         if expiry:
-            self.expiry_us = min(expiry, self.expiry_us or expiry)
+            self.until(expiry)
+
+    def until(self, time_us: int) -> None:
+        """What was read holds until then only."""
+        self.expiry_us = min(time_us, self.expiry_us or time_us)
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
         """The live records of a range, as far as they are asked for."""

@@ -169,6 +169,11 @@ class OptimisticTransaction(OneThread):
         """How many live records a range has, own writes included."""
         return len(self.scan(start, end))
 
+    def until(self, time_us: int) -> None:
+        """What was read holds until then only: later the commit is refused."""
+        self.check_open()
+        self._reads.until(time_us)
+
     def is_deleted(self, prefix: bytes) -> bool:
         """Whether the run with this prefix was deleted, as of the snapshot."""
         self.check_open()

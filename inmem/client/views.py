@@ -65,6 +65,9 @@ class SnapshotView(OneThread):
                         break
         return found
 
+    def until(self, time_us: int) -> None:
+        """Nobody waits for it."""
+
     def count(self, start: bytes, end: bytes) -> int:
         """How many live records a range has."""
         if self.thread != get_ident():
@@ -156,6 +159,9 @@ class LatestView:
         """The live records of a range, all of one version."""
         with self.moment() as view:
             return view.scan(start, end, limit=limit, reverse=reverse, max_bytes=max_bytes)
+
+    def until(self, time_us: int) -> None:
+        """Nobody waits for it."""
 
     def count(self, start: bytes, end: bytes) -> int:
         """How many live records a range has."""

@@ -79,13 +79,14 @@ class Watched:
 class Looked:
     """What somebody looks at who may wait for a change of it: a transaction as a view of one version."""
 
-    __slots__ = ("_draft", "count", "is_deleted", "moment", "now_us", "read", "read_many", "scan")
+    __slots__ = ("_draft", "count", "is_deleted", "moment", "now_us", "read", "read_many", "scan", "until")
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
         self.read, self.read_many = draft.read, draft.read_many
         self.scan, self.count = draft.scan, draft.count
         self.is_deleted, self.moment, self.now_us = draft.is_deleted, draft.moment, draft.now_us
+        self.until = draft.until
 
     @property
     def version(self) -> int:

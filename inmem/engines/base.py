@@ -51,6 +51,12 @@ class View(Protocol):
     def now_us(self) -> int:
         """Store time."""
 
+    def until(self, time_us: int) -> None:
+        """What was read holds until this store time only.
+
+        Who waits looks again then, and a commit that comes later is refused.
+        """
+
 
 class VersionView(View, Protocol):
     """A View of one version."""

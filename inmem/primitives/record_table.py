@@ -14,12 +14,20 @@ from inmem.primitives.record_type import LineForm, RecordType
 
 RECORD_TYPES: Final[dict[int, RecordType]] = {}  # by type tag, in the order of their lines in an export
 INDEX_TAGS: Final[set[int]] = set()
+_UPKEEP_TAGS: Final[set[int]] = set()
 
 
 def add(record_type: RecordType) -> None:
     """Enter a record type, after those that are there."""
     RECORD_TYPES[record_type.tag] = record_type
     INDEX_TAGS.update(record_type.index_tags)
+    if record_type.is_upkeep:
+        _UPKEEP_TAGS.update({record_type.tag}, record_type.index_tags)
+
+
+def is_upkeep(key: bytes) -> bool:
+    """Whether a record is of a type that a full store goes on to write."""
+    return key[key.index(0) + 1] in _UPKEEP_TAGS
 
 
 def counted() -> Iterator[tuple[str, RecordType]]:

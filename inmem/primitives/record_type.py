@@ -60,7 +60,8 @@ class RecordType(NamedTuple):
     it in key order as name and payload; it returns what is wrong with one, and
     may raise anything if the bytes do not decode. `counted` is the name under
     which the records are counted, None for those that only serve others.
-    `is_log` says that the records of a prefix are one log of events.
+    `is_log` says that the records of a prefix are one log of events. `is_upkeep`
+    says that a full store goes on to write them, as they end or hold on to work.
     """
 
     tag: int
@@ -71,6 +72,7 @@ class RecordType(NamedTuple):
     index_keys: IndexKeys | None = None
     lines: LineForm | None = None
     is_log: bool = False
+    is_upkeep: bool = False
 
 
 def check_each(check: RecordCheck) -> Callable[[], RecordCheck]:

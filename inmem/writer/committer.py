@@ -34,6 +34,7 @@ from inmem.errors import (
     to_wire,
 )
 from inmem.primitives.import_mark import is_mark
+from inmem.primitives.server import is_upkeep
 from inmem.record import expires_at, pack, payload_of, timestamp_of, version_of
 from inmem.storage.environment import Table
 from inmem.storage.position import Position
@@ -388,7 +389,7 @@ class Committer:
             if op[0] == PUT:
                 size = len(op[2]) + len(op[3])
                 added += size + ENTRY_OVERHEAD if size < SMALL_ENTRY else entry_bytes(op[2], op[3])
-                has_data |= op[1] == DATA
+                has_data = has_data or (op[1] == DATA and not is_upkeep(op[2]))
         if has_data:
             self._store.admit(added)
 

@@ -25,6 +25,7 @@ TREE: dict[str, tuple[str, str, bool, tuple[str, ...]]] = {
     "RunNotFoundError": ("NotFoundError", "run_not_found", False, ("run_id",)),
     "CellNotFoundError": ("NotFoundError", "cell_not_found", False, ("name",)),
     "TraceNotFoundError": ("NotFoundError", "trace_not_found", False, ("trace_id",)),
+    "JobNotFoundError": ("NotFoundError", "job_not_found", False, ("job_id",)),
     "AlreadyExistsError": ("InmemError", "already_exists", False, ()),
     "RunExistsError": ("AlreadyExistsError", "run_exists", False, ("run_id",)),
     "CellExistsError": ("AlreadyExistsError", "cell_exists", False, ("name", "version")),
@@ -36,12 +37,15 @@ TREE: dict[str, tuple[str, str, bool, tuple[str, ...]]] = {
     ),
     "RunDeletedError": ("InvariantError", "run_deleted", False, ("run_id",)),
     "VersionMismatchError": ("InvariantError", "version_mismatch", False, ("expected", "actual")),
+    "LeaseLostError": ("InvariantError", "lease_lost", False, ("name", "token")),
+    "JobLostError": ("InvariantError", "job_lost", False, ("job_id", "token")),
     "RetryableError": ("InmemError", "retryable", True, ()),
     "ConflictError": (
         "RetryableError", "conflict", True, ("key", "read_version", "committed_version", "is_next")
     ),
     "SnapshotTooOldError": ("RetryableError", "snapshot_too_old", True, ("age_s", "max_age_s")),
     "BusyError": ("RetryableError", "busy", True, ("what", "limit")),
+    "LeaseHeldError": ("RetryableError", "lease_held", True, ("name", "holder", "expires_at")),
     "CommitUnknownError": ("InmemError", "commit_unknown", False, ("commit_id",)),
     "WaitTimeoutError": ("InmemError", "wait_timeout", False, ()),
     "WriterUnavailableError": ("InmemError", "writer_unavailable", True, ("path",)),
