@@ -47,48 +47,18 @@ Invariant: each failure has exactly one class, and each class one stable
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 __all__ = [
-    "AlreadyExistsError",
-    "AppendOnlyError",
-    "BusyError",
-    "CellExistsError",
-    "CellNotFoundError",
-    "ClosedError",
-    "CommitRefusedError",
-    "CommitUnknownError",
-    "ConfigMismatchError",
-    "ConflictError",
-    "CorruptionError",
-    "DatabaseGoneError",
-    "ForkError",
-    "FormatVersionError",
-    "InmemError",
-    "InvalidInputError",
-    "InvalidKeyError",
-    "InvalidRunIdError",
-    "InvalidTransitionError",
-    "InvalidValueError",
-    "InvariantError",
-    "JobLostError",
-    "JobNotFoundError",
-    "LeaseHeldError",
-    "LeaseLostError",
-    "LimitError",
-    "NotFoundError",
-    "PermissionDeniedError",
-    "RetryableError",
-    "RunDeletedError",
-    "RunExistsError",
-    "RunNotFoundError",
-    "SnapshotTooOldError",
-    "StoreFullError",
-    "TraceExistsError",
-    "TraceNotFoundError",
-    "VersionMismatchError",
-    "WaitTimeoutError",
+    "AlreadyExistsError", "AppendOnlyError", "BusyError", "CellExistsError", "CellNotFoundError",
+    "ClosedError", "CommitRefusedError", "CommitUnknownError", "ConfigMismatchError", "ConflictError",
+    "CorruptionError", "DatabaseGoneError", "ForkError", "FormatVersionError", "InmemError",
+    "InvalidInputError", "InvalidKeyError", "InvalidRunIdError", "InvalidTransitionError",
+    "InvalidValueError", "InvariantError", "JobLostError", "JobNotFoundError", "LeaseHeldError",
+    "LeaseLostError", "LimitError", "NotFoundError", "PermissionDeniedError", "RetryableError",
+    "RunDeletedError", "RunExistsError", "RunNotFoundError", "SnapshotTooOldError", "StoreFullError",
+    "TraceExistsError", "TraceNotFoundError", "VersionMismatchError", "WaitTimeoutError",
     "WriterUnavailableError",
 ]
 
@@ -515,29 +485,6 @@ class ClosedError(InmemError):
 
     code = "closed"
     default_hint = "Open it again with inmem.open()."
-
-
-def _tree(cls: type[InmemError]) -> list[type[InmemError]]:
-    return [cls, *(c for sub in cls.__subclasses__() for c in _tree(sub))]
-
-
-ERRORS_BY_CODE: Mapping[str, type[InmemError]] = {cls.code: cls for cls in _tree(InmemError)}
-
-
-def to_wire(error: InmemError) -> list[Any]:
-    """An error as plain data: `[code, message, fields]`; a hint of its own is among the fields."""
-    fields = error.fields
-    if error.hint != error.default_hint:
-        fields["hint"] = error.hint
-    return [error.code, error.message, fields]
-
-
-def from_wire(data: Any) -> InmemError:
-    """The error that `to_wire` described; an unknown code becomes InmemError."""
-    code, message, fields = data
-    cls = ERRORS_BY_CODE.get(code, InmemError)
-    known = {name: value for name, value in fields.items() if name in cls.field_names or name == "hint"}
-    return cls(message, **known)
 
 
 def type_name(value: object) -> str:

@@ -73,7 +73,7 @@ class TypeTag(IntEnum):
     TRACE_BY_TIME = 0x44
     JOB_DEAD = 0x47
     JOB_BY_KEY = 0x57
-    QUEUE = 0x67
+    JOB_QUEUE = 0x67
 
 
 _RUN_TAG: Final = bytes([TypeTag.RUN])

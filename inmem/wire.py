@@ -30,10 +30,12 @@ Writer to client:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgpack
+
+from inmem.errors import InmemError
 
 HELLO: Final = 1
 COMMIT: Final = 2
@@ -125,3 +127,26 @@ def apart(frame: bytes) -> Iterator[bytes]:
         if at > end:
             return
         yield frame[begin:at]
+
+
+def _tree(cls: type[InmemError]) -> list[type[InmemError]]:
+    return [cls, *(c for sub in cls.__subclasses__() for c in _tree(sub))]
+
+
+ERRORS_BY_CODE: Mapping[str, type[InmemError]] = {cls.code: cls for cls in _tree(InmemError)}
+
+
+def to_wire(error: InmemError) -> list[Any]:
+    """An error as plain data: `[code, message, fields]`; a hint of its own is among the fields."""
+    fields = error.fields
+    if error.hint != error.default_hint:
+        fields["hint"] = error.hint
+    return [error.code, error.message, fields]
+
+
+def from_wire(data: Any) -> InmemError:
+    """The error that `to_wire` described; an unknown code becomes InmemError."""
+    code, message, fields = data
+    cls = ERRORS_BY_CODE.get(code, InmemError)
+    known = {name: value for name, value in fields.items() if name in cls.field_names or name == "hint"}
+    return cls(message, **known)

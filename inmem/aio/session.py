@@ -33,10 +33,9 @@ from inmem.errors import (
     InmemError,
     InvariantError,
     WriterUnavailableError,
-    from_wire,
 )
 from inmem.host.control import EPOCH
-from inmem.wire import COMMITS, FLAG_SYNC, GOODBYE, GOODBYE_HEADER, together
+from inmem.wire import COMMITS, FLAG_SYNC, GOODBYE, GOODBYE_HEADER, from_wire, together
 
 IN_FLIGHT: Final = 64  # commits; more of them wait here, so that other sessions get their share
 _TOGETHER_BYTES: Final = MIB  # of commits in one message

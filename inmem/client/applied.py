@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from inmem.client.protocol import Answered
-from inmem.errors import InmemError, from_wire
-from inmem.wire import APPLIED, REFUSED
+from inmem.errors import InmemError
+from inmem.wire import APPLIED, REFUSED, from_wire
 
 _NO_RESULTS: Final = msgpack.packb([])
 

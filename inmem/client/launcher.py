@@ -18,12 +18,13 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from inmem.config import Settings
-from inmem.errors import BusyError, ForkError, WriterUnavailableError, from_wire
+from inmem.errors import BusyError, ForkError, WriterUnavailableError
 from inmem.host.clock import boot_us
 from inmem.host.control import Control, ControlState, boot_id
 from inmem.host.directory import DataDirectory, runtime_directory
 from inmem.host.files import FileLock, open_private, python_environment, python_program
 from inmem.host.interrupts import Exclusive, Living, let_through
+from inmem.wire import from_wire
 
 T = TypeVar("T")
 

@@ -32,12 +32,11 @@ from inmem.errors import (
     ForkError,
     InmemError,
     WriterUnavailableError,
-    from_wire,
 )
 from inmem.host.board import Board
 from inmem.host.control import EPOCH, Control, ControlState
 from inmem.host.interrupts import Exclusive, is_foreign, let_through
-from inmem.wire import APPLIED, FLAG_SYNC, GOODBYE, GOODBYE_HEADER
+from inmem.wire import APPLIED, FLAG_SYNC, GOODBYE, GOODBYE_HEADER, from_wire
 
 T = TypeVar("T")
 _Found = list[Answered]  # where the answer of an unknown commit is kept, once it has come

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from inmem.errors import CorruptionError, InmemError, WriterUnavailableError, to_wire
+from inmem.errors import CorruptionError, InmemError, WriterUnavailableError
 from inmem.host import failpoints
 from inmem.host.directory import DataDirectory, Identity
 from inmem.maintenance.process import from_os_error
@@ -27,6 +27,7 @@ from inmem.storage.checkpoint import COPIED, CheckpointHeader, Written, verify_c
 from inmem.storage.environment import Table
 from inmem.storage.position import Position
 from inmem.storage.snapshot import Image
+from inmem.wire import to_wire
 
 COPY_MAX_AGE_S: Final = 86_400.0  # of the snapshot; what it pins is bounded by a generation switch
 _LOOK_EVERY: Final = 10_000  # entries between two looks whether the writer lives

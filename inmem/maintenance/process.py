@@ -21,8 +21,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from inmem.errors import InmemError, StoreFullError, from_wire, to_wire
+from inmem.errors import InmemError, StoreFullError
 from inmem.host.files import hint_of, python_environment, python_program, text_of
+from inmem.wire import from_wire, to_wire
 
 Progress = Callable[[str], None]
 

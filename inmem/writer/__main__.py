@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from inmem.errors import BusyError, InmemError, to_wire
+from inmem.errors import BusyError, InmemError
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
 from inmem.version import __version__
+from inmem.wire import to_wire
 from inmem.writer.journal import Journal, LineFormatter, RotatingFile
 from inmem.writer.loop import Writer
 from inmem.writer.surroundings import allow_open_files, check_limits, close_inherited, leave_starter

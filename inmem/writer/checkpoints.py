@@ -28,11 +28,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from inmem.config import Settings
-from inmem.errors import InmemError, StoreFullError, from_wire
+from inmem.errors import InmemError, StoreFullError
 from inmem.host.directory import DataDirectory
 from inmem.host.files import make_private_dir, python_environment, python_program, sync_directory
 from inmem.storage.checkpoint import checkpoint_files, checkpoint_path
 from inmem.storage.wal.log import Wal, WalBrokenError
+from inmem.wire import from_wire
 from inmem.writer.durability import end_process
 from inmem.writer.journal import Journal
 

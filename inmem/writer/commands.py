@@ -8,12 +8,23 @@ from typing import Any
 import msgpack
 
 from inmem.config import SWEEP_LIMIT
-from inmem.errors import InmemError, InvalidInputError, StoreFullError, to_wire
+from inmem.errors import InmemError, InvalidInputError, StoreFullError
 from inmem.host.control import CLOCK, DURABLE, VERSION
 from inmem.storage.environment import free_bytes
 from inmem.storage.store import PublishError
 from inmem.storage.wal.log import WalBrokenError
-from inmem.wire import APPLIED, CHECKPOINT, REFUSED, REPLY, REQUEST_HEADER, SET_BACK, STATUS, SYNC, answer
+from inmem.wire import (
+    APPLIED,
+    CHECKPOINT,
+    REFUSED,
+    REPLY,
+    REQUEST_HEADER,
+    SET_BACK,
+    STATUS,
+    SYNC,
+    answer,
+    to_wire,
+)
 from inmem.writer.durability import end_process
 from inmem.writer.journal import Journal
 from inmem.writer.parts import Parts

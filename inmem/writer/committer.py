@@ -25,14 +25,7 @@ import xxhash
 from inmem.commit.decide import NO_RESULTS, Procedures, decide
 from inmem.commit.validation import RecentWrites
 from inmem.commit.workspace import DATA
-from inmem.errors import (
-    CommitRefusedError,
-    ConflictError,
-    InmemError,
-    InvalidInputError,
-    StoreFullError,
-    to_wire,
-)
+from inmem.errors import CommitRefusedError, ConflictError, InmemError, InvalidInputError, StoreFullError
 from inmem.primitives.import_mark import is_mark
 from inmem.primitives.server import is_upkeep
 from inmem.record import expires_at, pack, payload_of, timestamp_of, version_of
@@ -48,7 +41,7 @@ from inmem.storage.store import (
 )
 from inmem.storage.wal.format import DELETE, PUT, Op
 from inmem.storage.wal.log import WalBrokenError
-from inmem.wire import APPLIED, FAILED, REFUSED, RESEND
+from inmem.wire import APPLIED, FAILED, REFUSED, RESEND, to_wire
 from inmem.writer.outcomes import GAP, HELD, Outcome, Sessions, describe_refusal
 from inmem.writer.suspects import CAREFUL_US, NAME, NAME_AT, NAMED, PUBLISHING, Suspects
 from inmem.writer.turns import Turns

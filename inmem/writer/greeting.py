@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from inmem.config import FORMAT_VERSION, PROTOCOL_VERSION
-from inmem.errors import BusyError, FormatVersionError, InmemError, StoreFullError, to_wire
-from inmem.wire import GOODBYE_HEADER, parse_hello, welcome
+from inmem.errors import BusyError, FormatVersionError, InmemError, StoreFullError
+from inmem.wire import GOODBYE_HEADER, parse_hello, to_wire, welcome
 from inmem.writer.endpoint import Endpoint
 from inmem.writer.outcomes import Sessions
 from inmem.writer.refusals import Refusals

@@ -10,7 +10,7 @@ import lmdb
 import msgpack
 
 from inmem import values
-from inmem.errors import InmemError, from_wire
+from inmem.errors import InmemError
 from inmem.host.control import SIZE
 from inmem.keys import Key, Namespace, fence_of
 from inmem.primitives.server import PROCEDURES
@@ -19,7 +19,7 @@ from inmem.storage.environment import Table
 from inmem.storage.position import Position
 from inmem.storage.store import PublishError, Store, StoreTransaction
 from inmem.storage.wal.format import DELETE, PUT, Op
-from inmem.wire import APPLIED, REFUSED
+from inmem.wire import APPLIED, REFUSED, from_wire
 from inmem.writer.committer import Answer, Committer, NoLog, Request
 from inmem.writer.outcomes import Sessions
 from inmem.writer.suspects import Suspects

@@ -34,6 +34,7 @@ from inmem.config import (
 from inmem.keys import MAX_COMPONENT_CHARS, MAX_LABEL_BYTES, MAX_NAME_BYTES, MAX_RUN_CHARS
 from inmem.primitives.runs.rules import TRANSITIONS
 from inmem.values import MAX_DEPTH, MAX_VALUE_BYTES
+from inmem.wire import ERRORS_BY_CODE
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -125,7 +126,7 @@ def test_the_table_of_errors_is_that_of_the_code() -> None:
     assert head == ["code", "class", "retryable", "what to do"]
     expected = [
         [f"`{code}`", f"`{cls.__name__}`", "yes" if cls.retryable else "no", cls.default_hint]
-        for code, cls in errors.ERRORS_BY_CODE.items()
+        for code, cls in ERRORS_BY_CODE.items()
     ]
     assert table == expected
 

@@ -11,7 +11,8 @@ import msgpack
 import pytest
 
 from inmem import errors
-from inmem.errors import ERRORS_BY_CODE, ClosedError, CommitUnknownError, InmemError, from_wire, to_wire
+from inmem.errors import ClosedError, CommitUnknownError, InmemError
+from inmem.wire import ERRORS_BY_CODE, from_wire, to_wire
 
 # class: (base, code, retryable, fields). Codes are in logs and in other people's programs: a code is
 # never changed and never given to another class.

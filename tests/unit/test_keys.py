@@ -190,19 +190,28 @@ class TestTags:
             "STATE": 0x03,
             "TRACE": 0x04,
             "RUN": 0x05,
+            "LEASE": 0x06,
+            "JOB": 0x07,
             "EVENT_BY_TYPE": 0x12,
             "STATE_MARK": 0x13,
             "TRACE_BY_TYPE": 0x14,
             "RUN_BY_STATUS": 0x15,
+            "LEASE_WAITER": 0x16,
+            "JOB_STATE": 0x17,
             "TRACE_BY_TAG": 0x24,
             "RUN_BY_TAG": 0x25,
+            "JOB_READY": 0x27,
             "TRACE_BY_PARENT": 0x34,
             "RUN_BY_PARENT": 0x35,
+            "JOB_DUE": 0x37,
             "TRACE_BY_TIME": 0x44,
+            "JOB_DEAD": 0x47,
+            "JOB_BY_KEY": 0x57,
+            "JOB_QUEUE": 0x67,
         }
 
     def test_an_index_names_its_owner_in_the_low_half(self) -> None:
-        owners = {"EVENT": 2, "STATE": 3, "TRACE": 4, "RUN": 5}
+        owners = {"EVENT": 2, "STATE": 3, "TRACE": 4, "RUN": 5, "LEASE": 6, "JOB": 7}
         for tag in TypeTag:
             if tag >= 0x10:
                 assert tag & 0x0F == owners[tag.name.split("_")[0]]
