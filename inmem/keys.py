@@ -74,6 +74,7 @@ class TypeTag(IntEnum):
     JOB_DEAD = 0x47
     JOB_BY_KEY = 0x57
     JOB_QUEUE = 0x67
+    JOB_CLAIMED = 0x77
 
 
 _RUN_TAG: Final = bytes([TypeTag.RUN])

@@ -68,7 +68,7 @@ class RunScope(ScopeFacades):
         engine = database.engine
         super().__init__(
             database, engine.latest(), engine.direct(), prefix, self.namespace, name, self.transact,
-            ThreadWaits(self.wait),
+            ThreadWaits(self.wait, engine.pass_on),
         )
 
     def __repr__(self) -> str:

@@ -38,11 +38,18 @@ class Raised:
     error: BaseException
 
 
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """Take these steps, and give back what they return."""
+
+    steps: Steps[Any]
+
+
 # Yields what a sink returned, and gets the result; or a `Pause`; or, where somebody can wait, an `Until`.
 # Returns the result of all.
 Steps = Generator[Any, Any, T]
-# Yields items; or an `Until`, and gets what was waited for; or a `Pause`.
-Streamed = Generator[T | Until | Pause, Any, None]
+# Yields items; or an `Until`, and gets what was waited for; or a `Pause`; or `Inner` steps.
+Streamed = Generator[T | Until | Pause | Inner, Any, None]
 
 
 class FacadeWaits(Protocol):
@@ -53,6 +60,15 @@ class FacadeWaits(Protocol):
 
     def stream(self, steps: Streamed[T]) -> Any:
         """The items that the steps yield."""
+
+    def afterwards(self, call: Callable[[], Any]) -> None:
+        """Undo what a call that was given up may have done, if somebody can.
+
+        A loop makes the call, and nobody waits for it. A thread that was interrupted goes on at once.
+        """
+
+    def pass_on(self, name: bytes) -> None:
+        """Wake one more of those who wait for something that one alone can have: see `View.for_one`."""
 
     def drive(self, steps: Steps[T]) -> Any:
         """As `Sink.drive`, for steps that wait."""
@@ -67,10 +83,11 @@ class Wait(Protocol):
 class ThreadWaits:
     """The thread that calls waits itself."""
 
-    __slots__ = ("_wait",)
+    __slots__ = ("_wait", "pass_on")
 
-    def __init__(self, wait: Wait) -> None:
+    def __init__(self, wait: Wait, pass_on: Callable[[bytes], None]) -> None:
         self._wait = wait
+        self.pass_on = pass_on
 
     def wait(self, fn: Callable[[Any], T | None], timeout_s: float | None, convert: Callable[[T], R]) -> R:
         """See `FacadeWaits`; raises as `RunScope.wait`."""
@@ -79,6 +96,9 @@ class ThreadWaits:
     def drive(self, steps: Steps[T]) -> T:
         """See `FacadeWaits`."""
         return driven(steps, self._wait)
+
+    def afterwards(self, call: Callable[[], Any]) -> None:
+        """See `FacadeWaits`."""
 
     def stream(self, steps: Streamed[T]) -> Iterator[T]:
         """See `FacadeWaits`."""
@@ -94,6 +114,8 @@ class ThreadWaits:
                     found = self._wait(step.fn, timeout_s=step.timeout_s)
                 elif isinstance(step, Pause):
                     time.sleep(step.seconds)
+                elif isinstance(step, Inner):
+                    found = driven(step.steps, self._wait)
                 else:
                     yield step
         finally:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from inmem.client.retry import Patience
 from inmem.errors import RetryableError
-from inmem.steps import Pause, Raised, Steps, Streamed, Until
+from inmem.steps import Inner, Pause, Raised, Steps, Streamed, Until
 
 T = TypeVar("T")
 Waits = Callable[[Callable[[Any], Any], float | None], Awaitable[Any]]  # `RunScope.wait`, awaited
@@ -56,6 +56,8 @@ async def streamed(steps: Streamed[T], wait: Waits) -> AsyncIterator[T]:
                 found = await wait(step.fn, step.timeout_s)
             elif isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
+            elif isinstance(step, Inner):
+                found = await driven(step.steps, wait)
             else:
                 yield step
     finally:

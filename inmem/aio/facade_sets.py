@@ -22,6 +22,14 @@ from inmem.aio.facades.kv import (
     AsyncRunKV,
     AsyncTransactionKV,
 )
+from inmem.aio.facades.queues import (
+    AsyncJobQueues,
+    AsyncPipedQueues,
+    AsyncPipelineQueues,
+    AsyncQueueReads,
+    AsyncRunQueues,
+    AsyncTransactionQueues,
+)
 from inmem.aio.facades.runs import AsyncRunIndex, AsyncRunReads, AsyncRunRuns, AsyncRuns
 from inmem.aio.facades.traces import AsyncRunTraces, AsyncTraceReads, AsyncTraces, AsyncTraceStore
 from inmem.engines.base import Sink, View
@@ -39,12 +47,13 @@ class AsyncDatabaseFacades:
         self.cells = AsyncStateCell(database)
         self.traces = AsyncTraceStore(database)
         self.runs = AsyncRunIndex(database)
+        self.queues = AsyncJobQueues(database)
 
 
 class AsyncScopeFacades:
     """Of a run: each write is a commit of its own."""
 
-    __slots__ = ("cells", "events", "kv", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "queues", "runs", "traces")
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
@@ -56,12 +65,13 @@ class AsyncScopeFacades:
         self.cells = AsyncRunCells(sync.cells)
         self.traces = AsyncRunTraces(sync.traces)
         self.runs = AsyncRunRuns(sync.runs)
+        self.queues = AsyncRunQueues(sync.queues)
 
 
 class AsyncSnapshotFacades:
     """Of a run at one moment: no writes."""
 
-    __slots__ = ("cells", "events", "kv", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "queues", "runs", "traces")
 
     def __init__(self, host: Host, view: View, prefix: bytes, namespace: bytes, run_id: str) -> None:
         sync = SnapshotFacades(host, view, prefix, namespace, run_id)
@@ -70,12 +80,13 @@ class AsyncSnapshotFacades:
         self.cells = AsyncCellReads(sync.cells)
         self.traces = AsyncTraceReads(sync.traces)
         self.runs = AsyncRunReads(sync.runs)
+        self.queues = AsyncQueueReads(sync.queues)
 
 
 class AsyncTransactionFacades:
     """Of a run in a transaction."""
 
-    __slots__ = ("cells", "events", "kv", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "queues", "runs", "traces")
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str
@@ -86,6 +97,7 @@ class AsyncTransactionFacades:
         self.cells = AsyncTransactionCells(sync.cells)
         self.traces = AsyncTraces(sync.traces)
         self.runs = AsyncRuns(sync.runs)
+        self.queues = AsyncTransactionQueues(sync.queues)
 
 
 class AsyncPipelineFacades:
@@ -94,14 +106,16 @@ class AsyncPipelineFacades:
     def __init__(self, pipeline: Host) -> None:
         self.kv = AsyncPipelineKV(pipeline)
         self.events = AsyncPipelineEvents(pipeline)
+        self.queues = AsyncPipelineQueues(pipeline)
 
 
 class AsyncPipelinedFacades:
     """Of a run in a pipeline: no reads."""
 
-    __slots__ = ("events", "kv")
+    __slots__ = ("events", "kv", "queues")
 
     def __init__(self, sink: Sink, prefix: bytes) -> None:
         sync = PipelinedFacades(sink, prefix)
         self.kv = AsyncPipedKV(sync.kv)
         self.events = AsyncPipedEvents(sync.events)
+        self.queues = AsyncPipedQueues(sync.queues)

@@ -136,8 +136,9 @@ class Method:
             if returns == "Any":
                 found += filled(f"        return {call}", self.arguments, ")")
             else:
-                found += filled(f"        result: {returns} = {call}", self.arguments, ")")
-                found.append("        return result")
+                result = "returned" if {"result", "result=result"} & {*self.arguments} else "result"
+                found += filled(f"        {result}: {returns} = {call}", self.arguments, ")")
+                found.append(f"        return {result}")
         for name in self.names - {"Iterator"} if streams else self.names:
             imports |= where(name, self._module)
         if streams:
@@ -214,7 +215,7 @@ def run_first(cls: type, imports: Imports) -> list[str]:
     made, written = [], []
     for node in node_of(cls).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-            imports.add(("inmem.primitives.byrun", "by_run"))
+            imports.add(("inmem.primitives.byrun", ast.unparse(node.value.func)))
             value = with_twins(node.value, cls.__module__, imports)
             made.append(f"    {ast.unparse(node.targets[0])} = {value}")
     for owner, node in own_methods(cls):

@@ -20,6 +20,7 @@ import os
 import threading
 import time
 from collections import deque
+from itertools import islice
 from typing import Final
 
 from inmem.aio.session import check_loop, copy_of
@@ -27,12 +28,13 @@ from inmem.client.attachment import Attachment
 from inmem.client.waiting import Watched, timed_out
 from inmem.errors import ClosedError, ForkError, InmemError, LimitError
 from inmem.host import futex
-from inmem.host.waitfile import EVERYTHING, Armed, WaitFile, group_of
+from inmem.host.waitfile import EVERYTHING, GROUPS, Armed, WaitFile, group_of
 
 _BOUND_S: Final = 1.0  # of one sleep: then it is looked whether a writer ended or stopped before waking
 _POLL_S: Final = 0.005  # where there is nothing to sleep on
 _PAUSE_S: Final = 0.001  # after a wake by a group's word, which others change too
 _IDLE_S: Final = 2.0  # without waiters, before the thread ends
+_TAKERS: Final = futex.AT_ONCE - GROUPS - 3  # words of takers beside those of groups, everything and the bell
 _SPARE: Final = 64  # expiries of waits that have ended, and are forgotten together
 
 
@@ -76,8 +78,10 @@ class LoopWaiting:
             left_s = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
             async with asyncio.timeout(left_s) as limit:
                 await waiter.future
-        except TimeoutError:
-            if limit.expired():
+        except BaseException as error:
+            if watched.taken_from is not None:  # another takes what this one was told of, if it was
+                self._waiting.sleeper.pass_on(watched.taken_from)
+            if isinstance(error, TimeoutError) and limit.expired():
                 raise timed_out() from None
             raise
         finally:
@@ -183,7 +187,7 @@ class _Watch:
         self.waiters: set[_Waiter] = set()
         self._waiting = attachment.waiting
         self._told = told
-        self._at: dict[int, set[_Waiter]] = {}  # by place
+        self._at: dict[int, dict[_Waiter, None]] = {}  # by place, in the order in which they came
         self._values: dict[int, int] = {}  # of the words, when they were armed
         self._file: WaitFile | None = None
         self._due: set[_Waiter] = set()  # to be looked at
@@ -197,7 +201,7 @@ class _Watch:
             self.waiters.add(waiter)
             self._due.add(waiter)
             for place in waiter.watched.leaves:
-                self._at.setdefault(place, set()).add(waiter)
+                self._at.setdefault(place, {})[waiter] = None
             if waiter.watched.expiry_us:
                 heapq.heappush(self._expiries, (waiter.watched.expiry_us, next(self._numbers), waiter))
         if len(self._expiries) > 2 * len(self.waiters) + _SPARE:  # most are of waits that have ended
@@ -211,7 +215,7 @@ class _Watch:
             self._due.discard(waiter)
             for place in waiter.watched.leaves:
                 others = self._at[place]
-                others.discard(waiter)
+                others.pop(waiter, None)
                 if not others:
                     del self._at[place]
                     self._values.pop(place, None)
@@ -238,7 +242,10 @@ class _Watch:
             self._due |= self.waiters
         else:
             if in_groups:  # before the words themselves are compared
-                places = sorted({each if each == EVERYTHING else group_of(each) for each in self._at})
+                places = sorted({each if each == EVERYTHING else group_of(each) for each in self._at
+                                 if each <= EVERYTHING})  # fmt: skip
+                # Takers have no groups. If there are very many, the last are looked at once in a second.
+                places += [each for each in self._at if each > EVERYTHING][:_TAKERS]
                 values = file.arm(places)
             self._arm_changed(file)
             if not in_groups:
@@ -257,9 +264,11 @@ class _Watch:
         words, values = file.words, self._values
         changed = [place for place in self._at if values.get(place, -1) != words[place]]
         if changed:
-            values.update(zip(changed, file.arm(changed), strict=True))
-            for place in changed:
-                self._due |= self._at[place]
+            for place, value in zip(changed, file.arm(changed), strict=True):
+                # Of takers as many look as there is new, those who have waited longest first.
+                new = value - values.get(place, 0) if place > EVERYTHING and place in values else None
+                values[place] = value
+                self._due.update(islice(self._at[place], new if new is None or new >= 0 else None))
 
     def _look(self) -> None:
         """Look at those whose words have changed, or who have expired.

@@ -37,7 +37,7 @@ class StoredVersion(Protocol):
 class TrackedReads:
     """The stored state as one transaction sees it. What `begin` gives is taken at the first read."""
 
-    __slots__ = ("_begin", "_snapshot", "expiry_us", "ranges", "reads")
+    __slots__ = ("_begin", "_snapshot", "expiry_us", "ranges", "reads", "taken_from")
 
     def __init__(self, begin: Callable[[], StoredVersion]) -> None:
         self._begin = begin
@@ -45,6 +45,7 @@ class TrackedReads:
         self.reads: dict[bytes, int] = {}
         self.ranges: list[list[Any]] = []
         self.expiry_us = 0
+        self.taken_from: bytes | None = None  # see `View.for_one`
 
     def snapshot(self) -> StoredVersion:
         """The snapshot that all is read from."""

@@ -169,6 +169,10 @@ class OptimisticTransaction(OneThread):
         """How many live records a range has, own writes included."""
         return len(self.scan(start, end))
 
+    def for_one(self, name: bytes) -> None:
+        """See `View`."""
+        self._reads.taken_from = name
+
     def until(self, time_us: int) -> None:
         """What was read holds until then only: later the commit is refused."""
         self.check_open()

@@ -68,6 +68,9 @@ class SnapshotView(OneThread):
     def until(self, time_us: int) -> None:
         """Nobody waits for it."""
 
+    def for_one(self, name: bytes) -> None:
+        """Nobody waits for it."""
+
     def count(self, start: bytes, end: bytes) -> int:
         """How many live records a range has."""
         if self.thread != get_ident():
@@ -161,6 +164,9 @@ class LatestView:
             return view.scan(start, end, limit=limit, reverse=reverse, max_bytes=max_bytes)
 
     def until(self, time_us: int) -> None:
+        """Nobody waits for it."""
+
+    def for_one(self, name: bytes) -> None:
         """Nobody waits for it."""
 
     def count(self, start: bytes, end: bytes) -> int:

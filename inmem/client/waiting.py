@@ -22,7 +22,7 @@ from inmem.engines.base import Draft
 from inmem.errors import ClosedError, ConflictError, InvariantError, RunDeletedError, WaitTimeoutError
 from inmem.host import futex
 from inmem.host.interrupts import let_through
-from inmem.host.waitfile import EVERYTHING, Sleeper, group_of, place_of
+from inmem.host.waitfile import EVERYTHING, Sleeper, group_of, place_of, takers_place
 from inmem.keys import bucket_of, fence_of, successor
 from inmem.primitives.import_mark import is_mark
 from inmem.writeset import WriteSet
@@ -51,6 +51,9 @@ class Watched:
         for start, end, _ in reads.ranges:
             bucket = bucket_of(start)
             places.add(place_of(bucket) if end <= successor(bucket) else EVERYTHING)
+        self.taken_from = reads.taken_from
+        if self.taken_from is not None:
+            places = {takers_place(self.taken_from)}
         self.leaves = frozenset(places)
         if len(places) >= futex.AT_ONCE:
             places = {place if place == EVERYTHING else group_of(place) for place in places}
@@ -79,14 +82,16 @@ class Watched:
 class Looked:
     """What somebody looks at who may wait for a change of it: a transaction as a view of one version."""
 
-    __slots__ = ("_draft", "count", "is_deleted", "moment", "now_us", "read", "read_many", "scan", "until")
+    __slots__ = (
+        "_draft", "count", "for_one", "is_deleted", "moment", "now_us", "read", "read_many", "scan", "until"
+    )
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
         self.read, self.read_many = draft.read, draft.read_many
         self.scan, self.count = draft.scan, draft.count
         self.is_deleted, self.moment, self.now_us = draft.is_deleted, draft.moment, draft.now_us
-        self.until = draft.until
+        self.until, self.for_one = draft.until, draft.for_one
 
     @property
     def version(self) -> int:
@@ -139,6 +144,14 @@ class Waiting:
             RunDeletedError: the run was deleted.
             ClosedError: the handle was closed.
         """
+        try:
+            self._wait(watched, deadline, has_closed)
+        except BaseException:
+            if watched.taken_from is not None:  # another takes what this one was woken for, if it was
+                self.sleeper.pass_on(watched.taken_from)
+            raise
+
+    def _wait(self, watched: Watched, deadline: float, has_closed: Callable[[], bool]) -> None:
         before: list[int] = []
         while True:
             armed = self.sleeper.arm(watched.places)

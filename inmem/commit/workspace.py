@@ -98,12 +98,14 @@ class Workspace:
                 return key, payload_of(record)
         return None if mine is None else (mine, payload_of(self._changed[mine] or b""))
 
-    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, start: bytes, end: bytes, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         """Keys and payloads of the live records in a range, in key order."""
-        mine = [k for k in self.own_keys(start, end) if self._changed[k] is not None]
+        mine = [k for k in self.own_keys(start, end, reverse=reverse) if self._changed[k] is not None]
         at = 0
-        for key, record in self._base.scan(start, end):
-            while at < len(mine) and mine[at] < key:
+        for key, record in self._base.scan(start, end, reverse=reverse):
+            while at < len(mine) and (mine[at] > key if reverse else mine[at] < key):
                 yield mine[at], payload_of(self._changed[mine[at]] or b"")
                 at += 1
             if self._shows(key, record):

@@ -51,6 +51,12 @@ class View(Protocol):
     def now_us(self) -> int:
         """Store time."""
 
+    def for_one(self, name: bytes) -> None:
+        """What was read is looked at for something under this name that one alone can have.
+
+        Of all who wait so, only as many are woken as there is new. See `RecordType.handed_out`.
+        """
+
     def until(self, time_us: int) -> None:
         """What was read holds until this store time only.
 
@@ -206,6 +212,9 @@ class Engine(Protocol):
 
     def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
         """A question about the store as a whole: see `wire`."""
+
+    def pass_on(self, name: bytes) -> None:
+        """Wake one more of those who wait by `View.for_one`."""
 
     def prefixes(self) -> Iterable[bytes]:
         """Every prefix that has records, in order."""

@@ -114,6 +114,10 @@ class LocalEngine:
         answer: tuple[int, Mapping[str, Any]] = self.attachment.session().request(kind, timeout_s)
         return answer
 
+    def pass_on(self, name: bytes) -> None:
+        """Wake one more of those who wait by `View.for_one`."""
+        self.attachment.waiting.sleeper.pass_on(name)
+
     def prefixes(self) -> Iterator[bytes]:
         """Every prefix that has records, in order: one look for each, whatever it holds."""
         start = b""

@@ -6,6 +6,12 @@ whether it was for him. A commit has two words for each key that it writes:
 that of the key, and that of its run and type. Who has read a key waits for the
 first, who has read a range for the second.
 
+Where what is waited for is for one taker each, as a job is, all takers wait
+for a third kind of word, and nothing else does. It grows by one for each new
+thing, and as many takers are woken: those who have slept longest. Who was
+woken and does not take what is there passes that on. One who is killed
+instead does not: then the others find it when they look, once in a second.
+
 A word changes only if a flag says that somebody waits for it, and the writer
 looks at the flags only if one byte says that there are any. So a commit that
 nobody waits for costs one look at that byte.
@@ -39,6 +45,7 @@ Layout, native byte order, 32,768 bytes:
     12288   16384  the words, 32 bits each
     28672   256    a word for each group of 64 words: for who waits for too many
     28928   4      a word for everything: for who has read across runs and types
+    28932   2048   512 words for takers; their flags are after that of everything
 """
 
 from __future__ import annotations
@@ -61,7 +68,8 @@ from inmem.host.interrupts import let_through
 WORDS: Final = 4096
 GROUPS: Final = 64  # of as many words each
 EVERYTHING: Final = WORDS + GROUPS
-PLACES: Final = EVERYTHING + 1
+TAKERS: Final = 512
+PLACES: Final = EVERYTHING + 1 + TAKERS
 SIZE: Final = 32768
 
 _MAGIC: Final = b"INMEMWT1"
@@ -82,6 +90,11 @@ def place_of(name: bytes) -> int:
 def group_of(place: int) -> int:
     """The place of a word's group."""
     return WORDS + place // GROUPS
+
+
+def takers_place(name: bytes) -> int:
+    """The word of those who take one each of what has this name."""
+    return EVERYTHING + 1 + crc32(name) % TAKERS
 
 
 class WaitFile:
@@ -160,6 +173,14 @@ class WaitFile:
         return woken
 
 
+    # --- both sides ---------------------------------------------------------------------
+
+    def hand_out(self, place: int, count: int) -> int:
+        """Wake so many takers, or fewer if there are not as many; how many that were. Others sleep on."""
+        self.words[place] = (self.words[place] + count) & _MASK
+        return futex.wake(self._address + 4 * place, count)
+
+
 class Armed(NamedTuple):
     """Words that somebody is about to sleep on, as they were before he looked at what he waits for."""
 
@@ -219,6 +240,12 @@ class Sleeper:
                 self._polling -= 1
         else:
             futex.wait_any(armed.addresses, armed.values, timeout_s)
+
+    def pass_on(self, name: bytes) -> None:
+        """Wake one of the takers, here or in another process, as what is there is not taken here."""
+        file = self.file()
+        if file is not None:
+            file.hand_out(takers_place(name), 1)
 
     def wake(self) -> None:
         """Wake all who sleep in here, and who is about to."""

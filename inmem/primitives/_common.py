@@ -98,23 +98,32 @@ def check_metadata(metadata: object) -> dict[str, Any]:
     return dict(metadata)
 
 
+def microseconds(value: object, argument: str, *, is_above: bool = False) -> int:
+    """A duration in seconds (or a `timedelta`) as microseconds, from 0 or from 1 on, up to a century.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not 0 <= seconds <= MAX_TTL_S  # also if it is not a number
+        or (is_above and not seconds)
+    ):
+        lowest = "above 0" if is_above else "0 or more"
+        raise InvalidInputError(
+            f"{argument} must be {lowest} and at most {MAX_TTL_S} seconds (int, float or timedelta), "
+            f"not {shorten(value)}",
+            argument=argument,
+        )
+    return max(int(is_above), round(seconds * 1e6))
+
+
 def lasting(ttl: object) -> int:
     """A ttl as an operation has it: see `inmem.record.end_of`. 0 for None.
 
     Raises:
         InvalidInputError: not a positive number of seconds (or `timedelta`) up to a century.
     """
-    if ttl is None:
-        return 0
-    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
-    if (
-        isinstance(seconds, bool)
-        or not isinstance(seconds, int | float)
-        or not 0 < seconds <= MAX_TTL_S  # also if it is not a number
-    ):
-        raise InvalidInputError(
-            f"ttl must be above 0 and at most {MAX_TTL_S} seconds (int, float or timedelta), "
-            f"not {shorten(ttl)}",
-            argument="ttl",
-        )
-    return -max(1, round(seconds * 1e6))
+    return 0 if ttl is None else -microseconds(ttl, "ttl", is_above=True)

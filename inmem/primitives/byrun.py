@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from inmem.errors import InvalidInputError
+from inmem.keys import shorten
 
 F = TypeVar("F")
 F_co = TypeVar("F_co", covariant=True)
@@ -68,3 +69,22 @@ def by_run(method: Callable[Concatenate[F, P], R]) -> Callable[Concatenate[ByRun
     run = inspect.Parameter("run_id", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="str | RunScope")
     call.__signature__ = inspect.Signature([first, run, *rest])  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]  # the run may be named: `put(run_id=...)`
+
+
+def by_its_run(method: Callable[Concatenate[F, P], R]) -> Callable[Concatenate[ByRun[F], P], R]:
+    """A method of a run's facade whose first argument says of which run it is."""
+    first_name = [*inspect.signature(method).parameters][1]
+
+    def call(self: ByRun[F], *args: P.args, **kwargs: P.kwargs) -> R:
+        of = args[0] if args else kwargs.get(first_name)
+        run_id = getattr(of, "run_id", None)
+        if run_id is None:
+            raise InvalidInputError(
+                f"{first_name} is not of this kind: {shorten(of)}", argument=first_name
+            )
+        return method(self._of(run_id), *args, **kwargs)
+
+    functools.update_wrapper(call, method)
+    del call.__wrapped__  # type: ignore[attr-defined]
+    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]

@@ -21,6 +21,14 @@ from inmem.primitives.events.facade import (
     TransactionEvents,
 )
 from inmem.primitives.kv.facade import KVReads, KVStore, PipedKV, PipelineKV, RunKV, TransactionKV
+from inmem.primitives.queues.facade import (
+    JobQueues,
+    PipedQueues,
+    PipelineQueues,
+    RunQueues,
+    TransactionQueues,
+)
+from inmem.primitives.queues.reads import QueueReads
 from inmem.primitives.runs.facade import RunIndex, RunRuns, Runs
 from inmem.primitives.runs.reads import RunReads
 from inmem.primitives.traces.facade import RunTraces, TraceReads, Traces, TraceStore
@@ -36,12 +44,13 @@ class DatabaseFacades:
         self.cells = StateCell(database)
         self.traces = TraceStore(database)
         self.runs = RunIndex(database)
+        self.queues = JobQueues(database)
 
 
 class ScopeFacades:
     """Of a run: each write is a commit of its own."""
 
-    __slots__ = ("cells", "events", "kv", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "queues", "runs", "traces")
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
@@ -52,12 +61,13 @@ class ScopeFacades:
         self.cells = RunCells(view, sink, prefix, waits)
         self.traces = RunTraces(view, sink, prefix, waits)
         self.runs = RunRuns(host, view, sink, namespace, run_id, waits)
+        self.queues = RunQueues(view, sink, prefix, run_id, waits)
 
 
 class SnapshotFacades:
     """Of a run at one moment: no writes."""
 
-    __slots__ = ("cells", "events", "kv", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "queues", "runs", "traces")
 
     def __init__(self, host: Host, view: View, prefix: bytes, namespace: bytes, run_id: str) -> None:
         self.kv = KVReads(view, prefix)
@@ -65,12 +75,13 @@ class SnapshotFacades:
         self.cells = CellReads(view, prefix)
         self.traces = TraceReads(view, prefix)
         self.runs = RunReads(host, view, namespace, run_id)
+        self.queues = QueueReads(view, prefix)
 
 
 class TransactionFacades:
     """Of a run in a transaction."""
 
-    __slots__ = ("cells", "events", "kv", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "queues", "runs", "traces")
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str
@@ -80,6 +91,7 @@ class TransactionFacades:
         self.cells = TransactionCells(view, sink, prefix)
         self.traces = Traces(view, sink, prefix)
         self.runs = Runs(host, view, sink, namespace, run_id)
+        self.queues = TransactionQueues(view, sink, prefix)
 
 
 class PipelineFacades:
@@ -88,13 +100,15 @@ class PipelineFacades:
     def __init__(self, pipeline: Host) -> None:
         self.kv = PipelineKV(pipeline)
         self.events = PipelineEvents(pipeline)
+        self.queues = PipelineQueues(pipeline)
 
 
 class PipelinedFacades:
     """Of a run in a pipeline: no reads."""
 
-    __slots__ = ("events", "kv")
+    __slots__ = ("events", "kv", "queues")
 
     def __init__(self, sink: Sink, prefix: bytes) -> None:
         self.kv = PipedKV(sink, prefix)
         self.events = PipedEvents(sink, prefix)
+        self.queues = PipedQueues(sink, prefix)

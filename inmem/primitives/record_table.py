@@ -14,6 +14,7 @@ from inmem.primitives.record_type import LineForm, RecordType
 
 RECORD_TYPES: Final[dict[int, RecordType]] = {}  # by type tag, in the order of their lines in an export
 INDEX_TAGS: Final[set[int]] = set()
+HANDED_OUT: Final[set[int]] = set()  # tags, see `RecordType`
 _UPKEEP_TAGS: Final[set[int]] = set()
 
 
@@ -21,6 +22,7 @@ def add(record_type: RecordType) -> None:
     """Enter a record type, after those that are there."""
     RECORD_TYPES[record_type.tag] = record_type
     INDEX_TAGS.update(record_type.index_tags)
+    HANDED_OUT.update(record_type.handed_out)
     if record_type.is_upkeep:
         _UPKEEP_TAGS.update({record_type.tag}, record_type.index_tags)
 

@@ -62,6 +62,8 @@ class RecordType(NamedTuple):
     which the records are counted, None for those that only serve others.
     `is_log` says that the records of a prefix are one log of events. `is_upkeep`
     says that a full store goes on to write them, as they end or hold on to work.
+    Those under the tags of `handed_out` are for one taker each: a new one wakes
+    one of those who wait for them. Their keys have a name and NUL after the tag.
     """
 
     tag: int
@@ -73,6 +75,7 @@ class RecordType(NamedTuple):
     lines: LineForm | None = None
     is_log: bool = False
     is_upkeep: bool = False
+    handed_out: frozenset[int] = frozenset()
 
 
 def check_each(check: RecordCheck) -> Callable[[], RecordCheck]:

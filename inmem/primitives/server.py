@@ -27,6 +27,9 @@ from inmem.primitives.events import procedures as event_procedures
 from inmem.primitives.events import records as event_records
 from inmem.primitives.kv import procedures as kv_procedures
 from inmem.primitives.kv import records as kv_records
+from inmem.primitives.queues import procedures as queue_procedures
+from inmem.primitives.queues import records as queue_records
+from inmem.primitives.record_table import HANDED_OUT as HANDED_OUT
 from inmem.primitives.record_table import INDEX_TAGS as INDEX_TAGS
 from inmem.primitives.record_table import RECORD_TYPES as RECORD_TYPES
 from inmem.primitives.record_table import counted as counted
@@ -65,3 +68,4 @@ add(cell_records.RECORD_TYPES, cell_procedures.PROCEDURES, cell_procedures.FOOTP
 add(event_records.RECORD_TYPES, event_procedures.PROCEDURES, event_procedures.FOOTPRINTS)
 add(trace_records.RECORD_TYPES, trace_procedures.PROCEDURES, trace_procedures.FOOTPRINTS)
 add(run_records.RECORD_TYPES, run_procedures.PROCEDURES, run_procedures.FOOTPRINTS)
+add(queue_records.RECORD_TYPES, queue_procedures.PROCEDURES, queue_procedures.FOOTPRINTS)

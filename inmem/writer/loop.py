@@ -157,7 +157,7 @@ class Writer:
         is_active = False  # since the last tick
         syncer, waking = self._syncer, parts.waking
         while not self._stopping.is_set():
-            patience_s = min(wait_s, waking.pay()) if waking.owed else wait_s
+            patience_s = min(wait_s, waking.pay()) if waking.owed or waking.handed_out else wait_s
             messages = endpoint.mailbox.take(limit, words[ACTIVE], patience_s)
             if messages:
                 if parts.generations.store.purges:

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from inmem.changes import DELETE_RANGE, Op, Table
+from inmem.changes import DELETE_RANGE, PUT, Op, Table
 from inmem.errors import CorruptionError, InmemError
 from inmem.host import failpoints
-from inmem.host.waitfile import EVERYTHING, WaitFile, group_of, place_of
+from inmem.host.waitfile import EVERYTHING, WaitFile, group_of, place_of, takers_place
+from inmem.primitives.server import HANDED_OUT
 from inmem.writer.journal import Journal
 
 _PAUSE: Final = 19  # times as long as the last wakes took, before the next
@@ -41,6 +42,7 @@ class Waking:
 
     def __init__(self, path: Path) -> None:
         self.owed: set[int] = set()  # places whose words must change
+        self.handed_out: dict[int, int] = {}  # by place, how many takers are to be woken
         self._due = 0.0  # when they may
         self._next_sweep = time.monotonic() + _SWEEP_S
         self._path = path
@@ -91,6 +93,11 @@ class Waking:
                         owed.add(place)
                     if flags[group_of(place)]:
                         owed.add(group_of(place))
+                at = key.index(0) + 2
+                if op[0] == PUT and key[at - 1] in HANDED_OUT:
+                    place = takers_place(key[: at - 1] + key[at : key.index(0, at)])
+                    if flags[place]:
+                        self.handed_out[place] = self.handed_out.get(place, 0) + 1
         if flags[EVERYTHING]:
             owed.add(EVERYTHING)
         now = time.monotonic()
@@ -98,7 +105,7 @@ class Waking:
             self._next_sweep = now + _SWEEP_S
             owed.update(file.disarm())
         self._noted = version
-        if not owed:
+        if not owed and not self.handed_out:
             file.told[0] = version
 
     def everything(self) -> None:
@@ -113,8 +120,11 @@ class Waking:
             return self._due - now
         failpoints.reached("waking")
         owed, self.owed = self.owed, set()
+        handed_out, self.handed_out = self.handed_out, {}
         if self._file is not None:
             woken = self._file.change(owed)
+            for place, count in handed_out.items():
+                woken += self._file.hand_out(place, count)
             ended = time.monotonic()
             pause_s = _PAUSE * (ended - now) + _EACH_S * max(0, woken - _FEW)
             self._due = ended + min(pause_s, _PAUSE_MAX_S)

@@ -208,6 +208,7 @@ class TestTags:
             "JOB_DEAD": 0x47,
             "JOB_BY_KEY": 0x57,
             "JOB_QUEUE": 0x67,
+            "JOB_CLAIMED": 0x77,
         }
 
     def test_an_index_names_its_owner_in_the_low_half(self) -> None:

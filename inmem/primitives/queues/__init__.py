@@ -1,0 +1,1 @@
+"""Queues: work that is handed from process to process."""

@@ -1,0 +1,518 @@
+"""JobQueues: work that processes hand to each other, in the transactions of everything else.
+
+Invariant: who gets which job is decided by the writer, at commit, so claims
+never conflict; and the effect of a job that is acked in a transaction happens
+with the ack, once. The rules are in `rules`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from inmem.client.retry import deadline_in
+from inmem.config import MAX_TRANSACTION_OPS
+from inmem.engines.base import Sink, View
+from inmem.errors import InvalidInputError, JobLostError, RunDeletedError, WaitTimeoutError
+from inmem.host.interrupts import let_through
+from inmem.keys import encode_name, shorten
+from inmem.pending import Pending
+from inmem.primitives._common import check_flag, encoded, microseconds
+from inmem.primitives.byrun import ByRun, by_its_run, by_run
+from inmem.primitives.queues import rules
+from inmem.primitives.queues.held import HeldJob
+from inmem.primitives.queues.job import Job, JobId, check_job_id
+from inmem.primitives.queues.reads import QueueReads, check_state, encode_queue, stored, takers_name
+from inmem.steps import FacadeWaits, Inner, Steps, Streamed, Until
+from inmem.values import decode
+
+I = TypeVar("I")  # noqa: E741  # the id of a job, or what will have it
+
+LEASE_S: Final = 30.0
+_FOR_EVER_S: Final = 1e9  # more than any wait
+_POISON: Final = "the payload does not decode: {}"
+
+
+class PendingJobId(Pending[JobId]):
+    """A job that was put in a transaction or pipeline: `id` is there after the commit."""
+
+    __slots__ = ()
+
+    def resolve_part(self, result: Any, position: int) -> None:
+        """Which of the jobs of a call this is."""
+        self._known = (_job_id(result, position),)
+
+    @property
+    def id(self) -> JobId:
+        """The job's id."""
+        return self.result()
+
+
+class QueuePuts(Generic[I]):
+    """What puts jobs into queues of a run."""
+
+    __slots__ = ()
+
+    _sink: Sink
+    _prefix: bytes
+
+    def put(
+        self, queue: str, payload: Any, *, delay_s: float = 0.0, priority: int = 0, key: str | None = None,
+        max_attempts: int | None = None,
+    ) -> I:
+        """Put a job into a queue; its id. Cost: one round trip.
+
+        Higher priorities are taken first, then what was committed first. With
+        `delay_s` the job is ready so many seconds after its commit. While a
+        job with the same `key` is there that is neither done nor dead, nothing
+        is put, and the id is that one's. After `max_attempts` claims, 5 if
+        none is given, a job that did not succeed is dead.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     db.queues.put("run-1", "mail", {"to": "ada"}, key="welcome-ada")
+        ...     db.queues.put("run-1", "mail", {"to": "ada"}, key="welcome-ada")
+        JobId('mail/0')
+        JobId('mail/0')
+
+        Raises:
+            InvalidKeyError, InvalidValueError, LimitError: queue, key or payload cannot be stored.
+            RunDeletedError: the run was deleted.
+        """
+        item = self._item(payload, "payload", *_options(delay_s, priority, key, max_attempts))
+        one: I = self._sink.join("queue.put", self._head(queue), [item], _job_id, PendingJobId, is_one=True)
+        return one
+
+    def put_many(
+        self, queue: str, payloads: Iterable[Any], *, delay_s: float = 0.0, priority: int = 0,
+        max_attempts: int | None = None,
+    ) -> list[I]:
+        """Put a job for each payload, in one commit; their ids. Cost: one round trip, and 10 µs a job."""
+        options = _options(delay_s, priority, None, max_attempts)
+        if isinstance(payloads, str | bytes) or not isinstance(payloads, Iterable):
+            raise InvalidInputError("payloads must be an iterable of values", argument="payloads")
+        items = [self._item(each, f"payloads[{i}]", *options) for i, each in enumerate(payloads)]
+        many: list[I] = self._sink.join("queue.put", self._head(queue), items, _job_id, PendingJobId)
+        return many
+
+    def _head(self, queue: str) -> list[bytes]:
+        return [self._prefix, encode_queue(queue)]
+
+    def _item(
+        self, payload: Any, argument: str, delay_us: int, rank: int, key: bytes, most: int
+    ) -> rules.Item:
+        return [encoded(self._sink, payload, argument), delay_us, rank, key, most]
+
+
+class Queues(QueueReads, QueuePuts[I]):
+    """One run's queues."""
+
+    __slots__ = ("_sink",)
+
+    def __init__(self, view: View, sink: Sink, prefix: bytes) -> None:
+        super().__init__(view, prefix)
+        self._sink = sink
+
+    def ack(self, job: Job, result: Any = None) -> None:
+        """End a job that is done. Cost: one round trip.
+
+        A `result` other than None is kept, in place of the payload: `get`
+        has it until `purge`. In a transaction the ack happens with all else
+        in it, or not at all.
+
+        Raises:
+            JobLostError: the claim ran out and another worker has the job, or it has ended. A claim that
+                ran out and was not taken still holds.
+        """
+        kept = None if result is None else encoded(self._sink, result, "result")
+        arguments = [*place_of(self._prefix, job), kept]
+        done: None = self._sink.ask("queue.ack", arguments, _none, is_sure=True)
+        return done
+
+    def nack(
+        self, job: Job, *, delay_s: float | None = None, error: str | None = None, retry: bool = True
+    ) -> None:
+        """Give a job back whose attempt has failed. Cost: one round trip.
+
+        It is ready again after `delay_s` seconds; without one after a second,
+        doubled with each attempt, up to five minutes. `error` is kept with
+        the job, its first 500 characters. After its last attempt, or without
+        `retry`, it is dead.
+
+        Raises:
+            JobLostError: as of `ack`.
+        """
+        if error is not None and type(error) is not str:
+            raise InvalidInputError(f"error must be a str, not {shorten(error)}", argument="error")
+        encoded(self._sink, error, "error")
+        arguments = [
+            *place_of(self._prefix, job), None if delay_s is None else microseconds(delay_s, "delay_s"),
+            (error or "")[: rules.MAX_ERROR_CHARS], check_flag(retry, "retry"),
+        ]
+        done: None = self._sink.ask("queue.nack", arguments, _none, is_sure=True)
+        return done
+
+    def extend(self, job: Job, lease_s: float = LEASE_S) -> Job:
+        """Keep a job for `lease_s` seconds from now on; the job with its new time. Cost: one round trip.
+
+        Raises:
+            JobLostError: as of `ack`.
+        """
+        lease_us = microseconds(lease_s, "lease_s", is_above=True)
+        arguments = [*place_of(self._prefix, job), lease_us]
+        extended: Job = self._sink.ask("queue.extend", arguments, job.extended)
+        return extended
+
+    def requeue(self, job_id: str) -> None:
+        """Put a dead job back; its attempts count from 1 again. Cost: one round trip.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+            InvalidInputError: it is not dead.
+            InvariantError: another job with its key is there.
+        """
+        arguments = [self._prefix, *check_job_id(job_id, rules.MAX_QUEUE_BYTES)]
+        done: None = self._sink.ask("queue.requeue", arguments, _none)
+        return done
+
+
+class RunQueues(Queues[JobId]):
+    """One run's queues outside a transaction: each change is a commit of its own."""
+
+    __slots__ = ("_run_id", "_waits")
+
+    def __init__(self, view: View, sink: Sink, prefix: bytes, run_id: str, waits: FacadeWaits) -> None:
+        super().__init__(view, sink, prefix)
+        self._run_id = run_id
+        self._waits = waits
+
+    def claim(
+        self, queue: str, *, lease_s: float = LEASE_S, wait_s: float | None = 0.0, limit: Literal[1] = 1,
+        worker: str | None = None,
+    ) -> Job | None:
+        """Take the best ready job; None if there is none within `wait_s` seconds.
+
+        The job is the caller's for `lease_s` seconds: ack it, nack it, or
+        extend that. If none of it happens the claim has run out, counts as an
+        attempt, and the job is ready again without anybody's help. While it
+        waits, this sleeps; `wait_s=None` waits for ever. `worker` is shown
+        to who looks, by default host and process. With a `limit` above 1 it
+        returns a list, as `claim_many` does. Cost: a read, one round trip, two reads.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     job_id = db.queues.put("run-1", "mail", {"to": "ada"})
+        ...     job = db.queues.claim("run-1", "mail")
+        ...     db.queues.ack(job)
+        ...     job.payload, job.attempt
+        ({'to': 'ada'}, 1)
+
+        Raises:
+            RunDeletedError: the run was deleted.
+        """
+        found: Job | None = self._waits.drive(
+            self._claims(queue, lease_s, wait_s, limit, worker, is_one=limit == 1)
+        )
+        return found
+
+    def claim_many(
+        self, queue: str, limit: int, *, lease_s: float = LEASE_S, wait_s: float | None = 0.0,
+        worker: str | None = None,
+    ) -> builtins.list[Job]:
+        """Take up to `limit` of the best ready jobs, in one commit; waits for the first only. See `claim`."""
+        found: builtins.list[Job] = self._waits.drive(
+            self._claims(queue, lease_s, wait_s, limit, worker, is_one=False)
+        )
+        return found
+
+    def consume(
+        self, queue: str, *, lease_s: float = LEASE_S, stop: Any = None, worker: str | None = None,
+        wait_s: float | None = None,
+    ) -> Iterator[HeldJob]:
+        """Take one job after the other, for ever, or until none comes for `wait_s` seconds.
+
+        Each is used with `with`: leaving the block acks it; an exception in
+        the block nacks it, with its text, and goes on. The claim is extended
+        meanwhile. It ends when `stop`, an event, is set: it looks at that
+        before each claim, and once in a second while it waits.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     job_ids = db.queues.put_many("run-1", "mail", ["ada", "alan"])
+        ...     for job in db.queues.consume("run-1", "mail", wait_s=0):
+        ...         with job:
+        ...             print(job.payload)
+        ada
+        alan
+        """
+        arguments = self._checked(queue, lease_s, 1, worker)
+        deadline_of(wait_s)
+        if stop is not None and not callable(getattr(stop, "is_set", None)):
+            raise InvalidInputError("stop must be an event, with `is_set`", argument="stop")
+        jobs: Iterator[HeldJob] = self._waits.stream(self._consumed(arguments, stop, wait_s))
+        return jobs
+
+    def purge(self, queue: str, *, state: str | None = None) -> int:
+        """Remove the jobs of a queue, of one state or all; how many. Cost: one round trip for 1,000 jobs.
+
+        Whoever has claimed one finds out by `JobLostError`. Jobs that are put meanwhile stay.
+        """
+        removed: int = self._sink.drive(self._purged(encode_queue(queue), check_state(state)))
+        return removed
+
+    def _purged(self, queue: bytes, state: int) -> Steps[int]:
+        head = self._view.read(rules.queue_key(self._prefix, queue))
+        end = int.from_bytes(head[-8:], "big") if head is not None else 0
+        removed = at = 0
+        while at >= 0:
+            arguments = [self._prefix, queue, state, at, end]
+            more, at = yield self._sink.ask("queue.purge", arguments, _itself, alone="purge")
+            removed += more
+        return removed
+
+    def _checked(self, queue: str, lease_s: float, limit: int, worker: str | None) -> builtins.list[Any]:
+        """Arguments of `queue.claim`, but for its mark."""
+        if type(limit) is not int or not 1 <= limit <= MAX_TRANSACTION_OPS:
+            raise InvalidInputError(
+                f"limit must be an int from 1 to {MAX_TRANSACTION_OPS}, not {shorten(limit)}",
+                argument="limit",
+            )
+        if worker is not None:
+            encode_name(worker, "worker", rules.MAX_QUEUE_BYTES)
+        return [
+            self._prefix, encode_queue(queue), worker or _this_process(),
+            microseconds(lease_s, "lease_s", is_above=True), limit,
+        ]
+
+    def _claims(
+        self, queue: str, lease_s: float, wait_s: float | None, limit: int, worker: str | None, *,
+        is_one: bool,
+    ) -> Steps[Any]:
+        arguments = self._checked(queue, lease_s, limit, worker)
+        found = yield from self._claimed(arguments, deadline_of(wait_s))
+        if is_one:
+            return found[0] if found else None
+        return found
+
+    def _consumed(self, arguments: builtins.list[Any], stop: Any, wait_s: float | None) -> Streamed[HeldJob]:
+        lease_s = arguments[3] / 1e6
+        while True:
+            deadline = deadline_of(wait_s)
+            found: builtins.list[Job] = []
+            while not found:
+                if stop is not None and stop.is_set():
+                    return
+                until = deadline if stop is None else min(deadline, time.monotonic() + 1.0)
+                found = yield Inner(self._claimed(arguments, until))
+                if not found and time.monotonic() >= deadline:
+                    return
+            yield HeldJob.of(found[0], self, lease_s)
+
+    def _claimed(self, arguments: builtins.list[Any], deadline: float) -> Steps[builtins.list[Job]]:
+        """Claim jobs; wait for the first until the deadline."""
+        queue = arguments[1].decode()
+        name = takers_name(self._prefix, arguments[1])
+        has_slept = False
+
+        def look(view: Any) -> bool:
+            ready: bool = view.queues.has_ready(queue)
+            return ready
+
+        while True:
+            if self.has_ready(queue):
+                mark = int.from_bytes(os.urandom(7), "big")
+                try:
+                    answer = yield self._sink.ask("queue.claim", [*arguments, mark], _itself, alone="claim")
+                except Exception:
+                    raise
+                except BaseException:
+                    self._waits.afterwards(functools.partial(self._given_back, arguments[1], mark))
+                    raise
+                jobs = yield from self._taken(arguments[1], answer)
+                if has_slept and answer[3]:
+                    self._waits.pass_on(name)  # this one was woken, and others sleep who do not know
+                if jobs:
+                    return jobs
+                if answer[2]:
+                    continue  # what it got was lost meanwhile, or did not decode
+            elif self._view.is_deleted(self._prefix):
+                raise RunDeletedError(f"run {self._run_id} was deleted", run_id=self._run_id)
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return []
+            try:
+                yield Until(look, None if left_s > _FOR_EVER_S else left_s)
+            except WaitTimeoutError as error:
+                let_through(error)
+                return []
+            has_slept = True
+
+    def _given_back(self, queue: bytes, mark: int) -> Any:
+        return self._sink.ask("queue.give_back", [self._prefix, queue, mark], _itself)
+
+    def _taken(self, queue: bytes, answer: builtins.list[Any]) -> Steps[builtins.list[Job]]:
+        """The jobs of a claim that still hold. One whose payload does not decode is dead from here on."""
+        token, until_us, numbers, _ = answer
+        jobs, poison = [], []
+        with self._view.moment() as view:
+            for number in numbers:
+                found = stored(view, self._prefix, queue, rules.number_bytes(number))
+                if found is None or found[1].token != token:
+                    continue  # it ran out meanwhile, and another has it
+                body, state = found
+                name = queue.decode()
+                try:
+                    payload = decode(rules.value_in(body))
+                except ValueError as error:
+                    poison.append([self._prefix, queue, number, token, 0, _POISON.format(error)[:200], False])
+                    continue
+                jobs.append(Job(
+                    JobId.of(name, number), name, payload, state.attempt, token, until_us,
+                    rules.enqueued_in(body), tuple(state.errors), self._run_id, state.priority,
+                    state.max_attempts, state.key.decode() or None, self._prefix,
+                ))
+        for arguments in poison:
+            try:
+                yield self._sink.ask("queue.nack", arguments, _none)
+            except JobLostError as error:
+                let_through(error)
+        return jobs
+
+
+class TransactionQueues(Queues[PendingJobId]):
+    """One run's queues inside a transaction: what changes waits for the commit. A claim is none of it."""
+
+    __slots__ = ()
+
+
+class PipedQueues(QueuePuts[PendingJobId]):
+    """One run's queues in a pipeline: jobs are put, and acked."""
+
+    __slots__ = ("_prefix", "_sink")
+
+    def __init__(self, sink: Sink, prefix: bytes) -> None:
+        self._sink = sink
+        self._prefix = prefix
+
+    def ack(self, job: Job, result: Any = None) -> Pending[None]:
+        """End a job that is done. See `JobQueues`."""
+        kept = None if result is None else encoded(self._sink, result, "result")
+        arguments = [*place_of(self._prefix, job), kept]
+        pending: Pending[None] = self._sink.call("queue.ack", arguments, Pending)
+        return pending
+
+
+class JobQueues(ByRun[RunQueues]):
+    """Named queues per run, whose jobs are taken, retried, and done with everything else in one commit.
+
+    Each job is somebody's for a while, and nobody else's: the claim. A claim
+    that is not acked in time runs out, and the job is ready again. So a job is
+    done at least once, and its effects in the store exactly once, if they are
+    in one transaction with its ack.
+
+    >>> import inmem
+    >>> with inmem.open() as db:
+    ...     job_id = db.queues.put("run-1", "add", [1, 2])
+    ...     job = db.queues.claim("run-1", "add", lease_s=30)
+    ...     def work(txn):
+    ...         txn.kv.put("sum", sum(job.payload))
+    ...         txn.queues.ack(job)
+    ...     db.transact("run-1", work)
+    ...     db.kv.get("run-1", "sum"), db.queues.counts("run-1", "add").ready
+    (3, 0)
+    """
+
+    __slots__ = ()
+
+    KIND = "queues"
+
+    put = by_run(RunQueues.put)
+    put_many = by_run(RunQueues.put_many)
+    claim = by_run(RunQueues.claim)
+    claim_many = by_run(RunQueues.claim_many)
+    consume = by_run(RunQueues.consume)
+    ack = by_its_run(RunQueues.ack)
+    nack = by_its_run(RunQueues.nack)
+    extend = by_its_run(RunQueues.extend)
+    get = by_run(RunQueues.get)
+    counts = by_run(RunQueues.counts)
+    peek = by_run(RunQueues.peek)
+    dead = by_run(RunQueues.dead)
+    requeue = by_run(RunQueues.requeue)
+    purge = by_run(RunQueues.purge)
+    list = by_run(RunQueues.list)
+    has_ready = by_run(RunQueues.has_ready)
+
+
+class PipelineQueues(ByRun[PipedQueues]):
+    """Jobs that a pipeline puts and acks; see `JobQueues`."""
+
+    __slots__ = ()
+
+    KIND = "queues"
+
+    put = by_run(PipedQueues.put)
+    put_many = by_run(PipedQueues.put_many)
+    ack = by_its_run(PipedQueues.ack)
+
+
+def deadline_of(wait_s: float | None) -> float:
+    """When a wait ends that may take so long, by `time.monotonic`; None is for ever, and 0 now."""
+    if wait_s is None:
+        return deadline_in(None)
+    return time.monotonic() + microseconds(wait_s, "wait_s") / 1e6
+
+
+def place_of(prefix: bytes, job: object) -> builtins.list[Any]:
+    """Prefix, queue, number and token of a claimed job, as procedures have them.
+
+    Raises:
+        InvalidInputError: it is none, or is of another run.
+    """
+    if not isinstance(job, Job):
+        raise InvalidInputError(f"job must be a Job that was claimed, not {shorten(job)}", argument="job")
+    if job.prefix != prefix:
+        raise InvalidInputError(f"job {job.id} is of another run: {job.run_id}", argument="job")
+    return [prefix, job.queue.encode(), job.id.number, job.token]
+
+
+def _options(
+    delay_s: float, priority: int, key: str | None, max_attempts: int | None
+) -> tuple[int, int, bytes, int]:
+    if type(priority) is not int or abs(priority) > rules.MAX_PRIORITY:
+        raise InvalidInputError(
+            f"priority must be an int from {-rules.MAX_PRIORITY} to {rules.MAX_PRIORITY}, "
+            f"not {shorten(priority)}",
+            argument="priority",
+        )
+    if max_attempts is None:
+        max_attempts = rules.MAX_ATTEMPTS
+    if type(max_attempts) is not int or not 1 <= max_attempts < 1 << 16:
+        raise InvalidInputError(
+            f"max_attempts must be an int from 1 to 65535, not {shorten(max_attempts)}",
+            argument="max_attempts",
+        )
+    name = b"" if key is None else encode_name(key, "key", rules.MAX_KEY_BYTES)
+    return microseconds(delay_s, "delay_s"), rules.rank_of(priority), name, max_attempts
+
+
+def _job_id(result: Any, position: int) -> JobId:
+    queue, numbers = result
+    return JobId.of(queue, numbers[position])
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()[:60]}:{os.getpid()}"
+
+
+def _itself(result: Any) -> Any:
+    return result
+
+
+def _none(_: Any) -> None:
+    return None

@@ -1,0 +1,361 @@
+"""Procedures of queues: who gets which job is decided here, so claims never conflict.
+
+Invariant: a commit looks at a bounded part of a queue, however much is in it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Final
+
+from inmem.commit.arguments import check_name, check_prefix, check_time, check_type
+from inmem.commit.footprint import Footprint
+from inmem.commit.workspace import Workspace
+from inmem.config import MAX_TRANSACTION_OPS
+from inmem.errors import InvalidInputError, InvariantError, JobNotFoundError, LimitError
+from inmem.keys import TypeTag
+from inmem.primitives.importing import importing_records, parts, past
+from inmem.primitives.queues import rules as job
+from inmem.primitives.queues.job import READY, JobId
+
+_TAGS: Final = (
+    TypeTag.JOB, TypeTag.JOB_STATE, TypeTag.JOB_READY, TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED,
+    TypeTag.JOB_DEAD, TypeTag.JOB_BY_KEY,
+)
+_LOOKED_AT: Final = 1000  # jobs that one call of `purge` or `give_back` looks at
+
+
+class _Queue:
+    """One queue, as it is now."""
+
+    def __init__(self, workspace: Workspace, prefix: object, queue: object) -> None:
+        self.prefix = check_prefix(prefix)
+        self.text = check_name(queue, job.MAX_QUEUE_BYTES, "queue")
+        self.name = self.text.encode()
+        self.workspace = workspace
+        self.head_key = job.queue_key(self.prefix, self.name)
+        self._bodies = job.head_of(self.prefix, TypeTag.JOB, self.name)
+        self._states = job.head_of(self.prefix, TypeTag.JOB_STATE, self.name)
+        workspace.check_open(self.head_key)
+
+    def body_key(self, number: bytes) -> bytes:
+        return self._bodies + number
+
+    def state(self, number: bytes) -> job.State | None:
+        payload = self.workspace.get(self._states + number)
+        return None if payload is None else job.unpack(payload)
+
+    def write(self, number: bytes, before: job.State | None, after: job.State) -> None:
+        """Write a job's state, and its places in the orders."""
+        workspace = self.workspace
+        old = () if before is None else job.entries(self.prefix, self.name, number, before)
+        new = job.entries(self.prefix, self.name, number, after)
+        for key in old:
+            if key not in new:
+                workspace.delete(key)
+        workspace.put(self._states + number, after.pack())
+        workspace.put_index(key for key in new if key not in old)
+
+    def remove(self, number: bytes, state: job.State) -> None:
+        """Remove a job."""
+        for key in (
+            self._bodies + number, self._states + number,
+            *job.entries(self.prefix, self.name, number, state),
+        ):
+            self.workspace.delete(key)
+
+    def entries(self, tag: int) -> Iterator[bytes]:
+        """The keys of an order, in order."""
+        return (key for key, _ in self.workspace.scan(*job.span_of(self.prefix, tag, self.name)))
+
+    def held(self, number: int, token: int) -> tuple[bytes, job.State]:
+        """A claimed job.
+
+        Raises:
+            JobLostError: the claim does not hold any more.
+        """
+        place = job.number_bytes(check_time(number, "number"))
+        return place, job.held(self.text, number, self.state(place), check_time(token, "token"))
+
+
+def put(workspace: Workspace, head: list[Any], items: list[Any]) -> list[Any]:
+    """Put `[payload, delay_us, rank, key, max_attempts]` items into `[prefix, queue]`: `[queue, numbers]`.
+
+    One with the key of a live job is not put: its number is that one's.
+    """
+    queue = _Queue(workspace, *parts(head, 2))
+    check_type("items", items, list)
+    if len(items) > MAX_TRANSACTION_OPS:
+        raise LimitError(
+            f"{len(items)} jobs of one call, the limit is {MAX_TRANSACTION_OPS}",
+            what="jobs of one call", size=len(items), limit=MAX_TRANSACTION_OPS,
+        )
+    checked = [_checked(item) for item in items]
+    workspace.expect(3 * len(items), sum(len(item[0]) for item in items))
+    stored = workspace.get(queue.head_key)
+    first = following = int.from_bytes(stored, "big") if stored is not None else 0
+    now_us = workspace.stamp_us
+    numbers = []
+    for payload, delay_us, state in checked:
+        if state.key and (live := _by_key(queue, state.key)) is not None:
+            numbers.append(int.from_bytes(live, "big"))
+            continue
+        number = job.number_bytes(following)
+        workspace.put(queue.body_key(number), job.stamped(now_us, payload))
+        if delay_us:
+            state = state._replace(state=job.DELAYED, time_us=now_us + delay_us)
+        queue.write(number, None, state)
+        numbers.append(following)
+        following += 1
+    if following != first:
+        workspace.put(queue.head_key, job.number_bytes(following))
+    return [queue.text, numbers]
+
+
+def _checked(item: Any) -> tuple[bytes, int, job.State]:
+    payload, delay_us, rank, key, max_attempts = parts(item, 5)
+    check_type("payload", payload, bytes)
+    if not payload:
+        raise InvalidInputError("payload is empty", argument="payload")
+    check_time(delay_us, "delay")
+    if check_time(rank, "rank") >= 1 << 32:
+        raise InvalidInputError("rank is outside 0 to 2**32-1", argument="rank")
+    if key:
+        check_name(key, job.MAX_KEY_BYTES, "key")
+    check_type("key", key, bytes)
+    _check_attempts(max_attempts)
+    return payload, delay_us, job.State(READY, rank, 0, max_attempts, 0, 0, 0, key, "", [])
+
+
+def _check_attempts(max_attempts: object) -> int:
+    if not 1 <= check_time(max_attempts, "max_attempts") < 1 << 16:
+        raise InvalidInputError("max_attempts is outside 1 to 65,535", argument="max_attempts")
+    assert isinstance(max_attempts, int)
+    return max_attempts
+
+
+def _by_key(queue: _Queue, key: bytes) -> bytes | None:
+    """The number of the live job with a key."""
+    head = job.key_head(queue.prefix, queue.name, key)
+    found = next(queue.workspace.scan(head, head[:-1] + b"\1"), None)
+    return None if found is None else found[0][len(head) :]
+
+
+def claim(
+    workspace: Workspace, prefix: bytes, queue: bytes, worker: str, lease_us: int, limit: int, mark: int
+) -> list[Any]:
+    """Take the best ready jobs: `[token, claimed until, numbers, whether there may be more]`.
+
+    Of the jobs whose time has come the first few are moved to the ready ones.
+    """
+    found = _Queue(workspace, prefix, queue)
+    check_type("worker", worker, str)
+    check_time(lease_us, "lease")
+    check_time(mark, "mark")
+    if not 1 <= check_time(limit, "limit") <= MAX_TRANSACTION_OPS:
+        raise InvalidInputError(f"limit is outside 1 to {MAX_TRANSACTION_OPS}", argument="limit")
+    until_us = workspace.now_us + lease_us
+    came, is_more = _whose_time_has_come(found)
+    candidates = [*islice(found.entries(TypeTag.JOB_READY), limit + 1)]
+    is_more = is_more or len(candidates) + len(came) > limit
+    before = dict(came)
+    came_ready = {place: job.ran_out(state) for place, state in came}
+    moved = [
+        each.rank.to_bytes(4, "big") + place for place, each in came_ready.items() if each.state == READY
+    ]
+    best = sorted([*(key[-12:] for key in candidates), *moved])[:limit]
+    numbers = []
+    for each in best:
+        place = each[4:]
+        state = before.get(place) or found.state(place)
+        assert state is not None  # its place in the order says so
+        ready = came_ready.pop(place, state)
+        found.write(place, state, job.claimed(
+            ready, version=workspace.version, until_us=until_us, mark=mark, worker=worker
+        ))
+        numbers.append(int.from_bytes(place, "big"))
+    for place, state in came_ready.items():
+        found.write(place, before[place], state)
+    return [workspace.version, until_us, numbers, is_more]
+
+
+def _whose_time_has_come(queue: _Queue) -> tuple[list[tuple[bytes, job.State]], bool]:
+    """Delayed and claimed jobs whose time has come, at most MOVED, and whether there may be more."""
+    now = job.number_bytes(queue.workspace.now_us)
+    found: list[tuple[bytes, job.State]] = []
+    for tag in (TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED):
+        for key in queue.entries(tag):
+            if key[-16:-8] > now:
+                break
+            if len(found) == job.MOVED:
+                return found, True
+            state = queue.state(key[-8:])
+            assert state is not None
+            found.append((key[-8:], state))
+    return found, False
+
+
+def ack(
+    workspace: Workspace, prefix: bytes, queue: bytes, number: int, token: int, result: bytes | None
+) -> None:
+    """End a job that is done; with a result it stays, for who asks for that."""
+    found = _Queue(workspace, prefix, queue)
+    place, state = found.held(number, token)
+    if result is None:
+        found.remove(place, state)
+        return
+    check_type("result", result, bytes)
+    body = workspace.get(found.body_key(place)) or b""
+    workspace.put(found.body_key(place), job.stamped(job.enqueued_in(body), result))
+    found.write(place, state, state._replace(state=job.DONE, time_us=workspace.stamp_us))
+
+
+def nack(
+    workspace: Workspace, prefix: bytes, queue: bytes, number: int, token: int, delay_us: int | None,
+    error: str, may_retry: bool,
+) -> None:
+    """Give a job back whose attempt has failed. Without a delay it rests, longer after each attempt."""
+    found = _Queue(workspace, prefix, queue)
+    check_type("error", error, str)
+    check_type("may_retry", may_retry, bool)
+    place, state = found.held(number, token)
+    now_us = workspace.stamp_us
+    rest_us = job.backoff_us(state.attempt) if delay_us is None else check_time(delay_us, "delay")
+    if not may_retry:
+        state_after = state._replace(state=job.DEAD, time_us=now_us)
+    else:
+        state_after = job.given_up(state, now_us, now_us + rest_us)
+    found.write(place, state, job.with_error(state_after, error))
+
+
+def extend(
+    workspace: Workspace, prefix: bytes, queue: bytes, number: int, token: int, lease_us: int
+) -> int:
+    """Give a claim more time from now on; until when it lasts."""
+    found = _Queue(workspace, prefix, queue)
+    place, state = found.held(number, token)
+    until_us = workspace.stamp_us + check_time(lease_us, "lease")
+    found.write(place, state, state._replace(time_us=until_us))
+    return until_us
+
+
+def give_back(workspace: Workspace, prefix: bytes, queue: bytes, mark: int) -> int:
+    """Give back what a claim took whose caller has gone; how many jobs. It was no attempt.
+
+    Looks at the claims that run out last, where a new one is among the first.
+    """
+    found = _Queue(workspace, prefix, queue)
+    check_time(mark, "mark")
+    span = job.span_of(found.prefix, TypeTag.JOB_CLAIMED, found.name)
+    given = 0
+    for place in [key[-8:] for key, _ in islice(workspace.scan(*span, reverse=True), _LOOKED_AT)]:
+        state = found.state(place)
+        if state is not None and state.mark == mark:
+            found.write(place, state, state._replace(state=READY, attempt=state.attempt - 1))
+            given += 1
+    return given
+
+
+def requeue(workspace: Workspace, prefix: bytes, queue: bytes, number: int) -> None:
+    """Put a dead job back; its attempts count anew."""
+    found = _Queue(workspace, prefix, queue)
+    job_id = JobId.of(found.text, number)
+    place = job.number_bytes(check_time(number, "number"))
+    state = found.state(place)
+    if state is None:
+        raise JobNotFoundError(f"there is no job {job_id}", job_id=job_id)
+    job.check_requeue(job_id, state)
+    if state.key and _by_key(found, state.key) is not None:
+        raise InvariantError(
+            f"job {job_id} cannot be put back: another job with its key is there",
+            hint="Finish that one first.",
+        )
+    found.write(place, state, state._replace(state=READY, attempt=0))
+
+
+def purge(
+    workspace: Workspace, prefix: bytes, queue: bytes, state: int, first: int, end: int
+) -> list[int]:
+    """Remove jobs of a state (-1: of any) from a number on and before another: `[removed, go on from]`.
+
+    Where to go on is -1 after the last.
+    """
+    found = _Queue(workspace, prefix, queue)
+    check_type("state", state, int)
+    start, stop = (job.number_bytes(check_time(each, "number")) for each in (first, end))
+    head = job.head_of(found.prefix, TypeTag.JOB_STATE, found.name)
+    removed = 0
+    stored = [*islice(workspace.scan(head + start, head + stop), _LOOKED_AT)]
+    for looked, (key, payload) in enumerate(stored, 1):
+        one = job.unpack(payload)
+        if state in (-1, one.state):
+            found.remove(key[-8:], one)
+            removed += 1
+        if looked == _LOOKED_AT:
+            return [removed, int.from_bytes(key[-8:], "big") + 1]
+    return [removed, -1]
+
+
+def import_jobs(workspace: Workspace, prefix: bytes, token: bytes, items: list[Any]) -> None:
+    """Jobs: queue, number, when it was put, payload, and the fields of a `State` but for its mark."""
+    with importing_records(workspace, prefix, token, "jobs", items):
+        for item in items:
+            queue, number, enqueued_us, payload, *fields = parts(item, 13)
+            found = _Queue(workspace, prefix, queue)
+            place = job.number_bytes(check_time(number, "number"))
+            check_type("payload", payload, bytes)
+            state = job.unpack(job.State._make([*fields[:6], 0, *fields[6:]]).pack())
+            if state.key:
+                check_name(state.key, job.MAX_KEY_BYTES, "key")
+            _check_attempts(state.max_attempts)
+            if found.state(place) is not None:
+                raise InvalidInputError(f"job {JobId.of(found.text, number)} comes twice", argument="number")
+            workspace.put(found.body_key(place), job.stamped(past(enqueued_us), payload))
+            found.write(place, None, state)
+
+
+def import_queues(workspace: Workspace, prefix: bytes, token: bytes, items: list[Any]) -> None:
+    """Queues: `[name, next number]`."""
+    with importing_records(workspace, prefix, token, "queues", items):
+        for item in items:
+            name, following = parts(item, 2)
+            found = _Queue(workspace, prefix, name)
+            workspace.put(found.head_key, job.number_bytes(check_time(following, "next")))
+
+
+@functools.lru_cache(maxsize=256)
+def _footprint(prefix: bytes, queue: bytes) -> Footprint:
+    head = job.queue_key(prefix, queue)
+    return Footprint.of((head, head + b"\0"), *(job.span_of(prefix, tag, queue) for tag in _TAGS))
+
+
+def footprint(prefix: bytes, queue: bytes, *_: Any) -> Footprint:
+    """Of all that concerns a queue: the queue."""
+    return _footprint(prefix, queue)
+
+
+def put_footprint(head: list[Any], *_: Any) -> Footprint:
+    """Of `put`: the queue."""
+    prefix, queue = head
+    return _footprint(prefix, queue)
+
+
+PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
+    "import.jobs": import_jobs,
+    "import.queues": import_queues,
+    "queue.ack": ack,
+    "queue.claim": claim,
+    "queue.extend": extend,
+    "queue.give_back": give_back,
+    "queue.nack": nack,
+    "queue.purge": purge,
+    "queue.put": put,
+    "queue.requeue": requeue,
+}
+
+FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = {
+    "queue.put": put_footprint,
+    **dict.fromkeys(("queue.ack", "queue.extend", "queue.nack", "queue.requeue"), footprint),
+}

@@ -1,0 +1,168 @@
+"""Reads of queues: what is there, without taking it."""
+
+from __future__ import annotations
+
+import builtins
+from itertools import islice
+from typing import Any, Final
+
+from inmem.engines.base import VersionView, View
+from inmem.errors import CorruptionError, InvalidInputError
+from inmem.keys import TypeTag, encode_name, range_of, shorten
+from inmem.primitives._common import check_limit
+from inmem.primitives.queues import rules
+from inmem.primitives.queues.job import STATES, JobId, JobInfo, check_job_id
+from inmem.primitives.queues.rules import QueueCounts
+from inmem.record import payload_of
+from inmem.values import decode
+
+_TIMED: Final = (TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED)
+
+
+class QueueReads:
+    """Reads of one run's queues."""
+
+    __slots__ = ("_prefix", "_view")
+
+    def __init__(self, view: View, prefix: bytes) -> None:
+        self._view = view
+        self._prefix = prefix
+
+    def get(self, job_id: str) -> JobInfo | None:
+        """A job as it is stored, None if there is none: it was never there, or is done without a result.
+
+        Cost: two reads.
+        """
+        queue, number = check_job_id(job_id, rules.MAX_QUEUE_BYTES)
+        with self._view.moment() as view:
+            return info(view, self._prefix, queue, rules.number_bytes(number))
+
+    def counts(self, queue: str) -> QueueCounts:
+        """How many jobs a queue has in each state, by the clock. Cost: about 0.3 µs a job."""
+        name = encode_queue(queue)
+        with self._view.moment() as view:
+            now_us = view.now_us()
+            ready = view.count(*self._span(TypeTag.JOB_READY, name))
+            later = []
+            for tag in _TIMED:
+                start, end = self._span(tag, name)
+                split = start + rules.number_bytes(now_us + 1)
+                ready += view.count(start, split)
+                later.append(view.count(split, end))
+                _note_time(view, view.scan(split, end, limit=1))
+            return QueueCounts(ready, later[0], later[1], view.count(*self._span(TypeTag.JOB_DEAD, name)))
+
+    def peek(self, queue: str, *, limit: int = 1) -> builtins.list[JobInfo]:
+        """The ready jobs that are taken next, in that order, without taking them.
+
+        Those whose delay or claim has just run out are not among them before a claim has moved them.
+        """
+        return self._listed(TypeTag.JOB_READY, queue, limit)
+
+    def dead(self, queue: str, *, limit: int | None = None) -> builtins.list[JobInfo]:
+        """The dead jobs of a queue, the first that was put first."""
+        return self._listed(TypeTag.JOB_DEAD, queue, limit)
+
+    def list(self) -> builtins.list[str]:
+        """The names of the run's queues, in byte order; those that are empty now too."""
+        start, end = range_of(self._prefix, TypeTag.JOB_QUEUE)
+        return [key[len(start) :].decode() for key, _ in self._view.scan(start, end)]
+
+    def has_ready(self, queue: str) -> bool:
+        """Whether a claim would find a job now. Cost: about 4 µs.
+
+        Of those who wait for this, by `db.wait`, only as many are woken as
+        there are new jobs: who is woken takes one, or lets others know.
+        """
+        name = encode_queue(queue)
+        self._view.for_one(takers_name(self._prefix, name))
+        if self._view.scan(*self._span(TypeTag.JOB_READY, name), limit=1):
+            return True
+        now_us = self._view.now_us()
+        for tag in _TIMED:
+            first = self._view.scan(*self._span(tag, name), limit=1)
+            if first and _time_in(first[0][0]) <= now_us:
+                return True
+            _note_time(self._view, first)
+        return False
+
+    def _span(self, tag: int, queue: bytes) -> tuple[bytes, bytes]:
+        return rules.span_of(self._prefix, tag, queue)
+
+    def _listed(self, tag: int, queue: str, limit: int | None) -> builtins.list[JobInfo]:
+        name = encode_queue(queue)
+        check_limit(limit)
+        with self._view.moment() as view:
+            keys = [key for key, _ in view.scan(*self._span(tag, name), limit=limit)]
+            found = (info(view, self._prefix, name, key[-8:]) for key in keys)
+            return [each for each in found if each is not None]
+
+
+def encode_queue(queue: object) -> bytes:
+    """The name of a queue as bytes.
+
+    Raises:
+        InvalidKeyError: not 1-100 bytes of UTF-8 without NUL.
+    """
+    return encode_name(queue, "queue", rules.MAX_QUEUE_BYTES)
+
+
+def takers_name(prefix: bytes, queue: bytes) -> bytes:
+    """What those who wait for a job of a queue wait for: see `View.for_one`."""
+    return b"%b\0%b" % (prefix, queue)
+
+
+def _time_in(key: bytes) -> int:
+    """The time in the key of a timed order."""
+    return int.from_bytes(key[-16:-8], "big")
+
+
+def _note_time(view: View, first: builtins.list[tuple[bytes, bytes]]) -> None:
+    for key, _ in islice(first, 1):
+        view.until(_time_in(key))
+
+
+def stored(view: View, prefix: bytes, queue: bytes, number: bytes) -> tuple[bytes, rules.State] | None:
+    """The payload of JOB and the state of a job."""
+    body = view.read(rules.head_of(prefix, TypeTag.JOB, queue) + number)
+    state = view.read(rules.head_of(prefix, TypeTag.JOB_STATE, queue) + number)
+    if body is None or state is None:
+        return None
+    try:
+        return payload_of(body), rules.unpack(payload_of(state))
+    except ValueError as error:
+        job_id = JobId.of(queue.decode(), int.from_bytes(number, "big"))
+        raise CorruptionError(f"job {job_id}: {error}") from None
+
+
+def info(view: VersionView, prefix: bytes, queue: bytes, number: bytes) -> JobInfo | None:
+    """A job as it is stored."""
+    found = stored(view, prefix, queue, number)
+    if found is None:
+        return None
+    body, state = found
+    name = queue.decode()
+    value: Any = decode(rules.value_in(body))
+    is_done = state.state == rules.DONE
+    return JobInfo(
+        id=JobId.of(name, int.from_bytes(number, "big")), queue=name, state=STATES[state.state],
+        payload=None if is_done else value, result=value if is_done else None, priority=state.priority,
+        attempt=state.attempt, max_attempts=state.max_attempts, key=state.key.decode() or None,
+        time=state.time_us, worker=state.worker, enqueued_at=rules.enqueued_in(body),
+        errors=tuple(state.errors),
+    )
+
+
+def check_state(state: object) -> int:
+    """The number of a state by its name, -1 for None.
+
+    Raises:
+        InvalidInputError: there is no such state.
+    """
+    if state is None:
+        return -1
+    if type(state) is str and state in STATES:
+        return STATES.index(state)
+    raise InvalidInputError(
+        f"state must be None or one of {', '.join(STATES)}, not {shorten(state)}", argument="state"
+    )

@@ -1,0 +1,275 @@
+"""Queue rules: the states of a job, its records, and the orders in which jobs are found.
+
+Invariant: a job is in one state, and each order has it that its state says:
+so an order can be rebuilt from the states. A claim holds as long as its token
+does, whatever the time: when it has run out the job can be taken, and only
+that ends it. The number of a job is never used twice in its queue.
+
+A job is two records, so that a claim rewrites few bytes, and a full store can
+still end jobs:
+
+    JOB        queue, NUL, number: when it was put (8 bytes), then the encoded
+               payload; of a done job its result
+    JOB_STATE  queue, NUL, number: the fields of `State`, as `State.pack` says
+
+A queue is one record, JOB_QUEUE: the number of its next job, 8 bytes. Numbers
+and times are big-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from inmem.errors import InvalidInputError, JobLostError
+from inmem.keys import TypeTag, shorten
+from inmem.primitives.queues.job import READY, STATES, JobId
+
+DELAYED: Final = STATES.index("delayed")
+CLAIMED: Final = STATES.index("claimed")
+DEAD: Final = STATES.index("dead")
+DONE: Final = STATES.index("done")
+
+MAX_QUEUE_BYTES: Final = 100  # with a prefix, a key of a job and its number that makes a key of the store
+MAX_KEY_BYTES: Final = 200  # of a job's own key
+MAX_ATTEMPTS: Final = 5  # by default
+MAX_ERRORS: Final = 8  # the last ones of a job are kept
+MAX_ERROR_CHARS: Final = 500
+MAX_PRIORITY: Final = (1 << 31) - 1
+MOVED: Final = 16  # jobs whose time has come that one claim moves: what it costs has a bound
+_BACKOFF_US: Final = 1_000_000  # after the first attempt; doubles
+_BACKOFF_MAX_US: Final = 300_000_000
+
+_HEAD: Final = struct.Struct(">BIHHQQQ")
+_NUMBER: Final = struct.Struct(">Q")
+_STAMPED: Final = struct.Struct(">Q")
+
+
+class State(NamedTuple):
+    """What there is to a job besides its payload.
+
+    `rank` is its priority, the highest first as a number that sorts; `token`
+    the version of the commit that claimed it; `time_us` when a delayed job is
+    due, a claim runs out, or a job has ended; `mark` what a claim says of
+    itself, so that one nobody has got the answer of can be given back.
+    """
+
+    state: int
+    rank: int
+    attempt: int
+    max_attempts: int
+    token: int
+    time_us: int
+    mark: int
+    key: bytes
+    worker: str
+    errors: list[str]
+
+    def pack(self) -> bytes:
+        """The payload of a JOB_STATE record: 33 bytes, then MessagePack `[key, worker, errors]`."""
+        rest: bytes = msgpack.packb(self[7:])
+        return _HEAD.pack(*self[:7]) + rest
+
+    @property
+    def priority(self) -> int:
+        """As the user gave it."""
+        return MAX_PRIORITY - self.rank
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is not done and not dead."""
+        return self.state in (READY, DELAYED, CLAIMED)
+
+
+def unpack(payload: bytes) -> State:
+    """What `State.pack` packed.
+
+    Raises:
+        ValueError: it did not pack this.
+    """
+    try:
+        state = State(*_HEAD.unpack_from(payload), *msgpack.unpackb(payload[_HEAD.size :]))
+    except (struct.error, TypeError) as error:
+        raise ValueError(f"no state of a job: {error}") from None
+    if not (
+        state.state < len(STATES) and type(state.key) is bytes and type(state.worker) is str
+        and type(state.errors) is list and all(type(each) is str for each in state.errors)
+    ):
+        raise ValueError("no state of a job")
+    return state
+
+
+def rank_of(priority: int) -> int:
+    """A priority as a number of 4 bytes, the highest first."""
+    return MAX_PRIORITY - priority
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def number_bytes(number: int) -> bytes:
+    """The number of a job in a key."""
+    return _NUMBER.pack(number)
+
+
+def head_of(prefix: bytes, tag: int, queue: bytes) -> bytes:
+    """What the keys of one queue under a tag start with."""
+    return b"%b\0%c%b\0" % (prefix, tag, queue)
+
+
+def span_of(prefix: bytes, tag: int, queue: bytes) -> tuple[bytes, bytes]:
+    """The half-open range of the keys of one queue under a tag."""
+    start = b"%b\0%c%b" % (prefix, tag, queue)
+    return start + b"\0", start + b"\1"
+
+
+def queue_key(prefix: bytes, queue: bytes) -> bytes:
+    """Where a queue's record is."""
+    return b"%b\0%c%b" % (prefix, TypeTag.JOB_QUEUE, queue)
+
+
+def split_rest(rest: bytes) -> tuple[bytes, int]:
+    """Queue and number in what follows the tag of JOB and JOB_STATE.
+
+    Raises:
+        ValueError: they are not there.
+    """
+    queue, found, number = rest.partition(b"\0")
+    if not queue or not found or len(number) != _NUMBER.size:
+        raise ValueError("not the place of a job")
+    return queue, int.from_bytes(number, "big")
+
+
+def place_in_order(prefix: bytes, queue: bytes, number: bytes, state: State) -> bytes | None:
+    """Where the order that a state says has the job; None for a done one, which is in no order."""
+    if state.state == READY:
+        return head_of(prefix, TypeTag.JOB_READY, queue) + state.rank.to_bytes(4, "big") + number
+    if state.state in (DELAYED, CLAIMED):
+        tag = TypeTag.JOB_DUE if state.state == DELAYED else TypeTag.JOB_CLAIMED
+        return head_of(prefix, tag, queue) + _NUMBER.pack(state.time_us) + number
+    return head_of(prefix, TypeTag.JOB_DEAD, queue) + number if state.state == DEAD else None
+
+
+def key_head(prefix: bytes, queue: bytes, key: bytes) -> bytes:
+    """What the entry for a job's own key starts with; its number follows."""
+    return head_of(prefix, TypeTag.JOB_BY_KEY, queue) + key + b"\0"
+
+
+def entries(prefix: bytes, queue: bytes, number: bytes, state: State) -> list[bytes]:
+    """The index keys of one job."""
+    place = place_in_order(prefix, queue, number, state)
+    found = [] if place is None else [place]
+    if state.key and state.is_live:
+        found.append(key_head(prefix, queue, state.key) + number)
+    return found
+
+
+def index_keys(prefix: bytes, rest: bytes, payload: bytes) -> list[bytes]:
+    """The index keys of one JOB_STATE record."""
+    queue, number = split_rest(rest)
+    return entries(prefix, queue, number_bytes(number), unpack(payload))
+
+
+# --- the payload of JOB ---------------------------------------------------------------------------
+
+
+def stamped(enqueued_us: int, value: bytes) -> bytes:
+    """The payload of a JOB record."""
+    return _STAMPED.pack(enqueued_us) + value
+
+
+def enqueued_in(payload: bytes) -> int:
+    """When a job was put, microseconds.
+
+    Raises:
+        ValueError: the payload is not of a job.
+    """
+    if len(payload) <= _STAMPED.size:
+        raise ValueError("no job")
+    return int.from_bytes(payload[: _STAMPED.size], "big")
+
+
+def value_in(payload: bytes) -> bytes:
+    """The encoded payload or result of a job."""
+    return payload[_STAMPED.size :]
+
+
+# --- changes --------------------------------------------------------------------------------------
+
+
+def held(queue: str, number: int, state: State | None, token: int) -> State:
+    """The state of a job if a claim still holds.
+
+    Raises:
+        JobLostError: it does not.
+    """
+    if state is None or state.state != CLAIMED or state.token != token:
+        job_id = JobId.of(queue, number)
+        raise JobLostError(
+            f"job {job_id} is not held under token {token} any more", job_id=job_id, token=token
+        )
+    return state
+
+
+def claimed(state: State, *, version: int, until_us: int, mark: int, worker: str) -> State:
+    """A job that is taken."""
+    return state._replace(
+        state=CLAIMED, attempt=state.attempt + 1, token=version, time_us=until_us, mark=mark, worker=worker
+    )
+
+
+def with_error(state: State, error: str) -> State:
+    """With one more error, of which the last few are kept; an empty one is none."""
+    errors = [*state.errors, error[:MAX_ERROR_CHARS]][-MAX_ERRORS:] if error else state.errors
+    return state._replace(errors=errors)
+
+
+def given_up(state: State, now_us: int, due_us: int) -> State:
+    """A claimed job whose attempt has failed: ready at a time, or dead after its last attempt."""
+    if state.attempt >= state.max_attempts:
+        return state._replace(state=DEAD, time_us=now_us)
+    return state._replace(state=DELAYED if due_us > now_us else READY, time_us=due_us)
+
+
+def ran_out(state: State) -> State:
+    """A job whose time has come: ready, or dead if a claim ran out that was its last attempt."""
+    if state.state == CLAIMED:
+        state = with_error(state, f"the claim of {state.worker or 'a worker'} ran out")
+        return given_up(state, state.time_us, state.time_us)
+    return state._replace(state=READY)
+
+
+def backoff_us(attempt: int) -> int:
+    """How long a job rests after so many attempts, if nobody says."""
+    return min(_BACKOFF_US << min(attempt - 1, 30), _BACKOFF_MAX_US)
+
+
+def check_requeue(job_id: str, state: State) -> None:
+    """Refuse to put a job back that is not dead.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    if state.state != DEAD:
+        raise InvalidInputError(
+            f"job {shorten(job_id)} is {STATES[state.state]}: only a dead one is put back", argument="job_id"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounts:
+    """How many jobs a queue has in each state, by the clock.
+
+    A delayed job whose time has come, and one whose claim ran out, are ready.
+    """
+
+    ready: int
+    delayed: int
+    claimed: int
+    dead: int
+
+
+Item = list[Any]  # of a put: encoded payload, delay_us, rank, key, max_attempts
