@@ -61,12 +61,6 @@ class FacadeWaits(Protocol):
     def stream(self, steps: Streamed[T]) -> Any:
         """The items that the steps yield."""
 
-    def afterwards(self, call: Callable[[], Any]) -> None:
-        """Undo what a call that was given up may have done, if somebody can.
-
-        A loop makes the call, and nobody waits for it. A thread that was interrupted goes on at once.
-        """
-
     def pass_on(self, name: bytes) -> None:
         """Wake one more of those who wait for something that one alone can have: see `View.for_one`."""
 
@@ -96,9 +90,6 @@ class ThreadWaits:
     def drive(self, steps: Steps[T]) -> T:
         """See `FacadeWaits`."""
         return driven(steps, self._wait)
-
-    def afterwards(self, call: Callable[[], Any]) -> None:
-        """See `FacadeWaits`."""
 
     def stream(self, steps: Streamed[T]) -> Iterator[T]:
         """See `FacadeWaits`."""

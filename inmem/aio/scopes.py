@@ -7,7 +7,6 @@ awaited; what only reads is awaited too, and never suspends.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -92,11 +91,6 @@ class LoopWaits:
     def drive(self, steps: Steps[T]) -> Awaitable[T]:
         """See `FacadeWaits`."""
         return driven(steps, self._wait)
-
-    def afterwards(self, call: Callable[[], Awaitable[Any]]) -> None:
-        """See `FacadeWaits`."""
-        with contextlib.suppress(ClosedError):  # then it is over anyway
-            asyncio.ensure_future(call()).add_done_callback(_retrieved)
 
     def pass_on(self, name: bytes) -> None:
         """See `FacadeWaits`."""
@@ -228,12 +222,6 @@ class AsyncRunScope(AsyncScopeFacades):
     def snapshot(self) -> AsyncSnapshot:
         """One consistent moment of this run, for `async with`. See `Database.snapshot`."""
         return AsyncSnapshot(self.database.engine.snapshot(), self)
-
-
-def _retrieved(future: asyncio.Future[Any]) -> None:
-    """Nobody waits for the outcome, which is taken so that the loop does not report it."""
-    if not future.cancelled():
-        future.exception()
 
 
 def _only_not_yet(group: BaseExceptionGroup[Any]) -> NotYet:

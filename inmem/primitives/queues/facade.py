@@ -8,7 +8,6 @@ with the ack, once. The rules are in `rules`.
 from __future__ import annotations
 
 import builtins
-import functools
 import os
 import socket
 import time
@@ -18,7 +17,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 from inmem.client.retry import deadline_in
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.engines.base import Sink, View
-from inmem.errors import InvalidInputError, JobLostError, RunDeletedError, WaitTimeoutError
+from inmem.errors import InmemError, InvalidInputError, JobLostError, RunDeletedError, WaitTimeoutError
 from inmem.host.interrupts import let_through
 from inmem.keys import encode_name, shorten
 from inmem.pending import Pending
@@ -328,10 +327,10 @@ class RunQueues(Queues[JobId]):
                 mark = int.from_bytes(os.urandom(7), "big")
                 try:
                     answer = yield self._sink.ask("queue.claim", [*arguments, mark], _itself, alone="claim")
-                except Exception:
+                except (InmemError, GeneratorExit):
                     raise
-                except BaseException:
-                    self._waits.afterwards(functools.partial(self._given_back, arguments[1], mark))
+                except BaseException:  # cancelled, or interrupted: nobody has got what it may have taken
+                    yield from self._given_back(arguments[1], mark)
                     raise
                 jobs = yield from self._taken(arguments[1], answer)
                 if has_slept and answer[3]:
@@ -352,8 +351,11 @@ class RunQueues(Queues[JobId]):
                 return []
             has_slept = True
 
-    def _given_back(self, queue: bytes, mark: int) -> Any:
-        return self._sink.ask("queue.give_back", [self._prefix, queue, mark], _itself)
+    def _given_back(self, queue: bytes, mark: int) -> Steps[None]:
+        try:
+            yield self._sink.ask("queue.give_back", [self._prefix, queue, mark], _none)
+        except InmemError as error:  # then it runs out
+            let_through(error)
 
     def _taken(self, queue: bytes, answer: builtins.list[Any]) -> Steps[builtins.list[Job]]:
         """The jobs of a claim that still hold. One whose payload does not decode is dead from here on."""
