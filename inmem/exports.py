@@ -104,6 +104,10 @@ from inmem.primitives.runs.facade import (
 from inmem.primitives.runs.reads import RunQuery as RunQuery
 from inmem.primitives.cells.facade import PendingVersion as PendingVersion, StateCell as StateCell
 from inmem.primitives.traces.facade import NewTrace as NewTrace, TraceStore as TraceStore
+from inmem.primitives.queues.job import Job as Job, JobId as JobId, JobInfo as JobInfo
+from inmem.primitives.queues.rules import QueueCounts as QueueCounts
+from inmem.primitives.queues.held import HeldJob as HeldJob
+from inmem.primitives.queues.facade import JobQueues as JobQueues, PendingJobId as PendingJobId
 from inmem.scopes import (
     Pipeline as Pipeline,
     RunScope as RunScope,

@@ -52,6 +52,15 @@ Steps = Generator[Any, Any, T]
 Streamed = Generator[T | Until | Pause | Inner, Any, None]
 
 
+class Renewed(Protocol):
+    """What is held for a while, and renewed in time: see `inmem.primitives._holding`."""
+
+    renew_at_us: int  # time since boot
+
+    def renew(self) -> Steps[bool]:
+        """Ask for more time; whether to go on with that."""
+
+
 class FacadeWaits(Protocol):
     """Who waits for the facades of a run."""
 
@@ -60,6 +69,12 @@ class FacadeWaits(Protocol):
 
     def stream(self, steps: Streamed[T]) -> Any:
         """The items that the steps yield."""
+
+    def keep(self, renewed: Any) -> None:
+        """Renew something, a `Renewed`, from now on."""
+
+    def drop(self, renewed: Any) -> None:
+        """Renew it no more."""
 
     def pass_on(self, name: bytes) -> None:
         """Wake one more of those who wait for something that one alone can have: see `View.for_one`."""
@@ -77,11 +92,16 @@ class Wait(Protocol):
 class ThreadWaits:
     """The thread that calls waits itself."""
 
-    __slots__ = ("_wait", "pass_on")
+    __slots__ = ("_wait", "drop", "keep", "pass_on")
 
-    def __init__(self, wait: Wait, pass_on: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, wait: Wait, pass_on: Callable[[bytes], None], keep: Callable[[Any], None],
+        drop: Callable[[Any], None],
+    ) -> None:
         self._wait = wait
         self.pass_on = pass_on
+        self.keep = keep
+        self.drop = drop
 
     def wait(self, fn: Callable[[Any], T | None], timeout_s: float | None, convert: Callable[[T], R]) -> R:
         """See `FacadeWaits`; raises as `RunScope.wait`."""

@@ -21,6 +21,7 @@ from inmem.aio.facade_sets import (
     AsyncSnapshotFacades,
     AsyncTransactionFacades,
 )
+from inmem.aio.renewing import drop, keep
 from inmem.aio.session import LoopSession
 from inmem.aio.sink import AwaitedSink, AwaitedWrites, Done
 from inmem.aio.waiting import LoopWaiting
@@ -73,10 +74,11 @@ class Handle(Protocol):
 class LoopWaits:
     """A scope's coroutines wait: see `inmem.steps.FacadeWaits`."""
 
-    __slots__ = ("_scope",)
+    __slots__ = ("_scope", "drop", "keep")
 
     def __init__(self, scope: AsyncRunScope) -> None:
         self._scope = scope
+        self.keep, self.drop = keep, drop
 
     async def wait(
         self, fn: Callable[[Any], T | None], timeout_s: float | None, convert: Callable[[T], R]

@@ -98,7 +98,9 @@ TABLE = "inmem.primitives.record_table"
 KNOW_TABLE = frozenset(
     {"inmem.primitives.server", "inmem.primitives.runs.procedures", "inmem.primitives.index_repair"}
 )
-FACADE_MODULES = frozenset({"facade", "facades", "reads", "byrun", "_common", "_paging", "_waiting"})
+FACADE_MODULES = frozenset({
+    "facade", "facades", "held", "reads", "byrun", "_common", "_holding", "_paging", "_waiting"
+})
 KNOWN_TO_FACADES = ("facade", "reads", "rules", "versioned", "watching")
 # One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
 NEIGHBOURS = frozenset({("inmem.primitives.runs.import_procedures", "inmem.primitives.cells.rules")})

@@ -55,6 +55,10 @@ class AsyncQueueReads(AsyncFacade):
         result: bool = self._sync.has_ready(queue)
         return result
 
+    async def holds(self, job: Job) -> bool:
+        result: bool = self._sync.holds(job)
+        return result
+
 
 @documented(QueuePuts)
 class AsyncQueuePuts(AsyncFacade, Generic[I]):
@@ -166,6 +170,7 @@ class AsyncJobQueues(ByRun[AsyncRunQueues]):
     ack = by_its_run(AsyncRunQueues.ack)
     nack = by_its_run(AsyncRunQueues.nack)
     extend = by_its_run(AsyncRunQueues.extend)
+    holds = by_its_run(AsyncRunQueues.holds)
     get = by_run(AsyncRunQueues.get)
     counts = by_run(AsyncRunQueues.counts)
     peek = by_run(AsyncRunQueues.peek)

@@ -235,10 +235,10 @@ class RunQueues(Queues[JobId]):
     ) -> Iterator[HeldJob]:
         """Take one job after the other, for ever, or until none comes for `wait_s` seconds.
 
-        Each is used with `with`: leaving the block acks it; an exception in
-        the block nacks it, with its text, and goes on. The claim is extended
-        meanwhile. It ends when `stop`, an event, is set: it looks at that
-        before each claim, and once in a second while it waits.
+        Each is used with `with`: leaving the block acks it. An exception in
+        the block nacks it, with its text, and goes on from there. The claim
+        is extended meanwhile. It ends when `stop`, an event, is set: it looks
+        at that before each claim, and once in a second while it waits.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -299,7 +299,6 @@ class RunQueues(Queues[JobId]):
         return found
 
     def _consumed(self, arguments: builtins.list[Any], stop: Any, wait_s: float | None) -> Streamed[HeldJob]:
-        lease_s = arguments[3] / 1e6
         while True:
             deadline = deadline_of(wait_s)
             found: builtins.list[Job] = []
@@ -310,7 +309,7 @@ class RunQueues(Queues[JobId]):
                 found = yield Inner(self._claimed(arguments, until))
                 if not found and time.monotonic() >= deadline:
                     return
-            yield HeldJob.of(found[0], self, lease_s)
+            yield HeldJob(found[0], self, self._waits, arguments[3], self._view.now_us())
 
     def _claimed(self, arguments: builtins.list[Any], deadline: float) -> Steps[builtins.list[Job]]:
         """Claim jobs; wait for the first until the deadline."""
@@ -441,6 +440,7 @@ class JobQueues(ByRun[RunQueues]):
     ack = by_its_run(RunQueues.ack)
     nack = by_its_run(RunQueues.nack)
     extend = by_its_run(RunQueues.extend)
+    holds = by_its_run(RunQueues.holds)
     get = by_run(RunQueues.get)
     counts = by_run(RunQueues.counts)
     peek = by_run(RunQueues.peek)
@@ -478,6 +478,8 @@ def place_of(prefix: bytes, job: object) -> builtins.list[Any]:
     """
     if not isinstance(job, Job):
         raise InvalidInputError(f"job must be a Job that was claimed, not {shorten(job)}", argument="job")
+    if isinstance(job, HeldJob):
+        job.end()
     if job.prefix != prefix:
         raise InvalidInputError(f"job {job.id} is of another run: {job.run_id}", argument="job")
     return [prefix, job.queue.encode(), job.id.number, job.token]

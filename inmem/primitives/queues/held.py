@@ -1,26 +1,124 @@
-"""A claimed job that is ended by leaving a block."""
+"""A claimed job that is ended by leaving a block, and kept until then."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+import traceback
+from dataclasses import fields
+from types import TracebackType
+from typing import Any, Protocol
 
+from inmem.errors import InmemError, JobLostError
+from inmem.host.clock import boot_us
+from inmem.host.interrupts import let_through
+from inmem.primitives._holding import Holding, Loss
 from inmem.primitives.queues.job import Job
+from inmem.steps import FacadeWaits, Steps
 
 
-@dataclass(frozen=True, slots=True)
+class OfQueues(Protocol):
+    """The facade by which a job was claimed: see `RunQueues`."""
+
+    def ack(self, job: Job, result: Any = None) -> Any: ...
+
+    def nack(
+        self, job: Job, *, delay_s: float | None = None, error: str | None = None, retry: bool = True
+    ) -> Any: ...
+
+    def extend(self, job: Job, lease_s: float) -> Any: ...
+
+    def holds(self, job: Job) -> bool: ...
+
+
+class _Kept(Holding):
+    """The claim of a job while its block runs."""
+
+    def __init__(self, queues: OfQueues, job: Job, lease_us: int) -> None:
+        super().__init__(lease_us)
+        self._queues = queues
+        self._job = job
+
+    def renewing(self) -> Steps[None]:
+        yield self._queues.extend(self._job, self.lasts_us / 1e6)
+
+
 class HeldJob(Job):
     """A job from `consume`, for `with` (or `async with`): see there.
 
-    Within the block it can be acked with a result, nacked, or acked in a
-    transaction: then leaving the block does nothing more.
+    `lost` is an event that says whether the claim may be lost. Within the
+    block the job can be acked, with a result or in a transaction, or nacked:
+    then leaving the block does nothing more.
     """
 
-    _queues: Any = field(default=None, repr=False, compare=False)
-    _lease_s: float = field(default=0.0, repr=False, compare=False)
+    __slots__ = ("_kept", "_queues", "_waits", "is_ended", "lost")
 
-    @classmethod
-    def of(cls, job: Job, queues: Any, lease_s: float) -> HeldJob:
-        """A claimed job, of the facade that has claimed it."""
-        values = {each.name: getattr(job, each.name) for each in fields(Job)}
-        return cls(**values | {"_queues": queues, "_lease_s": lease_s})
+    is_ended: bool  # something else than leaving the block ends it
+    lost: Loss
+    _kept: _Kept
+    _queues: OfQueues
+    _waits: FacadeWaits
+
+    def __init__(self, job: Job, queues: OfQueues, waits: FacadeWaits, lease_us: int, now_us: int) -> None:
+        kept = _Kept(queues, job, lease_us)
+        kept.hold(boot_us() + job.claimed_until - now_us - lease_us)
+        own = {"_kept": kept, "_queues": queues, "_waits": waits, "is_ended": False, "lost": kept.lost}
+        of_job = {each.name: getattr(job, each.name) for each in fields(Job)}
+        for name, value in (of_job | own).items():
+            object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Job, tuple(getattr(self, each.name) for each in fields(Job))
+
+    def end(self) -> None:
+        """Leaving the block need not end it: something in the block does."""
+        object.__setattr__(self, "is_ended", True)
+
+    def __enter__(self) -> HeldJob:
+        self._begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._waits.drop(self._kept)
+        self._waits.drive(self._ending(error))
+
+    async def __aenter__(self) -> HeldJob:
+        self._begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._waits.drop(self._kept)
+        await self._waits.drive(self._ending(error))
+
+    def _begin(self) -> None:
+        if not self._kept.is_mine or not self._queues.holds(self):
+            raise self._is_lost("its claim has ended, or is of the process that has forked this one")
+        self._waits.keep(self._kept)
+
+    def _is_lost(self, why: str) -> JobLostError:
+        return JobLostError(f"job {self.id}: {why}", job_id=self.id, token=self.token)
+
+    def _ending(self, error: BaseException | None) -> Steps[None]:
+        """End the job, if nothing in the block did."""
+        if not self._kept.is_mine:
+            return
+        if not self._queues.holds(self):
+            if error is None and not self.is_ended:
+                raise self._is_lost("the claim ran out, and another worker has it or had it")
+        elif error is None:
+            yield self._queues.ack(self)
+        else:
+            # What ends the program is no fault of the job: others may have it at once.
+            delay_s = None if isinstance(error, Exception) else 0.0
+            try:
+                yield self._queues.nack(self, error=text_of(error), delay_s=delay_s)
+            except InmemError as failed:  # then it runs out; what happened in the block is told
+                let_through(failed)
+                error.add_note(f"the job could not be given back: {failed}")
+
+
+def text_of(error: BaseException) -> str:
+    """What a job keeps of an exception."""
+    return "".join(traceback.format_exception_only(error)).strip()

@@ -11,7 +11,7 @@ from inmem.errors import CorruptionError, InvalidInputError
 from inmem.keys import TypeTag, encode_name, range_of, shorten
 from inmem.primitives._common import check_limit
 from inmem.primitives.queues import rules
-from inmem.primitives.queues.job import STATES, JobId, JobInfo, check_job_id
+from inmem.primitives.queues.job import STATES, Job, JobId, JobInfo, check_job_id
 from inmem.primitives.queues.rules import QueueCounts
 from inmem.record import payload_of
 from inmem.values import decode
@@ -85,6 +85,13 @@ class QueueReads:
                 return True
             _note_time(self._view, first)
         return False
+
+    def holds(self, job: Job) -> bool:
+        """Whether the claim of a job holds: until it is acked, nacked or claimed again, whatever the time."""
+        place = rules.number_bytes(job.id.number)
+        record = self._view.read(rules.head_of(self._prefix, TypeTag.JOB_STATE, job.queue.encode()) + place)
+        state = None if record is None else rules.unpack(payload_of(record))
+        return state is not None and state.state == rules.CLAIMED and state.token == job.token
 
     def _span(self, tag: int, queue: bytes) -> tuple[bytes, bytes]:
         return rules.span_of(self._prefix, tag, queue)

@@ -1,0 +1,189 @@
+"""What is held for a while and renewed while a block runs: one thread renews all of a process.
+
+Invariant: whether something may be lost is judged by the clock, counted from
+before it was asked for. So it shows also where the thread that renews was kept
+from it, and whether or not anybody else has taken it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import threading
+from typing import Final
+
+from inmem.errors import ClosedError, InmemError, JobLostError, LeaseLostError, RunDeletedError
+from inmem.host.clock import boot_us
+from inmem.steps import Steps, driven
+
+_PARTS: Final = 3  # of the time for which it is held: after the first it is renewed
+_AGAIN_PARTS: Final = 12  # likewise, when that has failed
+_AGAIN_US: Final = 20_000  # at least
+_LOOK_S: Final = 1.0  # who waits for a loss looks at the clock as often: it goes on during suspend
+
+
+class Holding:
+    """One thing that this process holds, and until when it does for sure."""
+
+    def __init__(self, lasts_us: int) -> None:
+        self.lasts_us = lasts_us
+        self.lost = Loss(self)
+        self.renew_at_us = 0  # time since boot
+        self._until_us = 0
+        self._pid = os.getpid()
+
+    def renewing(self) -> Steps[None]:
+        """Ask the store for more time."""
+        raise NotImplementedError
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this process holds it: a forked child owns nothing."""
+        return self._pid == os.getpid()
+
+    def hold(self, asked_us: int) -> None:
+        """It was got, or renewed; that was asked for then."""
+        self._until_us = asked_us + self.lasts_us
+        self.renew_at_us = asked_us + self.lasts_us // _PARTS
+
+    def end(self) -> None:
+        """It is not held any more."""
+        self._until_us = 0
+        self.lost.tell()
+
+    def lost_in_s(self) -> float:
+        """How long it is held for sure; not above 0 if it may be lost."""
+        return (self._until_us - boot_us()) / 1e6 if self._until_us and self.is_mine else 0.0
+
+    def renew(self) -> Steps[bool]:
+        """Ask for more time; whether to go on with that."""
+        asked_us = boot_us()
+        try:
+            yield from self.renewing()
+        except (LeaseLostError, JobLostError, RunDeletedError):
+            self.end()
+            return False
+        except ClosedError:
+            return False
+        except InmemError:  # no writer just now, for example
+            self.renew_at_us = boot_us() + max(_AGAIN_US, self.lasts_us // _AGAIN_PARTS)
+        else:
+            self.hold(asked_us)
+        return True
+
+
+class Loss:
+    """Whether something that is held may be lost, in the form of a `threading.Event`.
+
+    It is lost for sure if the store has said so. It may be lost once its time
+    has passed, by the clock and counted from before it was asked for. If it is
+    renewed after that, as nobody has taken it, it is not lost any more.
+    """
+
+    __slots__ = ("_changed", "_holding")
+
+    def __init__(self, holding: Holding) -> None:
+        self._holding = holding
+        self._changed = threading.Condition()
+
+    def is_set(self) -> bool:
+        """Whether it may be lost. Cost: about 1 µs."""
+        return self._holding.lost_in_s() <= 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it may be lost, for `timeout` seconds at most; whether it may be."""
+        end_us = None if timeout is None else boot_us() + round(timeout * 1e6)
+        with self._changed:
+            while (left_s := self._holding.lost_in_s()) > 0:
+                if end_us is not None:
+                    left_s = min(left_s, (end_us - boot_us()) / 1e6)
+                    if left_s <= 0:
+                        return False
+                self._changed.wait(min(left_s, _LOOK_S))
+        return True
+
+    def tell(self) -> None:
+        """Wake who waits."""
+        with self._changed:
+            self._changed.notify_all()
+
+
+class Renewals:
+    """The one thread that renews what this process holds. It ends when nothing is held."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._numbers = itertools.count()
+        self._heap: list[tuple[int, int, Holding]] = []
+        self._held: set[Holding] = set()
+        self._thread: threading.Thread | None = None
+
+    def keep(self, holding: Holding) -> None:
+        """Renew something from now on."""
+        with self._changed:
+            self._held.add(holding)
+            self._push(holding)
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="inmem-renewals", daemon=True)
+                thread.start()
+                self._thread = thread
+            self._changed.notify()
+
+    def drop(self, holding: Holding) -> None:
+        """Renew it no more."""
+        with self._changed:
+            self._held.discard(holding)
+            if len(self._heap) > 2 * len(self._held) + 64:
+                self._heap = [each for each in self._heap if each[2] in self._held]
+                heapq.heapify(self._heap)
+            self._changed.notify()
+
+    def _push(self, holding: Holding) -> None:
+        heapq.heappush(self._heap, (holding.renew_at_us, next(self._numbers), holding))
+
+    def _run(self) -> None:
+        while (holding := self._next()) is not None:
+            goes_on = driven(holding.renew())
+            with self._changed:
+                if holding in self._held:
+                    if goes_on:
+                        self._push(holding)
+                    else:
+                        self._held.discard(holding)
+
+    def _next(self) -> Holding | None:
+        """The one to renew now; None if nothing is held."""
+        with self._changed:
+            while True:
+                while self._heap and self._heap[0][2] not in self._held:
+                    heapq.heappop(self._heap)
+                if not self._heap:
+                    self._thread = None
+                    return None
+                wait_s = (self._heap[0][0] - boot_us()) / 1e6
+                if wait_s <= 0:
+                    return heapq.heappop(self._heap)[2]
+                self._changed.wait(wait_s)
+
+
+_renewals = Renewals()
+
+
+def keep(holding: Holding) -> None:
+    """Renew something from now on, by this process's thread for that."""
+    _renewals.keep(holding)
+
+
+def drop(holding: Holding) -> None:
+    """Renew it no more."""
+    _renewals.drop(holding)
+
+
+def _after_fork_in_child() -> None:
+    """What the parent holds is the parent's."""
+    global _renewals
+    _renewals = Renewals()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
