@@ -107,7 +107,8 @@ from inmem.primitives.traces.facade import NewTrace as NewTrace, TraceStore as T
 from inmem.primitives.queues.job import Job as Job, JobId as JobId, JobInfo as JobInfo
 from inmem.primitives.queues.rules import QueueCounts as QueueCounts
 from inmem.primitives.queues.held import HeldJob as HeldJob
-from inmem.primitives.queues.facade import JobQueues as JobQueues, PendingJobId as PendingJobId
+from inmem.primitives.queues.facade import JobQueues as JobQueues
+from inmem.primitives.queues.putting import PendingJobId as PendingJobId
 from inmem.scopes import (
     Pipeline as Pipeline,
     RunScope as RunScope,

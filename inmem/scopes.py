@@ -27,7 +27,7 @@ from inmem.errors import (
 from inmem.host.interrupts import called
 from inmem.keys import shorten
 from inmem.pending import Pending, filled
-from inmem.primitives import _holding
+from inmem.primitives import holding
 from inmem.primitives.facades import (
     PipelinedFacades,
     PipelineFacades,
@@ -69,7 +69,7 @@ class RunScope(ScopeFacades):
         engine = database.engine
         super().__init__(
             database, engine.latest(), engine.direct(), prefix, self.namespace, name, self.transact,
-            ThreadWaits(self.wait, engine.pass_on, _holding.keep, _holding.drop),
+            ThreadWaits(self.wait, engine.pass_on, holding.keep, holding.drop),
         )
 
     def __repr__(self) -> str:

@@ -53,7 +53,7 @@ Streamed = Generator[T | Until | Pause | Inner, Any, None]
 
 
 class Renewed(Protocol):
-    """What is held for a while, and renewed in time: see `inmem.primitives._holding`."""
+    """What is held for a while, and renewed in time: see `inmem.primitives.holding`."""
 
     renew_at_us: int  # time since boot
 

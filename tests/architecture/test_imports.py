@@ -99,9 +99,9 @@ KNOW_TABLE = frozenset(
     {"inmem.primitives.server", "inmem.primitives.runs.procedures", "inmem.primitives.index_repair"}
 )
 FACADE_MODULES = frozenset({
-    "facade", "facades", "held", "reads", "byrun", "_common", "_holding", "_paging", "_waiting"
+    "facade", "facades", "held", "putting", "reads", "byrun", "_common", "holding", "_paging", "_waiting"
 })
-KNOWN_TO_FACADES = ("facade", "reads", "rules", "versioned", "watching")
+KNOWN_TO_FACADES = ("facade", "held", "job", "putting", "reads", "rules", "versioned", "watching")
 # One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
 NEIGHBOURS = frozenset({("inmem.primitives.runs.import_procedures", "inmem.primitives.cells.rules")})
 

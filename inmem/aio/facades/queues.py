@@ -11,18 +11,16 @@ from inmem.pending import Pending
 from inmem.primitives.byrun import ByRun, by_its_run, by_run
 from inmem.primitives.queues.facade import (
     LEASE_S,
-    I,
     JobQueues,
-    PendingJobId,
     PipedQueues,
     PipelineQueues,
-    QueuePuts,
     Queues,
     RunQueues,
     TransactionQueues,
 )
 from inmem.primitives.queues.held import HeldJob
 from inmem.primitives.queues.job import Job, JobId, JobInfo
+from inmem.primitives.queues.putting import I, PendingJobId, QueuePuts
 from inmem.primitives.queues.reads import QueueReads
 from inmem.primitives.queues.rules import QueueCounts
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from inmem.errors import InmemError, JobLostError
 from inmem.host.clock import boot_us
 from inmem.host.interrupts import let_through
-from inmem.primitives._holding import Holding, Loss
+from inmem.primitives.holding import Holding, Loss
 from inmem.primitives.queues.job import Job
 from inmem.steps import FacadeWaits, Steps
 
