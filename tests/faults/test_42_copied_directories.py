@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from forked import run_command
-from support import alive, wait_until, writer_pid
+from support import alive, some_of, wait_until, writer_pid
 
 import inmem
 from inmem.maintenance.backup_report import backup_in_process
@@ -82,8 +82,7 @@ def _refused(done: subprocess.CompletedProcess[str]) -> None:
     raise AssertionError(done)
 
 
-@pytest.mark.parametrize("is_live", [True, False], ids=["live", "stopped"])
-@pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize(("copy", "is_live"), some_of(len(COPIES), COPIES, [True, False]))
 def test_a_copy_is_refused_and_nothing_is_written(
     tmp_path: Path, copy: Callable[..., None], is_live: bool
 ) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from forked import Forked, run_command
-from support import alive, runtime_entries, stop_writer, wait_until
+from support import alive, runtime_entries, some_of, stop_writer, wait_until
 
 import inmem
 from inmem.host.directory import runtime_directory
@@ -73,9 +73,9 @@ def assert_whole(name: str, place: Path) -> None:
     stop_writer(place / "whole")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: signal.Signals(number).name)
-@pytest.mark.parametrize("writer", [(), ("--no-writer",)], ids=["writer", "private"])
+@pytest.mark.parametrize(
+    ("name", "number", "writer"), some_of(10, COMMANDS, SIGNALS, [(), ("--no-writer",)]), ids=str
+)
 def test_nothing_is_left(
     idle: Path, scratch: Path, rng: random.Random, name: str, number: int, writer: tuple[str, ...]
 ) -> None:

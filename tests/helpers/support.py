@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import itertools
 import json
 import mmap
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,23 @@ DEADLINE_S = 30.0
 _POLL_S = 0.002
 _REST = 8
 _LONGEST_POLL_S = 0.1
+
+
+def some_of(count: int, *axes: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Combinations of axes: all with INMEM_EXHAUSTIVE, else so many, in which each value of an axis comes.
+    Each process of a run makes the same choice.
+    """
+    every = list(itertools.product(*axes))
+    if os.environ.get("INMEM_EXHAUSTIVE") or count >= len(every):
+        return every
+    lists = [list(axis) for axis in axes]
+    assert count >= max(map(len, lists)), "each value comes"
+    dice = random.Random(count)
+    while True:
+        chosen = dice.sample(every, count)
+        if all(value in column for axis, column in zip(lists, zip(*chosen, strict=True), strict=True)
+               for value in axis):  # fmt: skip
+            return chosen
 
 
 def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
