@@ -69,6 +69,8 @@ class Handle(Protocol):
 
     def run(self, run_id: Any) -> AsyncRunScope: ...
 
+    def shared(self, level: str) -> AsyncRunScope: ...
+
 
 class LoopWaits:
     """A scope's coroutines wait: see `inmem.steps.FacadeWaits`."""
@@ -443,6 +445,10 @@ class AsyncPipeline(AsyncPipelineFacades):
             sink = AwaitedWrites(self._writes.sink(), self._room)
             found = self._runs[run_id] = AsyncPipelinedFacades(sink, scope.prefix)
         return found
+
+    def shared(self, level: str) -> AsyncPipelinedFacades:
+        """The writes of what all runs of this `"agent"`, `"app"` or `"tenant"` share."""
+        return self.run(self._database.shared(level))
 
     def _room(self, result: T) -> Awaitable[T]:
         return Done(result) if self._writes.in_flight() < _GROUPS else self._waited(result)
