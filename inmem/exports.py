@@ -97,14 +97,6 @@ from inmem.primitives.kv.facade import (
     PendingNumber as PendingNumber,
     Versioned as Versioned,
 )
-from inmem.primitives.queues.facade import JobQueues as JobQueues, PendingJobId as PendingJobId
-from inmem.primitives.queues.held import HeldJob as HeldJob
-from inmem.primitives.queues.job import (
-    Job as Job,
-    JobId as JobId,
-    JobInfo as JobInfo,
-)
-from inmem.primitives.queues.rules import QueueCounts as QueueCounts
 from inmem.primitives.runs.facade import (
     CreateRunOptions as CreateRunOptions,
     RunIndex as RunIndex,

@@ -90,5 +90,7 @@ def by_its_run(method: Callable[Concatenate[F, P], R]) -> Callable[Concatenate[B
 
     functools.update_wrapper(call, method)
     del call.__wrapped__  # type: ignore[attr-defined]
-    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*inspect.signature(method).parameters.values()]
+    )
     return call  # type: ignore[return-value]

@@ -10,7 +10,7 @@ still end jobs:
 
     JOB        queue, NUL, number: when it was put (8 bytes), then the encoded
                payload; of a done job its result
-    JOB_STATE  queue, NUL, number: the fields of `State`, as `State.pack` says
+    JOB_STATE  queue, NUL, number: the fields of `JobState`, as `JobState.pack` says
 
 A queue is one record, JOB_QUEUE: the number of its next job, 8 bytes. Numbers
 and times are big-endian.
@@ -48,7 +48,7 @@ _NUMBER: Final = struct.Struct(">Q")
 _STAMPED: Final = struct.Struct(">Q")
 
 
-class State(NamedTuple):
+class JobState(NamedTuple):
     """What there is to a job besides its payload.
 
     `rank` is its priority, the highest first as a number that sorts; `token`
@@ -86,14 +86,14 @@ class State(NamedTuple):
         return self.state in (READY, DELAYED, CLAIMED)
 
 
-def unpack(payload: bytes) -> State:
-    """What `State.pack` packed.
+def unpack(payload: bytes) -> JobState:
+    """What `JobState.pack` packed.
 
     Raises:
         ValueError: it did not pack this.
     """
     try:
-        state = State(*_HEAD.unpack_from(payload), *msgpack.unpackb(payload[_HEAD.size :]))
+        state = JobState(*_HEAD.unpack_from(payload), *msgpack.unpackb(payload[_HEAD.size :]))
     except (struct.error, TypeError) as error:
         raise ValueError(f"no state of a job: {error}") from None
     if not (
@@ -145,7 +145,7 @@ def split_rest(rest: bytes) -> tuple[bytes, int]:
     return queue, int.from_bytes(number, "big")
 
 
-def place_in_order(prefix: bytes, queue: bytes, number: bytes, state: State) -> bytes | None:
+def place_in_order(prefix: bytes, queue: bytes, number: bytes, state: JobState) -> bytes | None:
     """Where the order that a state says has the job; None for a done one, which is in no order."""
     if state.state == READY:
         return head_of(prefix, TypeTag.JOB_READY, queue) + state.rank.to_bytes(4, "big") + number
@@ -160,7 +160,7 @@ def key_head(prefix: bytes, queue: bytes, key: bytes) -> bytes:
     return head_of(prefix, TypeTag.JOB_BY_KEY, queue) + key + b"\0"
 
 
-def entries(prefix: bytes, queue: bytes, number: bytes, state: State) -> list[bytes]:
+def entries(prefix: bytes, queue: bytes, number: bytes, state: JobState) -> list[bytes]:
     """The index keys of one job."""
     place = place_in_order(prefix, queue, number, state)
     found = [] if place is None else [place]
@@ -202,7 +202,7 @@ def value_in(payload: bytes) -> bytes:
 # --- changes --------------------------------------------------------------------------------------
 
 
-def held(queue: str, number: int, state: State | None, token: int, mark: int) -> State:
+def held(queue: str, number: int, state: JobState | None, token: int, mark: int) -> JobState:
     """The state of a job if a claim still holds: it was not ended, nor the job taken again.
 
     Raises:
@@ -221,27 +221,27 @@ def lost(queue: str, number: int, token: int) -> JobLostError:
     )
 
 
-def claimed(state: State, *, version: int, until_us: int, mark: int, worker: str) -> State:
+def claimed(state: JobState, *, version: int, until_us: int, mark: int, worker: str) -> JobState:
     """A job that is taken."""
     return state._replace(
         state=CLAIMED, attempt=state.attempt + 1, token=version, time_us=until_us, mark=mark, worker=worker
     )
 
 
-def with_error(state: State, error: str) -> State:
+def with_error(state: JobState, error: str) -> JobState:
     """With one more error, of which the last few are kept; an empty one is none."""
     errors = [*state.errors, error[:MAX_ERROR_CHARS]][-MAX_ERRORS:] if error else state.errors
     return state._replace(errors=errors)
 
 
-def given_up(state: State, now_us: int, due_us: int) -> State:
+def given_up(state: JobState, now_us: int, due_us: int) -> JobState:
     """A job whose attempt has failed: ready at a time, or dead after its last attempt."""
     if state.attempt >= state.max_attempts:
         return state._replace(state=DEAD, time_us=now_us)
     return state._replace(state=DELAYED if due_us > now_us else READY, time_us=due_us)
 
 
-def ran_out(state: State) -> State:
+def ran_out(state: JobState) -> JobState:
     """A job whose time has come: ready, or dead if a claim ran out that was its last attempt.
 
     Its token stays: until it is taken again, who has held it may still end it.
@@ -257,7 +257,7 @@ def backoff_us(attempt: int) -> int:
     return min(_BACKOFF_US << min(attempt - 1, 30), _BACKOFF_MAX_US)
 
 
-def check_requeue(job_id: str, state: State) -> None:
+def check_requeue(job_id: str, state: JobState) -> None:
     """Refuse to put a job back that is not dead.
 
     Raises:
