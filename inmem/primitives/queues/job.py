@@ -94,7 +94,9 @@ class JobInfo:
     `state` is one of `ready`, `delayed`, `claimed`, `dead` and `done`, as it
     was written: the time of a delayed or claimed one may have come since.
     `result` is that of a done job, which has no payload any more; `time` is
-    when a delayed one is due, a claim runs out, or the job has ended.
+    when a delayed one is due, a claim runs out, or the job has ended. A payload
+    that does not decode is None here: it is dead, with the reason, once a claim
+    has met it.
     """
 
     id: JobId

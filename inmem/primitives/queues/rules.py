@@ -208,9 +208,14 @@ def held(queue: str, number: int, state: JobState | None, token: int, mark: int)
     Raises:
         JobLostError: it does not.
     """
-    if state is None or not token or (state.token, state.mark) != (token, mark):
+    if state is None or not is_held(state, token, mark):
         raise lost(queue, number, token)
     return state
+
+
+def is_held(state: JobState, token: int, mark: int) -> bool:
+    """Whether a claim holds a job."""
+    return token != 0 and (state.token, state.mark) == (token, mark)
 
 
 def lost(queue: str, number: int, token: int) -> JobLostError:
