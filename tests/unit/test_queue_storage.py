@@ -49,7 +49,6 @@ def fill(db: inmem.Database, run_id: str = RUN) -> dict[str, Any]:
                     queues.nack(job, error="broke", retry=False)
                 else:
                     queues.ack(job, ["result", number])
-                continue
     queues.put("empty", 1)
     queues.purge("empty")
     return held
@@ -169,7 +168,7 @@ class TestCheckAndRepair:
         with inmem.open(path) as db:
             report = db.repair_indices(RUN)
             assert (report.added, report.removed) == (1, 1) and db.check().problems == []
-            assert [info.errors for info in db.queues.dead(RUN, "mail")][0] == ("damaged",)
+            assert db.queues.dead(RUN, "mail")[0].errors == ("damaged",)
             db.queues.requeue(RUN, "mail/0")
             assert db.queues.get(RUN, "mail/0").state == "ready"  # type: ignore[union-attr]
 
@@ -189,7 +188,8 @@ class TestCheckAndRepair:
     def test_half_of_a_job_is_found(self, killed: tuple[Path, Any, dict[str, Any]], tag: int) -> None:
         damage(killed[0], (DELETE, int(Table.DATA), place(tag, 1)))
         problems = check_in_process(killed[0]).problems
-        counts = "9 records JOB_STATE and 10 JOB" if tag == TypeTag.JOB_STATE else "10 records JOB_STATE and 9 JOB"
+        states, bodies = (9, 10) if tag == TypeTag.JOB_STATE else (10, 9)
+        counts = f"{states} records JOB_STATE and {bodies} JOB"
         assert any(f"there are {counts}, or of others" in problem for problem in problems)
 
 
