@@ -439,11 +439,12 @@ class AsyncPipeline(AsyncPipelineFacades):
 
     def run(self, run_id: str | AsyncRunScope) -> AsyncPipelinedFacades:
         """The writes of one run, or of a shared scope."""
-        found = self._runs.get(run_id)
-        if found is None:
+        try:
+            return self._runs[run_id]
+        except (KeyError, TypeError):
             scope = self._database.run(run_id)
-            sink = AwaitedWrites(self._writes.sink(), self._room)
-            found = self._runs[run_id] = AsyncPipelinedFacades(sink, scope.prefix)
+        sink = AwaitedWrites(self._writes.sink(), self._room)
+        found = self._runs[run_id] = AsyncPipelinedFacades(sink, scope.prefix)
         return found
 
     def shared(self, level: str) -> AsyncPipelinedFacades:

@@ -327,12 +327,12 @@ class RunQueues(Queues[JobId]):
                 mark = int.from_bytes(os.urandom(7), "big")
                 try:
                     answer = yield self._sink.ask("queue.claim", [*arguments, mark], _itself, alone="claim")
+                    jobs = yield from self._taken(arguments[1], answer, mark)
                 except (InmemError, GeneratorExit):
                     raise
                 except BaseException:  # cancelled, or interrupted: nobody has got what it may have taken
                     yield from self._given_back(arguments[1], mark)
                     raise
-                jobs = yield from self._taken(arguments[1], answer, mark)
                 if has_slept and answer[3]:
                     self._waits.pass_on(name)  # this one was woken, and others sleep who do not know
                 if jobs:
