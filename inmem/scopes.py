@@ -396,6 +396,10 @@ class Pipeline(PipelineFacades):
         run = self._runs[run_id] = PipelinedFacades(self._batches.sink(), scope.prefix)
         return run
 
+    def shared(self, level: str) -> PipelinedFacades:
+        """The writes of what all runs of this `"agent"`, `"app"` or `"tenant"` share."""
+        return self.run(self._database.shared(level))
+
     def flush(self) -> None:
         """Send what is buffered, wait for all answers and raise the first error.
 

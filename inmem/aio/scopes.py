@@ -70,6 +70,8 @@ class Handle(Protocol):
 
     def run(self, run_id: Any) -> AsyncRunScope: ...
 
+    def shared(self, level: str) -> AsyncRunScope: ...
+
 
 class LoopWaits:
     """A scope's coroutines wait: see `inmem.steps.FacadeWaits`."""
@@ -439,12 +441,17 @@ class AsyncPipeline(AsyncPipelineFacades):
 
     def run(self, run_id: str | AsyncRunScope) -> AsyncPipelinedFacades:
         """The writes of one run, or of a shared scope."""
-        found = self._runs.get(run_id)
-        if found is None:
+        try:
+            return self._runs[run_id]
+        except (KeyError, TypeError):
             scope = self._database.run(run_id)
-            sink = AwaitedWrites(self._writes.sink(), self._room)
-            found = self._runs[run_id] = AsyncPipelinedFacades(sink, scope.prefix)
+        sink = AwaitedWrites(self._writes.sink(), self._room)
+        found = self._runs[run_id] = AsyncPipelinedFacades(sink, scope.prefix)
         return found
+
+    def shared(self, level: str) -> AsyncPipelinedFacades:
+        """The writes of what all runs of this `"agent"`, `"app"` or `"tenant"` share."""
+        return self.run(self._database.shared(level))
 
     def _room(self, result: T) -> Awaitable[T]:
         return Done(result) if self._writes.in_flight() < _GROUPS else self._waited(result)

@@ -1,7 +1,8 @@
 """The check of the records under one prefix: each decodes, and the indices are what the records say.
 
 Indices are compared without keeping them in memory: equal sets of entries
-have equal counts and equal sums of digests.
+have equal counts and equal sums of digests. So are the names of records that
+come in twos.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ class PrefixCheck:
         self._checks: dict[int, RecordCheck] = {}
         self._expected: dict[int, list[int]] = {tag: [0, 0] for tag in server.INDEX_TAGS}  # count and sum
         self._stored: dict[int, list[int]] = {tag: [0, 0] for tag in server.INDEX_TAGS}
+        self._twos = [
+            (one.tag, one.goes_with) for one in server.RECORD_TYPES.values() if one.goes_with is not None
+        ]
+        self._names: dict[int, list[int]] = {tag: [0, 0] for two in self._twos for tag in two}
 
     def take(self, tag: int, rest: bytes, record: bytes) -> str | None:
         """Look at one record; what is wrong with it."""
@@ -30,6 +35,8 @@ class PrefixCheck:
         if tag in server.INDEX_TAGS:
             _add(self._stored[tag], Key.of(self.prefix, tag, rest))
             return None
+        if tag in self._names:
+            _add(self._names[tag], rest)
         try:
             for entry in set(server.entries_of(self.prefix, tag, rest, payload)):
                 _add(self._expected[Key(entry).split_key()[1]], entry)
@@ -42,8 +49,13 @@ class PrefixCheck:
             return f"does not decode: {type(error).__name__}: {error}"
 
     def finish(self) -> list[str]:
-        """What is wrong with the indices."""
+        """What is wrong with the indices, and with what comes in twos."""
         return [
+            f"there are {self._names[one][0]} records {TypeTag(one).name} and "
+            f"{self._names[other][0]} {TypeTag(other).name}, or of others"
+            for one, other in self._twos
+            if self._names[one] != self._names[other]
+        ] + [
             f"the index {TypeTag(tag).name} has {self._stored[tag][0]} entries, "
             f"the records ask for {self._expected[tag][0]}, or for others"
             for tag in sorted(server.INDEX_TAGS)

@@ -62,7 +62,8 @@ class RecordType(NamedTuple):
     which the records are counted, None for those that only serve others.
     `is_log` says that the records of a prefix are one log of events. `is_upkeep`
     says that a full store goes on to write them, as they end or hold on to work.
-    Those under the tags of `handed_out` are for one taker each: a new one wakes
+    Each has a record of the same name under the tag `goes_with`, and the other
+    way round. Those under the tags of `handed_out` are for one taker each: a new one wakes
     one of those who wait for them. Their keys have a name and NUL after the tag.
     """
 
@@ -75,6 +76,7 @@ class RecordType(NamedTuple):
     lines: LineForm | None = None
     is_log: bool = False
     is_upkeep: bool = False
+    goes_with: int | None = None
     handed_out: frozenset[int] = frozenset()
 
 

@@ -25,6 +25,10 @@ KEY = bytes(Key.kv(NS, "r", "k"))
 ONE, FIELDS = values.encode(1), values.encode({"a": 1})
 TRACE = ["t", "", 0, 4, "Thought", ["tag"], values.encode({"content": "x", "confidence": None}), b"\x80"]
 
+JOB: tuple[str, list[Any]] = ("queue.put", [[RUN, b"q"], [[ONE, 0, 5, b"key", 5]]])
+TAKEN = [JOB, ("queue.claim", [RUN, b"q", "w", 5000, 1, 7])]
+HELD: list[Any] = [RUN, b"q", 0, 1, 7]
+
 # Each call, after others that bring about what it can meet.
 CALLS: dict[str, list[tuple[list[tuple[str, list[Any]]], list[Any]]]] = {
     "kv.add": [([], [KEY, 1, 0]), ([("kv.add", [KEY, 1, 0])], [KEY, 2, 0])],
@@ -42,6 +46,17 @@ CALLS: dict[str, list[tuple[list[tuple[str, list[Any]]], list[Any]]]] = {
     "cell.ensure": [([], [RUN, b"c", ONE]), ([("cell.init", [RUN, b"c", ONE])], [RUN, b"c", ONE])],
     "cell.cas": [([], [RUN, b"c", 1, ONE]), ([("cell.init", [RUN, b"c", ONE])], [RUN, b"c", 1, ONE])],
     "cell.delete": [([], [RUN, b"c"]), ([("cell.init", [RUN, b"c", ONE])], [RUN, b"c"])],
+    "queue.put": [
+        ([], [[RUN, b"q"], [[ONE, 0, 5, b"key", 5], [ONE, 9, 5, b"", 5]]]), ([JOB], JOB[1]),
+    ],
+    "queue.ack": [([], [*HELD, None]), (TAKEN, [*HELD, None]), (TAKEN, [*HELD, ONE])],
+    "queue.nack": [
+        (TAKEN, [*HELD, None, "broke", True]), (TAKEN, [*HELD, 0, "", True]), (TAKEN, [*HELD, 0, "", False]),
+    ],
+    "queue.extend": [(TAKEN, [*HELD, 5000])],
+    "queue.requeue": [
+        ([], [RUN, b"q", 0]), ([*TAKEN, ("queue.nack", [*HELD, 0, "", False])], [RUN, b"q", 0]),
+    ],
     "trace.record": [
         ([], [RUN, [TRACE]]), ([("trace.record", [RUN, [TRACE]])], [RUN, [["u", "t", *TRACE[2:]]]]),
     ],
@@ -119,7 +134,10 @@ def test_a_procedure_keeps_to_its_footprint(name: str, case: int) -> None:
 
 def test_every_procedure_of_a_transaction_has_one_and_is_tried() -> None:
     assert set(FOOTPRINTS) == set(CALLS)
-    alone = {"run.delete", "run.remove", "index.mend", "index.repair"}  # commits of their own
+    alone = {  # commits of their own
+        "run.delete", "run.remove", "index.mend", "index.repair",
+        "queue.claim", "queue.give_back", "queue.purge",
+    }
     assert set(FOOTPRINTS) == {n for n in PROCEDURES if not n.startswith("import.")} - alone
 
 

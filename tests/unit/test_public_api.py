@@ -30,6 +30,7 @@ PUBLIC = {
     "ToolCall", "Decision", "Query", "Thought", "ErrorTrace", "Custom",
     "RunIndex", "RunMetadata", "RunStatus", "RunStats", "RunQuery", "CreateRunOptions", "DeletedRun",
     "is_valid_transition",
+    "JobQueues", "Job", "HeldJob", "JobId", "JobInfo", "QueueCounts", "PendingJobId",
     # transactions
     "transactional", "Transaction", "Snapshot", "Pipeline", "Pending",
     *errors.__all__,

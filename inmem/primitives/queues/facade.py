@@ -254,18 +254,18 @@ class RunQueues(Queues[JobId]):
                 mark = int.from_bytes(os.urandom(7), "big")
                 try:
                     answer = yield self._sink.ask("queue.claim", [*arguments, mark], _itself, alone="claim")
+                    jobs = yield from self._taken(arguments[1], answer, mark)
                 except (InmemError, GeneratorExit):
                     raise
                 except BaseException:  # cancelled, or interrupted: nobody has got what it may have taken
                     yield from self._given_back(arguments[1], mark)
                     raise
-                jobs = yield from self._taken(arguments[1], answer)
                 if has_slept and answer[3]:
                     self._waits.pass_on(name)  # this one was woken, and others sleep who do not know
                 if jobs:
                     return jobs
-                if answer[2]:
-                    continue  # what it got was lost meanwhile, or did not decode
+                if answer[2] or answer[3]:
+                    continue  # what it got was lost meanwhile, or did not decode; or more jobs' time has come
             elif self._view.is_deleted(self._prefix):
                 raise RunDeletedError(f"run {self._run_id} was deleted", run_id=self._run_id)
             left_s = deadline - time.monotonic()
@@ -284,26 +284,29 @@ class RunQueues(Queues[JobId]):
         except InmemError as error:  # then it runs out
             let_through(error)
 
-    def _taken(self, queue: bytes, answer: builtins.list[Any]) -> Steps[builtins.list[Job]]:
+    def _taken(
+        self, queue: bytes, answer: builtins.list[Any], mark: int
+    ) -> Steps[builtins.list[Job]]:
         """The jobs of a claim that still hold. One whose payload does not decode is dead from here on."""
         token, until_us, numbers, _ = answer
         jobs, poison = [], []
         with self._view.moment() as view:
             for number in numbers:
                 found = stored(view, self._prefix, queue, rules.number_bytes(number))
-                if found is None or found[1].token != token:
+                if found is None or (found[1].token, found[1].mark) != (token, mark):
                     continue  # it ran out meanwhile, and another has it
                 body, state = found
                 name = queue.decode()
                 try:
                     payload = decode(rules.value_in(body))
                 except ValueError as error:
-                    poison.append([self._prefix, queue, number, token, 0, _POISON.format(error)[:200], False])
+                    reason = _POISON.format(error)[:200]
+                    poison.append([self._prefix, queue, number, token, mark, 0, reason, False])
                     continue
                 jobs.append(Job(
                     JobId.of(name, number), name, payload, state.attempt, token, until_us,
                     rules.enqueued_in(body), tuple(state.errors), self._run_id, state.priority,
-                    state.max_attempts, state.key.decode() or None, self._prefix,
+                    state.max_attempts, state.key.decode() or None, self._prefix, mark,
                 ))
         for arguments in poison:
             try:
@@ -399,7 +402,7 @@ def deadline_of(wait_s: float | None) -> float:
 
 
 def place_of(prefix: bytes, job: object) -> builtins.list[Any]:
-    """Prefix, queue, number and token of a claimed job, as procedures have them.
+    """Prefix, queue and number of a claimed job, token and mark of the claim, as procedures have them.
 
     Raises:
         InvalidInputError: it is none, or is of another run.
@@ -409,8 +412,9 @@ def place_of(prefix: bytes, job: object) -> builtins.list[Any]:
     if isinstance(job, HeldJob):
         job.end()
     if job.prefix != prefix:
-        raise InvalidInputError(f"job {job.id} is of another run: {job.run_id}", argument="job")
-    return [prefix, job.queue.encode(), job.id.number, job.token]
+        owner = job.prefix.decode(errors="replace")
+        raise InvalidInputError(f"job {job.id} is of another run: {owner}", argument="job")
+    return [prefix, job.queue.encode(), job.id.number, job.token, job.mark]
 
 
 def _this_process() -> str:

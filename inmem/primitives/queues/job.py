@@ -63,7 +63,8 @@ class Job:
     """A job that was claimed: whoever has this does it, until `claimed_until` at least.
 
     `attempt` counts claims, from 1 on. `token` is of this claim alone. `errors`
-    are the last ones of earlier attempts. Times in microseconds.
+    are the last ones of earlier attempts. Times in microseconds. It can be
+    pickled: another process that has it can do the job.
     """
 
     id: JobId
@@ -79,6 +80,7 @@ class Job:
     max_attempts: int = 0
     key: str | None = None
     prefix: bytes = field(default=b"", repr=False)
+    mark: int = field(default=0, repr=False)  # of the claim, drawn at random
 
     def extended(self, claimed_until: int) -> Job:
         """The same claim, with more time."""
@@ -92,7 +94,9 @@ class JobInfo:
     `state` is one of `ready`, `delayed`, `claimed`, `dead` and `done`, as it
     was written: the time of a delayed or claimed one may have come since.
     `result` is that of a done job, which has no payload any more; `time` is
-    when a delayed one is due, a claim runs out, or the job has ended.
+    when a delayed one is due, a claim runs out, or the job has ended. A payload
+    that does not decode is None here: it is dead, with the reason, once a claim
+    has met it.
     """
 
     id: JobId

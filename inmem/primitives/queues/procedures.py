@@ -70,14 +70,16 @@ class _Queue:
         """The keys of an order, in order."""
         return (key for key, _ in self.workspace.scan(*job.span_of(self.prefix, tag, self.name)))
 
-    def held(self, number: int, token: int) -> tuple[bytes, job.JobState]:
-        """A claimed job.
+    def held(self, number: int, token: int, mark: int) -> tuple[bytes, job.JobState]:
+        """A job that a claim holds.
 
         Raises:
             JobLostError: the claim does not hold any more.
         """
         place = job.number_bytes(check_time(number, "number"))
-        return place, job.held(self.text, number, self.state(place), check_time(token, "token"))
+        check_time(token, "token")
+        check_time(mark, "mark")
+        return place, job.held(self.text, number, self.state(place), token, mark)
 
 
 def put(workspace: Workspace, head: list[Any], items: list[Any]) -> list[Any]:
@@ -198,46 +200,49 @@ def _whose_time_has_come(queue: _Queue) -> tuple[list[tuple[bytes, job.JobState]
 
 
 def ack(
-    workspace: Workspace, prefix: bytes, queue: bytes, number: int, token: int, result: bytes | None
+    workspace: Workspace, prefix: bytes, queue: bytes, number: int, token: int, mark: int,
+    result: bytes | None,
 ) -> None:
     """End a job that is done; with a result it stays, for who asks for that."""
     found = _Queue(workspace, prefix, queue)
-    place, state = found.held(number, token)
+    place, state = found.held(number, token, mark)
     if result is None:
         found.remove(place, state)
         return
     check_type("result", result, bytes)
     body = workspace.get(found.body_key(place)) or b""
     workspace.put(found.body_key(place), job.stamped(job.enqueued_in(body), result))
-    found.write(place, state, state._replace(state=job.DONE, time_us=workspace.stamp_us))
+    found.write(place, state, state._replace(state=job.DONE, time_us=workspace.stamp_us, token=0))
 
 
 def nack(
-    workspace: Workspace, prefix: bytes, queue: bytes, number: int, token: int, delay_us: int | None,
-    error: str, may_retry: bool,
+    workspace: Workspace, prefix: bytes, queue: bytes, number: int, token: int, mark: int,
+    delay_us: int | None, error: str, may_retry: bool,
 ) -> None:
     """Give a job back whose attempt has failed. Without a delay it rests, longer after each attempt."""
     found = _Queue(workspace, prefix, queue)
     check_type("error", error, str)
     check_type("may_retry", may_retry, bool)
-    place, state = found.held(number, token)
+    place, state = found.held(number, token, mark)
     now_us = workspace.stamp_us
     rest_us = job.backoff_us(state.attempt) if delay_us is None else check_time(delay_us, "delay")
     if not may_retry:
         state_after = state._replace(state=job.DEAD, time_us=now_us)
     else:
         state_after = job.given_up(state, now_us, now_us + rest_us)
-    found.write(place, state, job.with_error(state_after, error))
+    found.write(place, state, job.with_error(state_after._replace(token=0), error))
 
 
 def extend(
-    workspace: Workspace, prefix: bytes, queue: bytes, number: int, token: int, lease_us: int
+    workspace: Workspace, prefix: bytes, queue: bytes, number: int, token: int, mark: int, lease_us: int
 ) -> int:
     """Give a claim more time from now on; until when it lasts."""
     found = _Queue(workspace, prefix, queue)
-    place, state = found.held(number, token)
+    place, state = found.held(number, token, mark)
+    if state.state == job.DEAD and state.key and _by_key(found, state.key) is not None:
+        raise job.lost(found.text, number, token)  # it had run out, and its key was given to another job
     until_us = workspace.stamp_us + check_time(lease_us, "lease")
-    found.write(place, state, state._replace(time_us=until_us))
+    found.write(place, state, state._replace(state=job.CLAIMED, time_us=until_us))
     return until_us
 
 
@@ -253,7 +258,7 @@ def give_back(workspace: Workspace, prefix: bytes, queue: bytes, mark: int) -> i
     for place in [key[-8:] for key, _ in islice(workspace.scan(*span, reverse=True), _LOOKED_AT)]:
         state = found.state(place)
         if state is not None and state.mark == mark:
-            found.write(place, state, state._replace(state=READY, attempt=state.attempt - 1))
+            found.write(place, state, state._replace(state=READY, attempt=state.attempt - 1, token=0))
             given += 1
     return given
 
@@ -272,7 +277,7 @@ def requeue(workspace: Workspace, prefix: bytes, queue: bytes, number: int) -> N
             f"job {job_id} cannot be put back: another job with its key is there",
             hint="Finish that one first.",
         )
-    found.write(place, state, state._replace(state=READY, attempt=0))
+    found.write(place, state, state._replace(state=READY, attempt=0, token=0))
 
 
 def purge(

@@ -122,7 +122,7 @@ JOB_STATE: Final = RecordType(
     index_tags=frozenset({
         TypeTag.JOB_READY, TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED, TypeTag.JOB_DEAD, TypeTag.JOB_BY_KEY
     }),
-    index_keys=job.index_keys, is_upkeep=True,
+    index_keys=job.index_keys, is_upkeep=True, goes_with=TypeTag.JOB,
     handed_out=frozenset({TypeTag.JOB_READY, TypeTag.JOB_DUE}),
 )
 QUEUE: Final = RecordType(

@@ -54,7 +54,9 @@ class JobState(NamedTuple):
     `rank` is its priority, the highest first as a number that sorts; `token`
     the version of the commit that claimed it; `time_us` when a delayed job is
     due, a claim runs out, or a job has ended; `mark` what a claim says of
-    itself, so that one nobody has got the answer of can be given back.
+    itself, so that one nobody has got the answer of can be given back, and
+    that none of another database is taken for it. The token of a job that
+    nobody holds is 0.
     """
 
     state: int
@@ -200,18 +202,28 @@ def value_in(payload: bytes) -> bytes:
 # --- changes --------------------------------------------------------------------------------------
 
 
-def held(queue: str, number: int, state: JobState | None, token: int) -> JobState:
-    """The state of a job if a claim still holds.
+def held(queue: str, number: int, state: JobState | None, token: int, mark: int) -> JobState:
+    """The state of a job if a claim still holds: it was not ended, nor the job taken again.
 
     Raises:
         JobLostError: it does not.
     """
-    if state is None or state.state != CLAIMED or state.token != token:
-        job_id = JobId.of(queue, number)
-        raise JobLostError(
-            f"job {job_id} is not held under token {token} any more", job_id=job_id, token=token
-        )
+    if state is None or not is_held(state, token, mark):
+        raise lost(queue, number, token)
     return state
+
+
+def is_held(state: JobState, token: int, mark: int) -> bool:
+    """Whether a claim holds a job."""
+    return token != 0 and (state.token, state.mark) == (token, mark)
+
+
+def lost(queue: str, number: int, token: int) -> JobLostError:
+    """The error of who does not hold a job any more."""
+    job_id = JobId.of(queue, number)
+    return JobLostError(
+        f"job {job_id} is not held under token {token} any more", job_id=job_id, token=token
+    )
 
 
 def claimed(state: JobState, *, version: int, until_us: int, mark: int, worker: str) -> JobState:
@@ -228,14 +240,17 @@ def with_error(state: JobState, error: str) -> JobState:
 
 
 def given_up(state: JobState, now_us: int, due_us: int) -> JobState:
-    """A claimed job whose attempt has failed: ready at a time, or dead after its last attempt."""
+    """A job whose attempt has failed: ready at a time, or dead after its last attempt."""
     if state.attempt >= state.max_attempts:
         return state._replace(state=DEAD, time_us=now_us)
     return state._replace(state=DELAYED if due_us > now_us else READY, time_us=due_us)
 
 
 def ran_out(state: JobState) -> JobState:
-    """A job whose time has come: ready, or dead if a claim ran out that was its last attempt."""
+    """A job whose time has come: ready, or dead if a claim ran out that was its last attempt.
+
+    Its token stays: until it is taken again, who has held it may still end it.
+    """
     if state.state == CLAIMED:
         state = with_error(state, f"the claim of {state.worker or 'a worker'} ran out")
         return given_up(state, state.time_us, state.time_us)

@@ -1,0 +1,87 @@
+"""Waiting for jobs: claims that sleep, streams of jobs, and how they end; on each engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from forms import new_run
+from test_queues import LONG_S, counts
+
+import inmem
+
+
+@pytest.fixture
+def run(shared_db: inmem.Database) -> inmem.RunScope:
+    """A run of its own."""
+    return shared_db.run(new_run())
+
+
+
+def test_a_claim_waits(run: inmem.RunScope) -> None:
+    began = time.monotonic()
+    assert run.queues.claim("q", wait_s=0.1) is None
+    assert time.monotonic() - began >= 0.1
+    later = threading.Timer(0.05, run.queues.put, ("q", "come"))
+    later.start()
+    job = run.queues.claim("q", wait_s=LONG_S)
+    later.join()
+    assert job is not None and job.payload == "come"
+    run.queues.put_many("q", [1, 2])
+    assert [job.payload for job in run.queues.claim_many("q", 5, wait_s=LONG_S)] == [1, 2]
+    assert run.queues.claim_many("q", 5, wait_s=0.01) == []
+
+
+def test_each_job_is_one_worker_s(run: inmem.RunScope) -> None:
+    """And no claim conflicts."""
+    found: list[int] = []
+
+    def work() -> None:
+        while (job := run.queues.claim("q", wait_s=0.3)) is not None:
+            run.queues.ack(job)
+            found.append(job.payload)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for start in range(0, 100, 10):
+        run.queues.put_many("q", range(start, start + 10))
+    for thread in threads:
+        thread.join(60)
+    assert sorted(found) == list(range(100)) and counts(run) == (0, 0, 0, 0)
+
+
+def test_consume_takes_one_after_the_other_until_none_comes(run: inmem.RunScope) -> None:
+    run.queues.put_many("q", range(3))
+    seen = []
+    for job in run.queues.consume("q", lease_s=60, wait_s=0.05, worker="me"):
+        seen.append((job.payload, run.queues.get(job.id).worker))  # type: ignore[union-attr]
+        run.queues.ack(job)
+    assert seen == [(0, "me"), (1, "me"), (2, "me")] and counts(run) == (0, 0, 0, 0)
+
+
+def test_consume_stops(run: inmem.RunScope) -> None:
+    stop = threading.Event()
+    run.queues.put_many("q", range(3))
+    for job in run.queues.consume("q", stop=stop):
+        run.queues.ack(job)
+        stop.set()
+    assert counts(run) == (2, 0, 0, 0), "it looks before each claim"
+    stop.clear()
+    run.queues.purge("q")
+    later = threading.Timer(0.1, stop.set)
+    later.start()
+    assert list(run.queues.consume("q", stop=stop)) == [], "and while it waits"
+    later.join()
+
+
+def test_a_stream_that_is_left_holds_nothing(run: inmem.RunScope) -> None:
+    run.queues.put_many("q", range(3))
+    stream: Iterator[Any] = run.queues.consume("q")
+    run.queues.ack(next(stream))
+    assert counts(run) == (2, 0, 0, 0), "the next one is claimed when it is asked for"
+    stream.close()  # type: ignore[attr-defined]
+    assert counts(run) == (2, 0, 0, 0)
