@@ -154,3 +154,22 @@ def check(db: inmem.Database, histories: Path, jobs: int) -> dict[str, int]:
         "jobs": jobs, "claims": attempts, "seen": seen, "unanswered acks": len(ended) - len(told),
         "given back": len(given_back), "lost": len(lost),
     }
+
+
+def hold_and_finish(words: Any, index: int, path: str) -> str:
+    """Take a job, wait for the gate, and end it: whether that was too late."""
+    with inmem.open(path, timeout_s=STUCK_S) as db:
+        job = db.queues.claim(RUN, QUEUE, lease_s=0.5)
+        assert job is not None
+        words[index] = 1
+        words.pass_gate()
+
+        def finish(txn: inmem.Transaction) -> None:
+            txn.kv.add("effect")
+            txn.queues.ack(job)
+
+        try:
+            db.transact(RUN, finish)
+        except inmem.JobLostError:
+            return "lost"
+        return "done"

@@ -337,8 +337,8 @@ class RunQueues(Queues[JobId]):
                     self._waits.pass_on(name)  # this one was woken, and others sleep who do not know
                 if jobs:
                     return jobs
-                if answer[2]:
-                    continue  # what it got was lost meanwhile, or did not decode
+                if answer[2] or answer[3]:
+                    continue  # what it got was lost meanwhile, did not decode, or died of its last attempt
             elif self._view.is_deleted(self._prefix):
                 raise RunDeletedError(f"run {self._run_id} was deleted", run_id=self._run_id)
             left_s = deadline - time.monotonic()
