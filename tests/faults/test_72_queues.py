@@ -158,7 +158,9 @@ def test_a_holder_that_was_stopped_finds_out(store_path: Path, workers: Workers)
         wait_until(lambda: process_state(holder.pid) == "T", "it stands still")
         job = claimed(db, wait_s=10)
         assert job.attempt == 2
-        db.transact(RUN, lambda txn: (txn.kv.add("effect"), txn.queues.ack(job)) and None)
+        with db.transaction(RUN) as txn:
+            txn.kv.add("effect")
+            txn.queues.ack(job)
         workers.words.open_gate()
         os.kill(holder.pid, signal.SIGCONT)
         assert holder.result() == "lost"

@@ -64,7 +64,7 @@ def test_each_job_is_done_once(
         for number in range(KILLS):
             done = db.events.count(RUN)
             wait_until(
-                lambda done=done: crew.check() or db.events.count(RUN) > done or done == JOBS, "they work", 60.0
+                lambda n=done: crew.check() or db.events.count(RUN) > n or n == JOBS, "they work", 60.0
             )
             if number % PER_WRITER == PER_WRITER - 1:
                 wait_until(lambda: writer_pid(store_path), "a writer serves")

@@ -14,12 +14,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
+import threading
 import time
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import inmem
+from inmem.host import futex
 from inmem.primitives.queues.job import Job
 
 RUN = "jobs"
@@ -113,7 +117,7 @@ def check(db: inmem.Database, histories: Path, jobs: int) -> dict[str, int]:
     assert counted == {f"n-{number}": 1 for number in range(jobs)}, "and by its counter"
     ended = {number: (token, attempt) for number, token, attempt in done}
 
-    claims: dict[int, dict[int, list[int]]] = defaultdict(dict)  # by job and token: attempt, first and last end
+    claims: dict[int, dict[int, list[int]]] = defaultdict(dict)  # by job and token: attempt and ends
     given_back, asked, told, lost = set(), set(), set(), set()
     for what, number, token, attempt, until in lines:
         if what == "claimed":
@@ -134,9 +138,7 @@ def check(db: inmem.Database, histories: Path, jobs: int) -> dict[str, int]:
     for number, by_token in claims.items():
         in_order = sorted(by_token.items())
         seen += len(in_order)
-        for (token, (attempt, _, until)), (later, (next_attempt, next_until, _)) in zip(
-            in_order, in_order[1:], strict=False
-        ):
+        for (token, (attempt, _, until)), (later, (next_attempt, next_until, _)) in pairwise(in_order):
             assert next_attempt > attempt, "each claim is a later attempt"
             began = next_until - int(LEASE_S * 1e6)
             if (number, token) not in given_back and began < until:
@@ -147,7 +149,7 @@ def check(db: inmem.Database, histories: Path, jobs: int) -> dict[str, int]:
     for number, (token, attempt) in ended.items():
         assert (number, token) in asked and claims[number][token][0] == attempt
         assert attempt >= len(claims[number])
-    assert {each for each in told} <= {(number, token) for number, (token, _) in ended.items()}
+    assert told <= {(number, token) for number, (token, _) in ended.items()}
     assert not lost & {(number, token) for number, (token, _) in ended.items()}, "lost is lost"
     attempts = sum(attempt for _, attempt in ended.values())
     return {
@@ -173,3 +175,51 @@ def hold_and_finish(words: Any, index: int, path: str) -> str:
         except inmem.JobLostError:
             return "lost"
         return "done"
+
+
+def take_when_woken(words: Any, index: int, path: str, threads: int, first: int) -> list[list[float]]:
+    """Threads that wait for jobs and end each at once: for each job its number, who, and how late it began.
+
+    The payload of a job is when it was put, or is due. The words from `first` on count, for each process,
+    how often one of its threads was woken before its sleep was over.
+    """
+    woken = [0] * threads
+    sleep = futex.wait_any
+
+    def counted(addresses: Any, values: Any, timeout_s: float) -> None:
+        began = time.monotonic()
+        sleep(addresses, values, timeout_s)
+        if time.monotonic() - began < timeout_s:
+            who = int(threading.current_thread().name)
+            woken[who] += 1
+            words[first + index] = sum(woken)
+
+    futex.wait_any = counted
+    found: list[list[float]] = []
+    with inmem.open(path, timeout_s=STUCK_S) as db:
+
+        def take(who: int) -> None:
+            while True:
+                job = db.queues.claim(RUN, QUEUE, wait_s=STUCK_S)
+                late_s = time.time() - (job.payload if job is not None and job.payload else 0)
+                assert job is not None
+                db.queues.ack(job)
+                if job.payload is None:
+                    return
+                found.append([job.id.number, index * threads + who, late_s])
+                words[index] += 1
+
+        all_of_them = [threading.Thread(target=take, args=(n,), name=str(n)) for n in range(threads)]
+        for thread in all_of_them:
+            thread.start()
+        for thread in all_of_them:
+            thread.join()
+    return found
+
+
+def die_when_woken(words: Any, index: int, path: str) -> None:
+    """Wait for a job, and be killed before taking it."""
+    with inmem.open(path) as db:
+        words[index] = 1
+        db.wait(RUN, lambda view: view.queues.has_ready(QUEUE), timeout_s=STUCK_S)
+        os.kill(os.getpid(), signal.SIGKILL)

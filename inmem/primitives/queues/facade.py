@@ -328,6 +328,8 @@ class RunQueues(Queues[JobId]):
                 try:
                     answer = yield self._sink.ask("queue.claim", [*arguments, mark], _itself, alone="claim")
                 except (InmemError, GeneratorExit):
+                    if has_slept:
+                        self._waits.pass_on(name)
                     raise
                 except BaseException:  # cancelled, or interrupted: nobody has got what it may have taken
                     yield from self._given_back(arguments[1], mark)
