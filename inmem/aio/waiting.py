@@ -28,7 +28,7 @@ from inmem.client.attachment import Attachment
 from inmem.client.waiting import Watched, timed_out
 from inmem.errors import ClosedError, ForkError, InmemError, LimitError
 from inmem.host import futex
-from inmem.host.waitfile import EVERYTHING, GROUPS, Armed, WaitFile, group_of
+from inmem.host.waitfile import EVERYTHING, GROUPS, Armed, WaitFile, group_of, is_takers
 
 _BOUND_S: Final = 1.0  # of one sleep: then it is looked whether a writer ended or stopped before waking
 _POLL_S: Final = 0.005  # where there is nothing to sleep on
@@ -189,6 +189,7 @@ class _Watch:
         self._told = told
         self._at: dict[int, dict[_Waiter, None]] = {}  # by place, in the order in which they came
         self._values: dict[int, int] = {}  # of the words, when they were armed
+        self._names: dict[int, set[bytes]] = {}  # of takers, by place
         self._file: WaitFile | None = None
         self._due: set[_Waiter] = set()  # to be looked at
         self._expiries: list[tuple[int, int, _Waiter]] = []
@@ -202,6 +203,11 @@ class _Watch:
             self._due.add(waiter)
             for place in waiter.watched.leaves:
                 self._at.setdefault(place, {})[waiter] = None
+                if (name := waiter.watched.taken_from) is not None:
+                    names = self._names.setdefault(place, set())
+                    if name not in names:
+                        names.add(name)
+                        self._values.pop(place, None)  # it is armed again, and says so
             if waiter.watched.expiry_us:
                 heapq.heappush(self._expiries, (waiter.watched.expiry_us, next(self._numbers), waiter))
         if len(self._expiries) > 2 * len(self.waiters) + _SPARE:  # most are of waits that have ended
@@ -219,6 +225,7 @@ class _Watch:
                 if not others:
                     del self._at[place]
                     self._values.pop(place, None)
+                    self._names.pop(place, None)
 
     def _end(self, waiter: _Waiter, error: InmemError | None = None) -> None:
         self._told.end(waiter, error)
@@ -264,9 +271,13 @@ class _Watch:
         words, values = file.words, self._values
         changed = [place for place in self._at if values.get(place, -1) != words[place]]
         if changed:
+            for place in changed:
+                for name in self._names.get(place, ()):
+                    file.say_who(name)
             for place, value in zip(changed, file.arm(changed), strict=True):
                 # Of takers as many look as there is new, those who have waited longest first.
-                new = value - values.get(place, 0) if place > EVERYTHING and place in values else None
+                is_each = not is_takers(place) or place not in values or file.is_shared(place)
+                new = None if is_each else value - values[place]
                 values[place] = value
                 self._due.update(islice(self._at[place], new if new is None or new >= 0 else None))
 

@@ -51,7 +51,7 @@ class Watched:
         for start, end, _ in reads.ranges:
             bucket = bucket_of(start)
             places.add(place_of(bucket) if end <= successor(bucket) else EVERYTHING)
-        self.taken_from = reads.taken_from
+        self.taken_from = reads.taken_by()
         if self.taken_from is not None:
             places = {takers_place(self.taken_from)}
         self.leaves = frozenset(places)
@@ -154,7 +154,7 @@ class Waiting:
     def _wait(self, watched: Watched, deadline: float, has_closed: Callable[[], bool]) -> None:
         before: list[int] = []
         while True:
-            armed = self.sleeper.arm(watched.places)
+            armed = self.sleeper.arm(watched.places, watched.taken_from)
             if self.is_closed or has_closed():
                 raise ClosedError("the database is closed")
             if self.has_image():

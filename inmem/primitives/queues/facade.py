@@ -256,6 +256,8 @@ class RunQueues(Queues[JobId]):
                     answer = yield self._sink.ask("queue.claim", [*arguments, mark], _itself, alone="claim")
                     jobs = yield from self._taken(arguments[1], answer, mark)
                 except (InmemError, GeneratorExit):
+                    if has_slept:
+                        self._waits.pass_on(name)
                     raise
                 except BaseException:  # cancelled, or interrupted: nobody has got what it may have taken
                     yield from self._given_back(arguments[1], mark)
@@ -265,7 +267,7 @@ class RunQueues(Queues[JobId]):
                 if jobs:
                     return jobs
                 if answer[2] or answer[3]:
-                    continue  # what it got was lost meanwhile, or did not decode; or more jobs' time has come
+                    continue  # what it got was lost meanwhile, did not decode, or died of its last attempt
             elif self._view.is_deleted(self._prefix):
                 raise RunDeletedError(f"run {self._run_id} was deleted", run_id=self._run_id)
             left_s = deadline - time.monotonic()

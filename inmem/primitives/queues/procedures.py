@@ -161,12 +161,12 @@ def claim(
     until_us = workspace.now_us + lease_us
     came, is_more = _whose_time_has_come(found)
     candidates = [*islice(found.entries(TypeTag.JOB_READY), limit + 1)]
-    is_more = is_more or len(candidates) + len(came) > limit
     before = dict(came)
     came_ready = {place: job.ran_out(state) for place, state in came}
     moved = [
         each.rank.to_bytes(4, "big") + place for place, each in came_ready.items() if each.state == READY
     ]
+    is_more = is_more or len(candidates) + len(moved) > limit
     best = sorted([*(key[-12:] for key in candidates), *moved])[:limit]
     numbers = []
     for each in best:

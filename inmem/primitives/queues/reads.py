@@ -71,16 +71,17 @@ class QueueReads:
     def has_ready(self, queue: str) -> bool:
         """Whether a claim would find a job now. Cost: about 4 µs.
 
-        Of those who wait for this, by `db.wait`, only as many are woken as
-        there are new jobs: who is woken takes one, or lets others know.
+        Of those who wait for this alone, by `db.wait`, only as many are woken
+        as there are new jobs: who is woken takes one, or lets others know.
         """
         name = encode_queue(queue)
-        self._view.for_one(takers_name(self._prefix, name))
-        if self._view.scan(*self._span(TypeTag.JOB_READY, name), limit=1):
+        spans = [self._span(tag, name) for tag in (TypeTag.JOB_READY, *_TIMED)]
+        self._view.for_one(takers_name(self._prefix, name), [start for start, _ in spans])
+        if self._view.scan(*spans[0], limit=1):
             return True
         now_us = self._view.now_us()
-        for tag in _TIMED:
-            first = self._view.scan(*self._span(tag, name), limit=1)
+        for span in spans[1:]:
+            first = self._view.scan(*span, limit=1)
             if first and _time_in(first[0][0]) <= now_us:
                 return True
             _note_time(self._view, first)
