@@ -21,6 +21,7 @@ from inmem.primitives.events.facade import (
     TransactionEvents,
 )
 from inmem.primitives.kv.facade import KVReads, KVStore, PipedKV, PipelineKV, RunKV, TransactionKV
+from inmem.primitives.leases.facade import LeaseReads, LeaseStore, RunLeases, TransactionLeases
 from inmem.primitives.runs.facade import RunIndex, RunRuns, Runs
 from inmem.primitives.runs.reads import RunReads
 from inmem.primitives.traces.facade import RunTraces, TraceReads, Traces, TraceStore
@@ -35,13 +36,14 @@ class DatabaseFacades:
         self.events = EventLog(database)
         self.cells = StateCell(database)
         self.traces = TraceStore(database)
+        self.leases = LeaseStore(database)
         self.runs = RunIndex(database)
 
 
 class ScopeFacades:
     """Of a run: each write is a commit of its own."""
 
-    __slots__ = ("cells", "events", "kv", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "leases", "runs", "traces")
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
@@ -51,26 +53,28 @@ class ScopeFacades:
         self.events = RunEvents(view, sink, prefix, waits)
         self.cells = RunCells(view, sink, prefix, waits)
         self.traces = RunTraces(view, sink, prefix, waits)
+        self.leases = RunLeases(view, sink, prefix, run_id, transact, waits)
         self.runs = RunRuns(host, view, sink, namespace, run_id, waits)
 
 
 class SnapshotFacades:
     """Of a run at one moment: no writes."""
 
-    __slots__ = ("cells", "events", "kv", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "leases", "runs", "traces")
 
     def __init__(self, host: Host, view: View, prefix: bytes, namespace: bytes, run_id: str) -> None:
         self.kv = KVReads(view, prefix)
         self.events = EventReads(view, prefix)
         self.cells = CellReads(view, prefix)
         self.traces = TraceReads(view, prefix)
+        self.leases = LeaseReads(view, prefix, run_id)
         self.runs = RunReads(host, view, namespace, run_id)
 
 
 class TransactionFacades:
     """Of a run in a transaction."""
 
-    __slots__ = ("cells", "events", "kv", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "leases", "runs", "traces")
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str
@@ -79,6 +83,7 @@ class TransactionFacades:
         self.events = TransactionEvents(view, sink, prefix)
         self.cells = TransactionCells(view, sink, prefix)
         self.traces = Traces(view, sink, prefix)
+        self.leases = TransactionLeases(view, sink, prefix, run_id)
         self.runs = Runs(host, view, sink, namespace, run_id)
 
 

@@ -27,6 +27,8 @@ from inmem.primitives.events import procedures as event_procedures
 from inmem.primitives.events import records as event_records
 from inmem.primitives.kv import procedures as kv_procedures
 from inmem.primitives.kv import records as kv_records
+from inmem.primitives.leases import procedures as lease_procedures
+from inmem.primitives.leases import records as lease_records
 from inmem.primitives.record_table import INDEX_TAGS as INDEX_TAGS
 from inmem.primitives.record_table import RECORD_TYPES as RECORD_TYPES
 from inmem.primitives.record_table import counted as counted
@@ -64,4 +66,5 @@ add(kv_records.RECORD_TYPES, kv_procedures.PROCEDURES, kv_procedures.FOOTPRINTS)
 add(cell_records.RECORD_TYPES, cell_procedures.PROCEDURES, cell_procedures.FOOTPRINTS)
 add(event_records.RECORD_TYPES, event_procedures.PROCEDURES, event_procedures.FOOTPRINTS)
 add(trace_records.RECORD_TYPES, trace_procedures.PROCEDURES, trace_procedures.FOOTPRINTS)
+add(lease_records.RECORD_TYPES, lease_procedures.PROCEDURES, lease_procedures.FOOTPRINTS)
 add(run_records.RECORD_TYPES, run_procedures.PROCEDURES, run_procedures.FOOTPRINTS)
