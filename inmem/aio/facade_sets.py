@@ -22,6 +22,7 @@ from inmem.aio.facades.kv import (
     AsyncRunKV,
     AsyncTransactionKV,
 )
+from inmem.aio.facades.leases import AsyncLeaseReads, AsyncLeaseStore, AsyncRunLeases, AsyncTransactionLeases
 from inmem.aio.facades.runs import AsyncRunIndex, AsyncRunReads, AsyncRunRuns, AsyncRuns
 from inmem.aio.facades.traces import AsyncRunTraces, AsyncTraceReads, AsyncTraces, AsyncTraceStore
 from inmem.engines.base import Sink, View
@@ -38,13 +39,14 @@ class AsyncDatabaseFacades:
         self.events = AsyncEventLog(database)
         self.cells = AsyncStateCell(database)
         self.traces = AsyncTraceStore(database)
+        self.leases = AsyncLeaseStore(database)
         self.runs = AsyncRunIndex(database)
 
 
 class AsyncScopeFacades:
     """Of a run: each write is a commit of its own."""
 
-    __slots__ = ("cells", "events", "kv", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "leases", "runs", "traces")
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
@@ -55,13 +57,14 @@ class AsyncScopeFacades:
         self.events = AsyncRunEvents(sync.events)
         self.cells = AsyncRunCells(sync.cells)
         self.traces = AsyncRunTraces(sync.traces)
+        self.leases = AsyncRunLeases(sync.leases)
         self.runs = AsyncRunRuns(sync.runs)
 
 
 class AsyncSnapshotFacades:
     """Of a run at one moment: no writes."""
 
-    __slots__ = ("cells", "events", "kv", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "leases", "runs", "traces")
 
     def __init__(self, host: Host, view: View, prefix: bytes, namespace: bytes, run_id: str) -> None:
         sync = SnapshotFacades(host, view, prefix, namespace, run_id)
@@ -69,13 +72,14 @@ class AsyncSnapshotFacades:
         self.events = AsyncEventReads(sync.events)
         self.cells = AsyncCellReads(sync.cells)
         self.traces = AsyncTraceReads(sync.traces)
+        self.leases = AsyncLeaseReads(sync.leases)
         self.runs = AsyncRunReads(sync.runs)
 
 
 class AsyncTransactionFacades:
     """Of a run in a transaction."""
 
-    __slots__ = ("cells", "events", "kv", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "leases", "runs", "traces")
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str
@@ -85,6 +89,7 @@ class AsyncTransactionFacades:
         self.events = AsyncTransactionEvents(sync.events)
         self.cells = AsyncTransactionCells(sync.cells)
         self.traces = AsyncTraces(sync.traces)
+        self.leases = AsyncTransactionLeases(sync.leases)
         self.runs = AsyncRuns(sync.runs)
 
 

@@ -186,13 +186,19 @@ def _this_process(pid: int) -> str:
 class LeaseCalls:
     """What the writer is asked about the leases of one run."""
 
-    __slots__ = ("_prefix", "_run_id", "_sink", "_waits")
+    __slots__ = ("_prefix", "_records_of", "_run_id", "_sink", "_waits", "records", "transact")
 
-    def __init__(self, sink: Sink, waits: FacadeWaits, prefix: bytes, run_id: str) -> None:
+    def __init__(
+        self, records: LeaseRecords, sink: Sink, waits: FacadeWaits, transact: Callable[..., Any],
+        records_of: Callable[[Any], LeaseRecords],
+    ) -> None:
+        self.records = records
+        self.transact = transact  # of the run
         self._sink = sink
         self._waits = waits
-        self._prefix = prefix
-        self._run_id = run_id
+        self._prefix = records.prefix
+        self._run_id = records.run_id
+        self._records_of = records_of  # of what somebody who waits looks at
 
     def drive(self, steps: Steps[Any]) -> Any:
         """Take steps of this; what they return."""
@@ -257,7 +263,7 @@ class LeaseCalls:
         """True as soon as the lease is given to who waits, or can be taken."""
 
         def look(view: Any) -> bool:
-            leases: LeaseRecords = view.leases.records
+            leases = self._records_of(view)
             found = leases.find(wish.name)
             if found is None or found.claim == claim or found.expires_at <= leases.view.now_us():
                 return True

@@ -42,14 +42,14 @@ HOLD_S: Final = 30.0  # for which `hold` asks, and asks again at a third
 class LeaseReads:
     """Reads of one run's leases."""
 
-    __slots__ = ("records",)
+    __slots__ = ("_records",)
 
     def __init__(self, view: View, prefix: bytes, run_id: str) -> None:
-        self.records = LeaseRecords(view, prefix, run_id)
+        self._records = LeaseRecords(view, prefix, run_id)
 
     def get(self, name: str) -> Lease | None:
         """A lease, also if it ran out and nobody has taken it; None if nobody has it. Cost: about 3 µs."""
-        records = self.records
+        records = self._records
         found = records.find(name)
         return None if found is None else rules.lease_of(records.prefix, records.run_id, name, found)
 
@@ -61,7 +61,7 @@ class LeaseReads:
 
         `start_after` continues after a name (before it, if `reverse`).
         """
-        records = self.records
+        records = self._records
         head = rules.lease_key(records.prefix, b"")
         place = None if start_after is None else head + encode_name(start_after, "start_after")
         start, end = past(
@@ -91,7 +91,7 @@ class LeaseReads:
             RunDeletedError: the run was deleted.
             InvalidInputError: it is no lease of this run.
         """
-        self.records.check(self.records.checked(lease))
+        self._records.check(self._records.checked(lease))
 
 
 class Leases(LeaseReads, Generic[B]):
@@ -114,7 +114,7 @@ class Leases(LeaseReads, Generic[B]):
             RunDeletedError: the run was deleted.
         """
         ttl_us = 0 if ttl_s is None else check_ttl(ttl_s)
-        arguments = [*arguments_of(self.records.checked(lease)), ttl_us]
+        arguments = [*arguments_of(self._records.checked(lease)), ttl_us]
 
         def later(expires_at: int) -> Lease:
             return renewed(lease, expires_at)
@@ -128,22 +128,21 @@ class Leases(LeaseReads, Generic[B]):
         Raises:
             RunDeletedError: the run was deleted.
         """
-        was_held: B = self._sink.call("lease.release", arguments_of(self.records.checked(lease)), Pending)
+        was_held: B = self._sink.call("lease.release", arguments_of(self._records.checked(lease)), Pending)
         return was_held
 
 
 class RunLeases(Leases[bool]):
     """One run's leases outside a transaction: each change is a commit of its own."""
 
-    __slots__ = ("calls", "transact")
+    __slots__ = ("_calls",)
 
     def __init__(
         self, view: View, sink: Sink, prefix: bytes, run_id: str, transact: Callable[..., Any],
         waits: FacadeWaits,
     ) -> None:
         super().__init__(view, sink, prefix, run_id)
-        self.calls = LeaseCalls(sink, waits, prefix, run_id)
-        self.transact = transact
+        self._calls = LeaseCalls(self._records, sink, waits, transact, _records_of)
 
     def acquire(
         self, name: str, *, ttl_s: Seconds, holder: str | None = None, wait_s: Seconds | None = 0.0
@@ -168,7 +167,7 @@ class RunLeases(Leases[bool]):
             InvalidInputError: an argument is wrong.
         """
         wish = as_wish(name, ttl_s, holder, wait_s)
-        lease: Lease = self.calls.drive(self.calls.acquiring(wish))
+        lease: Lease = self._calls.drive(self._calls.acquiring(wish))
         return lease
 
     def hold(
@@ -187,7 +186,13 @@ class RunLeases(Leases[bool]):
         Raises:
             LeaseHeldError: where the block begins, see `acquire`.
         """
-        return HeldLease(self, name, ttl_s=ttl_s, holder=holder, wait_s=wait_s)
+        return HeldLease(self._calls, name, ttl_s=ttl_s, holder=holder, wait_s=wait_s)
+
+
+def _records_of(view: Any) -> LeaseRecords:
+    """The leases that a snapshot shows."""
+    leases: LeaseReads = view.leases
+    return leases._records
 
 
 class TransactionLeases(Leases[Pending[bool]]):
@@ -213,7 +218,7 @@ class TransactionLeases(Leases[Pending[bool]]):
             LeaseLostError: at the commit: another one has it, or nobody; nothing is stored.
             InvalidInputError: it is no lease of this run.
         """
-        checked: None = self._sink.write([checking(self.records.checked(lease))])
+        checked: None = self._sink.write([checking(self._records.checked(lease))])
         return checked
 
 

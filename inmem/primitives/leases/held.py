@@ -12,16 +12,16 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from inmem.errors import ClosedError, InmemError, InvariantError, LeaseLostError, RunDeletedError
+from inmem.errors import ClosedError, InmemError, InvariantError, LeaseLostError, LimitError, RunDeletedError
 from inmem.host.clock import boot_us
 from inmem.host.interrupts import let_through
-from inmem.primitives.leases.calls import LeaseCalls, LeaseRecords, Taken, as_wish, lost
+from inmem.primitives.leases.calls import LeaseCalls, Taken, as_wish, lost
 from inmem.primitives.leases.rules import Lease
+from inmem.steps import Steps
 
-T = TypeVar("T", bound="Holding")
+T = TypeVar("T")
 
 _PARTS: Final = 3  # of the time for which a lease is asked: after the first it is renewed
 _AGAIN_PARTS: Final = 12  # likewise, when that has failed
@@ -29,30 +29,22 @@ _AGAIN_US: Final = 20_000  # at least
 _LOOK_S: Final = 1.0  # who waits for a loss looks at the clock as often: it goes on during suspend
 
 
-class OfLeases(Protocol):
-    """The facade by which a lease is held: see `RunLeases`."""
-
-    calls: LeaseCalls
-    records: LeaseRecords
-    transact: Callable[..., Any]
-
-
 class Holding:
     """A lease that is held, and until when it is so for sure."""
 
     def __init__(
-        self, leases: OfLeases, name: str, *, ttl_s: object, holder: object, wait_s: object
+        self, calls: LeaseCalls, name: str, *, ttl_s: object, holder: object, wait_s: object
     ) -> None:
-        self._leases = leases
+        self.calls = calls
         self._wish = as_wish(name, ttl_s, holder, wait_s)
         self._taken: Taken | None = None
         self._is_gone = False  # the store has said so
         self._pid = os.getpid()
         self.renew_at_us = 0  # time since boot
-        self.calls = leases.calls
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._wish.name!r}, {self._taken and self._taken.lease!r})"
+    def described(self) -> str:
+        """What it is of, and the lease once it was acquired."""
+        return f"{self._wish.name!r}, {self._taken and self._taken.lease!r}"
 
     @property
     def lease(self) -> Lease:
@@ -75,14 +67,38 @@ class Holding:
 
     def lost_in_s(self) -> float:
         """How long it is held for sure; not above 0 if it may be lost."""
-        if self._is_gone or self._pid != os.getpid() or self._taken is None:
+        if self._taken is None or not self.is_here:
             return 0.0
         return (self._taken.asked_us + self._wish.ttl_us - boot_us()) / 1e6
 
-    def begin(self, taken: Taken) -> None:
-        """It was acquired."""
+    def taking(self) -> Steps[Taken]:
+        """Acquire it.
+
+        Raises:
+            InvariantError: it had its block.
+        """
+        if self._taken is not None:
+            raise InvariantError("this lease has had its block", hint="Call hold() again.")
         self._pid = os.getpid()
-        self.taken(taken)
+        return self.calls.taking(self._wish)
+
+    def renewing(self) -> Steps[Taken]:
+        """Renew it."""
+        return self.calls.renewing(self.lease, 0)
+
+    def releasing(self) -> Steps[bool]:
+        """Give it back."""
+        self.ended()
+        return self.calls.releasing(self.lease)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this process has it, as far as it knows."""
+        return not self._is_gone and self._pid == os.getpid()
+
+    def ended(self) -> None:
+        """It is held no more."""
+        self._is_gone = True
 
     def taken(self, taken: Taken) -> None:
         """It was acquired or renewed."""
@@ -92,7 +108,7 @@ class Holding:
     def not_renewed(self, error: InmemError) -> bool:
         """It could not be renewed; whether there is use in trying again."""
         if isinstance(error, LeaseLostError | RunDeletedError):
-            self._is_gone = True
+            self.ended()
         if self._is_gone or isinstance(error, ClosedError):
             return False
         self.renew_at_us = boot_us() + max(_AGAIN_US, self._wish.ttl_us // _AGAIN_PARTS)
@@ -107,21 +123,22 @@ class Holding:
         if self._pid != os.getpid():
             raise lost(self.lease, "the process that acquired it has forked, and this is the child")
 
-    def check_stored(self) -> None:
-        """Refuse to go on if the store has it no more. See `LeaseReads.check`."""
+    def check(self) -> None:
+        """See `HeldLease.check`."""
         self.check_process()
-        self._leases.records.check(self.lease)
+        self.calls.records.check(self.lease)
 
-    def under(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options of a transaction that is committed under this lease."""
+    def transact(self, fn: Callable[[Any], Any], options: dict[str, Any]) -> Any:
+        """What `transact` of the run gives, with this lease."""
         self.check_process()
-        return {**options, "lease": self.lease}
+        return self.calls.transact(fn, lease=self.lease, **options)
 
 
 class Due(Generic[T]):
     """The leases that are held, in the order in which they are to be renewed."""
 
-    def __init__(self) -> None:
+    def __init__(self, holding_of: Callable[[T], Holding]) -> None:
+        self._holding_of = holding_of
         self._numbers = itertools.count()
         self._heap: list[tuple[int, int, T]] = []
         self._held: set[T] = set()
@@ -129,17 +146,17 @@ class Due(Generic[T]):
     def __len__(self) -> int:
         return len(self._held)
 
-    def __contains__(self, holding: T) -> bool:
-        return holding in self._held
+    def __contains__(self, held: T) -> bool:
+        return held in self._held
 
-    def add(self, holding: T) -> None:
+    def add(self, held: T) -> None:
         """One is held, or was renewed."""
-        self._held.add(holding)
-        heapq.heappush(self._heap, (holding.renew_at_us, next(self._numbers), holding))
+        self._held.add(held)
+        heapq.heappush(self._heap, (self._holding_of(held).renew_at_us, next(self._numbers), held))
 
-    def discard(self, holding: T) -> None:
+    def discard(self, held: T) -> None:
         """One is held no more."""
-        self._held.discard(holding)
+        self._held.discard(held)
         if len(self._heap) > 2 * len(self._held) + 64:
             self._heap = [each for each in self._heap if each[2] in self._held]
             heapq.heapify(self._heap)
@@ -155,17 +172,36 @@ class Due(Generic[T]):
         return heapq.heappop(self._heap)[2]
 
 
-class HeldLease(Holding):
+class HeldLease:
     """A lease that is held while a `with` block runs. Made by `leases.hold`.
 
-    `lease` and `token` are the lease's. `lost` says whether it may be lost.
+    `lost` says whether it may be lost, in the form of a `threading.Event`.
     """
 
+    __slots__ = ("__weakref__", "_holding", "lost")
+
     def __init__(
-        self, leases: OfLeases, name: str, *, ttl_s: object, holder: object, wait_s: object
+        self, calls: LeaseCalls, name: str, *, ttl_s: object, holder: object, wait_s: object
     ) -> None:
-        super().__init__(leases, name, ttl_s=ttl_s, holder=holder, wait_s=wait_s)
-        self.lost = Loss(self)
+        self._holding = Holding(calls, name, ttl_s=ttl_s, holder=holder, wait_s=wait_s)
+        self.lost = Loss(self._holding)
+
+    def __repr__(self) -> str:
+        return f"HeldLease({self._holding.described()})"
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as it was renewed last.
+
+        Raises:
+            InvariantError: the block has not begun.
+        """
+        return self._holding.lease
+
+    @property
+    def token(self) -> int:
+        """The token of the lease. What is not stored here can refuse who is late by it."""
+        return self._holding.lease.token
 
     def check(self) -> None:
         """Refuse to go on if it is lost. Cost: about 3 µs.
@@ -174,36 +210,41 @@ class HeldLease(Holding):
             LeaseLostError: another one has it, or nobody; or this is a forked child of the holder.
             RunDeletedError: the run was deleted.
         """
-        self.check_stored()
+        self._holding.check()
 
     def transact(self, fn: Callable[[Any], Any], **options: Any) -> Any:
-        """`transact` of the run of the lease, with the lease checked at the commit. See `Database.transact`.
+        """`transact` of the lease's run, refused at the commit unless the lease is held then.
+
+        `options` are those of `Database.transact`, and so are the errors.
 
         Raises:
             LeaseLostError: another one has it, or nobody; nothing is stored.
         """
-        return self._leases.transact(fn, **self.under(options))
+        return self._holding.transact(fn, options)
 
     def __enter__(self) -> HeldLease:
-        if self._taken is not None:
-            raise InvariantError("this lease has had its block", hint="Call hold() again.")
-        self.begin(self.calls.drive(self.calls.taking(self._wish)))
-        _renewals.add(self)
+        holding = self._holding
+        holding.taken(holding.calls.drive(holding.taking()))
+        try:
+            _renewals.add(self)
+        except BaseException:
+            holding.calls.drive(holding.releasing())
+            raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pid != os.getpid():
-            return
+    def __exit__(self, *_: object) -> None:
+        holding = self._holding
         _renewals.discard(self)
-        if self._is_gone:
-            return
-        try:
-            self.calls.drive(self.calls.releasing(self.lease))
-        except InmemError as failed:  # then it runs out by itself
-            let_through(failed)
-        self._is_gone = True
+        if holding.is_here:
+            try:
+                holding.calls.drive(holding.releasing())
+            except InmemError as error:  # then it runs out by itself
+                let_through(error)
+
+
+def holding_of(held: HeldLease) -> Holding:
+    """What is held: for who holds it in another way."""
+    return held._holding
 
 
 class Loss:
@@ -248,17 +289,24 @@ class Renewals:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._due: Due[HeldLease] = Due()
+        self._due: Due[HeldLease] = Due(holding_of)
         self._thread: threading.Thread | None = None
 
     def add(self, held: HeldLease) -> None:
-        """Renew one from now on."""
+        """Renew one from now on.
+
+        Raises:
+            LimitError: no thread can be started.
+        """
         with self._changed:
-            self._due.add(held)
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="inmem-leases", daemon=True)
-                thread.start()
+                try:
+                    thread.start()  # it looks for this lease once the lock is free
+                except RuntimeError as error:
+                    raise LimitError(f"no thread can be started to renew: {error}", what="threads") from None
                 self._thread = thread
+            self._due.add(held)
             self._changed.notify()
 
     def discard(self, held: HeldLease) -> None:
@@ -269,11 +317,12 @@ class Renewals:
 
     def _run(self) -> None:
         while (held := self._next()) is not None:
+            holding = held._holding
             try:
-                held.taken(held.calls.drive(held.calls.renewing(held.lease, 0)))
+                holding.taken(holding.calls.drive(holding.renewing()))
                 goes_on = True
             except InmemError as error:
-                goes_on = held.not_renewed(error)
+                goes_on = holding.not_renewed(error)
             with self._changed:
                 if goes_on and held in self._due:
                     self._due.add(held)

@@ -41,7 +41,6 @@ _LEASE: Final = struct.Struct(">QQQQQ")
 _WAITER: Final = struct.Struct(">QQQ")
 assert _LEASE.size == 40 and _WAITER.size == 24
 
-RUN_LEASE: Final = "@run"  # the lease that `runs.claim` acquires: whoever has it owns the run
 MAX_HOLDER_BYTES: Final = 256
 TICKET_BYTES: Final = 8
 GIVEN_US: Final = 1_000_000  # in which one who has waited confirms; one who was killed costs so long
