@@ -102,7 +102,7 @@ FACADE_MODULES = frozenset({
     "facade", "facades", "reads", "byrun", "_common", "_paging", "_waiting",
     "calls", "held", "owners",  # what facades are made of
 })
-KNOWN_TO_FACADES = ("facade", "reads", "rules", "versioned", "watching")
+KNOWN_TO_FACADES = ("facade", "reads", "rules", "versioned", "watching", "calls", "held", "owners")
 # One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
 # What owns a run is a lease: runs give it to their users, and leave what it is to its own facade.
 NEIGHBOURS = frozenset({

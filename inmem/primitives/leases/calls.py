@@ -51,7 +51,7 @@ class Wish(NamedTuple):
     wait_s: float
 
 
-class Answer(NamedTuple):
+class LeaseAnswer(NamedTuple):
     """What the writer says to one who wants a lease: with a token he has it, with a ticket he waits."""
 
     token: int
@@ -61,7 +61,7 @@ class Answer(NamedTuple):
     holder: str
 
 
-_NOBODY: Final = Answer(0, 0, 0, 0, "")
+_NOBODY: Final = LeaseAnswer(0, 0, 0, 0, "")
 
 
 class LeaseRecords:
@@ -224,9 +224,9 @@ class LeaseCalls:
                 yield from self._leaving(wish, claim)
             raise
 
-    def _leaving(self, wish: Wish, claim: int) -> Steps[Answer]:
+    def _leaving(self, wish: Wish, claim: int) -> Steps[LeaseAnswer]:
         try:
-            answer: Answer = yield self._ask("leave", wish, claim)
+            answer: LeaseAnswer = yield self._ask("leave", wish, claim)
             return answer
         except InmemError:  # its time runs out, or it costs the others a second
             return _NOBODY
@@ -237,7 +237,7 @@ class LeaseCalls:
             left_s = max(0.0, deadline - time.monotonic())
             wait_us = _FOR_EVER_US if left_s == math.inf else round(left_s * 1e6)
             asked_us = boot_us()
-            answer: Answer = yield self._ask("acquire", wish, wish.holder, wish.ttl_us, wait_us, claim)
+            answer: LeaseAnswer = yield self._ask("acquire", wish, wish.holder, wish.ttl_us, wait_us, claim)
             while answer.ticket:
                 try:
                     yield Until(self._looking(wish, claim), _left(deadline))
@@ -249,8 +249,8 @@ class LeaseCalls:
                 return Taken(self._lease(wish, answer), asked_us)
 
     def _ask(self, what: str, wish: Wish, *arguments: Any) -> Any:
-        def answered(result: list[Any]) -> Answer:
-            return Answer(*result)
+        def answered(result: list[Any]) -> LeaseAnswer:
+            return LeaseAnswer(*result)
 
         try:
             return self._sink.ask(
@@ -272,7 +272,7 @@ class LeaseCalls:
 
         return look
 
-    def _lease(self, wish: Wish, answer: Answer) -> Lease:
+    def _lease(self, wish: Wish, answer: LeaseAnswer) -> Lease:
         if not answer.token:
             raise _held(wish, answer)
         token, _, acquired_at, expires_at, holder = answer
@@ -301,7 +301,7 @@ def _left(deadline: float) -> float | None:
     return None if deadline == math.inf else max(1e-6, deadline - time.monotonic())
 
 
-def _held(wish: Wish, answer: Answer) -> LeaseHeldError:
+def _held(wish: Wish, answer: LeaseAnswer) -> LeaseHeldError:
     by = f"held by {answer.holder}" if answer.holder else "not free in time"
     return LeaseHeldError(
         f"lease {wish.name!r} is {by}", name=wish.name, holder=answer.holder, expires_at=answer.expires_at

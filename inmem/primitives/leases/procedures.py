@@ -16,7 +16,7 @@ from inmem.primitives.leases.rules import GIVEN_US, MAX_HOLDER_BYTES, LeaseRecor
 
 # What `acquire` and `confirm` come to: `[token, ticket, acquired at, expires at, holder]`. With a token the
 # caller has the lease. With a ticket he waits. With neither he does not: another one has it.
-Answer = list[Any]
+LeaseAnswer = list[Any]
 _LAST: Final = (1 << 63) - 1
 
 
@@ -110,7 +110,7 @@ class _Held:
                 return key
         return None
 
-    def answer(self, *, is_mine: bool = False, ticket: int = 0) -> Answer:
+    def answer(self, *, is_mine: bool = False, ticket: int = 0) -> LeaseAnswer:
         record = self.record
         if record is None or record.is_free:
             return [0, ticket, 0, 0, ""]
@@ -128,7 +128,7 @@ def lost(name: str, token: int) -> LeaseLostError:
 
 def acquire(
     workspace: Workspace, prefix: bytes, name: bytes, holder: str, ttl_us: int, wait_us: int, claim: int
-) -> Answer:
+) -> LeaseAnswer:
     """Take a lease that is free, or wait for it."""
     found = _Held(workspace, prefix, name)
     who = _check_holder(holder)
@@ -145,7 +145,7 @@ def acquire(
     return found.answer(ticket=ticket)
 
 
-def confirm(workspace: Workspace, prefix: bytes, name: bytes, claim: int, ticket: int) -> Answer:
+def confirm(workspace: Workspace, prefix: bytes, name: bytes, claim: int, ticket: int) -> LeaseAnswer:
     """One who waits looks: hand on what ran out, and have what was given for all of its time."""
     found = _Held(workspace, prefix, name)
     _check_claim(claim)
@@ -161,7 +161,7 @@ def confirm(workspace: Workspace, prefix: bytes, name: bytes, claim: int, ticket
     return found.answer(ticket=ticket if waits else 0)
 
 
-def leave(workspace: Workspace, prefix: bytes, name: bytes, claim: int) -> Answer:
+def leave(workspace: Workspace, prefix: bytes, name: bytes, claim: int) -> LeaseAnswer:
     """Do not wait any more, and pass on what was given."""
     found = _Held(workspace, prefix, name)
     _check_claim(claim)
