@@ -226,8 +226,7 @@ class LeaseCalls:
 
     def _leaving(self, wish: Wish, claim: int) -> Steps[LeaseAnswer]:
         try:
-            answer: LeaseAnswer = yield self._ask("leave", wish, claim)
-            return answer
+            return (yield from self._asking("leave", wish, claim))
         except InmemError:  # its time runs out, or it costs the others a second
             return _NOBODY
 
@@ -237,25 +236,22 @@ class LeaseCalls:
             left_s = max(0.0, deadline - time.monotonic())
             wait_us = _FOR_EVER_US if left_s == math.inf else round(left_s * 1e6)
             asked_us = boot_us()
-            answer: LeaseAnswer = yield self._ask("acquire", wish, wish.holder, wish.ttl_us, wait_us, claim)
+            answer = yield from self._asking("acquire", wish, wish.holder, wish.ttl_us, wait_us, claim)
             while answer.ticket:
                 try:
                     yield Until(self._looking(wish, claim), _left(deadline))
                 except WaitTimeoutError:
                     raise _held(wish, (yield from self._leaving(wish, claim))) from None
                 asked_us = boot_us()
-                answer = yield self._ask("confirm", wish, claim, answer.ticket)
+                answer = yield from self._asking("confirm", wish, claim, answer.ticket)
             if answer.token or time.monotonic() >= deadline:
                 return Taken(self._lease(wish, answer), asked_us)
 
-    def _ask(self, what: str, wish: Wish, *arguments: Any) -> Any:
-        def answered(result: list[Any]) -> LeaseAnswer:
-            return LeaseAnswer(*result)
-
+    def _asking(self, what: str, wish: Wish, *arguments: Any) -> Steps[LeaseAnswer]:
+        given = [self._prefix, wish.name.encode(), *arguments]
         try:
-            return self._sink.ask(
-                f"lease.{what}", [self._prefix, wish.name.encode(), *arguments], answered, alone="acquire"
-            )
+            answer: LeaseAnswer = yield self._sink.ask(f"lease.{what}", given, _answered, alone="acquire")
+            return answer
         except CommitUnknownError as error:
             raise resolved_as(error, lambda answer: self._lease(wish, answer)) from None
 
@@ -288,6 +284,10 @@ class LeaseCalls:
         """Give a lease back."""
         was_held: bool = yield self._sink.ask("lease.release", arguments_of(lease), bool)
         return was_held
+
+
+def _answered(result: list[Any]) -> LeaseAnswer:
+    return LeaseAnswer(*result)
 
 
 def renewed(lease: Lease, expires_at: int) -> Lease:
