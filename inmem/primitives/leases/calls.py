@@ -33,6 +33,7 @@ from inmem.steps import FacadeWaits, Steps, Until
 from inmem.writeset import OP_CALL
 
 _FOR_EVER_US: Final = 1 << 60
+_LATER_US: Final = 100_000  # after a lease ran out, for those who are not the first to wait for it
 
 
 class Taken(NamedTuple):
@@ -239,7 +240,7 @@ class LeaseCalls:
             answer = yield from self._asking("acquire", wish, wish.holder, wish.ttl_us, wait_us, claim)
             while answer.ticket:
                 try:
-                    yield Until(self._looking(wish, claim), _left(deadline))
+                    yield Until(self._looking(wish.name, answer.ticket), _left(deadline))
                 except WaitTimeoutError:
                     raise _held(wish, (yield from self._leaving(wish, claim))) from None
                 asked_us = boot_us()
@@ -255,15 +256,32 @@ class LeaseCalls:
         except CommitUnknownError as error:
             raise resolved_as(error, lambda answer: self._lease(wish, answer)) from None
 
-    def _looking(self, wish: Wish, claim: int) -> Callable[[Any], bool]:
-        """True as soon as the lease is given to who waits, or can be taken."""
+    def _looking(self, name: str, ticket: int) -> Callable[[Any], bool]:
+        """True as soon as the lease is given to who waits with a ticket, or can be taken.
+
+        He watches his own entry, which goes when he is given the lease, and the one before it: so a release
+        wakes two, however many wait. The lease itself he looks at without watching it, for the time when it
+        runs out. Only the first of all has to notice that. If he does not the others do, a moment later.
+        """
+        encoded = name.encode()
+        mine = rules.waiter_key(self._prefix, encoded, ticket)
+        first, _ = rules.waiters_of(self._prefix, encoded)
+        latest = self.records
 
         def look(view: Any) -> bool:
-            leases = self._records_of(view)
-            found = leases.find(wish.name)
-            if found is None or found.claim == claim or found.expires_at <= leases.view.now_us():
+            watched = self._records_of(view).view
+            if watched.read(mine) is None:
                 return True
-            leases.view.until(found.expires_at)
+            before = latest.view.scan(first, mine, limit=1, reverse=True)
+            if before:
+                watched.read(before[0][0])
+            found = latest.find(name)
+            if found is None:
+                return True
+            runs_out_us = found.expires_at + (_LATER_US if before else 0)
+            if runs_out_us <= latest.view.now_us():
+                return True
+            watched.until(runs_out_us)
             return False
 
         return look

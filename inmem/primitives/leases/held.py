@@ -26,6 +26,7 @@ T = TypeVar("T")
 _PARTS: Final = 3  # of the time for which a lease is asked: after the first it is renewed
 _AGAIN_PARTS: Final = 12  # likewise, when that has failed
 _AGAIN_US: Final = 20_000  # at least
+_IDLE_S: Final = 1.0  # without leases, before the thread ends
 _LOOK_S: Final = 1.0  # who waits for a loss looks at the clock as often: it goes on during suspend
 
 
@@ -162,7 +163,7 @@ class Due(Generic[T]):
             heapq.heapify(self._heap)
 
     def next_in_s(self) -> float | None:
-        """How long there is nothing to renew; None if nothing is held."""
+        """How long there is nothing to renew; None if nothing is to be renewed at any time."""
         while self._heap and self._heap[0][2] not in self._held:
             heapq.heappop(self._heap)
         return max(0.0, (self._heap[0][0] - boot_us()) / 1e6) if self._heap else None
@@ -285,12 +286,13 @@ class Loss:
 
 
 class Renewals:
-    """The one thread that renews what this process holds. It ends when nothing is held."""
+    """The one thread that renews what this process holds. It ends when nothing was held for a while."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._due: Due[HeldLease] = Due(holding_of)
         self._thread: threading.Thread | None = None
+        self._wakes_at_us = 0
 
     def add(self, held: HeldLease) -> None:
         """Renew one from now on.
@@ -307,13 +309,13 @@ class Renewals:
                     raise LimitError(f"no thread can be started to renew: {error}", what="threads") from None
                 self._thread = thread
             self._due.add(held)
-            self._changed.notify()
+            if held._holding.renew_at_us < self._wakes_at_us:
+                self._changed.notify()
 
     def discard(self, held: HeldLease) -> None:
-        """Renew it no more."""
+        """Renew it no more. The thread sees that when it wakes."""
         with self._changed:
             self._due.discard(held)
-            self._changed.notify()
 
     def _run(self) -> None:
         while (held := self._next()) is not None:
@@ -332,14 +334,20 @@ class Renewals:
                 held.lost.tell()
 
     def _next(self) -> HeldLease | None:
-        """The one to renew now; None if nothing is held."""
+        """The one to renew now; None if nothing was held for a while."""
         with self._changed:
-            while (wait_s := self._due.next_in_s()) is not None:
-                if wait_s <= 0:
+            was_idle = False
+            while True:
+                wait_s = self._due.next_in_s()
+                if wait_s is not None and wait_s <= 0:
                     return self._due.pop()
-                self._changed.wait(wait_s)
-            self._thread = None
-            return None
+                if wait_s is None and was_idle:
+                    self._thread = None
+                    return None
+                was_idle = wait_s is None
+                sleep_s = _IDLE_S if wait_s is None else wait_s
+                self._wakes_at_us = boot_us() + round(sleep_s * 1e6)
+                self._changed.wait(sleep_s)
 
 
 _renewals = Renewals()
