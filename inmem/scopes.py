@@ -119,7 +119,8 @@ class RunScope(ScopeFacades):
         def attempt(left_s: float) -> Any:
             txn = Transaction.begin(self._database, self, sync, left_s, may_wait=True)
             with txn:
-                txn._draft.write(under)
+                if under:
+                    txn._draft.write(under)
                 result = called(fn, txn)
                 check_result(result)
                 if not txn._draft.is_over:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Callable
-from typing import Any, Final, Self
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Self, TypeVar, overload
 
 from inmem.errors import InmemError
+from inmem.pending import Pending
 from inmem.primitives.leases.held import Due, HeldLease, Holding, holding_of
 from inmem.primitives.leases.rules import Lease
+
+R = TypeVar("R")
 
 _LOOK_S: Final = 1.0  # who waits for a loss looks at the clock as often: it goes on during suspend
 
@@ -44,6 +47,14 @@ class AsyncHeldLease:
         """Refuse to go on if it is lost. See `HeldLease.check`."""
         self._holding.check()
 
+    @overload
+    async def transact(self, fn: Callable[[Any], Awaitable[Pending[R]]], **options: Any) -> R: ...
+    @overload
+    async def transact(self, fn: Callable[[Any], Awaitable[R]], **options: Any) -> R: ...
+    @overload
+    async def transact(self, fn: Callable[[Any], Pending[R]], **options: Any) -> R: ...
+    @overload
+    async def transact(self, fn: Callable[[Any], R], **options: Any) -> R: ...
     async def transact(self, fn: Callable[[Any], Any], **options: Any) -> Any:
         """`transact` of the lease's run, under the lease. See `HeldLease.transact`."""
         return await self._holding.transact(fn, options)

@@ -180,7 +180,8 @@ class AsyncRunScope(AsyncScopeFacades):
         async def attempt(left_s: float) -> Any:
             draft = self._begin(sync, left_s)
             try:
-                draft.draft.write(under)
+                if under:
+                    draft.draft.write(under)
                 if is_async:
                     result = await awaited(fn, AsyncTransaction(draft, self, may_wait=True))
                 else:

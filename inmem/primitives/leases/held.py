@@ -12,16 +12,18 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, overload
 
 from inmem.errors import ClosedError, InmemError, InvariantError, LeaseLostError, LimitError, RunDeletedError
 from inmem.host.clock import boot_us
 from inmem.host.interrupts import let_through
+from inmem.pending import Pending
 from inmem.primitives.leases.calls import LeaseCalls, Taken, as_wish, lost
 from inmem.primitives.leases.rules import Lease
 from inmem.steps import Steps
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _PARTS: Final = 3  # of the time for which a lease is asked: after the first it is renewed
 _AGAIN_PARTS: Final = 12  # likewise, when that has failed
@@ -213,6 +215,10 @@ class HeldLease:
         """
         self._holding.check()
 
+    @overload
+    def transact(self, fn: Callable[[Any], Pending[R]], **options: Any) -> R: ...
+    @overload
+    def transact(self, fn: Callable[[Any], R], **options: Any) -> R: ...
     def transact(self, fn: Callable[[Any], Any], **options: Any) -> Any:
         """`transact` of the lease's run, refused at the commit unless the lease is held then.
 
