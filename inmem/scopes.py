@@ -35,6 +35,8 @@ from inmem.primitives.facades import (
     SnapshotFacades,
     TransactionFacades,
 )
+from inmem.primitives.leases.calls import checks_of
+from inmem.primitives.leases.rules import Lease
 from inmem.steps import ThreadWaits
 
 if TYPE_CHECKING:
@@ -97,25 +99,29 @@ class RunScope(ScopeFacades):
     @overload
     def transact(
         self, fn: Callable[[Transaction], Pending[T]], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None, wait_s: float | None = None,
+        durability: str | None = None, wait_s: float | None = None, lease: Lease | None = None,
     ) -> T: ...
     @overload
     def transact(
         self, fn: Callable[[Transaction], T], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None, wait_s: float | None = None,
+        durability: str | None = None, wait_s: float | None = None, lease: Lease | None = None,
     ) -> T: ...
     def transact(
         self, fn: Callable[[Transaction], Any], *, max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | None = None,
     ) -> Any:
         """Run `fn(txn)` with retries in this run. See `Database.transact`."""
         sync = wants_sync(durability, self._database)
         check_callable(fn)
+        under = checks_of(lease)
         wait_until = deadline_in(wait_s, "wait_s")
 
         def attempt(left_s: float) -> Any:
             txn = Transaction.begin(self._database, self, sync, left_s, may_wait=True)
             with txn:
+                if under:
+                    txn._draft.write(under)
                 result = called(fn, txn)
                 check_result(result)
                 if not txn._draft.is_over:

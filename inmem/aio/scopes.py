@@ -38,6 +38,8 @@ from inmem.engines.local import LocalEngine
 from inmem.errors import ClosedError, CommitUnknownError, InmemError, InvariantError
 from inmem.host.interrupts import awaited, called
 from inmem.pending import Pending, filled
+from inmem.primitives.leases.calls import checks_of
+from inmem.primitives.leases.rules import Lease
 from inmem.scopes import (
     MAX_ATTEMPTS,
     TRANSACT_TIMEOUT_S,
@@ -146,25 +148,28 @@ class AsyncRunScope(AsyncScopeFacades):
     async def transact(
         self, fn: Callable[[AsyncTransaction], Awaitable[Pending[T]]], *, max_attempts: int = ...,
         timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | None = None,
     ) -> T: ...
     @overload
     async def transact(
         self, fn: Callable[[AsyncTransaction], Awaitable[T]], *, max_attempts: int = ...,
         timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | None = None,
     ) -> T: ...
     @overload
     async def transact(
         self, fn: Callable[[Transaction], Pending[T]], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None, wait_s: float | None = None,
+        durability: str | None = None, wait_s: float | None = None, lease: Lease | None = None,
     ) -> T: ...
     @overload
     async def transact(
         self, fn: Callable[[Transaction], T], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None, wait_s: float | None = None,
+        durability: str | None = None, wait_s: float | None = None, lease: Lease | None = None,
     ) -> T: ...
     async def transact(
         self, fn: Callable[..., Any], *, max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | None = None,
     ) -> Any:
         """Run `fn(txn)` with retries in this run: a plain function, or a coroutine function.
 
@@ -178,10 +183,13 @@ class AsyncRunScope(AsyncScopeFacades):
         if not is_async:
             check_callable(fn)
         wait_until = deadline_in(wait_s, "wait_s")
+        under = checks_of(lease)
 
         async def attempt(left_s: float) -> Any:
             draft = self._begin(sync, left_s)
             try:
+                if under:
+                    draft.draft.write(under)
                 if is_async:
                     result = await awaited(fn, AsyncTransaction(draft, self, may_wait=True))
                 else:

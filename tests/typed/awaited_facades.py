@@ -36,6 +36,13 @@ async def of_a_run(scope: AsyncScopeFacades) -> None:
     assert_type(await scope.traces.record(inmem.Thought("x")), str)
     assert_type(await scope.runs.complete_run(), inmem.RunMetadata)
     assert_type(await scope.kv.transaction(lambda txn: 1.5), float)
+    lease = await scope.leases.acquire("a", ttl_s=3)
+    assert_type(lease, inmem.Lease)
+    assert_type(await scope.leases.release(lease), bool)
+    async with scope.leases.hold("a") as held:
+        assert_type(held, inmem.aio.AsyncHeldLease)
+        assert_type(await held.transact(lambda txn: 1.5), float)
+    assert_type(await scope.runs.claim(ttl_s=3), inmem.Lease)
 
 
 async def by_run(db: AsyncDatabaseFacades) -> None:

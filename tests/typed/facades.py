@@ -21,6 +21,17 @@ def direct(db: inmem.Database, scope: inmem.RunScope) -> None:
     assert_type(scope.traces.record(inmem.Thought("x")), str)
     assert_type(scope.runs.complete_run(), inmem.RunMetadata)
     assert_type(scope.kv.transaction(lambda txn: 1.5), float)
+    lease = scope.leases.acquire("a", ttl_s=3, wait_s=None)
+    assert_type(lease, inmem.Lease)
+    assert_type(scope.leases.renew(lease), inmem.Lease)
+    assert_type(scope.leases.release(lease), bool)
+    assert_type(scope.leases.get("a"), inmem.Lease | None)
+    with scope.leases.hold("a") as held:
+        assert_type(held, inmem.HeldLease)
+        assert_type(held.transact(lambda txn: 1.5), float)
+    assert_type(scope.transact(lambda txn: 1.5, lease=lease), float)
+    assert_type(scope.runs.claim(ttl_s=3), inmem.Lease)
+    assert_type(scope.runs.stale(), list[inmem.Lease])
 
 
 def by_run(db: inmem.Database) -> None:
@@ -33,6 +44,11 @@ def by_run(db: inmem.Database) -> None:
     assert_type(db.cells.set("run", "c", 1), int)
     assert_type(db.traces.get_tree("run", "t"), inmem.TraceTree)
     assert_type(db.runs.delete_run("run"), inmem.DeletedRun)
+    lease = db.leases.acquire("run", "a", ttl_s=3)
+    assert_type(db.leases.release(lease), bool)
+    with db.leases.hold("run", "a", ttl_s=3) as held:
+        assert_type(held.lease, inmem.Lease)
+    db.leases.acquire("run", "a")  # type: ignore[call-arg]
     db.kv.put("run")  # type: ignore[call-arg]
     db.kv.put("run", 5, 1)  # type: ignore[arg-type]
     db.events.append("run", "t", nothing=1)  # type: ignore[call-arg]
@@ -49,6 +65,9 @@ def in_a_transaction(txn: inmem.Transaction) -> None:
     assert_type(txn.cells.set("c", 1), inmem.PendingVersion)
     assert_type(txn.cells.init("c", 1), int)
     assert_type(txn.runs.create_run(), inmem.RunMetadata)
+    lease = txn.leases.list()[0]
+    assert_type(txn.leases.release(lease), inmem.Pending[bool])
+    assert_type(txn.leases.renew(lease, 3), inmem.Lease)
     txn.cells.transition("c", lambda state: (1, 2), max_attempts=3)  # type: ignore[call-arg]
     assert_type(txn.version, int | None)
 

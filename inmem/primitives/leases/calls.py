@@ -1,0 +1,326 @@
+"""What the facades of leases ask: of what is stored, and of the writer, one step after the other."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+from inmem.client.retry import check_timeout, resolved_as
+from inmem.engines.base import Sink, View
+from inmem.errors import (
+    CommitUnknownError,
+    InmemError,
+    InvalidInputError,
+    LeaseHeldError,
+    LeaseLostError,
+    RunDeletedError,
+    WaitTimeoutError,
+    type_name,
+)
+from inmem.host.clock import boot_us
+from inmem.keys import encode_name, shorten
+from inmem.primitives.leases import rules
+from inmem.primitives.leases.rules import Lease, LeaseRecord
+from inmem.record import payload_of
+from inmem.steps import FacadeWaits, Steps, Until
+from inmem.writeset import OP_CALL
+
+_FOR_EVER_US: Final = 1 << 60
+_LATER_US: Final = 100_000  # after a lease ran out, for those who are not the first to wait for it
+
+
+class Taken(NamedTuple):
+    """A lease, and the time since boot before it was asked for: it is held for so long from then at least."""
+
+    lease: Lease
+    asked_us: int
+
+
+class Wish(NamedTuple):
+    """What was given to `acquire`, checked."""
+
+    name: str
+    holder: str
+    ttl_us: int
+    wait_s: float
+
+
+class LeaseAnswer(NamedTuple):
+    """What the writer says to one who wants a lease: with a token he has it, with a ticket he waits."""
+
+    token: int
+    ticket: int
+    acquired_at: int
+    expires_at: int
+    holder: str
+
+
+_NOBODY: Final = LeaseAnswer(0, 0, 0, 0, "")
+
+
+class LeaseRecords:
+    """The leases of one run, as stored."""
+
+    __slots__ = ("prefix", "run_id", "view")
+
+    def __init__(self, view: View, prefix: bytes, run_id: str) -> None:
+        self.view = view
+        self.prefix = prefix
+        self.run_id = run_id
+
+    def find(self, name: str) -> LeaseRecord | None:
+        """A lease, None if nobody has it."""
+        record = self.view.read(rules.lease_key(self.prefix, encode_name(name, "name")))
+        found = None if record is None else rules.unpack(payload_of(record))
+        return None if found is None or found.is_free else found
+
+    def checked(self, lease: object) -> Lease:
+        """The lease that was given, if it is one of this run.
+
+        Raises:
+            InvalidInputError: it is none, or is of another run or namespace.
+        """
+        if not isinstance(lease, Lease):
+            raise InvalidInputError(f"lease must be a Lease, not {type_name(lease)}", argument="lease")
+        if lease.prefix != self.prefix:
+            raise InvalidInputError(
+                f"lease {lease.name!r} is of another run: {lease.prefix.decode()}", argument="lease"
+            )
+        return lease
+
+    def check(self, lease: Lease) -> None:
+        """Refuse a lease that is not held any more. See `LeaseReads.check`."""
+        found = self.find(lease.name)
+        if found is None or found[:2] != (lease.token, lease.acquired_at):
+            if found is None and self.view.is_deleted(self.prefix):
+                raise RunDeletedError(f"run {self.run_id} was deleted", run_id=self.run_id)
+            raise lost(lease)
+
+
+def lost(lease: Lease, why: str = "it ran out and was taken, or was released") -> LeaseLostError:
+    """What is said to who holds a lease no more."""
+    return LeaseLostError(
+        f"lease {lease.name!r} is not held with token {lease.token}: {why}", name=lease.name,
+        token=lease.token,
+    )
+
+
+def arguments_of(lease: Lease) -> list[Any]:
+    """How a lease is named to the writer."""
+    return [lease.prefix, lease.name.encode(), lease.token, lease.acquired_at]
+
+
+def checking(lease: Lease) -> list[Any]:
+    """The operation that refuses a commit unless a lease is held then."""
+    return [OP_CALL, "lease.check", arguments_of(lease)]
+
+
+def checks_of(lease: object) -> list[list[Any]]:
+    """What a transaction that is made under a lease does first.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    if lease is None:
+        return []
+    if not isinstance(lease, Lease):
+        raise InvalidInputError(f"lease must be a Lease, not {type_name(lease)}", argument="lease")
+    return [checking(lease)]
+
+
+def as_wish(name: object, ttl_s: object, holder: object, wait_s: object) -> Wish:
+    """What was given to `acquire`, checked.
+
+    Raises:
+        InvalidInputError: names what is wrong.
+    """
+    text = encode_name(name, "name").decode()
+    return Wish(text, check_holder(holder), check_ttl(ttl_s), check_wait(wait_s))
+
+
+def check_ttl(ttl_s: object) -> int:
+    """The microseconds of a time for which a lease is held."""
+    return max(1, round(check_timeout(ttl_s, "ttl_s") * 1e6))
+
+
+def check_wait(wait_s: object) -> float:
+    """The seconds of a time to wait; infinite for None."""
+    if wait_s is None:
+        return math.inf
+    if (type(wait_s) in (int, float) or isinstance(wait_s, timedelta)) and not wait_s:
+        return 0.0
+    return check_timeout(wait_s, "wait_s")
+
+
+def check_holder(holder: object) -> str:
+    """The name of a holder; one that nobody else has for None."""
+    if holder is None:
+        return f"{_this_process(os.getpid())}, {os.urandom(6).hex()}"
+    if not isinstance(holder, str):
+        raise InvalidInputError(f"holder must be a str, not {type_name(holder)}", argument="holder")
+    try:
+        size = len(holder.encode())
+    except UnicodeEncodeError:
+        raise InvalidInputError("holder has a lone surrogate", argument="holder") from None
+    if not 0 < size <= rules.MAX_HOLDER_BYTES:
+        raise InvalidInputError(
+            f"holder must be 1 to {rules.MAX_HOLDER_BYTES} bytes of UTF-8, not {shorten(holder)}",
+            argument="holder",
+        )
+    return holder if type(holder) is str else str.__str__(holder)
+
+
+@cache
+def _this_process(pid: int) -> str:
+    program = os.path.basename(sys.argv[0] if sys.argv else "") or "python"
+    name = f"{socket.gethostname()}, process {pid}, {program}"
+    return name.encode("utf-8", "replace")[: rules.MAX_HOLDER_BYTES - 20].decode("utf-8", "ignore")
+
+
+class LeaseCalls:
+    """What the writer is asked about the leases of one run."""
+
+    __slots__ = ("_prefix", "_records_of", "_run_id", "_sink", "_waits", "records", "transact")
+
+    def __init__(
+        self, records: LeaseRecords, sink: Sink, waits: FacadeWaits, transact: Callable[..., Any],
+        records_of: Callable[[Any], LeaseRecords],
+    ) -> None:
+        self.records = records
+        self.transact = transact  # of the run
+        self._sink = sink
+        self._waits = waits
+        self._prefix = records.prefix
+        self._run_id = records.run_id
+        self._records_of = records_of  # of what somebody who waits looks at
+
+    def drive(self, steps: Steps[Any]) -> Any:
+        """Take steps of this; what they return."""
+        return self._waits.drive(steps)
+
+    def acquiring(self, wish: Wish) -> Steps[Lease]:
+        """Acquire a lease. See `RunLeases.acquire`."""
+        taken = yield from self.taking(wish)
+        return taken.lease
+
+    def taking(self, wish: Wish) -> Steps[Taken]:
+        """Acquire a lease; whatever ends this, nothing of it stays behind.
+
+        The number that it draws is how the writer knows its claim again, also if nobody heard the answer.
+        """
+        claim = int.from_bytes(os.urandom(8), "big") >> 1 | 1
+        try:
+            return (yield from self._taking(wish, claim))
+        except (CommitUnknownError, LeaseHeldError, GeneratorExit):
+            raise
+        except BaseException as error:
+            if not isinstance(error, InvalidInputError | RunDeletedError):
+                yield from self._leaving(wish, claim)
+            raise
+
+    def _leaving(self, wish: Wish, claim: int) -> Steps[LeaseAnswer]:
+        try:
+            return (yield from self._asking("leave", wish, claim))
+        except InmemError:  # its time runs out, or it costs the others a second
+            return _NOBODY
+
+    def _taking(self, wish: Wish, claim: int) -> Steps[Taken]:
+        deadline = time.monotonic() + wish.wait_s
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            wait_us = _FOR_EVER_US if left_s == math.inf else round(left_s * 1e6)
+            asked_us = boot_us()
+            answer = yield from self._asking("acquire", wish, wish.holder, wish.ttl_us, wait_us, claim)
+            while answer.ticket:
+                try:
+                    yield Until(self._looking(wish.name, answer.ticket), _left(deadline))
+                except WaitTimeoutError:
+                    raise _held(wish, (yield from self._leaving(wish, claim))) from None
+                asked_us = boot_us()
+                answer = yield from self._asking("confirm", wish, claim, answer.ticket)
+            if answer.token or time.monotonic() >= deadline:
+                return Taken(self._lease(wish, answer), asked_us)
+
+    def _asking(self, what: str, wish: Wish, *arguments: Any) -> Steps[LeaseAnswer]:
+        given = [self._prefix, wish.name.encode(), *arguments]
+        try:
+            answer: LeaseAnswer = yield self._sink.ask(f"lease.{what}", given, _answered, alone="acquire")
+            return answer
+        except CommitUnknownError as error:
+            raise resolved_as(error, lambda answer: self._lease(wish, answer)) from None
+
+    def _looking(self, name: str, ticket: int) -> Callable[[Any], bool]:
+        """True as soon as the lease is given to who waits with a ticket, or can be taken.
+
+        He watches his own entry, which goes when he is given the lease, and the one before it: so a release
+        wakes two, however many wait. The lease itself he looks at without watching it, for the time when it
+        runs out. Only the first of all has to notice that. If he does not the others do, a moment later.
+        """
+        encoded = name.encode()
+        mine = rules.waiter_key(self._prefix, encoded, ticket)
+        first, _ = rules.waiters_of(self._prefix, encoded)
+        latest = self.records
+
+        def look(view: Any) -> bool:
+            watched = self._records_of(view).view
+            if watched.read(mine) is None:
+                return True
+            before = latest.view.scan(first, mine, limit=1, reverse=True)
+            if before:
+                watched.read(before[0][0])
+            found = latest.find(name)
+            if found is None:
+                return True
+            runs_out_us = found.expires_at + (_LATER_US if before else 0)
+            if runs_out_us <= latest.view.now_us():
+                return True
+            watched.until(runs_out_us)
+            return False
+
+        return look
+
+    def _lease(self, wish: Wish, answer: LeaseAnswer) -> Lease:
+        if not answer.token:
+            raise _held(wish, answer)
+        token, _, acquired_at, expires_at, holder = answer
+        return Lease(wish.name, holder, token, acquired_at, expires_at, self._run_id, self._prefix)
+
+    def renewing(self, lease: Lease, ttl_us: int) -> Steps[Taken]:
+        """Hold a lease for longer."""
+        asked_us = boot_us()
+        expires_at = yield self._sink.ask("lease.renew", [*arguments_of(lease), ttl_us], int)
+        return Taken(renewed(lease, expires_at), asked_us)
+
+    def releasing(self, lease: Lease) -> Steps[bool]:
+        """Give a lease back."""
+        was_held: bool = yield self._sink.ask("lease.release", arguments_of(lease), bool)
+        return was_held
+
+
+def _answered(result: list[Any]) -> LeaseAnswer:
+    return LeaseAnswer(*result)
+
+
+def renewed(lease: Lease, expires_at: int) -> Lease:
+    """A lease that is held until later."""
+    return Lease(
+        lease.name, lease.holder, lease.token, lease.acquired_at, expires_at, lease.run_id, lease.prefix
+    )
+
+
+def _left(deadline: float) -> float | None:
+    return None if deadline == math.inf else max(1e-6, deadline - time.monotonic())
+
+
+def _held(wish: Wish, answer: LeaseAnswer) -> LeaseHeldError:
+    by = f"held by {answer.holder}" if answer.holder else "not free in time"
+    return LeaseHeldError(
+        f"lease {wish.name!r} is {by}", name=wish.name, holder=answer.holder, expires_at=answer.expires_at
+    )
