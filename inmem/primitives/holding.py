@@ -11,16 +11,30 @@ import heapq
 import itertools
 import os
 import threading
-from typing import Final
+from typing import Final, Protocol
 
-from inmem.errors import ClosedError, InmemError, JobLostError, LeaseLostError, RunDeletedError
+from inmem.errors import (
+    ClosedError,
+    InmemError,
+    JobLostError,
+    LeaseLostError,
+    LimitError,
+    RunDeletedError,
+)
 from inmem.host.clock import boot_us
 from inmem.steps import Steps, driven
 
 _PARTS: Final = 3  # of the time for which it is held: after the first it is renewed
 _AGAIN_PARTS: Final = 12  # likewise, when that has failed
 _AGAIN_US: Final = 20_000  # at least
+_IDLE_S: Final = 1.0  # with nothing to renew, before the thread ends
 _LOOK_S: Final = 1.0  # who waits for a loss looks at the clock as often: it goes on during suspend
+
+
+class Tells(Protocol):
+    """Something like an event: who waits for a loss is told of it."""
+
+    def tell(self) -> None: ...
 
 
 class Holding:
@@ -28,7 +42,7 @@ class Holding:
 
     def __init__(self, lasts_us: int) -> None:
         self.lasts_us = lasts_us
-        self.lost = Loss(self)
+        self.lost: Tells = Loss(self)
         self.renew_at_us = 0  # time since boot
         self._until_us = 0
         self._pid = os.getpid()
@@ -41,6 +55,15 @@ class Holding:
     def is_mine(self) -> bool:
         """Whether this process holds it: a forked child owns nothing."""
         return self._pid == os.getpid()
+
+    def begin(self) -> None:
+        """This process is about to hold it."""
+        self._pid = os.getpid()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process has it, as far as it knows: it may have run out."""
+        return self._until_us > 0 and self.is_mine
 
     def hold(self, asked_us: int) -> None:
         """It was got, or renewed; that was asked for then."""
@@ -110,7 +133,7 @@ class Loss:
 
 
 class Renewals:
-    """The one thread that renews what this process holds. It ends when nothing is held."""
+    """The one thread that renews what this process holds. It ends when nothing was held for a while."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -118,26 +141,34 @@ class Renewals:
         self._heap: list[tuple[int, int, Holding]] = []
         self._held: set[Holding] = set()
         self._thread: threading.Thread | None = None
+        self._wakes_at_us = 0
 
     def keep(self, holding: Holding) -> None:
-        """Renew something from now on."""
+        """Renew something from now on.
+
+        Raises:
+            LimitError: no thread can be started.
+        """
         with self._changed:
-            self._held.add(holding)
-            self._push(holding)
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="inmem-renewals", daemon=True)
-                thread.start()
+                try:
+                    thread.start()  # it looks for this once the lock is free
+                except RuntimeError as error:
+                    raise LimitError(f"no thread can be started to renew: {error}", what="threads") from None
                 self._thread = thread
-            self._changed.notify()
+            self._held.add(holding)
+            self._push(holding)
+            if holding.renew_at_us < self._wakes_at_us:
+                self._changed.notify()
 
     def drop(self, holding: Holding) -> None:
-        """Renew it no more."""
+        """Renew it no more. The thread sees that when it wakes."""
         with self._changed:
             self._held.discard(holding)
             if len(self._heap) > 2 * len(self._held) + 64:
                 self._heap = [each for each in self._heap if each[2] in self._held]
                 heapq.heapify(self._heap)
-            self._changed.notify()
 
     def _push(self, holding: Holding) -> None:
         heapq.heappush(self._heap, (holding.renew_at_us, next(self._numbers), holding))
@@ -153,18 +184,21 @@ class Renewals:
                         self._held.discard(holding)
 
     def _next(self) -> Holding | None:
-        """The one to renew now; None if nothing is held."""
+        """The one to renew now; None if nothing was held for a while."""
         with self._changed:
+            was_idle = False
             while True:
                 while self._heap and self._heap[0][2] not in self._held:
                     heapq.heappop(self._heap)
-                if not self._heap:
+                if not self._heap and was_idle:
                     self._thread = None
                     return None
-                wait_s = (self._heap[0][0] - boot_us()) / 1e6
-                if wait_s <= 0:
+                was_idle = not self._heap
+                sleep_s = (self._heap[0][0] - boot_us()) / 1e6 if self._heap else _IDLE_S
+                if sleep_s <= 0:
                     return heapq.heappop(self._heap)[2]
-                self._changed.wait(wait_s)
+                self._wakes_at_us = boot_us() + round(sleep_s * 1e6)
+                self._changed.wait(sleep_s)
 
 
 _renewals = Renewals()

@@ -1,39 +1,23 @@
-"""Leases that are held while a block runs: one thread renews all of a process.
-
-Invariant: whether a lease may be lost is judged by the clock, counted from
-before it was asked for. So it shows also where the thread that renews was kept
-from it, and whether or not anybody has taken the lease.
-"""
+"""Leases that are held while a block runs. See `inmem.primitives.holding`."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import os
-import threading
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar, overload
+from typing import Any, TypeVar, overload
 
-from inmem.errors import ClosedError, InmemError, InvariantError, LeaseLostError, LimitError, RunDeletedError
-from inmem.host.clock import boot_us
+from inmem.errors import InmemError, InvariantError
 from inmem.host.interrupts import let_through
 from inmem.pending import Pending
+from inmem.primitives.holding import Holding, Loss, drop, keep
 from inmem.primitives.leases.calls import LeaseCalls, Taken, as_wish, lost
 from inmem.primitives.leases.rules import Lease
 from inmem.steps import Steps
 
-T = TypeVar("T")
 R = TypeVar("R")
 
-_PARTS: Final = 3  # of the time for which a lease is asked: after the first it is renewed
-_AGAIN_PARTS: Final = 12  # likewise, when that has failed
-_AGAIN_US: Final = 20_000  # at least
-_IDLE_S: Final = 1.0  # without leases, before the thread ends
-_LOOK_S: Final = 1.0  # who waits for a loss looks at the clock as often: it goes on during suspend
 
-
-class Holding:
-    """A lease that is held, and until when it is so for sure."""
+class HeldUnder(Holding):
+    """A lease that is held, by the calls of a facade."""
 
     def __init__(
         self, calls: LeaseCalls, name: str, *, ttl_s: object, holder: object, wait_s: object
@@ -41,9 +25,7 @@ class Holding:
         self.calls = calls
         self._wish = as_wish(name, ttl_s, holder, wait_s)
         self._taken: Taken | None = None
-        self._is_gone = False  # the store has said so
-        self._pid = os.getpid()
-        self.renew_at_us = 0  # time since boot
+        super().__init__(self._wish.ttl_us)
 
     def described(self) -> str:
         """What it is of, and the lease once it was acquired."""
@@ -68,13 +50,7 @@ class Holding:
         """The token of the lease."""
         return self.lease.token
 
-    def lost_in_s(self) -> float:
-        """How long it is held for sure; not above 0 if it may be lost."""
-        if self._taken is None or not self.is_here:
-            return 0.0
-        return (self._taken.asked_us + self._wish.ttl_us - boot_us()) / 1e6
-
-    def taking(self) -> Steps[Taken]:
+    def taking(self) -> Steps[None]:
         """Acquire it.
 
         Raises:
@@ -82,40 +58,18 @@ class Holding:
         """
         if self._taken is not None:
             raise InvariantError("this lease has had its block", hint="Call hold() again.")
-        self._pid = os.getpid()
-        return self.calls.taking(self._wish)
+        self.begin()
+        self._taken = yield from self.calls.taking(self._wish)
+        self.hold(self._taken.asked_us)
 
-    def renewing(self) -> Steps[Taken]:
+    def renewing(self) -> Steps[None]:
         """Renew it."""
-        return self.calls.renewing(self.lease, 0)
+        self._taken = yield from self.calls.renewing(self.lease, 0)
 
     def releasing(self) -> Steps[bool]:
         """Give it back."""
-        self.ended()
+        self.end()
         return self.calls.releasing(self.lease)
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this process has it, as far as it knows."""
-        return not self._is_gone and self._pid == os.getpid()
-
-    def ended(self) -> None:
-        """It is held no more."""
-        self._is_gone = True
-
-    def taken(self, taken: Taken) -> None:
-        """It was acquired or renewed."""
-        self._taken = taken
-        self.renew_at_us = taken.asked_us + self._wish.ttl_us // _PARTS
-
-    def not_renewed(self, error: InmemError) -> bool:
-        """It could not be renewed; whether there is use in trying again."""
-        if isinstance(error, LeaseLostError | RunDeletedError):
-            self.ended()
-        if self._is_gone or isinstance(error, ClosedError):
-            return False
-        self.renew_at_us = boot_us() + max(_AGAIN_US, self._wish.ttl_us // _AGAIN_PARTS)
-        return True
 
     def check_process(self) -> None:
         """Refuse what a forked child does with a lease of its parent.
@@ -123,7 +77,7 @@ class Holding:
         Raises:
             LeaseLostError: it owns nothing.
         """
-        if self._pid != os.getpid():
+        if not self.is_mine:
             raise lost(self.lease, "the process that acquired it has forked, and this is the child")
 
     def check(self) -> None:
@@ -137,44 +91,6 @@ class Holding:
         return self.calls.transact(fn, lease=self.lease, **options)
 
 
-class Due(Generic[T]):
-    """The leases that are held, in the order in which they are to be renewed."""
-
-    def __init__(self, holding_of: Callable[[T], Holding]) -> None:
-        self._holding_of = holding_of
-        self._numbers = itertools.count()
-        self._heap: list[tuple[int, int, T]] = []
-        self._held: set[T] = set()
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def __contains__(self, held: T) -> bool:
-        return held in self._held
-
-    def add(self, held: T) -> None:
-        """One is held, or was renewed."""
-        self._held.add(held)
-        heapq.heappush(self._heap, (self._holding_of(held).renew_at_us, next(self._numbers), held))
-
-    def discard(self, held: T) -> None:
-        """One is held no more."""
-        self._held.discard(held)
-        if len(self._heap) > 2 * len(self._held) + 64:
-            self._heap = [each for each in self._heap if each[2] in self._held]
-            heapq.heapify(self._heap)
-
-    def next_in_s(self) -> float | None:
-        """How long there is nothing to renew; None if nothing is to be renewed at any time."""
-        while self._heap and self._heap[0][2] not in self._held:
-            heapq.heappop(self._heap)
-        return max(0.0, (self._heap[0][0] - boot_us()) / 1e6) if self._heap else None
-
-    def pop(self) -> T:
-        """The first one."""
-        return heapq.heappop(self._heap)[2]
-
-
 class HeldLease:
     """A lease that is held while a `with` block runs. Made by `leases.hold`.
 
@@ -186,8 +102,9 @@ class HeldLease:
     def __init__(
         self, calls: LeaseCalls, name: str, *, ttl_s: object, holder: object, wait_s: object
     ) -> None:
-        self._holding = Holding(calls, name, ttl_s=ttl_s, holder=holder, wait_s=wait_s)
+        self._holding = HeldUnder(calls, name, ttl_s=ttl_s, holder=holder, wait_s=wait_s)
         self.lost = Loss(self._holding)
+        self._holding.lost = self.lost
 
     def __repr__(self) -> str:
         return f"HeldLease({self._holding.described()})"
@@ -231,9 +148,9 @@ class HeldLease:
 
     def __enter__(self) -> HeldLease:
         holding = self._holding
-        holding.taken(holding.calls.drive(holding.taking()))
+        holding.calls.drive(holding.taking())
         try:
-            _renewals.add(self)
+            keep(holding)
         except BaseException:
             holding.calls.drive(holding.releasing())
             raise
@@ -241,128 +158,14 @@ class HeldLease:
 
     def __exit__(self, *_: object) -> None:
         holding = self._holding
-        _renewals.discard(self)
-        if holding.is_here:
+        drop(holding)
+        if holding.is_held:
             try:
                 holding.calls.drive(holding.releasing())
             except InmemError as error:  # then it runs out by itself
                 let_through(error)
 
 
-def holding_of(held: HeldLease) -> Holding:
+def holding_of(held: HeldLease) -> HeldUnder:
     """What is held: for who holds it in another way."""
     return held._holding
-
-
-class Loss:
-    """Whether a lease may be lost, in the form of a `threading.Event`.
-
-    It is lost for sure if the store has said so. It may be lost once its time
-    has passed, by the clock and counted from before it was asked for. If it is
-    renewed after that, as nobody has taken it, it is not lost any more.
-    """
-
-    __slots__ = ("_changed", "_holding")
-
-    def __init__(self, holding: Holding) -> None:
-        self._holding = holding
-        self._changed = threading.Condition()
-
-    def is_set(self) -> bool:
-        """Whether it may be lost. Cost: about 1 µs."""
-        return self._holding.lost_in_s() <= 0
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it may be lost, for `timeout` seconds at most; whether it may be."""
-        left_us = None if timeout is None else round(timeout * 1e6)
-        end_us = None if left_us is None else boot_us() + left_us
-        with self._changed:
-            while (left_s := self._holding.lost_in_s()) > 0:
-                if end_us is not None:
-                    left_s = min(left_s, (end_us - boot_us()) / 1e6)
-                    if left_s <= 0:
-                        return False
-                self._changed.wait(min(left_s, _LOOK_S))
-        return True
-
-    def tell(self) -> None:
-        """Wake who waits."""
-        with self._changed:
-            self._changed.notify_all()
-
-
-class Renewals:
-    """The one thread that renews what this process holds. It ends when nothing was held for a while."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._due: Due[HeldLease] = Due(holding_of)
-        self._thread: threading.Thread | None = None
-        self._wakes_at_us = 0
-
-    def add(self, held: HeldLease) -> None:
-        """Renew one from now on.
-
-        Raises:
-            LimitError: no thread can be started.
-        """
-        with self._changed:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="inmem-leases", daemon=True)
-                try:
-                    thread.start()  # it looks for this lease once the lock is free
-                except RuntimeError as error:
-                    raise LimitError(f"no thread can be started to renew: {error}", what="threads") from None
-                self._thread = thread
-            self._due.add(held)
-            if held._holding.renew_at_us < self._wakes_at_us:
-                self._changed.notify()
-
-    def discard(self, held: HeldLease) -> None:
-        """Renew it no more. The thread sees that when it wakes."""
-        with self._changed:
-            self._due.discard(held)
-
-    def _run(self) -> None:
-        while (held := self._next()) is not None:
-            holding = held._holding
-            try:
-                holding.taken(holding.calls.drive(holding.renewing()))
-                goes_on = True
-            except InmemError as error:
-                goes_on = holding.not_renewed(error)
-            with self._changed:
-                if goes_on and held in self._due:
-                    self._due.add(held)
-                else:
-                    self._due.discard(held)
-            if not goes_on:
-                held.lost.tell()
-
-    def _next(self) -> HeldLease | None:
-        """The one to renew now; None if nothing was held for a while."""
-        with self._changed:
-            was_idle = False
-            while True:
-                wait_s = self._due.next_in_s()
-                if wait_s is not None and wait_s <= 0:
-                    return self._due.pop()
-                if wait_s is None and was_idle:
-                    self._thread = None
-                    return None
-                was_idle = wait_s is None
-                sleep_s = _IDLE_S if wait_s is None else wait_s
-                self._wakes_at_us = boot_us() + round(sleep_s * 1e6)
-                self._changed.wait(sleep_s)
-
-
-_renewals = Renewals()
-
-
-def _after_fork_in_child() -> None:
-    """What the parent holds is the parent's."""
-    global _renewals
-    _renewals = Renewals()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
