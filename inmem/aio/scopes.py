@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, NoReturn, Protocol, Self, TypeVar, overload
 
-from inmem.aio.driving import driven, retrying, streamed
+from inmem.aio.driving import retrying
 from inmem.aio.facade_sets import (
     AsyncPipelinedFacades,
     AsyncPipelineFacades,
@@ -21,7 +21,7 @@ from inmem.aio.facade_sets import (
     AsyncSnapshotFacades,
     AsyncTransactionFacades,
 )
-from inmem.aio.renewing import drop, keep
+from inmem.aio.facade_waits import LoopWaits
 from inmem.aio.session import LoopSession
 from inmem.aio.sink import AwaitedSink, AwaitedWrites, Done
 from inmem.aio.waiting import LoopWaiting
@@ -49,7 +49,6 @@ from inmem.scopes import (
     Transaction,
     wants_sync,
 )
-from inmem.steps import Steps, Streamed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,37 +74,6 @@ class Handle(Protocol):
     def shared(self, level: str) -> AsyncRunScope: ...
 
 
-class LoopWaits:
-    """A scope's coroutines wait: see `inmem.steps.FacadeWaits`."""
-
-    __slots__ = ("_scope", "drop", "keep")
-
-    def __init__(self, scope: AsyncRunScope) -> None:
-        self._scope = scope
-        self.keep, self.drop = keep, drop
-
-    async def wait(
-        self, fn: Callable[[Any], T | None], timeout_s: float | None, convert: Callable[[T], R]
-    ) -> R:
-        """See `FacadeWaits`."""
-        return convert(await self._scope.wait(fn, timeout_s=timeout_s))
-
-    def stream(self, steps: Streamed[T]) -> AsyncIterator[T]:
-        """See `FacadeWaits`."""
-        return streamed(steps, self._wait)
-
-    def drive(self, steps: Steps[T]) -> Awaitable[T]:
-        """See `FacadeWaits`."""
-        return driven(steps, self._wait)
-
-    def pass_on(self, name: bytes) -> None:
-        """See `FacadeWaits`."""
-        self._scope.database.engine.pass_on(name)
-
-    def _wait(self, fn: Callable[[Any], Any], timeout_s: float | None) -> Awaitable[Any]:
-        return self._scope.wait(fn, timeout_s=timeout_s)
-
-
 class AsyncRunScope(AsyncScopeFacades):
     """The asynchronous facades bound to one run, or to what the runs of a level share. See `RunScope`."""
 
@@ -118,7 +86,7 @@ class AsyncRunScope(AsyncScopeFacades):
         engine = database.engine
         super().__init__(
             database, engine.latest(), database.sink, scope.prefix, scope.namespace, scope.name,
-            self.transact, LoopWaits(self),
+            self.transact, LoopWaits(self.wait, engine.pass_on),
         )
 
     def __repr__(self) -> str:

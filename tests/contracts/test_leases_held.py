@@ -12,7 +12,7 @@ from leases_under_test import LONG_S, db, run, run_id, until
 
 import inmem
 from inmem.errors import InvariantError, LeaseHeldError, LeaseLostError
-from inmem.primitives.leases import held as holding
+from inmem.primitives import holding
 
 __all__ = ["db", "run", "run_id"]
 
@@ -91,14 +91,14 @@ def test_many_are_held_by_one_thread(run: inmem.RunScope) -> None:
     for each in held:
         each.__enter__()
     names = [thread.name for thread in threading.enumerate()]
-    assert names.count("inmem-leases") == 1
+    assert names.count("inmem-renewals") == 1
     first = [each.lease for each in held]
     until(lambda: all(each.lease.expires_at > one.expires_at for each, one in zip(held, first, strict=True)))
     assert not any(each.lost.is_set() for each in held)
     for each in held:
         each.__exit__(None, None, None)
     assert run.leases.list() == []
-    until(lambda: "inmem-leases" not in [thread.name for thread in threading.enumerate()])
+    until(lambda: "inmem-renewals" not in [thread.name for thread in threading.enumerate()])
 
 
 # --- owners of runs ---------------------------------------------------------------------------------

@@ -319,7 +319,7 @@ def test_a_loop_holds_and_renews(store_path: Path) -> None:
                     await stack.enter_async_context(run.leases.hold(f"{n}", ttl_s=0.3)) for n in range(10)
                 ]
                 tasks = [task.get_name() for task in asyncio.all_tasks()]
-                assert tasks.count("inmem-leases") == 1
+                assert tasks.count("inmem-renewal") == 10
                 await asyncio.sleep(0.8)
                 for each in held:
                     assert not each.lost.is_set()

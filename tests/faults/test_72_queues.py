@@ -17,7 +17,7 @@ from test_22_clock_steps import HOUR_US, WallClock, wall
 
 import inmem
 from inmem.errors import CommitUnknownError, JobLostError, RunDeletedError, StoreFullError
-from inmem.primitives.queues import facade
+from inmem.primitives.queues import putting
 from inmem.primitives.queues.job import Job
 from inmem.primitives.queues.rules import MOVED, QueueCounts
 
@@ -58,9 +58,9 @@ def test_a_job_that_never_succeeds_is_dead(db: inmem.Database) -> None:
     [dead] = db.queues.dead(RUN, QUEUE)
     assert dead.id == job_id and dead.attempt == 3
     assert dead.errors == ("the claim of one ran out", "broken", "the claim of two ran out")
+    db.queues.requeue(RUN, job_id)
     with pytest.raises(JobLostError):
         db.queues.ack(third)
-    db.queues.requeue(RUN, job_id)
     assert claimed(db).attempt == 1
 
 
@@ -325,7 +325,7 @@ def test_a_full_store(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_payloads_that_cannot_be_decoded(db: inmem.Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are dead, with the reason, and nobody is given one or stopped by it."""
     with monkeypatch.context() as patch:
-        patch.setattr(facade, "encoded", lambda *_: b"\xc1")
+        patch.setattr(putting, "encoded", lambda *_: b"\xc1")
         db.queues.put_many(RUN, QUEUE, range(5))
     db.queues.put(RUN, QUEUE, "good")
     assert claimed(db).payload == "good"
