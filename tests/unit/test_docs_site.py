@@ -105,7 +105,7 @@ def test_every_public_name_is_in_the_reference() -> None:
     wanted |= {  # what `db.run(run_id)` has: its methods are those of the facades that take the run first
         "inmem.primitives.kv.facade.RunKV", "inmem.primitives.events.facade.RunEvents",
         "inmem.primitives.cells.facade.RunCells", "inmem.primitives.traces.facade.RunTraces",
-        "inmem.primitives.runs.facade.RunRuns",
+        "inmem.primitives.runs.facade.RunRuns", "inmem.primitives.queues.facade.RunQueues",
     }
     wanted |= {f"inmem.exchange.{name}" for name in inmem.exchange.__all__}
     wanted |= {f"inmem.aio.{name}" for name in vars(inmem.aio) if name == "open" or name.startswith("Async")}
