@@ -205,8 +205,7 @@ def asynchronous() -> Iterator[Callable[[Callable[[Any], Any]], None]]:
 
 
 async def first_of(run: Any, **options: Any) -> Any:
-    async for job in run.queues.consume("q", wait_s=0, **options):
-        return job
+    return await anext(run.queues.consume("q", wait_s=0, **options))
 
 
 def test_blocks_of_a_loop(asynchronous: Any) -> None:
@@ -222,9 +221,8 @@ def test_blocks_of_a_loop(asynchronous: Any) -> None:
         assert info is not None and info.errors[0].endswith("Broke: no stamps")
         await run.queues.purge("q")
         await run.queues.put("q", 3)
-        async with await first_of(run) as job:
-            async with run.transaction() as txn:
-                await txn.queues.ack(job, "r")
+        async with await first_of(run) as job, run.transaction() as txn:
+            await txn.queues.ack(job, "r")
         assert (await run.queues.get("q/2")).result == "r"  # type: ignore[union-attr]
 
     asynchronous(story)
