@@ -225,7 +225,7 @@ class RunQueues(Queues[JobId]):
     ) -> builtins.list[Job]:
         """Take up to `limit` of the best ready jobs, in one commit; waits for the first only. See `claim`.
 
-        One commit has room for some 3,800 jobs.
+        One commit has room for some 3,500 jobs.
         """
         found: builtins.list[Job] = self._waits.drive(
             self._claims(queue, lease_s, wait_s, limit, worker, is_one=False)

@@ -178,7 +178,7 @@ def claim(
         each.rank.to_bytes(4, "big") + place for place, each in came_ready.items() if each.state == READY
     ]
     best = sorted([*(key[-12:] for key in candidates), *moved])[:limit]
-    numbers = []
+    numbers: list[int] = []
     for each in best:
         if numbers and not found.has_room(1 + len(came_ready)):
             is_more = True
