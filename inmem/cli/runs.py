@@ -22,6 +22,7 @@ from inmem.cli.common import (
 )
 from inmem.cli.durations import took
 from inmem.cli.listing import Listing, note
+from inmem.cli.stored_queues import in_words, queues_in
 from inmem.cli.text import (
     full_time,
     moment_us,
@@ -250,6 +251,7 @@ class _Summary:
         self._cells(counts["cells"])
         self._traces(counts["traces"])
         self._entries(counts["kv"])
+        self._queues(counts["queues"])
 
     def _field(self, name: str, text: str, style: str = "") -> None:
         self._listing.words((f"{name:<10}", "dim"), rest=text, style=style)
@@ -334,3 +336,18 @@ class _Summary:
                 ("  " + self._listing.column(plain(entry.key), _KEY_CELLS) + "  ", "bold"),
                 value=entry.value, has_value=True,
             )
+
+    def _queues(self, count: int) -> None:
+        """Of most runs nothing: it is shown where there are some."""
+        if not count:
+            return
+        self._heading("queues", count, f", the first {_FIRST}" if count > _FIRST else "")
+        with self._source.moment() as moment:
+            found = queues_in(moment, self._store.prefix)
+            names = found.list()[:_FIRST]
+            self._measure(names, _NAME_CELLS)
+            for name in names:
+                self._listing.words(
+                    ("  " + self._listing.column(plain(name), _NAME_CELLS) + "  ", "bold"),
+                    rest=in_words(found.counts(name)),
+                )

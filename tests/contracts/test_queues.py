@@ -217,6 +217,18 @@ def test_many_jobs_at_once(run: inmem.RunScope) -> None:
     assert run.queues.put_many("q", []) == []
 
 
+def test_a_claim_takes_what_fits_into_a_commit(run: inmem.RunScope) -> None:
+    for _ in range(2):
+        run.queues.put_many("q", range(2500), max_attempts=1)
+    with pytest.raises(inmem.LimitError):
+        run.queues.put_many("q", range(5000))
+    found = run.queues.claim_many("q", 10_000, lease_s=60)
+    assert 3000 < len(found) < 4000
+    found += run.queues.claim_many("q", 10_000, lease_s=60)
+    assert [job.id.number for job in found] == list(range(5000))
+    assert run.queues.claim_many("q", 10_000) == []
+
+
 # --- delays -----------------------------------------------------------------------------------------
 
 

@@ -151,7 +151,10 @@ class RunQueues(Queues[JobId]):
         self, queue: str, limit: int, *, lease_s: float = LEASE_S, wait_s: float | None = 0.0,
         worker: str | None = None,
     ) -> builtins.list[Job]:
-        """Take up to `limit` of the best ready jobs, in one commit; waits for the first only. See `claim`."""
+        """Take up to `limit` of the best ready jobs, in one commit; waits for the first only. See `claim`.
+
+        One commit has room for some 3,500 jobs.
+        """
         found: builtins.list[Job] = self._waits.drive(
             self._claims(queue, lease_s, wait_s, limit, worker, is_one=False)
         )

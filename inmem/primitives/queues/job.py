@@ -84,7 +84,8 @@ class Job:
 
     def extended(self, claimed_until: int) -> Job:
         """The same claim, with more time."""
-        return dataclasses.replace(self, claimed_until=claimed_until)
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(Job)}
+        return Job(**values | {"claimed_until": claimed_until})  # a plain one, also of one that is held
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ _TAGS: Final = (
     TypeTag.JOB_DEAD, TypeTag.JOB_BY_KEY,
 )
 _LOOKED_AT: Final = 1000  # jobs that one call of `purge` or `give_back` looks at
+_STATE_BYTES: Final = 20_000  # of a state with the longest errors, and of the keys of its entries, at most
 
 
 class _Queue:
@@ -65,6 +66,14 @@ class _Queue:
             *job.entries(self.prefix, self.name, number, state),
         ):
             self.workspace.delete(key)
+
+    def has_room(self, jobs: int) -> bool:
+        """Whether this commit can change so many more jobs."""
+        try:
+            self.workspace.expect(3 * jobs, jobs * _STATE_BYTES)
+        except LimitError:
+            return False
+        return True
 
     def entries(self, tag: int) -> Iterator[bytes]:
         """The keys of an order, in order."""
@@ -151,6 +160,7 @@ def claim(
     """Take the best ready jobs: `[token, claimed until, numbers, whether there may be more]`.
 
     Of the jobs whose time has come the first few are moved to the ready ones.
+    It takes fewer if more do not fit into a commit.
     """
     found = _Queue(workspace, prefix, queue)
     check_type("worker", worker, str)
@@ -168,8 +178,11 @@ def claim(
     ]
     is_more = is_more or len(candidates) + len(moved) > limit
     best = sorted([*(key[-12:] for key in candidates), *moved])[:limit]
-    numbers = []
+    numbers: list[int] = []
     for each in best:
+        if numbers and not found.has_room(1 + len(came_ready)):
+            is_more = True
+            break
         place = each[4:]
         state = before.get(place) or found.state(place)
         assert state is not None  # its place in the order says so
