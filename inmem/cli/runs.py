@@ -21,6 +21,7 @@ from inmem.cli.common import (
     print_json,
 )
 from inmem.cli.durations import took
+from inmem.cli.leases import holders
 from inmem.cli.listing import Listing, note
 from inmem.cli.text import (
     full_time,
@@ -249,6 +250,7 @@ class _Summary:
         self._events(counts["events"])
         self._cells(counts["cells"])
         self._traces(counts["traces"])
+        self._leases(counts["leases"])
         self._entries(counts["kv"])
 
     def _field(self, name: str, text: str, style: str = "") -> None:
@@ -324,6 +326,11 @@ class _Summary:
                 ("  ", ""), style="dim",
                 rest=f"from {full_time(first.timestamp)} to {full_time(last.timestamp)} ({between})",
             )
+
+    def _leases(self, count: int) -> None:
+        if count:
+            self._heading("leases", count, f", the first {_FIRST}" if count > _FIRST else "")
+            self._listing.words(("  ", ""), rest=holders(self._store, _FIRST))
 
     def _entries(self, count: int) -> None:
         self._heading("kv", count, f", the first {_FIRST}" if count > _FIRST else "")
