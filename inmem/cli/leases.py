@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Final
 
 import typer
@@ -24,6 +25,7 @@ from inmem.errors import NotFoundError
 from inmem.keys import TypeTag, encode_prefix
 from inmem.primitives.leases import rules
 from inmem.reading.moment import readable
+from inmem.reading.run import StoredRun
 from inmem.record import payload_of
 
 _TOKEN_CELLS: Final = (6, 12)
@@ -32,6 +34,16 @@ lease = typer.Typer(
     help="What holders of leases do themselves, for those that cannot.", no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def holders(store: StoredRun, count: int) -> str:
+    """The first leases of a run, with who holds them, in a few words."""
+    found = []
+    for name, stored in itertools.islice(store.records(TypeTag.LEASE), count):
+        holder = rules.unpack(payload_of(stored)).holder
+        words = [each.decode("utf-8", "backslashreplace") for each in (name, holder)]
+        found.append(f"{words[0]} ({words[1]})")
+    return " · ".join(map(plain, found))
 
 
 @command(about_runs=True, reads=True)

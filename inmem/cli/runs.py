@@ -21,6 +21,7 @@ from inmem.cli.common import (
     print_json,
 )
 from inmem.cli.durations import took
+from inmem.cli.leases import holders
 from inmem.cli.listing import Listing, note
 from inmem.cli.stored_queues import in_words, queues_in
 from inmem.cli.text import (
@@ -250,6 +251,7 @@ class _Summary:
         self._events(counts["events"])
         self._cells(counts["cells"])
         self._traces(counts["traces"])
+        self._leases(counts["leases"])
         self._entries(counts["kv"])
         self._queues(counts["queues"])
 
@@ -326,6 +328,11 @@ class _Summary:
                 ("  ", ""), style="dim",
                 rest=f"from {full_time(first.timestamp)} to {full_time(last.timestamp)} ({between})",
             )
+
+    def _leases(self, count: int) -> None:
+        if count:
+            self._heading("leases", count, f", the first {_FIRST}" if count > _FIRST else "")
+            self._listing.words(("  ", ""), rest=holders(self._store, _FIRST))
 
     def _entries(self, count: int) -> None:
         self._heading("kv", count, f", the first {_FIRST}" if count > _FIRST else "")

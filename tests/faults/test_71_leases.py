@@ -468,7 +468,7 @@ def test_a_full_store(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_holder_is_told_of_each_loss_once_its_writer_is_back(store_path: Path) -> None:
     """While there is no writer a lease cannot be renewed: it may be lost, and is not."""
-    with inmem.open(store_path, timeout_s=0.3) as db, db.leases.hold(RUN, NAME, ttl_s=0.6) as held:
+    with inmem.open(store_path) as db, db.leases.hold(RUN, NAME, ttl_s=0.6) as held:
         stop_writer(store_path)
         time.sleep(1.0)
         held.check()

@@ -26,8 +26,10 @@ ONE, FIELDS = values.encode(1), values.encode({"a": 1})
 TRACE = ["t", "", 0, 4, "Thought", ["tag"], values.encode({"content": "x", "confidence": None}), b"\x80"]
 
 JOB: tuple[str, list[Any]] = ("queue.put", [[RUN, b"q"], [[ONE, 0, 5, b"key", 5]]])
-TAKEN = [JOB, ("queue.claim", [RUN, b"q", "w", 5000, 1, 7])]
+CLAIMED = [JOB, ("queue.claim", [RUN, b"q", "w", 5000, 1, 7])]
 HELD: list[Any] = [RUN, b"q", 0, 1, 7]
+TAKEN = ("lease.acquire", [RUN, b"l", "holder", 500, 0, 7])  # as version 1, at 1000
+WAITS = ("lease.acquire", [RUN, b"l", "next", 500, 5000, 8])
 
 # Each call, after others that bring about what it can meet.
 CALLS: dict[str, list[tuple[list[tuple[str, list[Any]]], list[Any]]]] = {
@@ -49,13 +51,19 @@ CALLS: dict[str, list[tuple[list[tuple[str, list[Any]]], list[Any]]]] = {
     "queue.put": [
         ([], [[RUN, b"q"], [[ONE, 0, 5, b"key", 5], [ONE, 9, 5, b"", 5]]]), ([JOB], JOB[1]),
     ],
-    "queue.ack": [([], [*HELD, None]), (TAKEN, [*HELD, None]), (TAKEN, [*HELD, ONE])],
+    "queue.ack": [([], [*HELD, None]), (CLAIMED, [*HELD, None]), (CLAIMED, [*HELD, ONE])],
     "queue.nack": [
-        (TAKEN, [*HELD, None, "broke", True]), (TAKEN, [*HELD, 0, "", True]), (TAKEN, [*HELD, 0, "", False]),
+        (CLAIMED, [*HELD, None, "broke", True]), (CLAIMED, [*HELD, 0, "", True]),
+        (CLAIMED, [*HELD, 0, "", False]),
     ],
-    "queue.extend": [(TAKEN, [*HELD, 5000])],
+    "queue.extend": [(CLAIMED, [*HELD, 5000])],
     "queue.requeue": [
-        ([], [RUN, b"q", 0]), ([*TAKEN, ("queue.nack", [*HELD, 0, "", False])], [RUN, b"q", 0]),
+        ([], [RUN, b"q", 0]), ([*CLAIMED, ("queue.nack", [*HELD, 0, "", False])], [RUN, b"q", 0]),
+    ],
+    "lease.check": [([], [RUN, b"l", 1, 1000]), ([TAKEN], [RUN, b"l", 1, 1000])],
+    "lease.renew": [([], [RUN, b"l", 1, 1000, 0]), ([TAKEN], [RUN, b"l", 1, 1000, 9])],
+    "lease.release": [
+        ([], [RUN, b"l", 1, 1000]), ([TAKEN], [RUN, b"l", 1, 1000]), ([TAKEN, WAITS], [RUN, b"l", 1, 1000]),
     ],
     "trace.record": [
         ([], [RUN, [TRACE]]), ([("trace.record", [RUN, [TRACE]])], [RUN, [["u", "t", *TRACE[2:]]]]),
@@ -136,7 +144,7 @@ def test_every_procedure_of_a_transaction_has_one_and_is_tried() -> None:
     assert set(FOOTPRINTS) == set(CALLS)
     alone = {  # commits of their own
         "run.delete", "run.remove", "index.mend", "index.repair",
-        "queue.claim", "queue.give_back", "queue.purge",
+        "queue.claim", "queue.give_back", "queue.purge", "lease.acquire", "lease.confirm", "lease.leave",
     }
     assert set(FOOTPRINTS) == {n for n in PROCEDURES if not n.startswith("import.")} - alone
 

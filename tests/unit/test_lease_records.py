@@ -150,6 +150,7 @@ def test_the_command(store_path: Path) -> None:
     assert "deploy" in out and f"#{lease.token}" in out and "left" in out and "me" in out
     assert "ran out" in out and "somebody" in out
     assert "ran-out" not in said("leases", "r", "--prefix", "d")
+    assert "leases    2" in (out := said("run", "r")) and "deploy (me) · ran-out (somebody)" in out
     assert "no such leases" in said("leases", "r", "--prefix", "zz")
     lines = [json.loads(line) for line in said("leases", "r", "--json", "--limit", "1").splitlines()]
     assert lines == [{

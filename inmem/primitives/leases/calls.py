@@ -25,6 +25,7 @@ from inmem.errors import (
     type_name,
 )
 from inmem.host.clock import boot_us
+from inmem.host.interrupts import let_through
 from inmem.keys import encode_name, shorten
 from inmem.primitives.leases import rules
 from inmem.primitives.leases.rules import Lease, LeaseRecord
@@ -228,7 +229,8 @@ class LeaseCalls:
     def _leaving(self, wish: Wish, claim: int) -> Steps[LeaseAnswer]:
         try:
             return (yield from self._asking("leave", wish, claim))
-        except InmemError:  # its time runs out, or it costs the others a second
+        except InmemError as error:  # its time runs out, or it costs the others a second
+            let_through(error)
             return _NOBODY
 
     def _taking(self, wish: Wish, claim: int) -> Steps[Taken]:
