@@ -43,6 +43,7 @@ MOVED: Final = 16  # jobs whose time has come that one claim moves: what it cost
 _BACKOFF_US: Final = 1_000_000  # after the first attempt; doubles
 _BACKOFF_MAX_US: Final = 300_000_000
 
+_ORDERS: Final = (TypeTag.JOB_READY, TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED, TypeTag.JOB_DEAD)  # as in STATES
 _HEAD: Final = struct.Struct(">BIHHQQQ")
 _NUMBER: Final = struct.Struct(">Q")
 _STAMPED: Final = struct.Struct(">Q")
@@ -143,14 +144,19 @@ def split_rest(rest: bytes) -> tuple[bytes, int]:
     return queue, int.from_bytes(number, "big")
 
 
-def place_in_order(prefix: bytes, queue: bytes, number: bytes, state: State) -> bytes | None:
+def orders_of(prefix: bytes, queue: bytes) -> tuple[bytes, ...]:
+    """What the keys of each order of a queue start with, by the state that it is of."""
+    return tuple(head_of(prefix, tag, queue) for tag in _ORDERS)
+
+
+def place_in_order(orders: tuple[bytes, ...], number: bytes, state: State) -> bytes | None:
     """Where the order that a state says has the job; None for a done one, which is in no order."""
-    if state.state == READY:
-        return head_of(prefix, TypeTag.JOB_READY, queue) + state.rank.to_bytes(4, "big") + number
-    if state.state in (DELAYED, CLAIMED):
-        tag = TypeTag.JOB_DUE if state.state == DELAYED else TypeTag.JOB_CLAIMED
-        return head_of(prefix, tag, queue) + _NUMBER.pack(state.time_us) + number
-    return head_of(prefix, TypeTag.JOB_DEAD, queue) + number if state.state == DEAD else None
+    which = state.state
+    if which == READY:
+        return orders[READY] + state.rank.to_bytes(4, "big") + number
+    if which in (DELAYED, CLAIMED):
+        return orders[which] + state.time_us.to_bytes(8, "big") + number
+    return orders[DEAD] + number if which == DEAD else None
 
 
 def key_head(prefix: bytes, queue: bytes, key: bytes) -> bytes:
@@ -158,9 +164,11 @@ def key_head(prefix: bytes, queue: bytes, key: bytes) -> bytes:
     return head_of(prefix, TypeTag.JOB_BY_KEY, queue) + key + b"\0"
 
 
-def entries(prefix: bytes, queue: bytes, number: bytes, state: State) -> list[bytes]:
+def entries(
+    prefix: bytes, queue: bytes, orders: tuple[bytes, ...], number: bytes, state: State
+) -> list[bytes]:
     """The index keys of one job."""
-    place = place_in_order(prefix, queue, number, state)
+    place = place_in_order(orders, number, state)
     found = [] if place is None else [place]
     if state.key and state.is_live:
         found.append(key_head(prefix, queue, state.key) + number)
@@ -170,7 +178,7 @@ def entries(prefix: bytes, queue: bytes, number: bytes, state: State) -> list[by
 def index_keys(prefix: bytes, rest: bytes, payload: bytes) -> list[bytes]:
     """The index keys of one JOB_STATE record."""
     queue, number = split_rest(rest)
-    return entries(prefix, queue, number_bytes(number), unpack(payload))
+    return entries(prefix, queue, orders_of(prefix, queue), number_bytes(number), unpack(payload))
 
 
 # --- the payload of JOB ---------------------------------------------------------------------------
@@ -216,9 +224,8 @@ def held(queue: str, number: int, state: State | None, token: int) -> State:
 
 def claimed(state: State, *, version: int, until_us: int, mark: int, worker: str) -> State:
     """A job that is taken."""
-    return state._replace(
-        state=CLAIMED, attempt=state.attempt + 1, token=version, time_us=until_us, mark=mark, worker=worker
-    )
+    _, rank, attempt, max_attempts, _, _, _, key, _, errors = state
+    return State(CLAIMED, rank, attempt + 1, max_attempts, version, until_us, mark, key, worker, errors)
 
 
 def with_error(state: State, error: str) -> State:
@@ -239,7 +246,7 @@ def ran_out(state: State) -> State:
     if state.state == CLAIMED:
         state = with_error(state, f"the claim of {state.worker or 'a worker'} ran out")
         return given_up(state, state.time_us, state.time_us)
-    return state._replace(state=READY)
+    return state if state.state == READY else state._replace(state=READY)
 
 
 def backoff_us(attempt: int) -> int:
