@@ -33,6 +33,7 @@ from inmem.values import decode
 I = TypeVar("I")  # noqa: E741  # the id of a job, or what will have it
 
 LEASE_S: Final = 30.0
+_HOST: Final = socket.gethostname()[:60]
 _FOR_EVER_S: Final = 1e9  # more than any wait
 _POISON: Final = "the payload does not decode: {}"
 
@@ -511,7 +512,7 @@ def _job_id(result: Any, position: int) -> JobId:
 
 
 def _this_process() -> str:
-    return f"{socket.gethostname()[:60]}:{os.getpid()}"
+    return f"{_HOST}:{os.getpid()}"
 
 
 def _itself(result: Any) -> Any:

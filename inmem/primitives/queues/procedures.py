@@ -29,7 +29,7 @@ _LOOKED_AT: Final = 1000  # jobs that one call of `purge` or `give_back` looks a
 
 @functools.lru_cache(maxsize=256)
 def _names(prefix: bytes, queue: bytes) -> tuple[str, bytes, bytes, bytes, tuple[bytes, ...]]:
-    """Of a queue: its name as text, the key of its record, heads of the keys of its jobs and of its orders."""
+    """Of a queue: its name as text, the key of its record, heads of keys: of jobs, of orders."""
     check_prefix(prefix)
     return (
         check_name(queue, job.MAX_QUEUE_BYTES, "queue"), job.queue_key(prefix, queue),
@@ -187,7 +187,9 @@ def claim(
         each.rank.to_bytes(4, "big") + place for place, each in came_ready.items() if each.state == READY
     ]
     is_more = is_more or len(candidates) + len(moved) > limit
-    best = sorted([*(key[-12:] for key in candidates), *moved])[:limit]
+    best = [key[-12:] for key in candidates[:limit]]
+    if moved:
+        best = sorted(best + moved)[:limit]
     numbers = []
     for each in best:
         place = each[4:]
