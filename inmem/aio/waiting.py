@@ -35,6 +35,7 @@ _POLL_S: Final = 0.005  # where there is nothing to sleep on
 _PAUSE_S: Final = 0.001  # after a wake by a group's word, which others change too
 _IDLE_S: Final = 2.0  # without waiters, before the thread ends
 _TAKERS: Final = futex.AT_ONCE - GROUPS - 3  # words of takers beside those of groups, everything and the bell
+_LATER_US: Final = 20_000  # after the first of several takers whose reads have expired
 _SPARE: Final = 64  # expiries of waits that have ended, and are forgotten together
 
 
@@ -288,8 +289,16 @@ class _Watch:
             InmemError: the store cannot be read.
         """
         now_us = self._waiting.now_us()
+        served: set[bytes] = set()
         while self._expiries and self._expiries[0][0] <= now_us:
-            self._end(heapq.heappop(self._expiries)[2])
+            waiter = heapq.heappop(self._expiries)[2]
+            name = waiter.watched.taken_from
+            if name in served:  # it is for one of them: the others look later
+                heapq.heappush(self._expiries, (now_us + _LATER_US, next(self._numbers), waiter))
+            elif waiter in self.waiters:
+                if name is not None:
+                    served.add(name)
+                self._end(waiter)
         if not self._due:
             return
         if not self._waiting.has_image():  # see `inmem.client.waiting.Waiting.wait`

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -56,7 +56,7 @@ class ShownVersion:
     def until(self, time_us: int) -> None:
         """Nobody waits for it."""
 
-    def for_one(self, name: bytes) -> None:
+    def for_one(self, name: bytes, starts: Collection[bytes]) -> None:
         """Nobody waits for it."""
 
 

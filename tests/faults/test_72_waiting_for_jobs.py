@@ -232,3 +232,20 @@ def test_takers_of_two_queues_at_one_word(db: inmem.Database) -> None:
         )
         assert took_s < LOST_S / 4
         other.join()
+
+
+def test_few_ask_for_a_job_that_all_knew_of(store_path: Path, workers: Workers) -> None:
+    """When a delayed job is due that 64 sleep until, most of them find it taken by their look."""
+    jobs, delay_s = 3, 1.3  # long enough for each to have looked once
+    with inmem.open(store_path) as db:
+        db.kv.put(RUN, "k", 1)
+        started = crew(workers, store_path, PROCESSES, THREADS)
+        done, commits = workers.words.total(PROCESSES), db.status().commits
+        for number in range(1, jobs + 1):
+            db.queues.put(RUN, QUEUE, time.time() + delay_s, delay_s=delay_s)
+            wait_until(lambda n=number: workers.words.total(PROCESSES) >= done + n, "it is taken")
+            time.sleep(QUIET_S)
+        asked = db.status().commits - commits - 2 * jobs
+        sent_home(db, started, THREADS)
+    assert asked < jobs * PROCESSES * THREADS / 2
+    print(f"{asked / jobs:.1f} of {PROCESSES * THREADS} asked for each of {jobs} delayed jobs")

@@ -14,8 +14,8 @@ from inmem.errors import InmemError
 from inmem.keys import Key, TypeTag
 from inmem.primitives.cells import procedures as cell_procedures
 from inmem.primitives.events.procedures import append as event_append
-from inmem.primitives.queues import procedures as queue_procedures
 from inmem.primitives.leases import procedures as lease_procedures
+from inmem.primitives.queues import procedures as queue_procedures
 from inmem.primitives.runs.procedures import create
 from inmem.primitives.server import INDEX_TAGS, entries_of
 from inmem.primitives.traces import procedures as trace_procedures

@@ -32,6 +32,7 @@ from inmem.steps import FacadeWaits, Inner, Steps, Streamed, Until
 from inmem.values import decode
 
 LEASE_S: Final = 30.0
+_HOST: Final = socket.gethostname()[:60]
 _FOR_EVER_S: Final = 1e9  # more than any wait
 _POISON: Final = "the payload does not decode: {}"
 
@@ -423,7 +424,7 @@ def place_of(prefix: bytes, job: object) -> builtins.list[Any]:
 
 
 def _this_process() -> str:
-    return f"{socket.gethostname()[:60]}:{os.getpid()}"
+    return f"{_HOST}:{os.getpid()}"
 
 
 def _itself(result: Any) -> Any:

@@ -6,7 +6,7 @@ Invariant: a commit looks at a bounded part of a queue, however much is in it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, Final
 
@@ -28,17 +28,30 @@ _LOOKED_AT: Final = 1000  # jobs that one call of `purge` or `give_back` looks a
 _STATE_BYTES: Final = 20_000  # of a state with the longest errors, and of the keys of its entries, at most
 
 
+@functools.lru_cache(maxsize=256)
+def _names(prefix: bytes, queue: bytes) -> tuple[str, bytes, bytes, bytes, tuple[bytes, ...]]:
+    """Of a queue: its name as text, the key of its record, heads of keys: of jobs, of orders."""
+    check_prefix(prefix)
+    return (
+        check_name(queue, job.MAX_QUEUE_BYTES, "queue"), job.queue_key(prefix, queue),
+        job.head_of(prefix, TypeTag.JOB, queue), job.head_of(prefix, TypeTag.JOB_STATE, queue),
+        job.orders_of(prefix, queue),
+    )
+
+
 class _Queue:
     """One queue, as it is now."""
 
-    def __init__(self, workspace: Workspace, prefix: object, queue: object) -> None:
-        self.prefix = check_prefix(prefix)
-        self.text = check_name(queue, job.MAX_QUEUE_BYTES, "queue")
-        self.name = self.text.encode()
+    __slots__ = (
+        "_bodies", "_orders", "_states", "head_key", "name", "prefix", "text", "workspace"
+    )
+
+    def __init__(self, workspace: Workspace, prefix: Any, queue: Any) -> None:
+        check_type("prefix", prefix, bytes)
+        check_type("queue", queue, bytes)
+        self.prefix, self.name = prefix, queue
+        self.text, self.head_key, self._bodies, self._states, self._orders = _names(prefix, queue)
         self.workspace = workspace
-        self.head_key = job.queue_key(self.prefix, self.name)
-        self._bodies = job.head_of(self.prefix, TypeTag.JOB, self.name)
-        self._states = job.head_of(self.prefix, TypeTag.JOB_STATE, self.name)
         workspace.check_open(self.head_key)
 
     def body_key(self, number: bytes) -> bytes:
@@ -51,19 +64,26 @@ class _Queue:
     def write(self, number: bytes, before: job.JobState | None, after: job.JobState) -> None:
         """Write a job's state, and its places in the orders."""
         workspace = self.workspace
-        old = () if before is None else job.entries(self.prefix, self.name, number, before)
-        new = job.entries(self.prefix, self.name, number, after)
-        for key in old:
-            if key not in new:
-                workspace.delete(key)
+        old = None if before is None else job.place_in_order(self._orders, number, before)
+        new = job.place_in_order(self._orders, number, after)
+        if old is not None and old != new:
+            workspace.delete(old)
         workspace.put(self._states + number, after.pack())
-        workspace.put_index(key for key in new if key not in old)
+        added = [] if new is None or new == old else [new]
+        if after.key:
+            was_live = before is not None and before.is_live
+            if after.is_live and not was_live:
+                added.append(job.key_head(self.prefix, self.name, after.key) + number)
+            elif was_live and not after.is_live:
+                workspace.delete(job.key_head(self.prefix, self.name, after.key) + number)
+        if added:
+            workspace.put_index(added)
 
     def remove(self, number: bytes, state: job.JobState) -> None:
         """Remove a job."""
         for key in (
             self._bodies + number, self._states + number,
-            *job.entries(self.prefix, self.name, number, state),
+            *job.entries(self.prefix, self.name, self._orders, number, state),
         ):
             self.workspace.delete(key)
 
@@ -75,9 +95,11 @@ class _Queue:
             return False
         return True
 
-    def entries(self, tag: int) -> Iterator[bytes]:
-        """The keys of an order, in order."""
-        return (key for key, _ in self.workspace.scan(*job.span_of(self.prefix, tag, self.name)))
+    def first(self, order: int, limit: int, until_us: int | None = None) -> list[bytes]:
+        """The first keys of the order of a state, for a timed one up to a time."""
+        head = self._orders[order]
+        end = head[:-1] + b"\1" if until_us is None else head + job.number_bytes(until_us + 1)
+        return self.workspace.first_keys(head, end, limit)
 
     def held(self, number: int, token: int, mark: int) -> tuple[bytes, job.JobState]:
         """A job that a claim holds.
@@ -170,14 +192,16 @@ def claim(
         raise InvalidInputError(f"limit is outside 1 to {MAX_TRANSACTION_OPS}", argument="limit")
     until_us = workspace.now_us + lease_us
     came, is_more = _whose_time_has_come(found)
-    candidates = [*islice(found.entries(TypeTag.JOB_READY), limit + 1)]
+    candidates = found.first(READY, limit + 1)
     before = dict(came)
     came_ready = {place: job.ran_out(state) for place, state in came}
     moved = [
         each.rank.to_bytes(4, "big") + place for place, each in came_ready.items() if each.state == READY
     ]
     is_more = is_more or len(candidates) + len(moved) > limit
-    best = sorted([*(key[-12:] for key in candidates), *moved])[:limit]
+    best = [key[-12:] for key in candidates[:limit]]
+    if moved:
+        best = sorted(best + moved)[:limit]
     numbers: list[int] = []
     for each in best:
         if numbers and not found.has_room(1 + len(came_ready)):
@@ -198,18 +222,16 @@ def claim(
 
 def _whose_time_has_come(queue: _Queue) -> tuple[list[tuple[bytes, job.JobState]], bool]:
     """Delayed and claimed jobs whose time has come, at most MOVED, and whether there may be more."""
-    now = job.number_bytes(queue.workspace.now_us)
+    now_us = queue.workspace.now_us
+    keys = queue.first(job.DELAYED, job.MOVED + 1, now_us)
+    if len(keys) <= job.MOVED:
+        keys += queue.first(job.CLAIMED, job.MOVED + 1 - len(keys), now_us)
     found: list[tuple[bytes, job.JobState]] = []
-    for tag in (TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED):
-        for key in queue.entries(tag):
-            if key[-16:-8] > now:
-                break
-            if len(found) == job.MOVED:
-                return found, True
-            state = queue.state(key[-8:])
-            assert state is not None
-            found.append((key[-8:], state))
-    return found, False
+    for key in keys[: job.MOVED]:
+        state = queue.state(key[-8:])
+        assert state is not None
+        found.append((key[-8:], state))
+    return found, len(keys) > job.MOVED
 
 
 def ack(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 from itertools import islice
 from typing import Any, Final
 
@@ -75,12 +76,12 @@ class QueueReads:
         as there are new jobs: who is woken takes one, or lets others know.
         """
         name = encode_queue(queue)
-        spans = [self._span(tag, name) for tag in (TypeTag.JOB_READY, *_TIMED)]
-        self._view.for_one(takers_name(self._prefix, name), [start for start, _ in spans])
-        if self._view.scan(*spans[0], limit=1):
+        takers, starts, ready, *timed = _looked_at(self._prefix, name)
+        self._view.for_one(takers, starts)
+        if self._view.scan(*ready, limit=1):
             return True
         now_us = self._view.now_us()
-        for span in spans[1:]:
+        for span in timed:
             first = self._view.scan(*span, limit=1)
             if first and _time_in(first[0][0]) <= now_us:
                 return True
@@ -115,6 +116,19 @@ def encode_queue(queue: object) -> bytes:
     return encode_name(queue, "queue", rules.MAX_QUEUE_BYTES)
 
 
+@functools.lru_cache(maxsize=256)
+def _looked_at(prefix: bytes, queue: bytes) -> tuple[Any, ...]:
+    """What `has_ready` looks at: what takers wait for, where these ranges start, and each of them."""
+    spans = [rules.span_of(prefix, tag, queue) for tag in (TypeTag.JOB_READY, *_TIMED)]
+    return takers_name(prefix, queue), frozenset(start for start, _ in spans), *spans
+
+
+@functools.lru_cache(maxsize=256)
+def _heads(prefix: bytes, queue: bytes) -> tuple[bytes, bytes]:
+    """What the keys of the two records of each job start with."""
+    return rules.head_of(prefix, TypeTag.JOB, queue), rules.head_of(prefix, TypeTag.JOB_STATE, queue)
+
+
 def takers_name(prefix: bytes, queue: bytes) -> bytes:
     """What those who wait for a job of a queue wait for: see `View.for_one`."""
     return b"%b\0%b" % (prefix, queue)
@@ -132,8 +146,8 @@ def _note_time(view: View, first: builtins.list[tuple[bytes, bytes]]) -> None:
 
 def stored(view: View, prefix: bytes, queue: bytes, number: bytes) -> tuple[bytes, rules.JobState] | None:
     """The payload of JOB and the state of a job."""
-    body = view.read(rules.head_of(prefix, TypeTag.JOB, queue) + number)
-    state = view.read(rules.head_of(prefix, TypeTag.JOB_STATE, queue) + number)
+    bodies, states = _heads(prefix, queue)
+    body, state = view.read(bodies + number), view.read(states + number)
     if body is None or state is None:
         return None
     try:

@@ -18,6 +18,7 @@ and times are big-endian.
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -40,9 +41,11 @@ MAX_ERRORS: Final = 8  # the last ones of a job are kept
 MAX_ERROR_CHARS: Final = 500
 MAX_PRIORITY: Final = (1 << 31) - 1
 MOVED: Final = 16  # jobs whose time has come that one claim moves: what it costs has a bound
+_tuple: Final = tuple.__new__  # that of a NamedTuple is a function of Python, twice as slow
 _BACKOFF_US: Final = 1_000_000  # after the first attempt; doubles
 _BACKOFF_MAX_US: Final = 300_000_000
 
+_ORDERS: Final = (TypeTag.JOB_READY, TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED, TypeTag.JOB_DEAD)  # as in STATES
 _HEAD: Final = struct.Struct(">BIHHQQQ")
 _NUMBER: Final = struct.Struct(">Q")
 _STAMPED: Final = struct.Struct(">Q")
@@ -72,7 +75,7 @@ class JobState(NamedTuple):
 
     def pack(self) -> bytes:
         """The payload of a JOB_STATE record: 33 bytes, then MessagePack `[key, worker, errors]`."""
-        rest: bytes = msgpack.packb(self[7:])
+        rest = _packed(self.key, self.worker) if not self.errors else msgpack.packb(self[7:])
         return _HEAD.pack(*self[:7]) + rest
 
     @property
@@ -93,15 +96,32 @@ def unpack(payload: bytes) -> JobState:
         ValueError: it did not pack this.
     """
     try:
-        state = JobState(*_HEAD.unpack_from(payload), *msgpack.unpackb(payload[_HEAD.size :]))
+        state: JobState = _tuple(JobState, _HEAD.unpack_from(payload) + _unpacked(payload[_HEAD.size :]))
     except (struct.error, TypeError) as error:
         raise ValueError(f"no state of a job: {error}") from None
-    if not (
-        state.state < len(STATES) and type(state.key) is bytes and type(state.worker) is str
-        and type(state.errors) is list and all(type(each) is str for each in state.errors)
-    ):
+    if state[0] >= len(STATES):
         raise ValueError("no state of a job")
     return state
+
+
+# Jobs of one queue have few different ones of these, so each is kept for a while. Nobody changes the list.
+
+
+@functools.lru_cache(maxsize=512)
+def _packed(key: bytes, worker: str) -> bytes:
+    rest: bytes = msgpack.packb((key, worker, []))
+    return rest
+
+
+@functools.lru_cache(maxsize=512)
+def _unpacked(rest: bytes) -> tuple[bytes, str, list[str]]:
+    key, worker, errors = msgpack.unpackb(rest)
+    if not (
+        type(key) is bytes and type(worker) is str and type(errors) is list
+        and all(type(each) is str for each in errors)
+    ):
+        raise ValueError("no state of a job")
+    return key, worker, errors
 
 
 def rank_of(priority: int) -> int:
@@ -145,14 +165,19 @@ def split_rest(rest: bytes) -> tuple[bytes, int]:
     return queue, int.from_bytes(number, "big")
 
 
-def place_in_order(prefix: bytes, queue: bytes, number: bytes, state: JobState) -> bytes | None:
+def orders_of(prefix: bytes, queue: bytes) -> tuple[bytes, ...]:
+    """What the keys of each order of a queue start with, by the state that it is of."""
+    return tuple(head_of(prefix, tag, queue) for tag in _ORDERS)
+
+
+def place_in_order(orders: tuple[bytes, ...], number: bytes, state: JobState) -> bytes | None:
     """Where the order that a state says has the job; None for a done one, which is in no order."""
-    if state.state == READY:
-        return head_of(prefix, TypeTag.JOB_READY, queue) + state.rank.to_bytes(4, "big") + number
-    if state.state in (DELAYED, CLAIMED):
-        tag = TypeTag.JOB_DUE if state.state == DELAYED else TypeTag.JOB_CLAIMED
-        return head_of(prefix, tag, queue) + _NUMBER.pack(state.time_us) + number
-    return head_of(prefix, TypeTag.JOB_DEAD, queue) + number if state.state == DEAD else None
+    which = state.state
+    if which == READY:
+        return orders[READY] + state.rank.to_bytes(4, "big") + number
+    if which in (DELAYED, CLAIMED):
+        return orders[which] + state.time_us.to_bytes(8, "big") + number
+    return orders[DEAD] + number if which == DEAD else None
 
 
 def key_head(prefix: bytes, queue: bytes, key: bytes) -> bytes:
@@ -160,9 +185,11 @@ def key_head(prefix: bytes, queue: bytes, key: bytes) -> bytes:
     return head_of(prefix, TypeTag.JOB_BY_KEY, queue) + key + b"\0"
 
 
-def entries(prefix: bytes, queue: bytes, number: bytes, state: JobState) -> list[bytes]:
+def entries(
+    prefix: bytes, queue: bytes, orders: tuple[bytes, ...], number: bytes, state: JobState
+) -> list[bytes]:
     """The index keys of one job."""
-    place = place_in_order(prefix, queue, number, state)
+    place = place_in_order(orders, number, state)
     found = [] if place is None else [place]
     if state.key and state.is_live:
         found.append(key_head(prefix, queue, state.key) + number)
@@ -172,7 +199,7 @@ def entries(prefix: bytes, queue: bytes, number: bytes, state: JobState) -> list
 def index_keys(prefix: bytes, rest: bytes, payload: bytes) -> list[bytes]:
     """The index keys of one JOB_STATE record."""
     queue, number = split_rest(rest)
-    return entries(prefix, queue, number_bytes(number), unpack(payload))
+    return entries(prefix, queue, orders_of(prefix, queue), number_bytes(number), unpack(payload))
 
 
 # --- the payload of JOB ---------------------------------------------------------------------------
@@ -228,9 +255,8 @@ def lost(queue: str, number: int, token: int) -> JobLostError:
 
 def claimed(state: JobState, *, version: int, until_us: int, mark: int, worker: str) -> JobState:
     """A job that is taken."""
-    return state._replace(
-        state=CLAIMED, attempt=state.attempt + 1, token=version, time_us=until_us, mark=mark, worker=worker
-    )
+    _, rank, attempt, max_attempts, _, _, _, key, _, errors = state
+    return JobState(CLAIMED, rank, attempt + 1, max_attempts, version, until_us, mark, key, worker, errors)
 
 
 def with_error(state: JobState, error: str) -> JobState:
@@ -254,7 +280,7 @@ def ran_out(state: JobState) -> JobState:
     if state.state == CLAIMED:
         state = with_error(state, f"the claim of {state.worker or 'a worker'} ran out")
         return given_up(state, state.time_us, state.time_us)
-    return state._replace(state=READY)
+    return state if state.state == READY else state._replace(state=READY)
 
 
 def backoff_us(attempt: int) -> int:
