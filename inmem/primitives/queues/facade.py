@@ -262,7 +262,8 @@ class RunQueues(Queues[JobId]):
     def purge(self, queue: str, *, state: str | None = None) -> int:
         """Remove the jobs of a queue, of one state or all; how many. Cost: one round trip for 1,000 jobs.
 
-        Whoever has claimed one finds out by `JobLostError`. Jobs that are put meanwhile stay.
+        A state is meant as `JobInfo` has it. Whoever has claimed one finds out by `JobLostError`. Jobs that
+        are put meanwhile stay.
         """
         removed: int = self._sink.drive(self._purged(encode_queue(queue), check_state(state)))
         return removed

@@ -75,9 +75,17 @@ class _Queue:
             return False
         return True
 
-    def entries(self, tag: int) -> Iterator[bytes]:
-        """The keys of an order, in order."""
-        return (key for key, _ in self.workspace.scan(*job.span_of(self.prefix, tag, self.name)))
+    def in_order(self, tag: int) -> Iterator[tuple[bytes, job.JobState]]:
+        """The keys of an order, in order, with the states of the jobs.
+
+        An entry that its job denies is damage. It goes, or it would be met by every claim.
+        """
+        for key, _ in self.workspace.scan(*job.span_of(self.prefix, tag, self.name)):
+            state = self.state(key[-8:])
+            if state is not None and job.place_in_order(self.prefix, self.name, key[-8:], state) == key:
+                yield key, state
+            else:
+                self.workspace.delete(key)
 
     def held(self, number: int, token: int, mark: int) -> tuple[bytes, job.JobState]:
         """A job that a claim holds.
@@ -170,22 +178,21 @@ def claim(
         raise InvalidInputError(f"limit is outside 1 to {MAX_TRANSACTION_OPS}", argument="limit")
     until_us = workspace.now_us + lease_us
     came, is_more = _whose_time_has_come(found)
-    candidates = [*islice(found.entries(TypeTag.JOB_READY), limit + 1)]
+    candidates = {key[-12:]: state for key, state in islice(found.in_order(TypeTag.JOB_READY), limit + 1)}
     is_more = is_more or len(candidates) + len(came) > limit
     before = dict(came)
     came_ready = {place: job.ran_out(state) for place, state in came}
     moved = [
         each.rank.to_bytes(4, "big") + place for place, each in came_ready.items() if each.state == READY
     ]
-    best = sorted([*(key[-12:] for key in candidates), *moved])[:limit]
+    best = sorted([*candidates, *moved])[:limit]
     numbers: list[int] = []
     for each in best:
         if numbers and not found.has_room(1 + len(came_ready)):
             is_more = True
             break
         place = each[4:]
-        state = before.get(place) or found.state(place)
-        assert state is not None  # its place in the order says so
+        state = before.get(place) or candidates[each]
         ready = came_ready.pop(place, state)
         found.write(place, state, job.claimed(
             ready, version=workspace.version, until_us=until_us, mark=mark, worker=worker
@@ -201,13 +208,11 @@ def _whose_time_has_come(queue: _Queue) -> tuple[list[tuple[bytes, job.JobState]
     now = job.number_bytes(queue.workspace.now_us)
     found: list[tuple[bytes, job.JobState]] = []
     for tag in (TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED):
-        for key in queue.entries(tag):
+        for key, state in queue.in_order(tag):
             if key[-16:-8] > now:
                 break
             if len(found) == job.MOVED:
                 return found, True
-            state = queue.state(key[-8:])
-            assert state is not None
             found.append((key[-8:], state))
     return found, False
 
