@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from forms import new_run
+from support import writer_pid
 from test_queues import LONG_S, counts
 
 import inmem
+from inmem import aio
 
 
 @pytest.fixture
@@ -85,3 +92,51 @@ def test_a_stream_that_is_left_holds_nothing(run: inmem.RunScope) -> None:
     assert counts(run) == (2, 0, 0, 0), "the next one is claimed when it is asked for"
     stream.close()  # type: ignore[attr-defined]
     assert counts(run) == (2, 0, 0, 0)
+
+
+# --- a claim without an answer ----------------------------------------------------------------------
+
+
+@contextmanager
+def stopped(path: Path) -> Iterator[None]:
+    """The writer does nothing."""
+    pid = writer_pid(path)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_claim_whose_answer_did_not_come_resolves_to_its_jobs(store_path: Path) -> None:
+    with inmem.open(store_path), inmem.open(store_path, timeout_s=0.5) as db:
+        queues = db.run("run").queues
+        queues.put_many("q", range(4))
+        with stopped(store_path), pytest.raises(inmem.CommitUnknownError) as one:
+            queues.claim("q")
+        job = one.value.resend(timeout_s=LONG_S)
+        assert (job.payload, job.attempt) == (0, 1)
+        queues.ack(job)
+        with stopped(store_path), pytest.raises(inmem.CommitUnknownError) as many:
+            queues.claim_many("q", 2)
+        assert [job.payload for job in many.value.resend(timeout_s=LONG_S)] == [1, 2]
+        with stopped(store_path), pytest.raises(inmem.CommitUnknownError) as unknown:
+            queues.put("q", "new")
+        assert unknown.value.resend(timeout_s=LONG_S) == "q/4"
+        assert queues.counts("q").ready == 2
+
+
+def test_so_does_one_of_a_loop(store_path: Path) -> None:
+    async def main() -> None:
+        async with aio.open(store_path, timeout_s=0.5) as db:
+            queues = db.run("run").queues
+            await queues.put("q", "payload")
+            with stopped(store_path), pytest.raises(inmem.CommitUnknownError) as caught:
+                await queues.claim("q")
+            job = await caught.value.resend(timeout_s=LONG_S)
+            assert job.payload == "payload"
+            await queues.ack(job)
+            assert await queues.get(job.id) is None
+
+    with inmem.open(store_path):
+        asyncio.run(main())

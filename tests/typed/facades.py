@@ -6,6 +6,10 @@ from typing import Any, assert_type
 
 import inmem
 from inmem.primitives.events.rules import Appended
+from inmem.primitives.queues.facade import PendingJobId
+from inmem.primitives.queues.held import HeldJob
+from inmem.primitives.queues.job import Job, JobId, JobInfo
+from inmem.primitives.queues.rules import QueueCounts
 
 
 def direct(db: inmem.Database, scope: inmem.RunScope) -> None:
@@ -52,6 +56,37 @@ def by_run(db: inmem.Database) -> None:
     db.kv.put("run")  # type: ignore[call-arg]
     db.kv.put("run", 5, 1)  # type: ignore[arg-type]
     db.events.append("run", "t", nothing=1)  # type: ignore[call-arg]
+
+
+def jobs_of_a_run(db: inmem.Database, scope: inmem.RunScope) -> None:
+    assert_type(scope.queues.put("q", 1, delay_s=1, priority=2, key="k", max_attempts=3), JobId)
+    assert_type(db.queues.put_many("run", "q", [1, 2]), list[JobId])
+    job = scope.queues.claim("q", wait_s=None, worker="w")
+    assert_type(job, Job | None)
+    assert job is not None
+    assert_type(db.queues.claim_many("run", "q", 2), list[Job])
+    assert_type(db.queues.extend(job, 3), Job)
+    assert_type(scope.queues.get(job.id), JobInfo | None)
+    assert_type(db.queues.counts("run", "q"), QueueCounts)
+    assert_type(scope.queues.dead("q"), list[JobInfo])
+    assert_type(db.queues.purge("run", "q", state="dead"), int)
+    for held in scope.queues.consume("q"):
+        assert_type(held, HeldJob)
+    db.queues.ack(job, 5)
+    db.queues.ack("run", job)  # type: ignore[arg-type]
+    db.queues.claim("run")  # type: ignore[call-arg]
+
+
+def jobs_elsewhere(txn: inmem.Transaction, pipe: inmem.Pipeline, view: inmem.Snapshot, job: Job) -> None:
+    assert_type(txn.queues.put("q", 1), PendingJobId)
+    assert_type(txn.queues.put("q", 1).id, JobId)
+    assert_type(txn.queues.extend(job), Job)
+    txn.queues.claim("q")  # type: ignore[attr-defined]
+    assert_type(pipe.queues.put("run", "q", 1), PendingJobId)
+    assert_type(pipe.queues.ack(job), inmem.Pending[None])
+    pipe.queues.counts("run", "q")  # type: ignore[attr-defined]
+    assert_type(view.queues.peek("q"), list[JobInfo])
+    view.queues.put("q", 1)  # type: ignore[attr-defined]
 
 
 def in_a_transaction(txn: inmem.Transaction) -> None:

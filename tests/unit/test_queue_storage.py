@@ -135,6 +135,24 @@ class TestCheckAndRepair:
             assert db.check().problems == [] and shown(db) == before
             still_works(db, held)
 
+    @pytest.mark.parametrize("tag", [TypeTag.JOB_READY, TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED])
+    @pytest.mark.parametrize("number", [77, 4, 8])  # none, one that is claimed or dead, and one that is done
+    def test_a_claim_passes_over_what_an_order_has_without_need(
+        self, killed: tuple[Path, Any, dict[str, Any]], tag: int, number: int
+    ) -> None:
+        """Or two workers would have one job, or none would get any."""
+        path, before, held = killed
+        rank = bytes(4) if tag == TypeTag.JOB_READY else (1).to_bytes(8, "big")
+        stray = rules.head_of(PREFIX, tag, b"mail") + rank + rules.number_bytes(number)
+        damage(path, (PUT, int(Table.DATA), stray, pack(1, 1, 0, b"")))
+        with inmem.open(path) as db:
+            ready = [job.id for job in before[1] if job.state == "ready"]
+            assert [job.id for job in db.queues.claim_many(RUN, "mail", 9)] == ready
+            assert db.check().problems == []
+            assert db.queues.claim(RUN, "mail") is None
+            for job in held.values():
+                db.queues.ack(job)
+
     @pytest.mark.parametrize("payload", [
         b"", bytes(20), rules.JobState(9, 0, 0, 1, 0, 0, 0, b"", "", []).pack(),
         rules.JobState(0, 0, 0, 1, 0, 0, 0, b"", "", [])._replace(key="text").pack(),  # type: ignore[arg-type]

@@ -12,12 +12,20 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
 
-from inmem.client.retry import deadline_in
+from inmem.client.retry import deadline_in, resolved_as
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.engines.base import Sink, View
-from inmem.errors import InmemError, InvalidInputError, JobLostError, RunDeletedError, WaitTimeoutError
+from inmem.errors import (
+    CommitUnknownError,
+    InmemError,
+    InvalidInputError,
+    JobLostError,
+    RunDeletedError,
+    WaitTimeoutError,
+)
 from inmem.host.interrupts import let_through
 from inmem.keys import encode_name, shorten
 from inmem.pending import Pending
@@ -109,6 +117,14 @@ class Queues(QueueReads, QueuePuts[I]):
         return done
 
 
+class _Found(NamedTuple):
+    """What a claim has taken: its answer, the jobs, and the nacks of those whose payload does not decode."""
+
+    answer: builtins.list[Any]
+    jobs: builtins.list[Job]
+    poison: builtins.list[builtins.list[Any]]
+
+
 class RunQueues(Queues[JobId]):
     """One run's queues outside a transaction: each change is a commit of its own."""
 
@@ -191,7 +207,8 @@ class RunQueues(Queues[JobId]):
     def purge(self, queue: str, *, state: str | None = None) -> int:
         """Remove the jobs of a queue, of one state or all; how many. Cost: one round trip for 1,000 jobs.
 
-        Whoever has claimed one finds out by `JobLostError`. Jobs that are put meanwhile stay.
+        A state is meant as `JobInfo` has it. Whoever has claimed one finds out by `JobLostError`. Jobs that
+        are put meanwhile stay.
         """
         removed: int = self._sink.drive(self._purged(encode_queue(queue), check_state(state)))
         return removed
@@ -225,10 +242,11 @@ class RunQueues(Queues[JobId]):
         is_one: bool,
     ) -> Steps[Any]:
         arguments = self._checked(queue, lease_s, limit, worker)
-        found = yield from self._claimed(arguments, deadline_of(wait_s))
-        if is_one:
-            return found[0] if found else None
-        return found
+        try:
+            found = yield from self._claimed(arguments, deadline_of(wait_s))
+        except CommitUnknownError as error:
+            raise resolved_as(error, _first_of if is_one else _itself) from None
+        return _first_of(found) if is_one else found
 
     def _consumed(self, arguments: builtins.list[Any], stop: Any, wait_s: float | None) -> Streamed[HeldJob]:
         while True:
@@ -257,8 +275,13 @@ class RunQueues(Queues[JobId]):
             if self.has_ready(queue):
                 mark = int.from_bytes(os.urandom(7), "big")
                 try:
-                    answer = yield self._sink.ask("queue.claim", [*arguments, mark], _itself, alone="claim")
-                    jobs = yield from self._taken(arguments[1], answer, mark)
+                    found: _Found = yield self._sink.ask(
+                        "queue.claim", [*arguments, mark], partial(self._found, arguments[1], mark=mark),
+                        alone="claim",
+                    )
+                    yield from self._buried(found.poison)
+                except CommitUnknownError as error:
+                    raise resolved_as(error, _jobs_of) from None
                 except (InmemError, GeneratorExit):
                     if has_slept:
                         self._waits.pass_on(name)
@@ -266,12 +289,12 @@ class RunQueues(Queues[JobId]):
                 except BaseException:  # cancelled, or interrupted: nobody has got what it may have taken
                     yield from self._given_back(arguments[1], mark)
                     raise
-                if has_slept and answer[3]:
+                if has_slept and found.answer[3]:
                     self._waits.pass_on(name)  # this one was woken, and others sleep who do not know
-                if jobs:
-                    return jobs
-                if answer[2] or answer[3]:
-                    continue  # what it got was lost meanwhile, did not decode, or died of its last attempt
+                if found.jobs:
+                    return found.jobs
+                if found.answer[2] or found.answer[3]:
+                    continue  # what it got was lost meanwhile, or did not decode; or more jobs' time has come
             elif self._view.is_deleted(self._prefix):
                 raise RunDeletedError(f"run {self._run_id} was deleted", run_id=self._run_id)
             left_s = deadline - time.monotonic()
@@ -290,36 +313,37 @@ class RunQueues(Queues[JobId]):
         except InmemError as error:  # then it runs out
             let_through(error)
 
-    def _taken(
-        self, queue: bytes, answer: builtins.list[Any], mark: int
-    ) -> Steps[builtins.list[Job]]:
-        """The jobs of a claim that still hold. One whose payload does not decode is dead from here on."""
+    def _found(self, queue: bytes, answer: builtins.list[Any], mark: int) -> _Found:
+        """What a claim has taken, as far as it still holds."""
         token, until_us, numbers, _ = answer
-        jobs, poison = [], []
+        found = _Found(answer, [], [])
         with self._view.moment() as view:
             for number in numbers:
-                found = stored(view, self._prefix, queue, rules.number_bytes(number))
-                if found is None or (found[1].token, found[1].mark) != (token, mark):
+                one = stored(view, self._prefix, queue, rules.number_bytes(number))
+                if one is None or not rules.is_held(one[1], token, mark):
                     continue  # it ran out meanwhile, and another has it
-                body, state = found
+                body, state = one
                 name = queue.decode()
                 try:
                     payload = decode(rules.value_in(body))
                 except ValueError as error:
                     reason = _POISON.format(error)[:200]
-                    poison.append([self._prefix, queue, number, token, mark, 0, reason, False])
+                    found.poison.append([self._prefix, queue, number, token, mark, 0, reason, False])
                     continue
-                jobs.append(Job(
+                found.jobs.append(Job(
                     JobId.of(name, number), name, payload, state.attempt, token, until_us,
                     rules.enqueued_in(body), tuple(state.errors), self._run_id, state.priority,
                     state.max_attempts, state.key.decode() or None, self._prefix, mark,
                 ))
+        return found
+
+    def _buried(self, poison: builtins.list[builtins.list[Any]]) -> Steps[None]:
+        """Jobs whose payload does not decode are dead from here on."""
         for arguments in poison:
             try:
                 yield self._sink.ask("queue.nack", arguments, _none)
-            except JobLostError as error:
+            except (JobLostError, CommitUnknownError) as error:  # or else it runs out, and is met again
                 let_through(error)
-        return jobs
 
 
 class TransactionQueues(Queues[PendingJobId]):
@@ -425,6 +449,14 @@ def place_of(prefix: bytes, job: object) -> builtins.list[Any]:
 
 def _this_process() -> str:
     return f"{_HOST}:{os.getpid()}"
+
+
+def _jobs_of(found: _Found) -> builtins.list[Job]:
+    return found.jobs
+
+
+def _first_of(jobs: builtins.list[Job]) -> Job | None:
+    return jobs[0] if jobs else None
 
 
 def _itself(result: Any) -> Any:

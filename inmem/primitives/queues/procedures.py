@@ -101,6 +101,21 @@ class _Queue:
         end = head[:-1] + b"\1" if until_us is None else head + job.number_bytes(until_us + 1)
         return self.workspace.first_keys(head, end, limit)
 
+    def with_states(self, keys: list[bytes]) -> list[tuple[bytes, job.JobState]]:
+        """The keys of an order, with the states of the jobs.
+
+        An entry that its job denies is damage. It goes, or it would be met by every claim.
+        """
+        found = []
+        for key in keys:
+            place = key[-8:]
+            state = self.state(place)
+            if state is not None and job.place_in_order(self._orders, place, state) == key:
+                found.append((key, state))
+            else:
+                self.workspace.delete(key)
+        return found
+
     def held(self, number: int, token: int, mark: int) -> tuple[bytes, job.JobState]:
         """A job that a claim holds.
 
@@ -192,14 +207,15 @@ def claim(
         raise InvalidInputError(f"limit is outside 1 to {MAX_TRANSACTION_OPS}", argument="limit")
     until_us = workspace.now_us + lease_us
     came, is_more = _whose_time_has_come(found)
-    candidates = found.first(READY, limit + 1)
+    keys = found.first(READY, limit + 1)
+    candidates = {key[-12:]: state for key, state in found.with_states(keys[:limit])}
     before = dict(came)
     came_ready = {place: job.ran_out(state) for place, state in came}
     moved = [
         each.rank.to_bytes(4, "big") + place for place, each in came_ready.items() if each.state == READY
     ]
-    is_more = is_more or len(candidates) + len(moved) > limit
-    best = [key[-12:] for key in candidates[:limit]]
+    is_more = is_more or len(keys) + len(moved) > limit
+    best = [*candidates]
     if moved:
         best = sorted(best + moved)[:limit]
     numbers: list[int] = []
@@ -208,8 +224,7 @@ def claim(
             is_more = True
             break
         place = each[4:]
-        state = before.get(place) or found.state(place)
-        assert state is not None  # its place in the order says so
+        state = before.get(place) or candidates[each]
         ready = came_ready.pop(place, state)
         found.write(place, state, job.claimed(
             ready, version=workspace.version, until_us=until_us, mark=mark, worker=worker
@@ -226,12 +241,8 @@ def _whose_time_has_come(queue: _Queue) -> tuple[list[tuple[bytes, job.JobState]
     keys = queue.first(job.DELAYED, job.MOVED + 1, now_us)
     if len(keys) <= job.MOVED:
         keys += queue.first(job.CLAIMED, job.MOVED + 1 - len(keys), now_us)
-    found: list[tuple[bytes, job.JobState]] = []
-    for key in keys[: job.MOVED]:
-        state = queue.state(key[-8:])
-        assert state is not None
-        found.append((key[-8:], state))
-    return found, len(keys) > job.MOVED
+    found = queue.with_states(keys[: job.MOVED])
+    return [(key[-8:], state) for key, state in found], len(keys) > job.MOVED
 
 
 def ack(

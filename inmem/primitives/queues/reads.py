@@ -93,7 +93,7 @@ class QueueReads:
         place = rules.number_bytes(job.id.number)
         record = self._view.read(rules.head_of(self._prefix, TypeTag.JOB_STATE, job.queue.encode()) + place)
         state = None if record is None else rules.unpack(payload_of(record))
-        return state is not None and state.state == rules.CLAIMED and state.token == job.token
+        return state is not None and rules.is_held(state, job.token, job.mark)
 
     def _span(self, tag: int, queue: bytes) -> tuple[bytes, bytes]:
         return rules.span_of(self._prefix, tag, queue)
