@@ -31,7 +31,7 @@ from inmem.maintenance.restore import restore
 from inmem.maintenance.salvage import salvage
 from inmem.primitives.leases.rules import GIVEN_US, waiters_of
 
-KILLS = int(os.environ.get("INMEM_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("INMEM_TEST_KILLS", "4"))
 HOLDERS = 8
 SLACK_S = 2.0  # on a machine that does other work
 

@@ -324,6 +324,14 @@ class Renewals:
             self._due.discard(held)
 
     def _run(self) -> None:
+        try:
+            self._renew_all()
+        except BaseException:
+            with self._changed:
+                self._thread = None  # the next one starts another
+            raise
+
+    def _renew_all(self) -> None:
         while (held := self._next()) is not None:
             holding = held._holding
             try:
