@@ -224,6 +224,18 @@ def test_who_came_first_is_first(run: inmem.RunScope, waiting: Waiting) -> None:
     assert tokens == sorted(set(tokens)) and waiters_of(run) == 0
 
 
+def test_short_leases_are_handed_on_in_order_too(run: inmem.RunScope, waiting: Waiting) -> None:
+    """However long it takes to wake: what is given lasts for a second, until it is confirmed."""
+    lease = run.leases.acquire("a", ttl_s=LONG_S)
+    for number in range(4):
+        waiting.begin(f"w-{number}", ttl_s=0.001)
+    run.leases.release(lease)
+    waiting.next(4)
+    assert [holder for holder, _ in waiting.got] == [f"w-{number}" for number in range(4)]
+    tokens = [got.token for _, got in waiting.got]
+    assert tokens == sorted(tokens)
+
+
 def test_who_came_late_does_not_overtake(run: inmem.RunScope, waiting: Waiting) -> None:
     """Not even if the lease has run out, and the first one has not noticed yet."""
     lease = run.leases.acquire("a", ttl_s=0.2)

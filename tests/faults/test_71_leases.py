@@ -18,13 +18,19 @@ import pytest
 from forks import in_child
 from lease_workers import NAME, RUN, hold_and_work, hold_until_told, wait_for_it, waits
 from small_disks import MIB
-from support import Workers, kill_writer, process_state, stop_writer, wait_until
+from support import Workers, kill_writer, process_state, stop_writer, wait_until, writer_pid
 from test_22_clock_steps import HOUR_US, WallClock
 from waiting_workers import kill_one
 
 import inmem
 from inmem import aio
-from inmem.errors import LeaseHeldError, LeaseLostError, RunDeletedError, StoreFullError
+from inmem.errors import (
+    CommitUnknownError,
+    LeaseHeldError,
+    LeaseLostError,
+    RunDeletedError,
+    StoreFullError,
+)
 from inmem.exchange import export_runs, import_runs
 from inmem.maintenance.check import check
 from inmem.maintenance.restore import restore
@@ -251,6 +257,30 @@ def test_waiting_over_kills_of_the_writer(store_path: Path, workers: Workers, rn
             db.leases.renew(lease)
         db.leases.release(lease)
         assert waiter.result() > lease.token
+
+
+def test_a_writer_that_does_not_answer(store_path: Path) -> None:
+    """Whoever acquires waits for it once. What came of that resolves to a lease, or to who has it."""
+    with inmem.open(store_path) as db, inmem.open(store_path, timeout_s=0.5) as hasty:
+        db.kv.put(RUN, "k", 1)
+        hasty.kv.get(RUN, "k")
+        pid = writer_pid(store_path)
+        for name in ("free", "taken"):
+            if name == "taken":
+                db.leases.acquire(RUN, name, ttl_s=60, holder="me")
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                began = time.monotonic()
+                with pytest.raises(CommitUnknownError) as caught:
+                    hasty.leases.acquire(RUN, name, ttl_s=60, wait_s=5)
+                assert time.monotonic() - began < 0.9
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            if name == "free":
+                assert caught.value.resend(10.0) == db.leases.get(RUN, name)
+            else:
+                with pytest.raises(LeaseHeldError, match="held by me"):
+                    caught.value.resend(10.0)
 
 
 class Interrupted(Exception):

@@ -25,7 +25,7 @@ from inmem.errors import (
     type_name,
 )
 from inmem.host.clock import boot_us
-from inmem.host.interrupts import let_through
+from inmem.host.interrupts import is_foreign, let_through
 from inmem.keys import encode_name, shorten
 from inmem.primitives.leases import rules
 from inmem.primitives.leases.rules import Lease, LeaseRecord
@@ -219,10 +219,11 @@ class LeaseCalls:
         claim = int.from_bytes(os.urandom(8), "big") >> 1 | 1
         try:
             return (yield from self._taking(wish, claim))
-        except (CommitUnknownError, LeaseHeldError, GeneratorExit):
+        except GeneratorExit:
             raise
         except BaseException as error:
-            if not isinstance(error, InvalidInputError | RunDeletedError):
+            # What the store refuses has had no effect, or is for the caller to find out.
+            if not isinstance(error, InmemError) or is_foreign(error):
                 yield from self._leaving(wish, claim)
             raise
 

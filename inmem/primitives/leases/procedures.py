@@ -93,7 +93,7 @@ class _Held:
         for key in gone:
             self._workspace.delete(key)
         if found is not None:
-            self.give(found.holder, found.ttl_us, found.claim, min(found.ttl_us, GIVEN_US))
+            self.give(found.holder, found.ttl_us, found.claim, GIVEN_US)
         return found is not None
 
     def wait(self, waiter: Waiter) -> int:
