@@ -291,7 +291,7 @@ def test_a_waiter_that_is_gone_costs_a_second(run: inmem.RunScope, waiting: Wait
     assert holder == "alive" and got.token > found.token
     assert 0.9 < time.monotonic() - began < 5
     assert sink.ask("lease.confirm", [run.prefix, b"a", 7, ticket], tuple)[:2] == (0, 0)
-    assert sink.ask("lease.leave", [run.prefix, b"a", 7], tuple)[4] == "alive"
+    assert sink.ask("lease.leave", [run.prefix, b"a", 7, ticket], tuple)[4] == "alive"
 
 
 def test_the_only_waiter_is_gone(run: inmem.RunScope) -> None:
@@ -325,10 +325,10 @@ def test_who_leaves_passes_on_what_he_was_given(run: inmem.RunScope) -> None:
     for claim in (7, 8):
         found = run.leases.get("a")
         assert found is not None and found.holder == f"claim {claim}"
-        sink.ask("lease.leave", [run.prefix, b"a", claim], tuple)
+        sink.ask("lease.leave", [run.prefix, b"a", claim, 0], tuple)
     assert run.leases.get("a") is None
     assert asks(run, 0, 9)[0] > 0
-    sink.ask("lease.leave", [run.prefix, b"a", 9], tuple)  # an acquisition whose answer nobody has heard
+    sink.ask("lease.leave", [run.prefix, b"a", 9, 0], tuple)  # an acquisition whose answer nobody has heard
     assert run.leases.get("a") is None
 
 
