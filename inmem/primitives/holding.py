@@ -174,6 +174,14 @@ class Renewals:
         heapq.heappush(self._heap, (holding.renew_at_us, next(self._numbers), holding))
 
     def _run(self) -> None:
+        try:
+            self._renew_all()
+        except BaseException:
+            with self._changed:
+                self._thread = None  # the next one starts another
+            raise
+
+    def _renew_all(self) -> None:
         while (holding := self._next()) is not None:
             goes_on = driven(holding.renew())
             with self._changed:

@@ -111,7 +111,8 @@ def test_a_lease_of_another_store(run: inmem.RunScope) -> None:
     ("acquire", [b"p/q/r/s", b"a", "h", 1 << 63, 0, 1]), ("acquire", [b"p/q/r/s", b"a", "h", 1, -1, 1]),
     ("acquire", [b"p/q/r/s", b"a", "h", 1, 0, 0]), ("acquire", [b"p/q/r/s", b"a", "h", 1, 0, 1.0]),
     ("confirm", [b"p/q/r/s", b"a", 0, 1]), ("confirm", [b"p/q/r/s", b"a", 1, -1]),
-    ("leave", [b"p/q/r/s", b"a", None]), ("leave", [b"p/q/r/s", "a", 1]),
+    ("leave", [b"p/q/r/s", b"a", None, 0]), ("leave", [b"p/q/r/s", "a", 1, 0]),
+    ("leave", [b"p/q/r/s", b"a", 1, -1]),
     ("renew", [b"p/q/r/s", b"a", "1", 1, 1]), ("renew", [b"p/q/r/s", b"a", 1, None, 1]),
     ("check", [b"p/q/r/s", b"a", 1.0, 1]), ("release", [b"p/q/r/s", b"\xff", 1, 1]),
 ])  # fmt: skip

@@ -224,6 +224,18 @@ def test_who_came_first_is_first(run: inmem.RunScope, waiting: Waiting) -> None:
     assert tokens == sorted(set(tokens)) and waiters_of(run) == 0
 
 
+def test_short_leases_are_handed_on_in_order_too(run: inmem.RunScope, waiting: Waiting) -> None:
+    """However long it takes to wake: what is given lasts for a second, until it is confirmed."""
+    lease = run.leases.acquire("a", ttl_s=LONG_S)
+    for number in range(4):
+        waiting.begin(f"w-{number}", ttl_s=0.001)
+    run.leases.release(lease)
+    waiting.next(4)
+    assert [holder for holder, _ in waiting.got] == [f"w-{number}" for number in range(4)]
+    tokens = [got.token for _, got in waiting.got]
+    assert tokens == sorted(tokens)
+
+
 def test_who_came_late_does_not_overtake(run: inmem.RunScope, waiting: Waiting) -> None:
     """Not even if the lease has run out, and the first one has not noticed yet."""
     lease = run.leases.acquire("a", ttl_s=0.2)
@@ -265,8 +277,11 @@ def asks(run: inmem.RunScope, wait_us: int, claim: int, ttl_us: int = 10**7) -> 
 
 
 def test_a_waiter_that_is_gone_costs_a_second(run: inmem.RunScope, waiting: Waiting) -> None:
+    """And has to come again, if he was only asleep."""
+    sink = run._database.engine.direct()
     lease = run.leases.acquire("a", ttl_s=LONG_S)
-    assert asks(run, 10**8, 7)[1] > 0
+    _, ticket, *_ = asks(run, 10**8, 7)
+    assert ticket > 0
     waiting.begin("alive")
     began = time.monotonic()
     run.leases.release(lease)
@@ -275,6 +290,8 @@ def test_a_waiter_that_is_gone_costs_a_second(run: inmem.RunScope, waiting: Wait
     holder, got = waiting.next(1)
     assert holder == "alive" and got.token > found.token
     assert 0.9 < time.monotonic() - began < 5
+    assert sink.ask("lease.confirm", [run.prefix, b"a", 7, ticket], tuple)[:2] == (0, 0)
+    assert sink.ask("lease.leave", [run.prefix, b"a", 7, ticket], tuple)[4] == "alive"
 
 
 def test_the_only_waiter_is_gone(run: inmem.RunScope) -> None:
@@ -299,17 +316,6 @@ def test_who_does_not_wait_any_more_is_passed_over(run: inmem.RunScope) -> None:
     assert waiters_of(run) == 0 and run.leases.get("a") is None
 
 
-def test_who_overslept_what_he_was_given_queues_again(run: inmem.RunScope, waiting: Waiting) -> None:
-    sink = run._database.engine.direct()
-    lease = run.leases.acquire("a", ttl_s=LONG_S)
-    _, ticket, *_ = asks(run, 10**8, 7)
-    waiting.begin("next")
-    run.leases.release(lease)
-    assert waiting.next(1)[0] == "next"
-    assert sink.ask("lease.confirm", [run.prefix, b"a", 7, ticket], tuple)[:2] == (0, 0)
-    assert sink.ask("lease.leave", [run.prefix, b"a", 7], tuple)[4] == "next"
-
-
 def test_who_leaves_passes_on_what_he_was_given(run: inmem.RunScope) -> None:
     sink = run._database.engine.direct()
     lease = run.leases.acquire("a", ttl_s=LONG_S)
@@ -319,10 +325,10 @@ def test_who_leaves_passes_on_what_he_was_given(run: inmem.RunScope) -> None:
     for claim in (7, 8):
         found = run.leases.get("a")
         assert found is not None and found.holder == f"claim {claim}"
-        sink.ask("lease.leave", [run.prefix, b"a", claim], tuple)
+        sink.ask("lease.leave", [run.prefix, b"a", claim, 0], tuple)
     assert run.leases.get("a") is None
     assert asks(run, 0, 9)[0] > 0
-    sink.ask("lease.leave", [run.prefix, b"a", 9], tuple)  # an acquisition whose answer nobody has heard
+    sink.ask("lease.leave", [run.prefix, b"a", 9, 0], tuple)  # an acquisition whose answer nobody has heard
     assert run.leases.get("a") is None
 
 

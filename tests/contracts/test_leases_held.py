@@ -17,6 +17,12 @@ from inmem.primitives import holding
 __all__ = ["db", "run", "run_id"]
 
 
+@pytest.fixture(autouse=True)
+def thread_that_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that renews, once nothing is held."""
+    monkeypatch.setattr(holding, "_IDLE_S", 0.01)
+
+
 # --- held while a block runs ------------------------------------------------------------------------
 
 
@@ -87,6 +93,7 @@ def test_a_loss_is_judged_by_the_clock(run: inmem.RunScope, monkeypatch: pytest.
 
 
 def test_many_are_held_by_one_thread(run: inmem.RunScope) -> None:
+    until(lambda: "inmem-leases" not in [thread.name for thread in threading.enumerate()])
     held = [run.leases.hold(f"{n}", ttl_s=0.5) for n in range(20)]
     for each in held:
         each.__enter__()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from procedures import RUN, Stored
 from support import stop_writer
 from typer.testing import CliRunner
 
@@ -14,7 +15,7 @@ import inmem
 from inmem.cli.app import app
 from inmem.keys import MAX_KEY_BYTES, MAX_NAME_BYTES, Namespace
 from inmem.primitives.leases import held as holding
-from inmem.primitives.leases import rules
+from inmem.primitives.leases import procedures, rules
 from inmem.primitives.leases.records import LEASE, LEASE_WAITER
 from inmem.primitives.leases.rules import LeaseRecord, Waiter
 from inmem.primitives.line_fields import LineFields
@@ -76,6 +77,23 @@ def test_what_check_finds_in_a_waiter(rest: bytes, waiter: Waiter) -> None:
     check = LEASE_WAITER.check()
     assert check(b"a\0" + bytes(8), rules.pack_waiter(WAITER)) is None
     assert check(rest, rules.pack_waiter(waiter))
+
+
+def test_those_who_are_gone_are_forgotten_in_parts() -> None:
+    """However many they are, a release fits one commit; and nobody who waits is overtaken."""
+    stored = Stored()
+    stored.run(procedures.acquire, RUN, b"a", "first", 10**9, 0, 1)
+    lease = rules.unpack(stored.payload(rules.lease_key(RUN, b"a")) or b"")
+    for claim in range(2, 2503):
+        stored.run(procedures.acquire, RUN, b"a", "gone", 10**6, 1, claim)
+    ticket = stored.run(procedures.acquire, RUN, b"a", "alive", 10**6, 10**12, 9999)[1]
+    stored.now += 10
+    count = len(stored.records)
+    assert stored.run(procedures.release, RUN, b"a", lease.token, lease.acquired_at) is True
+    assert count - len(stored.records) == 1001
+    assert stored.run(procedures.acquire, RUN, b"a", "late", 10**6, 0, 10_000) == [0, 0, 0, 0, ""]
+    assert stored.run(procedures.acquire, RUN, b"a", "late", 10**6, 0, 10_001)[4] == "alive"
+    assert stored.run(procedures.confirm, RUN, b"a", 9999, ticket)[0] > lease.token
 
 
 class Wrong(Exception):

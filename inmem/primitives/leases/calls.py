@@ -25,7 +25,7 @@ from inmem.errors import (
     type_name,
 )
 from inmem.host.clock import boot_us
-from inmem.host.interrupts import let_through
+from inmem.host.interrupts import is_foreign, let_through
 from inmem.keys import encode_name, shorten
 from inmem.primitives.leases import rules
 from inmem.primitives.leases.rules import Lease, LeaseRecord
@@ -64,6 +64,16 @@ class LeaseAnswer(NamedTuple):
 
 
 _NOBODY: Final = LeaseAnswer(0, 0, 0, 0, "")
+
+
+class Claim:
+    """How the writer knows a call again, whether or not that has heard of an answer."""
+
+    __slots__ = ("number", "ticket")
+
+    def __init__(self) -> None:
+        self.number = int.from_bytes(os.urandom(8), "big") >> 1 | 1
+        self.ticket = 0  # while it waits, if it knows
 
 
 class LeaseRecords:
@@ -214,39 +224,43 @@ class LeaseCalls:
     def taking(self, wish: Wish) -> Steps[Taken]:
         """Acquire a lease; whatever ends this, nothing of it stays behind.
 
-        The number that it draws is how the writer knows its claim again, also if nobody heard the answer.
+        By the number that it draws the writer finds what it has got, also if nobody has heard of that.
         """
-        claim = int.from_bytes(os.urandom(8), "big") >> 1 | 1
+        claim = Claim()
         try:
             return (yield from self._taking(wish, claim))
-        except (CommitUnknownError, LeaseHeldError, GeneratorExit):
+        except GeneratorExit:
             raise
         except BaseException as error:
-            if not isinstance(error, InvalidInputError | RunDeletedError):
+            # What the store refuses has had no effect, or is for the caller to find out.
+            if not isinstance(error, InmemError) or is_foreign(error):
                 yield from self._leaving(wish, claim)
             raise
 
-    def _leaving(self, wish: Wish, claim: int) -> Steps[LeaseAnswer]:
+    def _leaving(self, wish: Wish, claim: Claim) -> Steps[LeaseAnswer]:
         try:
-            return (yield from self._asking("leave", wish, claim))
+            return (yield from self._asking("leave", wish, claim.number, claim.ticket))
         except InmemError as error:  # its time runs out, or it costs the others a second
             let_through(error)
             return _NOBODY
 
-    def _taking(self, wish: Wish, claim: int) -> Steps[Taken]:
+    def _taking(self, wish: Wish, claim: Claim) -> Steps[Taken]:
         deadline = time.monotonic() + wish.wait_s
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             wait_us = _FOR_EVER_US if left_s == math.inf else round(left_s * 1e6)
             asked_us = boot_us()
-            answer = yield from self._asking("acquire", wish, wish.holder, wish.ttl_us, wait_us, claim)
-            while answer.ticket:
+            wanted = wish.holder, wish.ttl_us, wait_us, claim.number
+            answer = yield from self._asking("acquire", wish, *wanted)
+            claim.ticket = answer.ticket
+            while claim.ticket:
                 try:
-                    yield Until(self._looking(wish.name, answer.ticket), _left(deadline))
+                    yield Until(self._looking(wish.name, claim.ticket), _left(deadline))
                 except WaitTimeoutError:
                     raise _held(wish, (yield from self._leaving(wish, claim))) from None
                 asked_us = boot_us()
-                answer = yield from self._asking("confirm", wish, claim, answer.ticket)
+                answer = yield from self._asking("confirm", wish, claim.number, claim.ticket)
+                claim.ticket = answer.ticket
             if answer.token or time.monotonic() >= deadline:
                 return Taken(self._lease(wish, answer), asked_us)
 

@@ -18,6 +18,7 @@ from inmem.primitives.leases.rules import GIVEN_US, MAX_HOLDER_BYTES, LeaseRecor
 # caller has the lease. With a ticket he waits. With neither he does not: another one has it.
 LeaseAnswer = list[Any]
 _LAST: Final = (1 << 63) - 1
+_FORGOTTEN: Final = 1000  # of those who waited, at once
 
 
 class _Held:
@@ -81,7 +82,10 @@ class _Held:
             self.record = None
 
     def hand_on(self) -> bool:
-        """Give it to the first who waits; forget those whose time is over. Whether there was one."""
+        """Give it to the first who waits; forget those whose time is over. False if nobody waits.
+
+        It looks at so many that one commit can forget them. If all of them are gone it is not given yet.
+        """
         gone = []
         found = None
         for key, payload in self._workspace.scan(*rules.waiters_of(self._prefix, self._name)):
@@ -90,10 +94,15 @@ class _Held:
             if waiter.until > self.now_us:
                 found = waiter
                 break
+            if len(gone) == _FORGOTTEN:
+                break
         for key in gone:
             self._workspace.delete(key)
         if found is not None:
-            self.give(found.holder, found.ttl_us, found.claim, min(found.ttl_us, GIVEN_US))
+            self.give(found.holder, found.ttl_us, found.claim, GIVEN_US)
+        elif len(gone) == _FORGOTTEN:
+            self.free()
+            return True
         return found is not None
 
     def wait(self, waiter: Waiter) -> int:
@@ -103,8 +112,11 @@ class _Held:
         self._workspace.put(key, rules.pack_waiter(waiter))
         return ticket
 
-    def waiting(self, claim: int) -> bytes | None:
-        """The key of one who waits, by the number that he has drawn."""
+    def waiting(self, claim: int, ticket: int) -> bytes | None:
+        """The key of one who waits, by his ticket; if that is 0, by the number that he has drawn."""
+        if ticket:
+            key = rules.waiter_key(self._prefix, self._name, ticket)
+            return key if self._workspace.record(key) is not None else None
         for key, payload in self._workspace.scan(*rules.waiters_of(self._prefix, self._name)):
             if rules.unpack_waiter(payload).claim == claim:
                 return key
@@ -161,11 +173,12 @@ def confirm(workspace: Workspace, prefix: bytes, name: bytes, claim: int, ticket
     return found.answer(ticket=ticket if waits else 0)
 
 
-def leave(workspace: Workspace, prefix: bytes, name: bytes, claim: int) -> LeaseAnswer:
-    """Do not wait any more, and pass on what was given."""
+def leave(workspace: Workspace, prefix: bytes, name: bytes, claim: int, ticket: int) -> LeaseAnswer:
+    """Do not wait any more, and pass on what was given. The ticket is 0 if it is not known."""
     found = _Held(workspace, prefix, name)
     _check_claim(claim)
-    waiting = found.waiting(claim)
+    check_time(ticket, "ticket")
+    waiting = found.waiting(claim, ticket)
     if waiting is not None:
         workspace.delete(waiting)
     elif found.is_given(claim) and not found.hand_on():

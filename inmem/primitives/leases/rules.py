@@ -43,7 +43,7 @@ assert _LEASE.size == 40 and _WAITER.size == 24
 
 MAX_HOLDER_BYTES: Final = 256
 TICKET_BYTES: Final = 8
-GIVEN_US: Final = 1_000_000  # in which one who has waited confirms; one who was killed costs so long
+GIVEN_US: Final = 1_000_000  # in which one who has waited confirms, however short his lease is to be
 
 
 @dataclass(frozen=True, slots=True)
