@@ -94,8 +94,7 @@ def _starts(connector: Connector, seconds: float, found: list[list[float]]) -> f
     """Jobs begun a second: from the beginning of a put until another process, which waits, has ended it."""
     count = max(20, int(300 * seconds))
     client = connector()
-    while client.jobs():  # of other measurements
-        client.job_done()
+    client.no_jobs()
     ours, theirs = _spawn.Pipe()
     process = _spawn.Process(target=_takes, args=(connector, count, theirs))
     process.start()
