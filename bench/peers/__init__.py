@@ -117,6 +117,10 @@ class Client:
         """How many jobs wait."""
         raise Unsupported("no queues")
 
+    def no_jobs(self) -> None:
+        """Remove the jobs that wait."""
+        raise Unsupported("no queues")
+
     # Records of named fields, as YCSB has them.
 
     def insert(self, key: str, record: Record) -> Any:

@@ -62,5 +62,8 @@ class HueyClient(Client):
     def jobs(self) -> int:
         return int(self._huey.pending_count())
 
+    def no_jobs(self) -> None:
+        self._huey.flush()
+
     def close(self) -> None:
         self._huey.storage.close()

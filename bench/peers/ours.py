@@ -145,6 +145,9 @@ class OurClient(Client):
     def jobs(self) -> int:
         return self._run.queues.counts("jobs").ready
 
+    def no_jobs(self) -> None:
+        self._run.queues.purge("jobs")
+
     def steps(self) -> int:
         with self._steps.snapshot() as view:
             head, state = view.events.head(), view.cells.read("phase")

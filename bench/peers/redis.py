@@ -118,6 +118,9 @@ class RedisClient(Client):
     def jobs(self) -> int:
         return int(self.db.llen("jobs"))
 
+    def no_jobs(self) -> None:
+        self.db.delete("jobs")
+
     def append(self, log: str, value: str) -> Any:
         return self.db.rpush(log, value)
 

@@ -37,7 +37,7 @@ def claimed(db: inmem.Database, **options: Any) -> Job:
 def run_out(*jobs: Job) -> None:
     """Wait until the claims have run out."""
     last = max(job.claimed_until for job in jobs)
-    wait_until(lambda: time.time_ns() // 1000 > last + 2000, "the claims run out")
+    wait_until(lambda: time.time_ns() // 1000 > last + 2000, "the claims run out", 300.0)
 
 
 # --- claims that run out ----------------------------------------------------------------------------

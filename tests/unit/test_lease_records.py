@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import inmem
 from inmem.cli.app import app
 from inmem.keys import MAX_KEY_BYTES, MAX_NAME_BYTES, Namespace
-from inmem.primitives.leases import held as holding
+from inmem.primitives import holding
 from inmem.primitives.leases import procedures, rules
 from inmem.primitives.leases.records import LEASE, LEASE_WAITER
 from inmem.primitives.leases.rules import LeaseRecord, Waiter
