@@ -71,7 +71,7 @@ class RunScope(ScopeFacades):
         engine = database.engine
         super().__init__(
             database, engine.latest(), engine.direct(), prefix, self.namespace, name, self.transact,
-            ThreadWaits(self.wait, engine.pass_on, holding.keep, holding.drop),
+            ThreadWaits(self.wait, self._pass_on, holding.keep, holding.drop),
         )
 
     def __repr__(self) -> str:
@@ -152,6 +152,10 @@ class RunScope(ScopeFacades):
             finally:
                 draft.abort()
             watched.wait(deadline)
+
+    def _pass_on(self, name: bytes) -> None:
+        """See `FacadeWaits`. Not the engine's own method: a scope must not keep what a closed database had."""
+        self._database.engine.pass_on(name)
 
     def snapshot(self) -> Snapshot:
         """One consistent moment of this run. See `Database.snapshot`."""

@@ -86,7 +86,7 @@ class AsyncRunScope(AsyncScopeFacades):
         engine = database.engine
         super().__init__(
             database, engine.latest(), database.sink, scope.prefix, scope.namespace, scope.name,
-            self.transact, LoopWaits(self.wait, engine.pass_on),
+            self.transact, LoopWaits(self.wait, self._pass_on),
         )
 
     def __repr__(self) -> str:
@@ -198,6 +198,10 @@ class AsyncRunScope(AsyncScopeFacades):
             finally:
                 draft.abort()
             await self.database.waits.wait(watched, deadline)
+
+    def _pass_on(self, name: bytes) -> None:
+        """See `FacadeWaits`."""
+        self.database.engine.pass_on(name)
 
     def snapshot(self) -> AsyncSnapshot:
         """One consistent moment of this run, for `async with`. See `Database.snapshot`."""

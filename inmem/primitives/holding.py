@@ -163,12 +163,11 @@ class Renewals:
                 self._changed.notify()
 
     def drop(self, holding: Holding) -> None:
-        """Renew it no more. The thread sees that when it wakes."""
+        """Renew it no more. It is not kept: its store may be closed next."""
         with self._changed:
             self._held.discard(holding)
-            if len(self._heap) > 2 * len(self._held) + 64:
-                self._heap = [each for each in self._heap if each[2] in self._held]
-                heapq.heapify(self._heap)
+            self._heap = [each for each in self._heap if each[2] is not holding]
+            heapq.heapify(self._heap)
 
     def _push(self, holding: Holding) -> None:
         heapq.heappush(self._heap, (holding.renew_at_us, next(self._numbers), holding))
@@ -182,22 +181,28 @@ class Renewals:
             raise
 
     def _renew_all(self) -> None:
-        while (holding := self._next()) is not None:
-            goes_on = driven(holding.renew())
-            with self._changed:
-                if holding in self._held:
-                    if goes_on:
-                        self._push(holding)
-                    else:
-                        self._held.discard(holding)
+        while self._renew_next():
+            pass
+
+    def _renew_next(self) -> bool:
+        """Renew what is due next; False if nothing was held for a while."""
+        holding = self._next()
+        if holding is None:
+            return False
+        goes_on = driven(holding.renew())
+        with self._changed:
+            if holding in self._held:
+                if goes_on:
+                    self._push(holding)
+                else:
+                    self._held.discard(holding)
+        return True
 
     def _next(self) -> Holding | None:
         """The one to renew now; None if nothing was held for a while."""
         with self._changed:
             was_idle = False
             while True:
-                while self._heap and self._heap[0][2] not in self._held:
-                    heapq.heappop(self._heap)
                 if not self._heap and was_idle:
                     self._thread = None
                     return None

@@ -149,8 +149,8 @@ def test_invariant_20_status_changes_commit_or_roll_back_with_the_rest(db: inmem
 
 def some_queueing(db: inmem.Database, run_id: str, rng: random.Random) -> None:
     """Jobs in each state, of which some stay."""
-    for key in ("k", None, None, None):
-        db.queues.put(run_id, "q", 1, key=key, delay_s=rng.choice([0, 100]), priority=rng.randrange(3))
+    for key in ("k", None, None, None, None, None):
+        db.queues.put(run_id, "q", 1, key=key, delay_s=rng.choice([0, 0, 100]), priority=rng.randrange(3))
     for ended in (True, False, None):
         job = db.queues.claim(run_id, "q", lease_s=100)
         if job is not None and ended is not None:
