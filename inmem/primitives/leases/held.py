@@ -143,36 +143,39 @@ class Due(Generic[T]):
     def __init__(self, holding_of: Callable[[T], Holding]) -> None:
         self._holding_of = holding_of
         self._numbers = itertools.count()
-        self._heap: list[tuple[int, int, T]] = []
-        self._held: set[T] = set()
+        self._heap: list[list[Any]] = []  # when, a number, and the lease, or None if it is held no more
+        self._entries: dict[T, list[Any]] = {}
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._entries)
 
     def __contains__(self, held: T) -> bool:
-        return held in self._held
+        return held in self._entries
 
     def add(self, held: T) -> None:
         """One is held, or was renewed."""
-        self._held.add(held)
-        heapq.heappush(self._heap, (self._holding_of(held).renew_at_us, next(self._numbers), held))
+        entry = self._entries[held] = [self._holding_of(held).renew_at_us, next(self._numbers), held]
+        heapq.heappush(self._heap, entry)
 
     def discard(self, held: T) -> None:
-        """One is held no more."""
-        self._held.discard(held)
-        if len(self._heap) > 2 * len(self._held) + 64:
-            self._heap = [each for each in self._heap if each[2] in self._held]
+        """One is held no more; nothing of it is kept."""
+        entry = self._entries.pop(held, None)
+        if entry is not None:
+            entry[2] = None
+        if len(self._heap) > 2 * len(self._entries) + 64:
+            self._heap = [each for each in self._heap if each[2] is not None]
             heapq.heapify(self._heap)
 
     def next_in_s(self) -> float | None:
         """How long there is nothing to renew; None if nothing is to be renewed at any time."""
-        while self._heap and self._heap[0][2] not in self._held:
+        while self._heap and self._heap[0][2] is None:
             heapq.heappop(self._heap)
         return max(0.0, (self._heap[0][0] - boot_us()) / 1e6) if self._heap else None
 
     def pop(self) -> T:
-        """The first one."""
-        return heapq.heappop(self._heap)[2]
+        """The first one, which is still held."""
+        first: T = heapq.heappop(self._heap)[2]
+        return first
 
 
 class HeldLease:
@@ -332,20 +335,27 @@ class Renewals:
             raise
 
     def _renew_all(self) -> None:
-        while (held := self._next()) is not None:
-            holding = held._holding
-            try:
-                holding.taken(holding.calls.drive(holding.renewing()))
-                goes_on = True
-            except InmemError as error:
-                goes_on = holding.not_renewed(error)
-            with self._changed:
-                if goes_on and held in self._due:
-                    self._due.add(held)
-                else:
-                    self._due.discard(held)
-            if not goes_on:
-                held.lost.tell()
+        while True:
+            held = self._next()
+            if held is None:
+                return
+            self._renew(held)
+            del held  # or it would be kept until the next one is due
+
+    def _renew(self, held: HeldLease) -> None:
+        holding = held._holding
+        try:
+            holding.taken(holding.calls.drive(holding.renewing()))
+            goes_on = True
+        except InmemError as error:
+            goes_on = holding.not_renewed(error)
+        with self._changed:
+            if goes_on and held in self._due:
+                self._due.add(held)
+            else:
+                self._due.discard(held)
+        if not goes_on:
+            held.lost.tell()
 
     def _next(self) -> HeldLease | None:
         """The one to renew now; None if nothing was held for a while."""
