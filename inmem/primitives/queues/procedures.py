@@ -56,11 +56,11 @@ class _Queue:
     def body_key(self, number: bytes) -> bytes:
         return self._bodies + number
 
-    def state(self, number: bytes) -> job.State | None:
+    def state(self, number: bytes) -> job.JobState | None:
         payload = self.workspace.get(self._states + number)
         return None if payload is None else job.unpack(payload)
 
-    def write(self, number: bytes, before: job.State | None, after: job.State) -> None:
+    def write(self, number: bytes, before: job.JobState | None, after: job.JobState) -> None:
         """Write a job's state, and its places in the orders."""
         workspace = self.workspace
         old = None if before is None else job.place_in_order(self._orders, number, before)
@@ -78,7 +78,7 @@ class _Queue:
         if added:
             workspace.put_index(added)
 
-    def remove(self, number: bytes, state: job.State) -> None:
+    def remove(self, number: bytes, state: job.JobState) -> None:
         """Remove a job."""
         for key in (
             self._bodies + number, self._states + number,
@@ -92,7 +92,7 @@ class _Queue:
         end = head[:-1] + b"\1" if until_us is None else head + job.number_bytes(until_us + 1)
         return self.workspace.first_keys(head, end, limit)
 
-    def held(self, number: int, token: int) -> tuple[bytes, job.State]:
+    def held(self, number: int, token: int) -> tuple[bytes, job.JobState]:
         """A claimed job.
 
         Raises:
@@ -136,7 +136,7 @@ def put(workspace: Workspace, head: list[Any], items: list[Any]) -> list[Any]:
     return [queue.text, numbers]
 
 
-def _checked(item: Any) -> tuple[bytes, int, job.State]:
+def _checked(item: Any) -> tuple[bytes, int, job.JobState]:
     payload, delay_us, rank, key, max_attempts = parts(item, 5)
     check_type("payload", payload, bytes)
     if not payload:
@@ -148,7 +148,7 @@ def _checked(item: Any) -> tuple[bytes, int, job.State]:
         check_name(key, job.MAX_KEY_BYTES, "key")
     check_type("key", key, bytes)
     _check_attempts(max_attempts)
-    return payload, delay_us, job.State(READY, rank, 0, max_attempts, 0, 0, 0, key, "", [])
+    return payload, delay_us, job.JobState(READY, rank, 0, max_attempts, 0, 0, 0, key, "", [])
 
 
 def _check_attempts(max_attempts: object) -> int:
@@ -205,13 +205,13 @@ def claim(
     return [workspace.version, until_us, numbers, is_more]
 
 
-def _whose_time_has_come(queue: _Queue) -> tuple[list[tuple[bytes, job.State]], bool]:
+def _whose_time_has_come(queue: _Queue) -> tuple[list[tuple[bytes, job.JobState]], bool]:
     """Delayed and claimed jobs whose time has come, at most MOVED, and whether there may be more."""
     now_us = queue.workspace.now_us
     keys = queue.first(job.DELAYED, job.MOVED + 1, now_us)
     if len(keys) <= job.MOVED:
         keys += queue.first(job.CLAIMED, job.MOVED + 1 - len(keys), now_us)
-    found: list[tuple[bytes, job.State]] = []
+    found: list[tuple[bytes, job.JobState]] = []
     for key in keys[: job.MOVED]:
         state = queue.state(key[-8:])
         assert state is not None
@@ -321,14 +321,14 @@ def purge(
 
 
 def import_jobs(workspace: Workspace, prefix: bytes, token: bytes, items: list[Any]) -> None:
-    """Jobs: queue, number, when it was put, payload, and the fields of a `State` but for its mark."""
+    """Jobs: queue, number, when it was put, payload, and the fields of a `JobState` but for its mark."""
     with importing_records(workspace, prefix, token, "jobs", items):
         for item in items:
             queue, number, enqueued_us, payload, *fields = parts(item, 13)
             found = _Queue(workspace, prefix, queue)
             place = job.number_bytes(check_time(number, "number"))
             check_type("payload", payload, bytes)
-            state = job.unpack(job.State._make([*fields[:6], 0, *fields[6:]]).pack())
+            state = job.unpack(job.JobState._make([*fields[:6], 0, *fields[6:]]).pack())
             if state.key:
                 check_name(state.key, job.MAX_KEY_BYTES, "key")
             _check_attempts(state.max_attempts)

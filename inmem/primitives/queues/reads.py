@@ -137,7 +137,7 @@ def _note_time(view: View, first: builtins.list[tuple[bytes, bytes]]) -> None:
         view.until(_time_in(key))
 
 
-def stored(view: View, prefix: bytes, queue: bytes, number: bytes) -> tuple[bytes, rules.State] | None:
+def stored(view: View, prefix: bytes, queue: bytes, number: bytes) -> tuple[bytes, rules.JobState] | None:
     """The payload of JOB and the state of a job."""
     bodies, states = _heads(prefix, queue)
     body, state = view.read(bodies + number), view.read(states + number)

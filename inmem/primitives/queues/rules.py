@@ -10,7 +10,7 @@ still end jobs:
 
     JOB        queue, NUL, number: when it was put (8 bytes), then the encoded
                payload; of a done job its result
-    JOB_STATE  queue, NUL, number: the fields of `State`, as `State.pack` says
+    JOB_STATE  queue, NUL, number: the fields of `JobState`, as `JobState.pack` says
 
 A queue is one record, JOB_QUEUE: the number of its next job, 8 bytes. Numbers
 and times are big-endian.
@@ -51,7 +51,7 @@ _NUMBER: Final = struct.Struct(">Q")
 _STAMPED: Final = struct.Struct(">Q")
 
 
-class State(NamedTuple):
+class JobState(NamedTuple):
     """What there is to a job besides its payload.
 
     `rank` is its priority, the highest first as a number that sorts; `token`
@@ -87,14 +87,14 @@ class State(NamedTuple):
         return self.state in (READY, DELAYED, CLAIMED)
 
 
-def unpack(payload: bytes) -> State:
-    """What `State.pack` packed.
+def unpack(payload: bytes) -> JobState:
+    """What `JobState.pack` packed.
 
     Raises:
         ValueError: it did not pack this.
     """
     try:
-        state: State = _tuple(State, _HEAD.unpack_from(payload) + _unpacked(payload[_HEAD.size :]))
+        state: JobState = _tuple(JobState, _HEAD.unpack_from(payload) + _unpacked(payload[_HEAD.size :]))
     except (struct.error, TypeError) as error:
         raise ValueError(f"no state of a job: {error}") from None
     if state[0] >= len(STATES):
@@ -168,7 +168,7 @@ def orders_of(prefix: bytes, queue: bytes) -> tuple[bytes, ...]:
     return tuple(head_of(prefix, tag, queue) for tag in _ORDERS)
 
 
-def place_in_order(orders: tuple[bytes, ...], number: bytes, state: State) -> bytes | None:
+def place_in_order(orders: tuple[bytes, ...], number: bytes, state: JobState) -> bytes | None:
     """Where the order that a state says has the job; None for a done one, which is in no order."""
     which = state.state
     if which == READY:
@@ -184,7 +184,7 @@ def key_head(prefix: bytes, queue: bytes, key: bytes) -> bytes:
 
 
 def entries(
-    prefix: bytes, queue: bytes, orders: tuple[bytes, ...], number: bytes, state: State
+    prefix: bytes, queue: bytes, orders: tuple[bytes, ...], number: bytes, state: JobState
 ) -> list[bytes]:
     """The index keys of one job."""
     place = place_in_order(orders, number, state)
@@ -227,7 +227,7 @@ def value_in(payload: bytes) -> bytes:
 # --- changes --------------------------------------------------------------------------------------
 
 
-def held(queue: str, number: int, state: State | None, token: int) -> State:
+def held(queue: str, number: int, state: JobState | None, token: int) -> JobState:
     """The state of a job if a claim still holds.
 
     Raises:
@@ -241,26 +241,26 @@ def held(queue: str, number: int, state: State | None, token: int) -> State:
     return state
 
 
-def claimed(state: State, *, version: int, until_us: int, mark: int, worker: str) -> State:
+def claimed(state: JobState, *, version: int, until_us: int, mark: int, worker: str) -> JobState:
     """A job that is taken."""
     _, rank, attempt, max_attempts, _, _, _, key, _, errors = state
-    return State(CLAIMED, rank, attempt + 1, max_attempts, version, until_us, mark, key, worker, errors)
+    return JobState(CLAIMED, rank, attempt + 1, max_attempts, version, until_us, mark, key, worker, errors)
 
 
-def with_error(state: State, error: str) -> State:
+def with_error(state: JobState, error: str) -> JobState:
     """With one more error, of which the last few are kept; an empty one is none."""
     errors = [*state.errors, error[:MAX_ERROR_CHARS]][-MAX_ERRORS:] if error else state.errors
     return state._replace(errors=errors)
 
 
-def given_up(state: State, now_us: int, due_us: int) -> State:
+def given_up(state: JobState, now_us: int, due_us: int) -> JobState:
     """A claimed job whose attempt has failed: ready at a time, or dead after its last attempt."""
     if state.attempt >= state.max_attempts:
         return state._replace(state=DEAD, time_us=now_us)
     return state._replace(state=DELAYED if due_us > now_us else READY, time_us=due_us)
 
 
-def ran_out(state: State) -> State:
+def ran_out(state: JobState) -> JobState:
     """A job whose time has come: ready, or dead if a claim ran out that was its last attempt."""
     if state.state == CLAIMED:
         state = with_error(state, f"the claim of {state.worker or 'a worker'} ran out")
@@ -273,7 +273,7 @@ def backoff_us(attempt: int) -> int:
     return min(_BACKOFF_US << min(attempt - 1, 30), _BACKOFF_MAX_US)
 
 
-def check_requeue(job_id: str, state: State) -> None:
+def check_requeue(job_id: str, state: JobState) -> None:
     """Refuse to put a job back that is not dead.
 
     Raises:
