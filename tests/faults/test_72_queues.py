@@ -17,7 +17,6 @@ from test_22_clock_steps import HOUR_US, WallClock, wall
 
 import inmem
 from inmem.errors import CommitUnknownError, JobLostError, RunDeletedError, StoreFullError
-from inmem.primitives.queues import putting
 from inmem.primitives.queues.job import Job
 from inmem.primitives.queues.rules import MOVED, QueueCounts
 
@@ -325,7 +324,8 @@ def test_a_full_store(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_payloads_that_cannot_be_decoded(db: inmem.Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are dead, with the reason, and nobody is given one or stopped by it."""
     with monkeypatch.context() as patch:
-        patch.setattr(putting, "encoded", lambda *_: b"\xc1")
+        kind = type(db.run(RUN).queues)
+        patch.setattr(kind, "_item", lambda self, payload, argument, *options: [b"\xc1", *options])
         db.queues.put_many(RUN, QUEUE, range(5))
     db.queues.put(RUN, QUEUE, "good")
     assert claimed(db).payload == "good"

@@ -75,7 +75,7 @@ class JobState(NamedTuple):
 
     def pack(self) -> bytes:
         """The payload of a JOB_STATE record: 33 bytes, then MessagePack `[key, worker, errors]`."""
-        rest = _packed(self.key, self.worker) if not self.errors else msgpack.packb(self[7:])
+        rest = _packed(self.key, self.worker) if self.errors == [] else msgpack.packb(self[7:])
         return _HEAD.pack(*self[:7]) + rest
 
     @property
