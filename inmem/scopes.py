@@ -154,7 +154,7 @@ class RunScope(ScopeFacades):
             watched.wait(deadline)
 
     def _pass_on(self, name: bytes) -> None:
-        """See `FacadeWaits`. Not the engine's own method: a scope must not keep what a closed database had."""
+        """See `FacadeWaits`. The engine's own method would keep what a closed database had."""
         self._database.engine.pass_on(name)
 
     def snapshot(self) -> Snapshot:
