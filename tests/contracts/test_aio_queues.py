@@ -86,6 +86,7 @@ async def puts(call: Told, queues: Any, run: list[str]) -> None:
 
 async def ends(call: Told, queues: Any, run: list[str], jobs: list[Any]) -> None:
     first, second, third = jobs
+    await call(queues, "holds", first)
     await call(queues, "extend", first, 60)
     await call(queues, "ack", first, "result")
     await call(queues, "ack", first)

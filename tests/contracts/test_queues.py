@@ -35,7 +35,9 @@ class ByRunQueues:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._facade, name)
-        return call if name in ("ack", "nack", "extend") else lambda *a, **k: call(self._run_id, *a, **k)
+        if name in ("ack", "nack", "extend", "holds"):
+            return call
+        return lambda *a, **k: call(self._run_id, *a, **k)
 
 
 def within(form: str, run: inmem.RunScope, fn: Callable[[Any], Any]) -> Any:

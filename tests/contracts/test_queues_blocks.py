@@ -187,6 +187,24 @@ def test_extending_it_inside_ends_nothing(run: inmem.RunScope) -> None:
     assert run.queues.get("q/0") is None
 
 
+def test_extending_it_inside_does_not_hide_its_loss(run: inmem.RunScope) -> None:
+    with pytest.raises(JobLostError), only(run) as job:
+        run.queues.extend(job, 60)
+        run.queues.purge("q")
+
+
+def test_what_commits_after_the_block_is_not_forestalled(run: inmem.RunScope) -> None:
+    run.queues.put("q", "second")
+    with run._database.pipeline() as pipe, only(run) as job:
+        pipe.queues.ack(job, "piped")
+    assert run.queues.get("q/0").result == "piped"  # type: ignore[union-attr]
+    with run.transaction() as txn:
+        with only(run) as job:
+            txn.queues.ack(job, "committed")
+        assert run.queues.get("q/1").state == "claimed"  # type: ignore[union-attr]
+    assert run.queues.get("q/1").result == "committed"  # type: ignore[union-attr]
+
+
 # --- of a loop --------------------------------------------------------------------------------------
 
 

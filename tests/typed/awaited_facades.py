@@ -14,9 +14,9 @@ from inmem.aio.facade_sets import (
     AsyncTransactionFacades,
 )
 from inmem.primitives.events.rules import Appended
-from inmem.primitives.queues.facade import PendingJobId
 from inmem.primitives.queues.held import HeldJob
 from inmem.primitives.queues.job import Job, JobId, JobInfo
+from inmem.primitives.queues.putting import PendingJobId
 from inmem.primitives.queues.rules import QueueCounts
 
 

@@ -33,7 +33,7 @@ from inmem.primitives._common import check_flag, encoded, microseconds
 from inmem.primitives.byrun import ByRun, by_its_run, by_run
 from inmem.primitives.queues import rules
 from inmem.primitives.queues.held import HeldJob
-from inmem.primitives.queues.job import Job, JobId, check_job_id
+from inmem.primitives.queues.job import Job, JobId, check_job, check_job_id
 from inmem.primitives.queues.putting import I, PendingJobId, QueuePuts
 from inmem.primitives.queues.reads import QueueReads, check_state, encode_queue, stored, takers_name
 from inmem.steps import FacadeWaits, Inner, Steps, Streamed, Until
@@ -100,7 +100,7 @@ class Queues(QueueReads, QueuePuts[I]):
             JobLostError: as of `ack`.
         """
         lease_us = microseconds(lease_s, "lease_s", is_above=True)
-        arguments = [*place_of(self._prefix, job), lease_us]
+        arguments = [*place_of(self._prefix, job, is_end=False), lease_us]
         extended: Job = self._sink.ask("queue.extend", arguments, job.extended)
         return extended
 
@@ -431,20 +431,16 @@ def deadline_of(wait_s: float | None) -> float:
     return time.monotonic() + microseconds(wait_s, "wait_s") / 1e6
 
 
-def place_of(prefix: bytes, job: object) -> builtins.list[Any]:
+def place_of(prefix: bytes, job: object, *, is_end: bool = True) -> builtins.list[Any]:
     """Prefix, queue and number of a claimed job, token and mark of the claim, as procedures have them.
 
     Raises:
         InvalidInputError: it is none, or is of another run.
     """
-    if not isinstance(job, Job):
-        raise InvalidInputError(f"job must be a Job that was claimed, not {shorten(job)}", argument="job")
-    if isinstance(job, HeldJob):
-        job.end()
-    if job.prefix != prefix:
-        owner = job.prefix.decode(errors="replace")
-        raise InvalidInputError(f"job {job.id} is of another run: {owner}", argument="job")
-    return [prefix, job.queue.encode(), job.id.number, job.token, job.mark]
+    held = check_job(job, prefix)
+    if is_end and isinstance(held, HeldJob):
+        held.end()
+    return [prefix, held.queue.encode(), held.id.number, held.token, held.mark]
 
 
 def _this_process() -> str:

@@ -108,7 +108,8 @@ class HeldJob(Job):
             if error is None and not self.is_ended:
                 raise self._is_lost("the claim ran out, and another worker has it or had it")
         elif error is None:
-            yield self._queues.ack(self)
+            if not self.is_ended:  # else a transaction or a pipeline will end it, when it commits
+                yield self._queues.ack(self)
         else:
             # What ends the program is no fault of the job: others may have it at once.
             delay_s = None if isinstance(error, Exception) else 0.0
