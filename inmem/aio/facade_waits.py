@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 from inmem.aio.driving import driven, streamed
-from inmem.aio.renewing import drop, keep
+from inmem.aio.renewing import AsyncLoss, drop, keep
+from inmem.primitives.holding import Holding
 from inmem.steps import Steps, Streamed
 
 T = TypeVar("T")
@@ -23,6 +24,8 @@ class LoopWaits:
     """A scope's coroutines wait: see `inmem.steps.FacadeWaits`."""
 
     __slots__ = ("_call", "drop", "keep", "pass_on")
+
+    is_awaited = True
 
     def __init__(self, wait: AwaitedWait, pass_on: Callable[[bytes], None]) -> None:
         self._call = wait
@@ -42,6 +45,10 @@ class LoopWaits:
     def drive(self, steps: Steps[T]) -> Awaitable[T]:
         """See `FacadeWaits`."""
         return driven(steps, self._wait)
+
+    def loss(self, holding: Holding) -> AsyncLoss:
+        """See `FacadeWaits`."""
+        return AsyncLoss(holding)
 
     def _wait(self, fn: Callable[[Any], Any], timeout_s: float | None) -> Awaitable[Any]:
         return self._call(fn, timeout_s=timeout_s)

@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Self, TypeVar, overload
 
-from inmem.aio.renewing import drop, keep
+from inmem.aio.renewing import AsyncLoss, drop, keep
+from inmem.aio.session import check_loop
 from inmem.errors import InmemError
 from inmem.pending import Pending
-from inmem.primitives.holding import Holding
 from inmem.primitives.leases.held import HeldLease, holding_of
 from inmem.primitives.leases.rules import Lease
 
@@ -22,7 +22,7 @@ _LOOK_S: Final = 1.0  # who waits for a loss looks at the clock as often: it goe
 class AsyncHeldLease:
     """A lease that is held while an `async with` block runs. See `HeldLease`."""
 
-    __slots__ = ("__weakref__", "_holding", "lost")
+    __slots__ = ("__weakref__", "_holding", "_loop", "lost")
 
     def __init__(self, held: HeldLease) -> None:
         self._holding = holding_of(held)
@@ -60,39 +60,15 @@ class AsyncHeldLease:
 
     async def __aenter__(self) -> Self:
         holding = self._holding
+        self._loop = asyncio.get_running_loop()
         await holding.calls.drive(holding.taking())
         keep(holding)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        check_loop(self._loop)
         holding = self._holding
         drop(holding)
         if holding.is_held:
             with contextlib.suppress(InmemError):  # then it runs out by itself
                 await holding.calls.drive(holding.releasing())
-
-
-class AsyncLoss:
-    """Whether a lease may be lost, in the form of an `asyncio.Event`. See `inmem.primitives.holding`."""
-
-    __slots__ = ("_holding", "_told")
-
-    def __init__(self, holding: Holding) -> None:
-        self._holding = holding
-        self._told = asyncio.Event()
-
-    def is_set(self) -> bool:
-        """Whether it may be lost."""
-        return self._holding.lost_in_s() <= 0
-
-    async def wait(self) -> bool:
-        """Wait until it may be lost; True."""
-        while (left_s := self._holding.lost_in_s()) > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left_s, _LOOK_S)):
-                    await self._told.wait()
-        return True
-
-    def tell(self) -> None:
-        """Wake who waits."""
-        self._told.set()

@@ -303,19 +303,19 @@ class _Watch:
             return
         if not self._waiting.has_image():  # see `inmem.client.waiting.Waiting.wait`
             version = self._waiting.version()
-            for waiter in self._due:
+            for waiter in [*self._due]:
                 if version > waiter.watched.checked:
-                    self._told.end(waiter)
+                    self._end(waiter)
             self._due = set()
             return
         snapshot = self._waiting.begin()
         try:
-            for waiter in self._due:
+            for waiter in [*self._due]:  # who is told is out, or a second wake would be given to him too
                 try:
                     if waiter.watched.has_changed(snapshot):
-                        self._told.end(waiter)
+                        self._end(waiter)
                 except InmemError as error:
-                    self._told.end(waiter, error)
+                    self._end(waiter, error)
             self._due = set()
         finally:
             snapshot.close()

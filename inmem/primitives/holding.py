@@ -11,7 +11,10 @@ import heapq
 import itertools
 import os
 import threading
-from typing import Final, Protocol
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 from inmem.errors import (
     ClosedError,
@@ -22,6 +25,8 @@ from inmem.errors import (
     RunDeletedError,
 )
 from inmem.host.clock import boot_us
+from inmem.host.interrupts import let_through
+from inmem.primitives._common import microseconds
 from inmem.steps import Steps, driven
 
 _PARTS: Final = 3  # of the time for which it is held: after the first it is renewed
@@ -44,6 +49,7 @@ class Holding:
         self.lasts_us = lasts_us
         self.lost: Tells = Loss(self)
         self.renew_at_us = 0  # time since boot
+        self.entry: list[Any] | None = None  # what stands for it where it is renewed
         self._until_us = 0
         self._pid = os.getpid()
 
@@ -96,6 +102,20 @@ class Holding:
         return True
 
 
+def insisted(make: Callable[[], Steps[Any]]) -> Steps[Any]:
+    """Take some steps; if they are cancelled or interrupted, once more: what is given back must be."""
+    try:
+        return (yield from make())
+    except (InmemError, GeneratorExit):
+        raise
+    except BaseException:
+        try:
+            yield from make()
+        except InmemError as error:  # it was done before, or runs out
+            let_through(error)
+        raise
+
+
 class Loss:
     """Whether something that is held may be lost, in the form of a `threading.Event`.
 
@@ -104,43 +124,65 @@ class Loss:
     renewed after that, as nobody has taken it, it is not lost any more.
     """
 
-    __slots__ = ("_changed", "_holding")
+    __slots__ = ("_bells", "_holding")
 
     def __init__(self, holding: Holding) -> None:
         self._holding = holding
-        self._changed = threading.Condition()
+        self._bells: deque[Any] = deque()  # a lock for each who waits, which telling him releases
 
     def is_set(self) -> bool:
         """Whether it may be lost. Cost: about 1 µs."""
         return self._holding.lost_in_s() <= 0
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it may be lost, for `timeout` seconds at most; whether it may be."""
-        end_us = None if timeout is None else boot_us() + round(timeout * 1e6)
-        with self._changed:
+        """Wait until it may be lost, for `timeout` seconds at most; whether it may be.
+
+        Raises:
+            InvalidInputError: `timeout` is no number of seconds.
+        """
+        end_us = None if timeout is None else boot_us() + microseconds(timeout, "timeout")
+        bell = allocate_lock()
+        bell.acquire()
+        self._bells.append(bell)
+        try:
             while (left_s := self._holding.lost_in_s()) > 0:
                 if end_us is not None:
                     left_s = min(left_s, (end_us - boot_us()) / 1e6)
                     if left_s <= 0:
                         return False
-                self._changed.wait(min(left_s, _LOOK_S))
+                bell.acquire(timeout=min(left_s, _LOOK_S))
+        finally:
+            self._bells.remove(bell)
         return True
 
     def tell(self) -> None:
         """Wake who waits."""
-        with self._changed:
-            self._changed.notify_all()
+        for bell in [*self._bells]:
+            ring(bell)
+
+
+def ring(bell: Any) -> None:
+    """Release a lock that somebody sleeps on. It is one step: a handler that raises leaves nothing behind."""
+    try:
+        bell.release()
+    except RuntimeError:  # it was rung before
+        return
 
 
 class Renewals:
-    """The one thread that renews what this process holds. It ends when nothing was held for a while."""
+    """The one thread that renews what this process holds. It ends when nothing was held for a while.
+
+    No lock is taken by who keeps or drops something: a signal handler may
+    raise between any two steps of his. He appends to a queue, or takes his
+    thing out of the list that stands for it; only the thread has the heap.
+    """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
         self._numbers = itertools.count()
-        self._heap: list[tuple[int, int, Holding]] = []
-        self._held: set[Holding] = set()
-        self._thread: threading.Thread | None = None
+        self._new: deque[list[Any]] = deque()
+        self._bell = allocate_lock()
+        self._bell.acquire()
+        self._threads: dict[int, threading.Thread] = {}  # under 0, the last one that was started
         self._wakes_at_us = 0
 
     def keep(self, holding: Holding) -> None:
@@ -149,69 +191,58 @@ class Renewals:
         Raises:
             LimitError: no thread can be started.
         """
-        with self._changed:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="inmem-renewals", daemon=True)
-                try:
-                    thread.start()  # it looks for this once the lock is free
-                except RuntimeError as error:
-                    raise LimitError(f"no thread can be started to renew: {error}", what="threads") from None
-                self._thread = thread
-            self._held.add(holding)
-            self._push(holding)
-            if holding.renew_at_us < self._wakes_at_us:
-                self._changed.notify()
+        entry = holding.entry = [holding.renew_at_us, next(self._numbers), holding]
+        self._new.append(entry)
+        thread = self._threads.get(0)
+        if thread is None or not thread.is_alive():
+            thread = self._threads[0] = threading.Thread(target=self._run, name="inmem-renewals", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self.drop(holding)
+                raise LimitError(f"no thread can be started to renew: {error}", what="threads") from None
+        elif holding.renew_at_us < self._wakes_at_us:
+            ring(self._bell)
 
     def drop(self, holding: Holding) -> None:
-        """Renew it no more. It is not kept: its store may be closed next."""
-        with self._changed:
-            self._held.discard(holding)
-            self._heap = [each for each in self._heap if each[2] is not holding]
-            heapq.heapify(self._heap)
-
-    def _push(self, holding: Holding) -> None:
-        heapq.heappush(self._heap, (holding.renew_at_us, next(self._numbers), holding))
+        """Renew it no more. Nothing of it is kept."""
+        entry, holding.entry = holding.entry, None
+        if entry is not None:
+            entry[2] = None
 
     def _run(self) -> None:
+        heap: list[list[Any]] = []
         try:
-            self._renew_all()
+            while self._renew_next(heap):
+                pass
         except BaseException:
-            with self._changed:
-                self._thread = None  # the next one starts another
+            self._new.extend(heap)  # for the next thread
             raise
 
-    def _renew_all(self) -> None:
-        while self._renew_next():
-            pass
-
-    def _renew_next(self) -> bool:
-        """Renew what is due next; False if nothing was held for a while."""
-        holding = self._next()
-        if holding is None:
-            return False
-        goes_on = driven(holding.renew())
-        with self._changed:
-            if holding in self._held:
-                if goes_on:
-                    self._push(holding)
-                else:
-                    self._held.discard(holding)
+    def _renew_next(self, heap: list[list[Any]]) -> bool:
+        """Sleep until something is due, and renew it; False if nothing was held for a while."""
+        was_idle = False
+        while True:
+            while self._new:
+                heapq.heappush(heap, self._new.popleft())
+            while heap and heap[0][2] is None:
+                heapq.heappop(heap)
+            if not heap and was_idle:
+                self._threads.pop(0, None)  # who comes from here on starts another thread
+                if not self._new:
+                    return False
+            was_idle = not heap
+            sleep_s = (heap[0][0] - boot_us()) / 1e6 if heap else _IDLE_S
+            if sleep_s <= 0:
+                break
+            self._wakes_at_us = boot_us() + round(sleep_s * 1e6)
+            self._bell.acquire(timeout=sleep_s)
+        entry = heapq.heappop(heap)
+        holding = entry[2]
+        if holding is not None and driven(holding.renew()):
+            entry[:2] = holding.renew_at_us, next(self._numbers)
+            heapq.heappush(heap, entry)  # if it was dropped meanwhile, the list is empty
         return True
-
-    def _next(self) -> Holding | None:
-        """The one to renew now; None if nothing was held for a while."""
-        with self._changed:
-            was_idle = False
-            while True:
-                if not self._heap and was_idle:
-                    self._thread = None
-                    return None
-                was_idle = not self._heap
-                sleep_s = (self._heap[0][0] - boot_us()) / 1e6 if self._heap else _IDLE_S
-                if sleep_s <= 0:
-                    return heapq.heappop(self._heap)[2]
-                self._wakes_at_us = boot_us() + round(sleep_s * 1e6)
-                self._changed.wait(sleep_s)
 
 
 _renewals = Renewals()

@@ -139,6 +139,9 @@ def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
         def start(self) -> None:
             raise RuntimeError("can't start new thread")
 
+        def is_alive(self) -> bool:
+            return False
+
     monkeypatch.setattr(holding, "_renewals", holding.Renewals())
     with inmem.open() as db:
         db.kv.put("r", "k", 1)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 from inmem.errors import InmemError, InvariantError
 from inmem.host.interrupts import let_through
 from inmem.pending import Pending
-from inmem.primitives.holding import Holding, Loss, drop, keep
+from inmem.primitives.holding import Holding, Loss, drop, insisted, keep
 from inmem.primitives.leases.calls import LeaseCalls, Taken, as_wish, lost
 from inmem.primitives.leases.rules import Lease
 from inmem.steps import Steps
@@ -69,7 +69,8 @@ class HeldUnder(Holding):
     def releasing(self) -> Steps[bool]:
         """Give it back."""
         self.end()
-        return self.calls.releasing(self.lease)
+        lease = self.lease
+        return insisted(lambda: self.calls.releasing(lease))
 
     def check_process(self) -> None:
         """Refuse what a forked child does with a lease of its parent.

@@ -259,7 +259,15 @@ class RunQueues(Queues[JobId]):
                 found = yield Inner(self._claimed(arguments, until))
                 if not found and time.monotonic() >= deadline:
                     return
-            yield HeldJob(found[0], self, self._waits, arguments[3], self._view.now_us())
+            give_back = partial(self._given_back, arguments[1], found[0].mark)
+            try:
+                held = HeldJob(
+                    found[0], self, self._waits, give_back, arguments[3], self._view.now_us()
+                )
+            except BaseException:  # interrupted
+                yield Inner(give_back())
+                raise
+            yield held
 
     def _claimed(self, arguments: builtins.list[Any], deadline: float) -> Steps[builtins.list[Job]]:
         """Claim jobs; wait for the first until the deadline."""

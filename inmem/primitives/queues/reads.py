@@ -90,17 +90,10 @@ class QueueReads:
 
     def holds(self, job: Job) -> bool:
         """Whether the claim of a job holds: until it is acked, nacked or claimed again, whatever the time."""
-<<<<<<< ours
-        place = rules.number_bytes(job.id.number)
-        record = self._view.read(rules.head_of(self._prefix, TypeTag.JOB_STATE, job.queue.encode()) + place)
-        state = None if record is None else rules.unpack(payload_of(record))
-        return state is not None and rules.is_held(state, job.token, job.mark)
-=======
         check_job(job, self._prefix)
         with self._view.moment() as view:
             found = stored(view, self._prefix, job.queue.encode(), rules.number_bytes(job.id.number))
         return found is not None and rules.is_held(found[1], job.token, job.mark)
->>>>>>> theirs
 
     def _span(self, tag: int, queue: bytes) -> tuple[bytes, bytes]:
         return rules.span_of(self._prefix, tag, queue)
