@@ -170,7 +170,9 @@ def ring(bell: Any) -> None:
 
 
 class Renewals:
-    """The one thread that renews what this process holds. It ends when nothing was held for a while.
+    """The one thread that renews what this process holds.
+
+    It ends when nothing was held for a while, after what was due next when it fell asleep.
 
     No lock is taken by who keeps or drops something: a signal handler may
     raise between any two steps of his. He appends to a queue, or takes his

@@ -287,3 +287,80 @@ def test_a_lost_job_of_a_loop(asynchronous: Any) -> None:
                         await asyncio.sleep(0.01)
 
     asynchronous(story)
+
+
+def test_leaving_that_is_cancelled_ends_the_job_all_the_same(asynchronous: Any) -> None:
+    """At each turn of the loop; a lease too is given back."""
+
+    async def story(run: aio.AsyncRunScope) -> None:
+        for turns in range(6):
+            await run.queues.put("turns", turns)
+            left = asyncio.Event()
+
+            async def work(left: asyncio.Event = left) -> None:
+                async for job in run.queues.consume("turns"):
+                    async with run.leases.hold("one", ttl_s=100), job:
+                        left.set()
+                    return
+
+            task = asyncio.create_task(work())
+            await left.wait()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert await run.queues.list() == ["q", "turns"] and await run.leases.get("one") is None, turns
+            found = await run.queues.counts("turns")
+            assert found.claimed == 0, f"cancelled after {turns} turns"
+            await run.queues.purge("turns")
+
+    asynchronous(story)
+
+
+def test_the_wrong_kind_of_block_is_refused(run: inmem.RunScope, asynchronous: Any) -> None:
+    job = only(run)
+
+    async def awaited() -> None:
+        async with job:
+            raise AssertionError
+
+    with pytest.raises(inmem.InvariantError, match="is for `with`"):
+        asyncio.run(awaited())
+    with job, pytest.raises(inmem.InvariantError, match="has had its block"), job:
+        raise AssertionError
+
+    async def story(run: aio.AsyncRunScope) -> None:
+        job = await first_of(run)
+        with pytest.raises(inmem.InvariantError, match="is for `async with`"), job:
+            raise AssertionError
+        assert (await run.queues.counts("q")).claimed == 1
+        await run.queues.nack(job)
+
+    asynchronous(story)
+
+
+def test_two_jobs_that_come_while_the_loop_is_busy_wake_two(asynchronous: Any) -> None:
+    async def story(run: aio.AsyncRunScope) -> None:
+        await run.queues.purge("q")
+        got: list[Any] = []
+
+        async def work() -> None:
+            await run.wait(lambda view: view.queues.has_ready("q"))
+            got.append(await run.queues.claim("q"))
+            await asyncio.sleep(LONG_S)
+
+        tasks = [asyncio.create_task(work()) for _ in range(2)]
+        await asyncio.sleep(0.1)  # they fall asleep
+        handle = run.database.handle.run(run.run_id)
+        for number in range(2):
+            handle.queues.put("q", number)  # from here, without giving way to them
+            time.sleep(0.05)
+        async with asyncio.timeout(5):
+            while len(got) < 2:
+                await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert {job.payload for job in got} == {0, 1}
+
+    asynchronous(story)
