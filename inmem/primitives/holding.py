@@ -207,10 +207,9 @@ class Renewals:
             ring(self._bell)
 
     def drop(self, holding: Holding) -> None:
-        """Renew it no more. Nothing of it is kept."""
-        entry, holding.entry = holding.entry, None
-        if entry is not None:
-            entry[2] = None
+        """Renew it no more. Nothing of it is kept. May be called again."""
+        if holding.entry is not None:
+            holding.entry[2] = None
 
     def _run(self) -> None:
         heap: list[list[Any]] = []

@@ -63,7 +63,7 @@ def test_one_thread_renews_all_and_ends(renewals: Renewals) -> None:
     wait_until(lambda: all(each.count >= 2 for each in held), "each is renewed twice", 10)
     for each in held:
         renewals.drop(each)
-    last = weakref.ref(held.pop())
+    last = weakref.ref(held.pop(0))
     gc.collect()
     assert last() is None, "nothing of what was dropped is kept"
 
