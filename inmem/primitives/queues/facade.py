@@ -128,12 +128,13 @@ class _Found(NamedTuple):
 class RunQueues(Queues[JobId]):
     """One run's queues outside a transaction: each change is a commit of its own."""
 
-    __slots__ = ("_run_id", "_waits")
+    __slots__ = ("_full", "_run_id", "_waits")
 
     def __init__(self, view: View, sink: Sink, prefix: bytes, run_id: str, waits: FacadeWaits) -> None:
         super().__init__(view, sink, prefix)
         self._run_id = run_id
         self._waits = waits
+        self._full: set[bytes] = set()  # queues of which the last claim has left something: no look before
 
     def claim(
         self, queue: str, *, lease_s: float = LEASE_S, wait_s: float | None = 0.0, limit: Literal[1] = 1,
@@ -280,7 +281,7 @@ class RunQueues(Queues[JobId]):
             return ready
 
         while True:
-            if self.has_ready(queue):
+            if arguments[1] in self._full or self.has_ready(queue):
                 mark = int.from_bytes(os.urandom(7), "big")
                 try:
                     found: _Found = yield self._sink.ask(
@@ -297,6 +298,10 @@ class RunQueues(Queues[JobId]):
                 except BaseException:  # cancelled, or interrupted: nobody has got what it may have taken
                     yield from self._given_back(arguments[1], mark)
                     raise
+                if found.answer[3]:
+                    self._full.add(arguments[1])
+                else:
+                    self._full.discard(arguments[1])
                 if has_slept and found.answer[3]:
                     self._waits.pass_on(name)  # this one was woken, and others sleep who do not know
                 if found.jobs:
