@@ -188,6 +188,9 @@ class Waiting:
                 sleep_s = min(sleep_s, expires_s)
             asleep_until = time.monotonic() + sleep_s
             self.sleeper.sleep(armed, sleep_s)
+            if watched.taken_from is not None and armed.is_for_one_who_takes():
+                self._woken.at, self._woken.told = time.monotonic(), True
+                return  # what is there is looked at by him: to look here first would be for nothing
 
     def _late_us(self) -> int:
         """How long after the time of what is due a taker looks: all at once would be in each other's way."""

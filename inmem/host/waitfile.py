@@ -175,6 +175,10 @@ class WaitFile:
         """Where these words are."""
         return [self._address + 4 * place for place in places]
 
+    def place_at(self, address: int) -> int:
+        """Which word is there."""
+        return (address - self._address) // 4
+
     # --- the writer's side --------------------------------------------------------------
 
     def disarm(self) -> list[int]:
@@ -223,6 +227,13 @@ class Armed(NamedTuple):
     file: WaitFile | None
     addresses: list[int]
     values: list[int]
+
+    def is_for_one_who_takes(self) -> bool:
+        """Whether the first word, that of takers of one name alone, has changed."""
+        if self.file is None:
+            return False
+        place = self.file.place_at(self.addresses[0])
+        return self.file.words[place] != self.values[0] and not self.file.is_shared(place)
 
 
 class Sleeper:

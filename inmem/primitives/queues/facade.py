@@ -274,14 +274,15 @@ class RunQueues(Queues[JobId]):
         """Claim jobs; wait for the first until the deadline."""
         queue = arguments[1].decode()
         name = takers_name(self._prefix, arguments[1])
-        has_slept = False
+        has_slept = has_looked = False
 
         def look(view: Any) -> bool:
             ready: bool = view.queues.has_ready(queue)
             return ready
 
         while True:
-            if arguments[1] in self._full or self.has_ready(queue):
+            if has_looked or arguments[1] in self._full or self.has_ready(queue):
+                has_looked = False
                 mark = int.from_bytes(os.urandom(7), "big")
                 try:
                     found: _Found = yield self._sink.ask(
@@ -318,7 +319,7 @@ class RunQueues(Queues[JobId]):
             except WaitTimeoutError as error:
                 let_through(error)
                 return []
-            has_slept = True
+            has_slept = has_looked = True
 
     def _given_back(self, queue: bytes, mark: int) -> Steps[None]:
         try:
