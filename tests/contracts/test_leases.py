@@ -14,6 +14,7 @@ from leases_under_test import LONG_S, Waiting, db, run, run_id, run_out, until, 
 import inmem
 from inmem.errors import InvariantError, LeaseHeldError, LeaseLostError, RunDeletedError
 from inmem.primitives.leases import rules
+from inmem.primitives.leases.calls import LeaseCalls
 
 __all__ = ["db", "run", "run_id", "waiting"]
 
@@ -292,6 +293,40 @@ def test_a_waiter_that_is_gone_costs_a_second(run: inmem.RunScope, waiting: Wait
     assert 0.9 < time.monotonic() - began < 5
     assert sink.ask("lease.confirm", [run.prefix, b"a", 7, ticket], tuple)[:2] == (0, 0)
     assert sink.ask("lease.leave", [run.prefix, b"a", 7, ticket], tuple)[4] == "alive"
+
+
+def test_neighbours_that_are_gone_cost_a_second_each(run: inmem.RunScope, waiting: Waiting) -> None:
+    """Who waits behind them is told of neither: what he knew of the lease is that it lasts for long."""
+    lease = run.leases.acquire("a", ttl_s=LONG_S)
+    asks(run, 10**8, 7)
+    asks(run, 10**8, 8)
+    waiting.begin("alive")
+    time.sleep(0.1)
+    began = time.monotonic()
+    run.leases.release(lease)
+    assert waiting.next(1)[0] == "alive"
+    assert time.monotonic() - began < 10
+
+
+def test_a_lease_that_is_renewed_for_less(run: inmem.RunScope, waiting: Waiting) -> None:
+    lease = run.leases.acquire("a", ttl_s=LONG_S)
+    waiting.begin("first")
+    waiting.begin("second", wait_s=2.0)
+    time.sleep(0.1)
+    run.leases.renew(lease, 0.2)
+    began = time.monotonic()
+    assert waiting.next(1)[0] == "first"
+    assert time.monotonic() - began < 5
+    holder, got = waiting.next(2)
+    assert holder == "second" and isinstance(got, LeaseHeldError) and got.holder == "first"
+
+
+def test_who_has_waited_long_enough_looks_once_more(run: inmem.RunScope, monkeypatch: Any) -> None:
+    """The lease has run out, and he does not know."""
+    lease = run.leases.acquire("a", ttl_s=LONG_S)
+    monkeypatch.setattr(LeaseCalls, "_looking", lambda *_: lambda view: view.kv.get("never"))
+    threading.Timer(0.1, lambda: run.leases.renew(lease, 0.001)).start()
+    assert run.leases.acquire("a", ttl_s=LONG_S, wait_s=0.5).token > lease.token
 
 
 def test_the_only_waiter_is_gone(run: inmem.RunScope) -> None:

@@ -35,6 +35,7 @@ from inmem.writeset import OP_CALL
 
 _FOR_EVER_US: Final = 1 << 60
 _LATER_US: Final = 100_000  # after a lease ran out, for those who are not the first to wait for it
+_LOOK_US: Final = 1_000_000  # likewise: they look as often, as those before them may have died
 
 
 class Taken(NamedTuple):
@@ -237,6 +238,17 @@ class LeaseCalls:
                 yield from self._leaving(wish, claim)
             raise
 
+    def _at_the_end(self, wish: Wish, claim: Claim) -> Steps[LeaseAnswer]:
+        """His time is over: he has the lease if it can be taken, or waits no more."""
+        try:
+            answer: LeaseAnswer = yield from self._asking("confirm", wish, claim.number, claim.ticket)
+        except InmemError as error:
+            let_through(error)
+        else:
+            if answer.token:
+                return answer
+        return (yield from self._leaving(wish, claim))
+
     def _leaving(self, wish: Wish, claim: Claim) -> Steps[LeaseAnswer]:
         try:
             return (yield from self._asking("leave", wish, claim.number, claim.ticket))
@@ -257,7 +269,10 @@ class LeaseCalls:
                 try:
                     yield Until(self._looking(wish.name, claim.ticket), _left(deadline))
                 except WaitTimeoutError:
-                    raise _held(wish, (yield from self._leaving(wish, claim))) from None
+                    asked_us = boot_us()
+                    answer = yield from self._at_the_end(wish, claim)
+                    deadline = 0.0
+                    break
                 asked_us = boot_us()
                 answer = yield from self._asking("confirm", wish, claim.number, claim.ticket)
                 claim.ticket = answer.ticket
@@ -276,12 +291,14 @@ class LeaseCalls:
         """True as soon as the lease is given to who waits with a ticket, or can be taken.
 
         He watches his own entry, which goes when he is given the lease, and the one before it: so a release
-        wakes two, however many wait. The lease itself he looks at without watching it, for the time when it
-        runs out. Only the first of all has to notice that. If he does not the others do, a moment later.
+        wakes two, however many wait. The first of all watches the lease too. The others look at it without
+        watching it, for the time when it runs out: if the first does not notice that they do, a moment later.
+        They look once a second at least. Those before them may have died, and what they heard is no longer so.
         """
         encoded = name.encode()
         mine = rules.waiter_key(self._prefix, encoded, ticket)
         first, _ = rules.waiters_of(self._prefix, encoded)
+        lease = rules.lease_key(self._prefix, encoded)
         latest = self.records
 
         def look(view: Any) -> bool:
@@ -289,15 +306,15 @@ class LeaseCalls:
             if watched.read(mine) is None:
                 return True
             before = latest.view.scan(first, mine, limit=1, reverse=True)
-            if before:
-                watched.read(before[0][0])
+            watched.read(before[0][0] if before else lease)
             found = latest.find(name)
             if found is None:
                 return True
+            now_us = latest.view.now_us()
             runs_out_us = found.expires_at + (_LATER_US if before else 0)
-            if runs_out_us <= latest.view.now_us():
+            if runs_out_us <= now_us:
                 return True
-            watched.until(runs_out_us)
+            watched.until(min(runs_out_us, now_us + _LOOK_US) if before else runs_out_us)
             return False
 
         return look

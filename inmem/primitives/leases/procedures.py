@@ -12,7 +12,14 @@ from inmem.errors import InvalidInputError, InvariantError, LeaseLostError
 from inmem.keys import MAX_NAME_BYTES
 from inmem.primitives.importing import importing_records, parts
 from inmem.primitives.leases import rules
-from inmem.primitives.leases.rules import GIVEN_US, MAX_HOLDER_BYTES, LeaseRecord, Waiter
+from inmem.primitives.leases.rules import (
+    ALIVE_US,
+    GIVEN_US,
+    LATE_US,
+    MAX_HOLDER_BYTES,
+    LeaseRecord,
+    Waiter,
+)
 
 # What `acquire` and `confirm` come to: `[token, ticket, acquired at, expires at, holder]`. With a token the
 # caller has the lease. With a ticket he waits. With neither he does not: another one has it.
@@ -112,6 +119,18 @@ class _Held:
         self._workspace.put(key, rules.pack_waiter(waiter))
         return ticket
 
+    def go_on_waiting(self, ticket: int) -> bool:
+        """Who waits with a ticket is alive; False if he has been passed over."""
+        key = rules.waiter_key(self._prefix, self._name, ticket)
+        payload = self._workspace.get(key)
+        if payload is None:
+            return False
+        waiter = rules.unpack_waiter(payload)
+        until = self.now_us + ALIVE_US
+        if waiter.until < until - LATE_US:
+            self._workspace.put(key, rules.pack_waiter(waiter._replace(until=until)))
+        return True
+
     def waiting(self, claim: int, ticket: int) -> bytes | None:
         """The key of one who waits, by his ticket; if that is 0, by the number that he has drawn."""
         if ticket:
@@ -162,15 +181,15 @@ def confirm(workspace: Workspace, prefix: bytes, name: bytes, claim: int, ticket
     found = _Held(workspace, prefix, name)
     _check_claim(claim)
     check_time(ticket, "ticket")
-    if not found.is_given(claim) and found.is_takeable():
+    is_waiting = not found.is_given(claim) and found.go_on_waiting(ticket)
+    if is_waiting and found.is_takeable():
         found.hand_on()
     if found.is_given(claim):
         assert found.record is not None
         expires_at = min(found.now_us + found.record.ttl_us, _LAST)
         found.put(found.record._replace(expires_at=expires_at))
         return found.answer(is_mine=True)
-    waits = workspace.record(rules.waiter_key(prefix, name, ticket)) is not None
-    return found.answer(ticket=ticket if waits else 0)
+    return found.answer(ticket=ticket if is_waiting else 0)
 
 
 def leave(workspace: Workspace, prefix: bytes, name: bytes, claim: int, ticket: int) -> LeaseAnswer:

@@ -43,6 +43,8 @@ assert _LEASE.size == 40 and _WAITER.size == 24
 
 MAX_HOLDER_BYTES: Final = 256
 TICKET_BYTES: Final = 8
+ALIVE_US: Final = 6_000_000  # for which one who waits is taken to be alive without saying so
+LATE_US: Final = 1_000_000  # not worth a write
 GIVEN_US: Final = 1_000_000  # in which one who has waited confirms, however short his lease is to be
 
 
