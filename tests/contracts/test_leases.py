@@ -351,6 +351,35 @@ def test_who_does_not_wait_any_more_is_passed_over(run: inmem.RunScope) -> None:
     assert waiters_of(run) == 0 and run.leases.get("a") is None
 
 
+def test_who_says_no_more_that_he_is_alive_is_passed_over(run: inmem.RunScope, waiting: Waiting) -> None:
+    lease = run.leases.acquire("a", ttl_s=LONG_S)
+    for claim in range(1, 4):
+        asks(run, 1 << 60, claim)
+    waiting.begin("alive", wait_s=None)
+    waiting.begin("too", wait_s=9.0)
+    time.sleep(rules.ALIVE_US / 1e6 + 0.1)
+    began = time.monotonic()
+    run.leases.release(lease)
+    holder, got = waiting.next(1)
+    assert holder == "alive" and time.monotonic() - began < 0.9
+    assert waiters_of(run) == 1
+    run.leases.release(got)
+    assert waiting.next(2)[0] == "too"
+
+
+def test_many_who_are_gone_are_forgotten_step_by_step(run: inmem.RunScope) -> None:
+    """Who comes next goes on; who wants the lease goes on until he has it."""
+    lease = run.leases.acquire("a", ttl_s=LONG_S)
+    for claim in range(1, 201):
+        asks(run, 1, claim)
+    time.sleep(0.001)
+    run.leases.release(lease)
+    assert waiters_of(run) == 200 - 64 and run.leases.get("a") is None
+    with run.transaction() as txn:
+        txn.leases.check(run.leases.acquire("a", ttl_s=LONG_S))
+    assert waiters_of(run) == 0
+
+
 def test_who_leaves_passes_on_what_he_was_given(run: inmem.RunScope) -> None:
     sink = run._database.engine.direct()
     lease = run.leases.acquire("a", ttl_s=LONG_S)

@@ -14,6 +14,8 @@ from inmem.primitives.importing import importing_records, parts
 from inmem.primitives.leases import rules
 from inmem.primitives.leases.rules import (
     ALIVE_US,
+    FAR_ALIVE_US,
+    FRONT,
     GIVEN_US,
     LATE_US,
     MAX_HOLDER_BYTES,
@@ -25,7 +27,7 @@ from inmem.primitives.leases.rules import (
 # caller has the lease. With a ticket he waits. With neither he does not: another one has it.
 LeaseAnswer = list[Any]
 _LAST: Final = (1 << 63) - 1
-_FORGOTTEN: Final = 1000  # of those who waited, at once
+_FORGOTTEN: Final = 64  # of those who waited, at once
 
 
 class _Held:
@@ -91,7 +93,8 @@ class _Held:
     def hand_on(self) -> bool:
         """Give it to the first who waits; forget those whose time is over. False if nobody waits.
 
-        It looks at so many that one commit can forget them. If all of them are gone it is not given yet.
+        It looks at some: one commit has to forget them, with whatever else is in it. If all of these are
+        gone it is not given yet, and whoever comes next goes on.
         """
         gone = []
         found = None
@@ -119,6 +122,12 @@ class _Held:
         self._workspace.put(key, rules.pack_waiter(waiter))
         return ticket
 
+    def alive_us(self, before: bytes | None = None) -> int:
+        """For how long one is taken to be alive who waits in a place, by default in the last."""
+        start, end = rules.waiters_of(self._prefix, self._name)
+        found = self._workspace.first_keys(start, before or end, FRONT)
+        return ALIVE_US if len(found) < FRONT else FAR_ALIVE_US
+
     def go_on_waiting(self, ticket: int) -> bool:
         """Who waits with a ticket is alive; False if he has been passed over."""
         key = rules.waiter_key(self._prefix, self._name, ticket)
@@ -126,7 +135,7 @@ class _Held:
         if payload is None:
             return False
         waiter = rules.unpack_waiter(payload)
-        until = self.now_us + ALIVE_US
+        until = self.now_us + self.alive_us(key)
         if waiter.until < until - LATE_US:
             self._workspace.put(key, rules.pack_waiter(waiter._replace(until=until)))
         return True
@@ -171,7 +180,7 @@ def acquire(
         return found.answer(is_mine=True)
     ticket = 0
     if wait_us:
-        until = min(found.now_us + wait_us, _LAST)
+        until = found.now_us + min(wait_us, found.alive_us())
         ticket = found.wait(Waiter(until, ttl_us, claim, who))
     return found.answer(ticket=ticket)
 
