@@ -396,6 +396,18 @@ def test_who_leaves_passes_on_what_he_was_given(run: inmem.RunScope) -> None:
     assert run.leases.get("a") is None
 
 
+def test_who_leaves_without_a_ticket_is_looked_for_at_both_ends(run: inmem.RunScope) -> None:
+    """However many wait. One in the middle is not found, and ceases to be alive."""
+    sink = run._database.engine.direct()
+    run.leases.acquire("a", ttl_s=LONG_S)
+    tickets = [asks(run, 1 << 60, claim)[1] for claim in range(1, 602)]
+    for claim, left in ((1, 600), (601, 599), (301, 599)):
+        sink.ask("lease.leave", [run.prefix, b"a", claim, 0], tuple)
+        assert waiters_of(run) == left
+    sink.ask("lease.leave", [run.prefix, b"a", 301, tickets[300]], tuple)
+    assert waiters_of(run) == 598
+
+
 def test_a_deleted_run_has_no_leases(db: inmem.Database, run_id: str, run: inmem.RunScope) -> None:
     lease = run.leases.acquire("a", ttl_s=LONG_S)
     ended: list[BaseException] = []

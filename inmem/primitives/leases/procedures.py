@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Final
 
 from inmem.commit.arguments import check_name, check_prefix, check_time, check_type
@@ -28,6 +29,7 @@ from inmem.primitives.leases.rules import (
 LeaseAnswer = list[Any]
 _LAST: Final = (1 << 63) - 1
 _FORGOTTEN: Final = 64  # of those who waited, at once
+_LOOKED_AT: Final = 256  # at each end, for one whose ticket is not known
 
 
 class _Held:
@@ -141,13 +143,18 @@ class _Held:
         return True
 
     def waiting(self, claim: int, ticket: int) -> bytes | None:
-        """The key of one who waits, by his ticket; if that is 0, by the number that he has drawn."""
+        """The key of one who waits, by his ticket; if that is 0, by the number that he has drawn.
+
+        Then he is looked for among the first and the last. Whoever is elsewhere ceases to be alive soon.
+        """
         if ticket:
             key = rules.waiter_key(self._prefix, self._name, ticket)
             return key if self._workspace.record(key) is not None else None
-        for key, payload in self._workspace.scan(*rules.waiters_of(self._prefix, self._name)):
-            if rules.unpack_waiter(payload).claim == claim:
-                return key
+        span = rules.waiters_of(self._prefix, self._name)
+        for is_last in (True, False):
+            for key, payload in islice(self._workspace.scan(*span, reverse=is_last), _LOOKED_AT):
+                if rules.unpack_waiter(payload).claim == claim:
+                    return key
         return None
 
     def answer(self, *, is_mine: bool = False, ticket: int = 0) -> LeaseAnswer:
