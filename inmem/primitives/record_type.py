@@ -61,7 +61,8 @@ class RecordType(NamedTuple):
     may raise anything if the bytes do not decode. `counted` is the name under
     which the records are counted, None for those that only serve others.
     `is_log` says that the records of a prefix are one log of events. `is_upkeep`
-    says that a full store goes on to write them, as they end or hold on to work.
+    says that a full store goes on to write them, as they end or hold on to work:
+    new ones until a small reserve is used up, others for ever.
     Each has a record of the same name under the tag `goes_with`, and the other
     way round. Those under the tags of `handed_out` are for one taker each: a new one wakes
     one of those who wait for them. Their keys have a name and NUL after the tag.

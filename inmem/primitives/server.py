@@ -36,6 +36,7 @@ from inmem.primitives.record_table import INDEX_TAGS as INDEX_TAGS
 from inmem.primitives.record_table import RECORD_TYPES as RECORD_TYPES
 from inmem.primitives.record_table import counted as counted
 from inmem.primitives.record_table import entries_of as entries_of
+from inmem.primitives.record_table import is_index as is_index
 from inmem.primitives.record_table import is_upkeep as is_upkeep
 from inmem.primitives.record_table import line_forms as line_forms
 from inmem.primitives.record_table import record_type_of as record_type_of

@@ -14,6 +14,7 @@ from leases_under_test import LONG_S, Waiting, db, run, run_id, run_out, until, 
 import inmem
 from inmem.errors import InvariantError, LeaseHeldError, LeaseLostError, RunDeletedError
 from inmem.primitives.leases import rules
+from inmem.primitives.leases.calls import LeaseCalls
 
 __all__ = ["db", "run", "run_id", "waiting"]
 
@@ -294,6 +295,40 @@ def test_a_waiter_that_is_gone_costs_a_second(run: inmem.RunScope, waiting: Wait
     assert sink.ask("lease.leave", [run.prefix, b"a", 7, ticket], tuple)[4] == "alive"
 
 
+def test_neighbours_that_are_gone_cost_a_second_each(run: inmem.RunScope, waiting: Waiting) -> None:
+    """Who waits behind them is told of neither: what he knew of the lease is that it lasts for long."""
+    lease = run.leases.acquire("a", ttl_s=LONG_S)
+    asks(run, 10**8, 7)
+    asks(run, 10**8, 8)
+    waiting.begin("alive")
+    time.sleep(0.1)
+    began = time.monotonic()
+    run.leases.release(lease)
+    assert waiting.next(1)[0] == "alive"
+    assert time.monotonic() - began < 10
+
+
+def test_a_lease_that_is_renewed_for_less(run: inmem.RunScope, waiting: Waiting) -> None:
+    lease = run.leases.acquire("a", ttl_s=LONG_S)
+    waiting.begin("first")
+    waiting.begin("second", wait_s=2.0)
+    time.sleep(0.1)
+    run.leases.renew(lease, 0.2)
+    began = time.monotonic()
+    assert waiting.next(1)[0] == "first"
+    assert time.monotonic() - began < 5
+    holder, got = waiting.next(2)
+    assert holder == "second" and isinstance(got, LeaseHeldError) and got.holder == "first"
+
+
+def test_who_has_waited_long_enough_looks_once_more(run: inmem.RunScope, monkeypatch: Any) -> None:
+    """The lease has run out, and he does not know."""
+    lease = run.leases.acquire("a", ttl_s=LONG_S)
+    monkeypatch.setattr(LeaseCalls, "_looking", lambda *_: lambda view: view.kv.get("never"))
+    threading.Timer(0.1, lambda: run.leases.renew(lease, 0.001)).start()
+    assert run.leases.acquire("a", ttl_s=LONG_S, wait_s=0.5).token > lease.token
+
+
 def test_the_only_waiter_is_gone(run: inmem.RunScope) -> None:
     """Who comes later and does not wait has it after a second, however long the other one wanted to wait."""
     lease = run.leases.acquire("a", ttl_s=LONG_S)
@@ -316,6 +351,35 @@ def test_who_does_not_wait_any_more_is_passed_over(run: inmem.RunScope) -> None:
     assert waiters_of(run) == 0 and run.leases.get("a") is None
 
 
+def test_who_says_no_more_that_he_is_alive_is_passed_over(run: inmem.RunScope, waiting: Waiting) -> None:
+    lease = run.leases.acquire("a", ttl_s=LONG_S)
+    for claim in range(1, 4):
+        asks(run, 1 << 60, claim)
+    waiting.begin("alive", wait_s=None)
+    waiting.begin("too", wait_s=9.0)
+    time.sleep(rules.ALIVE_US / 1e6 + 0.1)
+    began = time.monotonic()
+    run.leases.release(lease)
+    holder, got = waiting.next(1)
+    assert holder == "alive" and time.monotonic() - began < 0.9
+    assert waiters_of(run) == 1
+    run.leases.release(got)
+    assert waiting.next(2)[0] == "too"
+
+
+def test_many_who_are_gone_are_forgotten_step_by_step(run: inmem.RunScope) -> None:
+    """Who comes next goes on; who wants the lease goes on until he has it."""
+    lease = run.leases.acquire("a", ttl_s=LONG_S)
+    for claim in range(1, 201):
+        asks(run, 1, claim)
+    time.sleep(0.001)
+    run.leases.release(lease)
+    assert waiters_of(run) == 200 - 64 and run.leases.get("a") is None
+    with run.transaction() as txn:
+        txn.leases.check(run.leases.acquire("a", ttl_s=LONG_S))
+    assert waiters_of(run) == 0
+
+
 def test_who_leaves_passes_on_what_he_was_given(run: inmem.RunScope) -> None:
     sink = run._database.engine.direct()
     lease = run.leases.acquire("a", ttl_s=LONG_S)
@@ -330,6 +394,18 @@ def test_who_leaves_passes_on_what_he_was_given(run: inmem.RunScope) -> None:
     assert asks(run, 0, 9)[0] > 0
     sink.ask("lease.leave", [run.prefix, b"a", 9, 0], tuple)  # an acquisition whose answer nobody has heard
     assert run.leases.get("a") is None
+
+
+def test_who_leaves_without_a_ticket_is_looked_for_at_both_ends(run: inmem.RunScope) -> None:
+    """However many wait. One in the middle is not found, and ceases to be alive."""
+    sink = run._database.engine.direct()
+    run.leases.acquire("a", ttl_s=LONG_S)
+    tickets = [asks(run, 1 << 60, claim)[1] for claim in range(1, 602)]
+    for claim, left in ((1, 600), (601, 599), (301, 599)):
+        sink.ask("lease.leave", [run.prefix, b"a", claim, 0], tuple)
+        assert waiters_of(run) == left
+    sink.ask("lease.leave", [run.prefix, b"a", 301, tickets[300]], tuple)
+    assert waiters_of(run) == 598
 
 
 def test_a_deleted_run_has_no_leases(db: inmem.Database, run_id: str, run: inmem.RunScope) -> None:

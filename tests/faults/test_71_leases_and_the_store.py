@@ -136,3 +136,36 @@ def test_a_full_store(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         db.transact(RUN, lambda txn: txn.kv.delete("k000000"), lease=other)
         assert db.leases.release(other) is True
         assert [one.token > lease.token for one in db.leases.list(RUN)] == [True]
+
+
+def test_new_leases_do_not_grow_over_the_quota(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are there are renewed, handed on and released."""
+    monkeypatch.setenv("INMEM_QUOTA_BYTES", str(4 * MIB))
+    with inmem.open(store_path) as db:
+        with pytest.raises(StoreFullError):
+            for number in range(1000):
+                db.kv.put(RUN, f"k{number:06}", os.urandom(100_000))
+        held = [db.leases.acquire(RUN, NAME, ttl_s=60)]
+
+        def wait() -> None:
+            held.append(db.leases.acquire(RUN, NAME, ttl_s=60, wait_s=60))
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        waits(db, 1)
+        with pytest.raises(StoreFullError):
+            for number in range(10_000):
+                held.append(db.leases.acquire(RUN, f"{number:0200}", ttl_s=0.001, holder="h" * 256))
+        assert len(held) > 20
+        db.leases.acquire(RUN, held.pop(1).name, ttl_s=60)  # that has run out
+        with pytest.raises(StoreFullError):
+            db.leases.acquire(RUN, NAME, ttl_s=60, wait_s=1)
+        for lease in (held[0], held[1]):
+            assert db.leases.renew(lease, 60).token == lease.token
+        assert db.leases.release(held[0]) is True
+        waiter.join()
+        assert held[-1].name == NAME and db.leases.renew(held[-1], 60).token > held[0].token
+        for lease in held[1:]:
+            assert db.leases.release(lease) is True
+        db.leases.acquire(RUN, "another", ttl_s=60)
+        assert db.check().problems == []

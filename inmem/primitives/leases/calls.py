@@ -35,6 +35,7 @@ from inmem.writeset import OP_CALL
 
 _FOR_EVER_US: Final = 1 << 60
 _LATER_US: Final = 100_000  # after a lease ran out, for those who are not the first to wait for it
+_LOOK_US: Final = 1_000_000  # between the looks of these, at least: those before them may have died
 
 
 class Taken(NamedTuple):
@@ -61,6 +62,11 @@ class LeaseAnswer(NamedTuple):
     acquired_at: int
     expires_at: int
     holder: str
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody has it: there may be others, who wait. To ask again goes on to find them."""
+        return not self.holder
 
 
 _NOBODY: Final = LeaseAnswer(0, 0, 0, 0, "")
@@ -237,6 +243,17 @@ class LeaseCalls:
                 yield from self._leaving(wish, claim)
             raise
 
+    def _at_the_end(self, wish: Wish, claim: Claim) -> Steps[LeaseAnswer]:
+        """His time is over: he has the lease if it can be taken, or waits no more."""
+        try:
+            answer: LeaseAnswer = yield from self._asking("confirm", wish, claim.number, claim.ticket)
+        except InmemError as error:
+            let_through(error)
+        else:
+            if answer.token:
+                return answer
+        return (yield from self._leaving(wish, claim))
+
     def _leaving(self, wish: Wish, claim: Claim) -> Steps[LeaseAnswer]:
         try:
             return (yield from self._asking("leave", wish, claim.number, claim.ticket))
@@ -246,6 +263,7 @@ class LeaseCalls:
 
     def _taking(self, wish: Wish, claim: Claim) -> Steps[Taken]:
         deadline = time.monotonic() + wish.wait_s
+        is_over = False
         while True:
             left_s = max(0.0, deadline - time.monotonic())
             wait_us = _FOR_EVER_US if left_s == math.inf else round(left_s * 1e6)
@@ -255,13 +273,16 @@ class LeaseCalls:
             claim.ticket = answer.ticket
             while claim.ticket:
                 try:
-                    yield Until(self._looking(wish.name, claim.ticket), _left(deadline))
+                    yield Until(self._looking(wish.name, claim.ticket, deadline), _left(deadline))
                 except WaitTimeoutError:
-                    raise _held(wish, (yield from self._leaving(wish, claim))) from None
+                    asked_us = boot_us()
+                    answer = yield from self._at_the_end(wish, claim)
+                    is_over = True
+                    break
                 asked_us = boot_us()
                 answer = yield from self._asking("confirm", wish, claim.number, claim.ticket)
                 claim.ticket = answer.ticket
-            if answer.token or time.monotonic() >= deadline:
+            if answer.token or is_over or (time.monotonic() >= deadline and not answer.is_free):
                 return Taken(self._lease(wish, answer), asked_us)
 
     def _asking(self, what: str, wish: Wish, *arguments: Any) -> Steps[LeaseAnswer]:
@@ -272,32 +293,42 @@ class LeaseCalls:
         except CommitUnknownError as error:
             raise resolved_as(error, lambda answer: self._lease(wish, answer)) from None
 
-    def _looking(self, name: str, ticket: int) -> Callable[[Any], bool]:
+    def _looking(self, name: str, ticket: int, deadline: float) -> Callable[[Any], bool]:
         """True as soon as the lease is given to who waits with a ticket, or can be taken.
 
         He watches his own entry, which goes when he is given the lease, and the one before it: so a release
-        wakes two, however many wait. The lease itself he looks at without watching it, for the time when it
-        runs out. Only the first of all has to notice that. If he does not the others do, a moment later.
+        wakes two, however many wait. The first of all watches the lease too. The others look at it without
+        watching it, for the time when it runs out: if the first does not notice that they do, a moment later.
+        They look every few seconds at least. Those before them may have died, and what they heard is no
+        longer so. It is true as well when it is time to say that he is alive, unless he leaves before that
+        matters.
         """
         encoded = name.encode()
         mine = rules.waiter_key(self._prefix, encoded, ticket)
         first, _ = rules.waiters_of(self._prefix, encoded)
+        lease = rules.lease_key(self._prefix, encoded)
         latest = self.records
 
         def look(view: Any) -> bool:
             watched = self._records_of(view).view
-            if watched.read(mine) is None:
+            entry = watched.read(mine)
+            if entry is None:
                 return True
             before = latest.view.scan(first, mine, limit=1, reverse=True)
-            if before:
-                watched.read(before[0][0])
+            watched.read(before[0][0] if before else lease)
             found = latest.find(name)
             if found is None:
                 return True
+            now_us = latest.view.now_us()
             runs_out_us = found.expires_at + (_LATER_US if before else 0)
-            if runs_out_us <= latest.view.now_us():
+            alive_us = rules.unpack_waiter(payload_of(entry)).until - now_us
+            look_us = max(_LOOK_US, min(alive_us // 4, 4 * _LOOK_US)) if before else _FOR_EVER_US
+            if alive_us < (deadline - time.monotonic()) * 1e6:
+                look_us = min(look_us, alive_us - rules.AGAIN_US)
+            look_us = min(look_us, runs_out_us - now_us)
+            if look_us <= 0:
                 return True
-            watched.until(runs_out_us)
+            watched.until(now_us + look_us)
             return False
 
         return look

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Final
 
 from inmem.commit.arguments import check_name, check_prefix, check_time, check_type
@@ -12,13 +13,23 @@ from inmem.errors import InvalidInputError, InvariantError, LeaseLostError
 from inmem.keys import MAX_NAME_BYTES
 from inmem.primitives.importing import importing_records, parts
 from inmem.primitives.leases import rules
-from inmem.primitives.leases.rules import GIVEN_US, MAX_HOLDER_BYTES, LeaseRecord, Waiter
+from inmem.primitives.leases.rules import (
+    ALIVE_US,
+    FAR_ALIVE_US,
+    FRONT,
+    GIVEN_US,
+    LATE_US,
+    MAX_HOLDER_BYTES,
+    LeaseRecord,
+    Waiter,
+)
 
 # What `acquire` and `confirm` come to: `[token, ticket, acquired at, expires at, holder]`. With a token the
 # caller has the lease. With a ticket he waits. With neither he does not: another one has it.
 LeaseAnswer = list[Any]
 _LAST: Final = (1 << 63) - 1
-_FORGOTTEN: Final = 1000  # of those who waited, at once
+_FORGOTTEN: Final = 64  # of those who waited, at once
+_LOOKED_AT: Final = 256  # at each end, for one whose ticket is not known
 
 
 class _Held:
@@ -84,7 +95,8 @@ class _Held:
     def hand_on(self) -> bool:
         """Give it to the first who waits; forget those whose time is over. False if nobody waits.
 
-        It looks at so many that one commit can forget them. If all of them are gone it is not given yet.
+        It looks at some: one commit has to forget them, with whatever else is in it. If all of these are
+        gone it is not given yet, and whoever comes next goes on.
         """
         gone = []
         found = None
@@ -112,14 +124,37 @@ class _Held:
         self._workspace.put(key, rules.pack_waiter(waiter))
         return ticket
 
+    def alive_us(self, before: bytes | None = None) -> int:
+        """For how long one is taken to be alive who waits in a place, by default in the last."""
+        start, end = rules.waiters_of(self._prefix, self._name)
+        found = self._workspace.first_keys(start, before or end, FRONT)
+        return ALIVE_US if len(found) < FRONT else FAR_ALIVE_US
+
+    def go_on_waiting(self, ticket: int) -> bool:
+        """Who waits with a ticket is alive; False if he has been passed over."""
+        key = rules.waiter_key(self._prefix, self._name, ticket)
+        payload = self._workspace.get(key)
+        if payload is None:
+            return False
+        waiter = rules.unpack_waiter(payload)
+        until = self.now_us + self.alive_us(key)
+        if waiter.until < until - LATE_US:
+            self._workspace.put(key, rules.pack_waiter(waiter._replace(until=until)))
+        return True
+
     def waiting(self, claim: int, ticket: int) -> bytes | None:
-        """The key of one who waits, by his ticket; if that is 0, by the number that he has drawn."""
+        """The key of one who waits, by his ticket; if that is 0, by the number that he has drawn.
+
+        Then he is looked for among the first and the last. Whoever is elsewhere ceases to be alive soon.
+        """
         if ticket:
             key = rules.waiter_key(self._prefix, self._name, ticket)
             return key if self._workspace.record(key) is not None else None
-        for key, payload in self._workspace.scan(*rules.waiters_of(self._prefix, self._name)):
-            if rules.unpack_waiter(payload).claim == claim:
-                return key
+        span = rules.waiters_of(self._prefix, self._name)
+        for is_last in (True, False):
+            for key, payload in islice(self._workspace.scan(*span, reverse=is_last), _LOOKED_AT):
+                if rules.unpack_waiter(payload).claim == claim:
+                    return key
         return None
 
     def answer(self, *, is_mine: bool = False, ticket: int = 0) -> LeaseAnswer:
@@ -152,7 +187,7 @@ def acquire(
         return found.answer(is_mine=True)
     ticket = 0
     if wait_us:
-        until = min(found.now_us + wait_us, _LAST)
+        until = found.now_us + min(wait_us, found.alive_us())
         ticket = found.wait(Waiter(until, ttl_us, claim, who))
     return found.answer(ticket=ticket)
 
@@ -162,15 +197,15 @@ def confirm(workspace: Workspace, prefix: bytes, name: bytes, claim: int, ticket
     found = _Held(workspace, prefix, name)
     _check_claim(claim)
     check_time(ticket, "ticket")
-    if not found.is_given(claim) and found.is_takeable():
+    is_waiting = not found.is_given(claim) and found.go_on_waiting(ticket)
+    if is_waiting and found.is_takeable():
         found.hand_on()
     if found.is_given(claim):
         assert found.record is not None
         expires_at = min(found.now_us + found.record.ttl_us, _LAST)
         found.put(found.record._replace(expires_at=expires_at))
         return found.answer(is_mine=True)
-    waits = workspace.record(rules.waiter_key(prefix, name, ticket)) is not None
-    return found.answer(ticket=ticket if waits else 0)
+    return found.answer(ticket=ticket if is_waiting else 0)
 
 
 def leave(workspace: Workspace, prefix: bytes, name: bytes, claim: int, ticket: int) -> LeaseAnswer:

@@ -23,7 +23,7 @@ without a holder stays, so that the next token is above it.
 Key of one who waits: the name, NUL, ticket (8 bytes, the version of the commit
 that brought him: so the order is that of arrival). Payload:
 
-    0       8     until when he waits, microseconds since the Unix epoch
+    0       8     until when he is taken to be alive, microseconds since the Unix epoch
     8       8     for how long he wants the lease, microseconds
     16      8     claim
     24      ...   holder
@@ -43,6 +43,11 @@ assert _LEASE.size == 40 and _WAITER.size == 24
 
 MAX_HOLDER_BYTES: Final = 256
 TICKET_BYTES: Final = 8
+ALIVE_US: Final = 6_000_000  # for which one who waits is taken to be alive without saying so
+AGAIN_US: Final = 4_000_000  # he says it again when so much of it is left
+LATE_US: Final = 1_000_000  # not worth a write
+FRONT: Final = 64  # so many are in front: those behind them say it as often as
+FAR_ALIVE_US: Final = 24_000_000  # is due after this
 GIVEN_US: Final = 1_000_000  # in which one who has waited confirms, however short his lease is to be
 
 
