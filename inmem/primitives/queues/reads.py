@@ -72,12 +72,10 @@ class QueueReads:
     def has_ready(self, queue: str) -> bool:
         """Whether a claim would find a job now. Cost: about 4 µs.
 
-        Of those who wait for this alone, by `db.wait`, only as many are woken
-        as there are new jobs: who is woken takes one, or lets others know.
+        A new job wakes all who wait for this by `db.wait`, and one of those
+        who wait in `claim` or `consume`.
         """
-        name = encode_queue(queue)
-        takers, starts, ready, *timed = _looked_at(self._prefix, name)
-        self._view.for_one(takers, starts)
+        ready, *timed = _looked_at(self._prefix, encode_queue(queue))[2:]
         if self._view.scan(*ready, limit=1):
             return True
         now_us = self._view.now_us()
@@ -90,6 +88,7 @@ class QueueReads:
 
     def holds(self, job: Job) -> bool:
         """Whether the claim of a job holds: until it is acked, nacked or claimed again, whatever the time."""
+        check_job(job)
         place = rules.number_bytes(job.id.number)
         record = self._view.read(rules.head_of(self._prefix, TypeTag.JOB_STATE, job.queue.encode()) + place)
         state = None if record is None else rules.unpack(payload_of(record))
@@ -107,6 +106,16 @@ class QueueReads:
             return [each for each in found if each is not None]
 
 
+def check_job(job: object) -> None:
+    """Refuse what is no claimed job.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    if not isinstance(job, Job):
+        raise InvalidInputError(f"job must be a Job that was claimed, not {shorten(job)}", argument="job")
+
+
 def encode_queue(queue: object) -> bytes:
     """The name of a queue as bytes.
 
@@ -114,6 +123,13 @@ def encode_queue(queue: object) -> bytes:
         InvalidKeyError: not 1-100 bytes of UTF-8 without NUL.
     """
     return encode_name(queue, "queue", rules.MAX_QUEUE_BYTES)
+
+
+def has_ready_for_one(queues: QueueReads, queue: str) -> bool:
+    """As `has_ready`, for one who takes what is there: of those who wait for it few are woken."""
+    takers, starts, *_ = _looked_at(queues._prefix, encode_queue(queue))
+    queues._view.for_one(takers, starts)
+    return queues.has_ready(queue)
 
 
 @functools.lru_cache(maxsize=256)
