@@ -408,3 +408,14 @@ def test_consume_and_a_stop() -> None:
             assert [job async for job in queues.consume("q", stop=later)] == []
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["claim", "claim_many", "consume", "purge"])
+def test_a_transaction_says_what_it_cannot_have(name: str) -> None:
+    async def main() -> None:
+        async with aio.open() as db, db.run(RUN).transaction() as txn:
+            with pytest.raises(inmem.InvariantError, match=f"{name} cannot be part of a transaction"):
+                result = getattr(txn.queues, name)("q")
+                await (anext(result) if name == "consume" else result)
+
+    asyncio.run(main())

@@ -39,7 +39,7 @@ BAD_ATTEMPTS = [0, -1, 1 << 16, HUGE, -HUGE, 1.0, True, "1", b"1", [], Opaque()]
 BAD_LIMITS = [-1, -HUGE, 1.0, True, False, "1", b"1", [], math.nan, Opaque()]
 BAD_COUNTS = [None, 0, MAX_TRANSACTION_OPS + 1, HUGE, *BAD_LIMITS]
 BAD_STATES = ["", "Ready", "gone", 0, 7, True, b"ready", [], {}, HUGE, Opaque()]
-BAD_ERRORS = [7, HUGE, True, b"bytes", [], {}, "\ud800", Opaque()]
+BAD_ERRORS = [7, HUGE, True, b"bytes", [], {}, Opaque()]
 BAD_FLAGS = [None, 0, 1, "yes", b"", [], HUGE, Opaque()]
 BAD_EVENTS = [7, HUGE, True, "stop", b"", [], {}, Opaque()]
 BAD_PAYLOADS = [None, 7, "text", b"bytes", [{1}], [1, HUGE], [Opaque()], Opaque(), True]
@@ -169,6 +169,7 @@ def test_no_method_and_no_argument_is_left_out(db: inmem.Database, form: str) ->
     holder = Prepared(db).holder(form)
     target = holder.queues
     public = {each for each in dir(target) if not each.startswith("_") and callable(getattr(target, each))}
+    public -= {"claim", "claim_many", "consume", "purge"} if form == "transaction" else set()  # refused there
     known = {name: bad_of(form, name, bad) for name, _, bad in METHODS[form]}
     assert public == set(known)
     for name in known:

@@ -56,6 +56,31 @@ def test_an_exception_nacks_and_goes_on(run: inmem.RunScope) -> None:
     assert error.endswith("Broke: no stamps")
 
 
+@pytest.mark.parametrize(("error", "kept"), [
+    ("\udcff at 3", "\\udcff at 3"), ("x" * (17 << 20), "x" * 500), ("\ud800" * 400, ("\\ud800" * 400)[:500]),
+    ("\u00e9" * 600, "\u00e9" * 500), ("", None),
+])  # fmt: skip
+def test_any_text_of_an_error_is_kept_as_far_as_it_can_be(
+    run: inmem.RunScope, error: str, kept: str | None
+) -> None:
+    run.queues.nack(run.queues.claim("q"), error=error, delay_s=0)
+    info = run.queues.get("q/0")
+    assert info is not None and info.errors == (() if kept is None else (kept,))
+
+
+def test_an_exception_whose_text_cannot_be_encoded_nacks(run: inmem.RunScope) -> None:
+    with pytest.raises(Broke), only(run):
+        raise Broke("\udcff")
+    info = run.queues.get("q/0")
+    assert info is not None and info.state == "delayed" and info.errors[0].endswith("Broke: \\udcff")
+
+
+@pytest.mark.parametrize("job", [None, 7, "q/0", JobLostError, object()])
+def test_only_a_job_is_held(run: inmem.RunScope, job: Any) -> None:
+    with pytest.raises(inmem.InvalidInputError, match="job must be a Job that was claimed"):
+        run.queues.holds(job)
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_what_ends_the_program_gives_the_job_back_at_once(run: inmem.RunScope, kind: Any) -> None:
     job = only(run)

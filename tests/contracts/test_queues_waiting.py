@@ -42,6 +42,34 @@ def test_a_claim_waits(run: inmem.RunScope) -> None:
     assert run.queues.claim_many("q", 5, wait_s=0.01) == []
 
 
+def test_who_only_looks_takes_no_wake_from_a_worker(run: inmem.RunScope) -> None:
+    """A program that waits for `has_ready` may do something else than to claim."""
+    seen: list[bool] = []
+    lookers = [
+        threading.Thread(target=lambda: seen.append(
+            run.wait(lambda view: view.queues.has_ready("q"), timeout_s=LONG_S)
+        ))
+        for _ in range(4)
+    ]
+    for thread in lookers:
+        thread.start()
+    time.sleep(0.2)
+    put_at: list[float] = []
+
+    def put() -> None:
+        put_at.append(time.monotonic())
+        run.queues.put("q", 1)
+
+    later = threading.Timer(0.2, put)
+    later.start()
+    assert run.queues.claim("q", wait_s=LONG_S) is not None
+    assert time.monotonic() - put_at[0] < 2
+    run.queues.put("q", 2)  # those who looked too late for the first
+    for thread in (later, *lookers):
+        thread.join(60)
+    assert seen == [True] * 4
+
+
 def test_each_job_is_one_worker_s(run: inmem.RunScope) -> None:
     """And no claim conflicts."""
     found: list[int] = []

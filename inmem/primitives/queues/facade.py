@@ -13,9 +13,9 @@ import socket
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 
-from inmem.client.retry import deadline_in, resolved_as
+from inmem.client.retry import resolved_as
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.engines.base import Sink, View
 from inmem.errors import (
@@ -32,10 +32,18 @@ from inmem.pending import Pending
 from inmem.primitives._common import check_flag, encoded, microseconds
 from inmem.primitives.byrun import ByRun, by_its_run, by_run
 from inmem.primitives.queues import rules
+from inmem.primitives.queues.given import deadline_of, place_of, storable
 from inmem.primitives.queues.held import HeldJob
-from inmem.primitives.queues.job import Job, JobId, check_job, check_job_id
+from inmem.primitives.queues.job import Job, JobId, check_job_id
 from inmem.primitives.queues.putting import I, PendingJobId, QueuePuts
-from inmem.primitives.queues.reads import QueueReads, check_state, encode_queue, stored, takers_name
+from inmem.primitives.queues.reads import (
+    QueueReads,
+    check_state,
+    encode_queue,
+    has_ready_for_one,
+    stored,
+    takers_name,
+)
 from inmem.steps import FacadeWaits, Inner, Steps, Streamed, Until
 from inmem.values import decode
 
@@ -77,18 +85,18 @@ class Queues(QueueReads, QueuePuts[I]):
 
         It is ready again after `delay_s` seconds; without one after a second,
         doubled with each attempt, up to five minutes. `error` is kept with
-        the job, its first 500 characters. After its last attempt, or without
-        `retry`, it is dead.
+        the job, its first 500 characters; those that are none of Unicode (lone
+        surrogates) as escapes. After its last attempt, or without `retry`, it
+        is dead.
 
         Raises:
             JobLostError: as of `ack`.
         """
         if error is not None and type(error) is not str:
             raise InvalidInputError(f"error must be a str, not {shorten(error)}", argument="error")
-        encoded(self._sink, error, "error")
         arguments = [
             *place_of(self._prefix, job), None if delay_s is None else microseconds(delay_s, "delay_s"),
-            (error or "")[: rules.MAX_ERROR_CHARS], check_flag(retry, "retry"),
+            storable(error or ""), check_flag(retry, "retry"),
         ]
         done: None = self._sink.ask("queue.nack", arguments, _none, is_sure=True)
         return done
@@ -146,8 +154,8 @@ class RunQueues(Queues[JobId]):
         extend that. If none of it happens the claim has run out, counts as an
         attempt, and the job is ready again without anybody's help. While it
         waits, this sleeps; `wait_s=None` waits for ever. `worker` is shown
-        to who looks, by default host and process. With a `limit` above 1 it
-        returns a list, as `claim_many` does. Cost: a read, one round trip, two reads.
+        to who looks, by default host and process. `limit` is 1: `claim_many`
+        takes more. Cost: a read, one round trip, two reads.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -185,9 +193,10 @@ class RunQueues(Queues[JobId]):
         """Take one job after the other, for ever, or until none comes for `wait_s` seconds.
 
         Each is used with `with`: leaving the block acks it. An exception in
-        the block nacks it, with its text, and goes on from there. The claim
-        is extended meanwhile. It ends when `stop`, an event, is set: it looks
-        at that before each claim, and once in a second while it waits.
+        the block nacks it, with its text, and then leaves the loop as well:
+        catch it around the block if the worker shall live on. The claim is
+        extended meanwhile. It ends when `stop`, an event, is set: it looks at
+        that before each claim, and once in a second while it waits.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -277,8 +286,7 @@ class RunQueues(Queues[JobId]):
         has_slept = has_looked = False
 
         def look(view: Any) -> bool:
-            ready: bool = view.queues.has_ready(queue)
-            return ready
+            return has_ready_for_one(view.queues, queue)
 
         while True:
             if has_looked or arguments[1] in self._full or self.has_ready(queue):
@@ -365,6 +373,30 @@ class TransactionQueues(Queues[PendingJobId]):
 
     __slots__ = ()
 
+    def claim(self, *_: object, **__: object) -> NoReturn:
+        """Not in a transaction: else two workers would run for one job until one of them lost.
+
+        Raises:
+            InvariantError: always.
+        """
+        self._refused("claim")
+
+    def claim_many(self, *_: object, **__: object) -> NoReturn:
+        """Not in a transaction, see `claim`."""
+        self._refused("claim_many")
+
+    def consume(self, *_: object, **__: object) -> Iterator[HeldJob]:
+        """Not in a transaction, see `claim`."""
+        self._refused("consume")
+
+    def purge(self, *_: object, **__: object) -> NoReturn:
+        """Not in a transaction: it may take several commits."""
+        self._refused("purge")
+
+    def _refused(self, name: str) -> NoReturn:
+        self._sink.ask("queue.claim", [], bool, alone=name)
+        raise AssertionError("the sink of a transaction refuses it")
+
 
 class PipedQueues(QueuePuts[PendingJobId]):
     """One run's queues in a pipeline: jobs are put, and acked."""
@@ -436,25 +468,6 @@ class PipelineQueues(ByRun[PipedQueues]):
     put = by_run(PipedQueues.put)
     put_many = by_run(PipedQueues.put_many)
     ack = by_its_run(PipedQueues.ack)
-
-
-def deadline_of(wait_s: float | None) -> float:
-    """When a wait ends that may take so long, by `time.monotonic`; None is for ever, and 0 now."""
-    if wait_s is None:
-        return deadline_in(None)
-    return time.monotonic() + microseconds(wait_s, "wait_s") / 1e6
-
-
-def place_of(prefix: bytes, job: object, *, is_end: bool = True) -> builtins.list[Any]:
-    """Prefix, queue and number of a claimed job, token and mark of the claim, as procedures have them.
-
-    Raises:
-        InvalidInputError: it is none, or is of another run.
-    """
-    held = check_job(job, prefix)
-    if is_end and isinstance(held, HeldJob):
-        held.end()
-    return [prefix, held.queue.encode(), held.id.number, held.token, held.mark]
 
 
 def _this_process() -> str:

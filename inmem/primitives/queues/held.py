@@ -13,7 +13,6 @@ from inmem.host.clock import boot_us
 from inmem.host.interrupts import let_through
 from inmem.primitives.holding import Holding, insisted
 from inmem.primitives.queues.job import Job
-from inmem.primitives.queues.rules import MAX_ERROR_CHARS
 from inmem.steps import FacadeWaits, Steps
 
 
@@ -140,5 +139,4 @@ class HeldJob(Job):
 
 def text_of(error: Exception) -> str:
     """What a job keeps of an exception."""
-    said = "".join(traceback.format_exception_only(error)).strip()[:MAX_ERROR_CHARS]
-    return said.encode("utf-8", "replace").decode()
+    return "".join(traceback.format_exception_only(error)).strip()

@@ -95,6 +95,16 @@ class _Queue:
             return False
         return True
 
+    def following(self) -> int:
+        """The number of the next job."""
+        stored = self.workspace.get(self.head_key)
+        return 0 if stored is None else int.from_bytes(stored, "big")
+
+    def last(self) -> int:
+        """The highest number of a job that is there, -1 for none."""
+        found = self.workspace.last(self._states, self._states[:-1] + b"\1")
+        return -1 if found is None else int.from_bytes(found[0][-8:], "big")
+
     def first(self, order: int, limit: int, until_us: int | None = None) -> list[bytes]:
         """The first keys of the order of a state, for a timed one up to a time."""
         head = self._orders[order]
@@ -142,8 +152,7 @@ def put(workspace: Workspace, head: list[Any], items: list[Any]) -> list[Any]:
         )
     checked = [_checked(item) for item in items]
     workspace.expect(3 * len(items), sum(len(item[0]) for item in items))
-    stored = workspace.get(queue.head_key)
-    first = following = int.from_bytes(stored, "big") if stored is not None else 0
+    first = following = queue.following()
     now_us = workspace.stamp_us
     numbers = []
     for payload, delay_us, state in checked:
@@ -151,6 +160,11 @@ def put(workspace: Workspace, head: list[Any], items: list[Any]) -> list[Any]:
             numbers.append(int.from_bytes(live, "big"))
             continue
         number = job.number_bytes(following)
+        if queue.state(number) is not None:  # damage: whose number it is keeps it
+            following = queue.last() + 1
+            number = job.number_bytes(following)
+        if following >= job.NUMBERS - 1:
+            raise InvariantError(f"queue {queue.text} has no numbers left", hint="Use another queue.")
         workspace.put(queue.body_key(number), job.stamped(now_us, payload))
         if delay_us:
             state = state._replace(state=job.DELAYED, time_us=now_us + delay_us)
@@ -164,24 +178,23 @@ def put(workspace: Workspace, head: list[Any], items: list[Any]) -> list[Any]:
 
 def _checked(item: Any) -> tuple[bytes, int, job.JobState]:
     payload, delay_us, rank, key, max_attempts = parts(item, 5)
-    check_type("payload", payload, bytes)
-    if not payload:
-        raise InvalidInputError("payload is empty", argument="payload")
+    _check_encoded("payload", payload)
     check_time(delay_us, "delay")
-    if check_time(rank, "rank") >= 1 << 32:
-        raise InvalidInputError("rank is outside 0 to 2**32-1", argument="rank")
+    if check_time(rank, "rank") > job.MAX_RANK:
+        raise InvalidInputError(f"rank is outside 0 to {job.MAX_RANK}", argument="rank")
     if key:
         check_name(key, job.MAX_KEY_BYTES, "key")
     check_type("key", key, bytes)
-    _check_attempts(max_attempts)
+    if not 1 <= check_time(max_attempts, "max_attempts") <= job.MOST_ATTEMPTS:
+        raise InvalidInputError("max_attempts is outside 1 to 65,535", argument="max_attempts")
     return payload, delay_us, job.JobState(READY, rank, 0, max_attempts, 0, 0, 0, key, "", [])
 
 
-def _check_attempts(max_attempts: object) -> int:
-    if not 1 <= check_time(max_attempts, "max_attempts") < 1 << 16:
-        raise InvalidInputError("max_attempts is outside 1 to 65,535", argument="max_attempts")
-    assert isinstance(max_attempts, int)
-    return max_attempts
+def _check_encoded(argument: str, value: object) -> None:
+    """Refuse what is no encoded value: none of them is empty."""
+    check_type(argument, value, bytes)
+    if not value:
+        raise InvalidInputError(f"{argument} is empty", argument=argument)
 
 
 def _by_key(queue: _Queue, key: bytes) -> bytes | None:
@@ -201,6 +214,8 @@ def claim(
     """
     found = _Queue(workspace, prefix, queue)
     check_type("worker", worker, str)
+    if len(worker.encode()) > job.MAX_WORKER_BYTES:
+        raise InvalidInputError(f"worker is longer than {job.MAX_WORKER_BYTES} bytes", argument="worker")
     check_time(lease_us, "lease")
     check_time(mark, "mark")
     if not 1 <= check_time(limit, "limit") <= MAX_TRANSACTION_OPS:
@@ -226,6 +241,11 @@ def claim(
         place = each[4:]
         state = before.get(place) or candidates[each]
         ready = came_ready.pop(place, state)
+        if not job.has_attempts_left(ready):  # only damage has come to that
+            now_us = workspace.now_us
+            found.write(place, state, job.given_up(ready, now_us, now_us))
+            is_more = True
+            continue
         found.write(place, state, job.claimed(
             ready, version=workspace.version, until_us=until_us, mark=mark, worker=worker
         ))
@@ -255,7 +275,7 @@ def ack(
     if result is None:
         found.remove(place, state)
         return
-    check_type("result", result, bytes)
+    _check_encoded("result", result)
     body = workspace.get(found.body_key(place)) or b""
     workspace.put(found.body_key(place), job.stamped(job.enqueued_in(body), result))
     found.write(place, state, state._replace(state=job.DONE, time_us=workspace.stamp_us, token=0))
@@ -304,7 +324,8 @@ def give_back(workspace: Workspace, prefix: bytes, queue: bytes, mark: int) -> i
     for place in [key[-8:] for key, _ in islice(workspace.scan(*span, reverse=True), _LOOKED_AT)]:
         state = found.state(place)
         if state is not None and state.mark == mark:
-            found.write(place, state, state._replace(state=READY, attempt=state.attempt - 1, token=0))
+            attempt = max(state.attempt - 1, 0)
+            found.write(place, state, state._replace(state=READY, attempt=attempt, token=0))
             given += 1
     return given
 
@@ -350,19 +371,35 @@ def purge(
 
 
 def import_jobs(workspace: Workspace, prefix: bytes, token: bytes, items: list[Any]) -> None:
-    """Jobs: queue, number, when it was put, payload, and the fields of a `JobState` but for its mark."""
+    """Jobs: queue, number, when it was put, payload, and the fields of a `JobState` but for its mark.
+
+    Their queues have come before.
+    """
     with importing_records(workspace, prefix, token, "jobs", items):
         for item in items:
             queue, number, enqueued_us, payload, *fields = parts(item, 13)
             found = _Queue(workspace, prefix, queue)
             place = job.number_bytes(check_time(number, "number"))
-            check_type("payload", payload, bytes)
+            job_id = JobId.of(found.text, number)
+            _check_encoded("payload", payload)
+            check_time(fields[4], "token")
+            check_time(fields[5], "time")
             state = job.unpack(job.JobState._make([*fields[:6], 0, *fields[6:]]).pack())
+            if (problem := job.problem_of(state)) is not None:
+                raise InvalidInputError(f"job {job_id}: {problem}", argument="items")
+            if number >= found.following():
+                raise InvalidInputError(
+                    f"job {job_id} is not below the next number of its queue", argument="number"
+                )
+            if found.state(place) is not None:
+                raise InvalidInputError(f"job {job_id} comes twice", argument="number")
             if state.key:
                 check_name(state.key, job.MAX_KEY_BYTES, "key")
-            _check_attempts(state.max_attempts)
-            if found.state(place) is not None:
-                raise InvalidInputError(f"job {JobId.of(found.text, number)} comes twice", argument="number")
+                if state.is_live and _by_key(found, state.key) is not None:
+                    raise InvalidInputError(
+                        f"job {job_id} has the key of another one that is neither done nor dead",
+                        argument="key",
+                    )
             workspace.put(found.body_key(place), job.stamped(past(enqueued_us), payload))
             found.write(place, None, state)
 
@@ -373,7 +410,11 @@ def import_queues(workspace: Workspace, prefix: bytes, token: bytes, items: list
         for item in items:
             name, following = parts(item, 2)
             found = _Queue(workspace, prefix, name)
-            workspace.put(found.head_key, job.number_bytes(check_time(following, "next")))
+            if check_time(following, "next") > job.MAX_NEXT:
+                raise InvalidInputError(f"next is above {job.MAX_NEXT}", argument="next")
+            if workspace.get(found.head_key) is not None:
+                raise InvalidInputError(f"queue {found.text} comes twice", argument="name")
+            workspace.put(found.head_key, job.number_bytes(following))
 
 
 @functools.lru_cache(maxsize=256)

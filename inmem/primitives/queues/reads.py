@@ -72,12 +72,10 @@ class QueueReads:
     def has_ready(self, queue: str) -> bool:
         """Whether a claim would find a job now. Cost: about 4 µs.
 
-        Of those who wait for this alone, by `db.wait`, only as many are woken
-        as there are new jobs: who is woken takes one, or lets others know.
+        A new job wakes all who wait for this by `db.wait`, and one of those
+        who wait in `claim` or `consume`.
         """
-        name = encode_queue(queue)
-        takers, starts, ready, *timed = _looked_at(self._prefix, name)
-        self._view.for_one(takers, starts)
+        ready, *timed = _looked_at(self._prefix, encode_queue(queue))[2:]
         if self._view.scan(*ready, limit=1):
             return True
         now_us = self._view.now_us()
@@ -114,6 +112,13 @@ def encode_queue(queue: object) -> bytes:
         InvalidKeyError: not 1-100 bytes of UTF-8 without NUL.
     """
     return encode_name(queue, "queue", rules.MAX_QUEUE_BYTES)
+
+
+def has_ready_for_one(queues: QueueReads, queue: str) -> bool:
+    """As `has_ready`, for one who takes what is there: of those who wait for it few are woken."""
+    takers, starts, *_ = _looked_at(queues._prefix, encode_queue(queue))
+    queues._view.for_one(takers, starts)
+    return queues.has_ready(queue)
 
 
 @functools.lru_cache(maxsize=256)

@@ -37,9 +37,14 @@ DONE: Final = STATES.index("done")
 MAX_QUEUE_BYTES: Final = 100  # with a prefix, a key of a job and its number that makes a key of the store
 MAX_KEY_BYTES: Final = 200  # of a job's own key
 MAX_ATTEMPTS: Final = 5  # by default
+MOST_ATTEMPTS: Final = (1 << 16) - 1  # that can be given, and stored
 MAX_ERRORS: Final = 8  # the last ones of a job are kept
 MAX_ERROR_CHARS: Final = 500
 MAX_PRIORITY: Final = (1 << 31) - 1
+MAX_RANK: Final = 2 * MAX_PRIORITY
+MAX_WORKER_BYTES: Final = 100
+NUMBERS: Final = 1 << 63  # all numbers of jobs are below
+MAX_NEXT: Final = 1 << 62  # of a queue that is imported: as many again are left to it
 MOVED: Final = 16  # jobs whose time has come that one claim moves: what it costs has a bound
 _tuple: Final = tuple.__new__  # that of a NamedTuple is a function of Python, twice as slow
 _BACKOFF_US: Final = 1_000_000  # after the first attempt; doubles
@@ -47,7 +52,7 @@ _BACKOFF_MAX_US: Final = 300_000_000
 
 _ORDERS: Final = (TypeTag.JOB_READY, TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED, TypeTag.JOB_DEAD)  # as in STATES
 _HEAD: Final = struct.Struct(">BIHHQQQ")
-_NUMBER: Final = struct.Struct(">Q")
+_NUMBER_BYTES: Final = 8
 _STAMPED: Final = struct.Struct(">Q")
 
 
@@ -74,9 +79,16 @@ class JobState(NamedTuple):
     errors: list[str]
 
     def pack(self) -> bytes:
-        """The payload of a JOB_STATE record: 33 bytes, then MessagePack `[key, worker, errors]`."""
+        """The payload of a JOB_STATE record: 33 bytes, then MessagePack `[key, worker, errors]`.
+
+        Raises:
+            ValueError: a field does not fit.
+        """
         rest = _packed(self.key, self.worker) if self.errors == [] else msgpack.packb(self[7:])
-        return _HEAD.pack(*self[:7]) + rest
+        try:
+            return _HEAD.pack(*self[:7]) + rest
+        except struct.error as error:  # nothing else would refuse the commit, and it would end the writer
+            raise ValueError(f"no state of a job: {error}") from None
 
     @property
     def priority(self) -> int:
@@ -102,6 +114,26 @@ def unpack(payload: bytes) -> JobState:
     if state[0] >= len(STATES):
         raise ValueError("no state of a job")
     return state
+
+
+def problem_of(state: JobState) -> str | None:
+    """What a state says that no job of this store can come to; None if it is sound."""
+    attempt, most = state.attempt, state.max_attempts
+    if not 1 <= most <= MOST_ATTEMPTS:
+        return f"max_attempts is not from 1 to {MOST_ATTEMPTS:,}"
+    if (attempt >= most and state.state in (READY, DELAYED)) or (attempt > most and state.state == CLAIMED):
+        return f"it is {STATES[state.state]} after attempt {attempt}, and has {most} at most"
+    if state.state == CLAIMED and not (attempt and state.token):
+        return "it is claimed, and has no attempt or no token"
+    if state.rank > MAX_RANK:
+        return f"priority is below {-MAX_PRIORITY}"
+    if len(state.key) > MAX_KEY_BYTES or 0 in state.key:
+        return f"key is longer than {MAX_KEY_BYTES} bytes, or has NUL"
+    if len(state.worker.encode()) > MAX_WORKER_BYTES:
+        return f"worker is longer than {MAX_WORKER_BYTES} bytes"
+    if len(state.errors) > MAX_ERRORS or any(len(each) > MAX_ERROR_CHARS for each in state.errors):
+        return f"errors are more than {MAX_ERRORS}, or one is longer than {MAX_ERROR_CHARS} characters"
+    return None
 
 
 # Jobs of one queue have few different ones of these, so each is kept for a while. Nobody changes the list.
@@ -133,8 +165,12 @@ def rank_of(priority: int) -> int:
 
 
 def number_bytes(number: int) -> bytes:
-    """The number of a job in a key."""
-    return _NUMBER.pack(number)
+    """The number of a job in a key.
+
+    Raises:
+        OverflowError: it has more than 8 bytes.
+    """
+    return number.to_bytes(8, "big")
 
 
 def head_of(prefix: bytes, tag: int, queue: bytes) -> bytes:
@@ -160,7 +196,7 @@ def split_rest(rest: bytes) -> tuple[bytes, int]:
         ValueError: they are not there.
     """
     queue, found, number = rest.partition(b"\0")
-    if not queue or not found or len(number) != _NUMBER.size:
+    if not queue or not found or len(number) != _NUMBER_BYTES:
         raise ValueError("not the place of a job")
     return queue, int.from_bytes(number, "big")
 
@@ -253,8 +289,13 @@ def lost(queue: str, number: int, token: int) -> JobLostError:
     )
 
 
+def has_attempts_left(state: JobState) -> bool:
+    """Whether a job that is to be taken may be."""
+    return state.attempt < state.max_attempts
+
+
 def claimed(state: JobState, *, version: int, until_us: int, mark: int, worker: str) -> JobState:
-    """A job that is taken."""
+    """A job that is taken. It has attempts left."""
     _, rank, attempt, max_attempts, _, _, _, key, _, errors = state
     return JobState(CLAIMED, rank, attempt + 1, max_attempts, version, until_us, mark, key, worker, errors)
 
