@@ -286,6 +286,10 @@ class RunQueues(Queues[JobId]):
         has_slept = has_looked = False
 
         def look(view: Any) -> bool:
+            nonlocal has_looked
+            if has_looked:
+                return True  # something has changed: to ask the writer tells more than another look
+            has_looked = True
             return has_ready_for_one(view.queues, queue)
 
         while True:
@@ -327,7 +331,7 @@ class RunQueues(Queues[JobId]):
             except WaitTimeoutError as error:
                 let_through(error)
                 return []
-            has_slept = has_looked = True
+            has_slept = True
 
     def _given_back(self, queue: bytes, mark: int) -> Steps[None]:
         try:
