@@ -286,10 +286,6 @@ class RunQueues(Queues[JobId]):
         has_slept = has_looked = False
 
         def look(view: Any) -> bool:
-            nonlocal has_looked
-            if has_looked:
-                return True  # something has changed: to ask the writer tells more than another look
-            has_looked = True
             return has_ready_for_one(view.queues, queue)
 
         while True:
@@ -331,7 +327,7 @@ class RunQueues(Queues[JobId]):
             except WaitTimeoutError as error:
                 let_through(error)
                 return []
-            has_slept = True
+            has_slept = has_looked = True
 
     def _given_back(self, queue: bytes, mark: int) -> Steps[None]:
         try:
