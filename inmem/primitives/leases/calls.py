@@ -278,7 +278,7 @@ class LeaseCalls:
     def _leaving(self, wish: Wish, claim: Claim) -> Steps[LeaseAnswer]:
         try:
             return (yield from self._asking("leave", wish, claim.number, claim.ticket))
-        except InmemError as error:  # its time runs out, or it costs the others a second
+        except InmemError as error:  # he ceases to be alive, or it costs the others a second
             let_through(error)
             return _NOBODY
 
