@@ -25,6 +25,7 @@ from inmem.maintenance.check_report import CheckReport, check_in_process
 from inmem.pending import Pending
 from inmem.primitives.facades import DatabaseFacades
 from inmem.primitives.index_repair import differences
+from inmem.primitives.leases.calls import LeaseHolder
 from inmem.primitives.leases.rules import Lease
 from inmem.scopes import (
     MAX_ATTEMPTS,
@@ -192,18 +193,18 @@ class Database(DatabaseFacades):
     def transact(
         self, run_id: str | RunScope, fn: Callable[[Transaction], Pending[T]], *, max_attempts: int = ...,
         timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
-        lease: Lease | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     def transact(
         self, run_id: str | RunScope, fn: Callable[[Transaction], T], *, max_attempts: int = ...,
         timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
-        lease: Lease | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     def transact(
         self, run_id: str | RunScope, fn: Callable[[Transaction], Any], *, max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None, wait_s: float | None = None,
-        lease: Lease | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> Any:
         """Run `fn(txn)` as a serializable transaction and return its result.
 

@@ -35,7 +35,7 @@ from inmem.primitives.facades import (
     SnapshotFacades,
     TransactionFacades,
 )
-from inmem.primitives.leases.calls import checks_of
+from inmem.primitives.leases.calls import LeaseHolder, checks_of
 from inmem.primitives.leases.rules import Lease
 from inmem.steps import ThreadWaits
 
@@ -99,17 +99,17 @@ class RunScope(ScopeFacades):
     @overload
     def transact(
         self, fn: Callable[[Transaction], Pending[T]], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None, wait_s: float | None = None, lease: Lease | None = None,
+        durability: str | None = None, wait_s: float | None = None, lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     def transact(
         self, fn: Callable[[Transaction], T], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None, wait_s: float | None = None, lease: Lease | None = None,
+        durability: str | None = None, wait_s: float | None = None, lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     def transact(
         self, fn: Callable[[Transaction], Any], *, max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None, wait_s: float | None = None,
-        lease: Lease | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> Any:
         """Run `fn(txn)` with retries in this run. See `Database.transact`."""
         sync = wants_sync(durability, self._database)

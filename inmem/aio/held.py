@@ -11,6 +11,7 @@ from inmem.aio.renewing import AsyncLoss, drop, keep
 from inmem.aio.session import check_loop
 from inmem.errors import InmemError
 from inmem.pending import Pending
+from inmem.primitives.leases.calls import LeaseHolder
 from inmem.primitives.leases.held import HeldLease, holding_of
 from inmem.primitives.leases.rules import Lease
 
@@ -19,7 +20,7 @@ R = TypeVar("R")
 _LOOK_S: Final = 1.0  # who waits for a loss looks at the clock as often: it goes on during suspend
 
 
-class AsyncHeldLease:
+class AsyncHeldLease(LeaseHolder):
     """A lease that is held while an `async with` block runs. See `HeldLease`."""
 
     __slots__ = ("__weakref__", "_holding", "_loop", "lost")
@@ -31,6 +32,9 @@ class AsyncHeldLease:
 
     def __repr__(self) -> str:
         return f"AsyncHeldLease({self._holding.described()})"
+
+    def _to_use(self) -> Lease:
+        return self._holding.to_use()
 
     @property
     def lease(self) -> Lease:

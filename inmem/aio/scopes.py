@@ -38,7 +38,7 @@ from inmem.engines.local import LocalEngine
 from inmem.errors import ClosedError, CommitUnknownError, InmemError, InvariantError
 from inmem.host.interrupts import awaited, called
 from inmem.pending import Pending, filled
-from inmem.primitives.leases.calls import checks_of
+from inmem.primitives.leases.calls import LeaseHolder, checks_of
 from inmem.primitives.leases.rules import Lease
 from inmem.scopes import (
     MAX_ATTEMPTS,
@@ -116,28 +116,28 @@ class AsyncRunScope(AsyncScopeFacades):
     async def transact(
         self, fn: Callable[[AsyncTransaction], Awaitable[Pending[T]]], *, max_attempts: int = ...,
         timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
-        lease: Lease | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     async def transact(
         self, fn: Callable[[AsyncTransaction], Awaitable[T]], *, max_attempts: int = ...,
         timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
-        lease: Lease | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     async def transact(
         self, fn: Callable[[Transaction], Pending[T]], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None, wait_s: float | None = None, lease: Lease | None = None,
+        durability: str | None = None, wait_s: float | None = None, lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     async def transact(
         self, fn: Callable[[Transaction], T], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None, wait_s: float | None = None, lease: Lease | None = None,
+        durability: str | None = None, wait_s: float | None = None, lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     async def transact(
         self, fn: Callable[..., Any], *, max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None, wait_s: float | None = None,
-        lease: Lease | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> Any:
         """Run `fn(txn)` with retries in this run: a plain function, or a coroutine function.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from leases_under_test import LONG_S, db, run, run_id, until
 
 import inmem
-from inmem.errors import InvariantError, LeaseHeldError, LeaseLostError
+from inmem.errors import InvalidInputError, InvariantError, LeaseHeldError, LeaseLostError
 from inmem.primitives import holding
 
 __all__ = ["db", "run", "run_id"]
@@ -44,6 +45,48 @@ def test_a_block_holds_and_renews(db: inmem.Database, run_id: str, run: inmem.Ru
     assert run.kv.get("n") == 1
     with pytest.raises(InvariantError, match="has had its block"), held:
         raise AssertionError
+
+
+def test_what_holds_a_lease_is_as_good_as_the_lease(
+    db: inmem.Database, run_id: str, run: inmem.RunScope
+) -> None:
+    held = run.leases.hold("a", ttl_s=LONG_S)
+    for leases in (db.leases, run.leases):
+        with pytest.raises(InvariantError, match="where its block begins"):
+            leases.check(held)
+    with held:
+        assert db.transact(run_id, lambda txn: txn.kv.add("n"), lease=held) == 1
+        assert run.transact(lambda txn: txn.kv.add("n"), lease=held) == 2
+        for leases in (db.leases, run.leases):
+            leases.check(held)
+            again = leases.renew(held, 50)
+            assert again.token == held.token and again.expires_at > held.lease.expires_at
+        with run.transaction() as txn:
+            txn.leases.check(held)
+            assert txn.leases.renew(held).token == held.token
+        with run.snapshot() as view:
+            view.leases.check(held)
+        assert db.leases.release(held) is True
+        with pytest.raises(LeaseLostError):
+            run.transact(lambda txn: txn.kv.add("n"), lease=held)
+    assert run.kv.get("n") == 2
+
+
+def test_what_is_held_is_renewed_for_its_own_time(run: inmem.RunScope) -> None:
+    with run.leases.hold("a", ttl_s=1.5) as held:
+        first = held.lease
+        run.leases.renew(held, 0.9)
+        until(lambda: held.lease is not first)
+        assert held.lease.expires_at > first.expires_at
+
+
+def test_what_is_held_is_not_renewed_too_often(run: inmem.RunScope) -> None:
+    for ttl_s in (1e-6, 0.099, timedelta(milliseconds=99)):
+        with pytest.raises(InvalidInputError, match=r"at least 0\.1 s") as caught:
+            run.leases.hold("a", ttl_s=ttl_s)
+        assert caught.value.argument == "ttl_s"
+    with run.leases.hold("a", ttl_s=timedelta(milliseconds=100)) as held:
+        held.check()
 
 
 def test_a_block_that_raises_releases(run: inmem.RunScope) -> None:

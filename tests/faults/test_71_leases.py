@@ -188,6 +188,8 @@ def test_a_forked_child_of_a_holder_owns_nothing(store_path: Path) -> None:
             assert held.lost.is_set()
             with pytest.raises(LeaseLostError, match="has forked"):
                 held.transact(lambda txn: txn.kv.put("k", 1))
+            with pytest.raises(LeaseLostError, match="has forked"):
+                db.leases.release(held)
             held.__exit__(None, None, None)
             held.check()
 
@@ -345,6 +347,9 @@ def test_a_loop_holds_and_renews(store_path: Path) -> None:
                 for each in held:
                     assert not each.lost.is_set()
                     await each.check()
+                await run.leases.check(held[3])
+                await run.leases.renew(held[3])
+                await db.transact(RUN, lambda txn: txn.kv.put("m", 1), lease=held[3])
                 assert await held[3].transact(lambda txn: txn.kv.add("n")) == 1
 
                 async def add(txn: aio.AsyncTransaction) -> Any:

@@ -9,6 +9,7 @@ from inmem.aio.held import AsyncHeldLease
 from inmem.aio.wrapping import AsyncFacade, documented
 from inmem.pending import Pending
 from inmem.primitives.byrun import ByRun, Host, by_run
+from inmem.primitives.leases.calls import LeaseHolder
 from inmem.primitives.leases.facade import (
     HOLD_S,
     B,
@@ -39,7 +40,7 @@ class AsyncLeaseReads(AsyncFacade):
         )
         return result
 
-    async def check(self, lease: Lease) -> None:
+    async def check(self, lease: Lease | LeaseHolder) -> None:
         result: None = self._sync.check(lease)
         return result
 
@@ -48,11 +49,11 @@ class AsyncLeaseReads(AsyncFacade):
 class AsyncLeases(AsyncLeaseReads, Generic[B]):
     __slots__ = ()
 
-    async def renew(self, lease: Lease, ttl_s: Seconds | None = None) -> Lease:
+    async def renew(self, lease: Lease | LeaseHolder, ttl_s: Seconds | None = None) -> Lease:
         result: Lease = await self._sync.renew(lease, ttl_s)
         return result
 
-    async def release(self, lease: Lease) -> B:
+    async def release(self, lease: Lease | LeaseHolder) -> B:
         result: B = await self._sync.release(lease)
         return result
 
@@ -80,7 +81,7 @@ class AsyncTransactionLeases(AsyncLeases[Pending[bool]]):
     async def acquire(self, *_: object, **__: object) -> NoReturn:
         TransactionLeases.acquire(self._sync, *_, **__)
 
-    async def check(self, lease: Lease) -> None:
+    async def check(self, lease: Lease | LeaseHolder) -> None:
         result: None = await self._sync.check(lease)
         return result
 
@@ -100,14 +101,14 @@ class AsyncLeaseStore(ByRun[AsyncRunLeases]):
     get = by_run(AsyncRunLeases.get)
     list = by_run(AsyncRunLeases.list)
 
-    async def renew(self, lease: Lease, ttl_s: Seconds | None = None) -> Lease:
+    async def renew(self, lease: Lease | LeaseHolder, ttl_s: Seconds | None = None) -> Lease:
         result: Lease = await self._sync.renew(lease, ttl_s)
         return result
 
-    async def release(self, lease: Lease) -> bool:
+    async def release(self, lease: Lease | LeaseHolder) -> bool:
         result: bool = await self._sync.release(lease)
         return result
 
-    async def check(self, lease: Lease) -> None:
+    async def check(self, lease: Lease | LeaseHolder) -> None:
         result: None = await self._sync.check(lease)
         return result

@@ -82,6 +82,30 @@ class Claim:
         self.ticket = 0  # while it waits, if it knows
 
 
+class LeaseHolder:
+    """Holds a lease, and can be given wherever one is wanted."""
+
+    __slots__ = ()
+
+    def _to_use(self) -> Lease:
+        raise NotImplementedError
+
+
+def as_lease(lease: object) -> Lease:
+    """The lease that was given, by itself or by what holds it.
+
+    Raises:
+        InvalidInputError: it is none.
+        InvariantError: it is not held yet.
+        LeaseLostError: this is a forked child of the holder.
+    """
+    if isinstance(lease, LeaseHolder):
+        return lease._to_use()
+    if not isinstance(lease, Lease):
+        raise InvalidInputError(f"lease must be a Lease, not {type_name(lease)}", argument="lease")
+    return lease
+
+
 class LeaseRecords:
     """The leases of one run, as stored."""
 
@@ -104,8 +128,7 @@ class LeaseRecords:
         Raises:
             InvalidInputError: it is none, or is of another run or namespace.
         """
-        if not isinstance(lease, Lease):
-            raise InvalidInputError(f"lease must be a Lease, not {type_name(lease)}", argument="lease")
+        lease = as_lease(lease)
         if lease.prefix != self.prefix:
             raise InvalidInputError(
                 f"lease {lease.name!r} is of another run: {lease.prefix.decode()}", argument="lease"
@@ -147,9 +170,7 @@ def checks_of(lease: object) -> list[list[Any]]:
     """
     if lease is None:
         return []
-    if not isinstance(lease, Lease):
-        raise InvalidInputError(f"lease must be a Lease, not {type_name(lease)}", argument="lease")
-    return [checking(lease)]
+    return [checking(as_lease(lease))]
 
 
 def as_wish(name: object, ttl_s: object, holder: object, wait_s: object) -> Wish:
@@ -257,7 +278,7 @@ class LeaseCalls:
     def _leaving(self, wish: Wish, claim: Claim) -> Steps[LeaseAnswer]:
         try:
             return (yield from self._asking("leave", wish, claim.number, claim.ticket))
-        except InmemError as error:  # its time runs out, or it costs the others a second
+        except InmemError as error:  # he ceases to be alive, or it costs the others a second
             let_through(error)
             return _NOBODY
 

@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from inmem.engines.base import Sink, View
-from inmem.errors import InvalidInputError, type_name
 from inmem.keys import TypeTag, encode_name, encode_prefix, range_of
 from inmem.pending import Pending
 from inmem.primitives._common import check_limit
@@ -21,8 +20,10 @@ from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.leases import rules
 from inmem.primitives.leases.calls import (
     LeaseCalls,
+    LeaseHolder,
     LeaseRecords,
     arguments_of,
+    as_lease,
     as_wish,
     check_ttl,
     checking,
@@ -81,7 +82,7 @@ class LeaseReads:
             start, end = past(start, end, page[-1][0], bool(reverse))
         return found
 
-    def check(self, lease: Lease) -> None:
+    def check(self, lease: Lease | LeaseHolder) -> None:
         """Refuse a lease that is not held any more; in a transaction at its commit. Cost: about 3 µs.
 
         One that ran out is still held, until somebody acquires it.
@@ -103,7 +104,7 @@ class Leases(LeaseReads, Generic[B]):
         super().__init__(view, prefix, run_id)
         self._sink = sink
 
-    def renew(self, lease: Lease, ttl_s: Seconds | None = None) -> Lease:
+    def renew(self, lease: Lease | LeaseHolder, ttl_s: Seconds | None = None) -> Lease:
         """Hold a lease for longer, from now on: as it is then. Cost: one round trip.
 
         Without `ttl_s` for as long as it was acquired for. Works after it ran
@@ -114,15 +115,16 @@ class Leases(LeaseReads, Generic[B]):
             RunDeletedError: the run was deleted.
         """
         ttl_us = 0 if ttl_s is None else check_ttl(ttl_s)
-        arguments = [*arguments_of(self._records.checked(lease)), ttl_us]
+        held = self._records.checked(lease)
+        arguments = [*arguments_of(held), ttl_us]
 
         def later(expires_at: int) -> Lease:
-            return renewed(lease, expires_at)
+            return renewed(held, expires_at)
 
         again: Lease = self._sink.ask("lease.renew", arguments, later)
         return again
 
-    def release(self, lease: Lease) -> B:
+    def release(self, lease: Lease | LeaseHolder) -> B:
         """Give a lease back, to the first who waits for it; False if it was lost before.
 
         Raises:
@@ -176,6 +178,8 @@ class RunLeases(Leases[bool]):
     ) -> HeldLease:
         """Hold a lease while a block runs: it is acquired, renewed at each third of `ttl_s`, and released.
 
+        `ttl_s` is 0.1 at least.
+
         >>> import inmem
         >>> with inmem.open() as db:
         ...     with db.leases.hold("run-1", "deploy") as held:
@@ -209,7 +213,7 @@ class TransactionLeases(Leases[Pending[bool]]):
         self._sink.ask("lease.acquire", [], bool, alone="acquire")
         raise AssertionError("the sink of a transaction refuses it")
 
-    def check(self, lease: Lease) -> None:
+    def check(self, lease: Lease | LeaseHolder) -> None:
         """Refuse the commit unless the lease is held then; until then nothing is looked at.
 
         It makes no conflict with renewals.
@@ -246,7 +250,7 @@ class LeaseStore(ByRun[RunLeases]):
     get = by_run(RunLeases.get)
     list = by_run(RunLeases.list)
 
-    def renew(self, lease: Lease, ttl_s: Seconds | None = None) -> Lease:
+    def renew(self, lease: Lease | LeaseHolder, ttl_s: Seconds | None = None) -> Lease:
         """Hold a lease for longer, from now on: as it is then. Cost: one round trip.
 
         Without `ttl_s` for as long as it was acquired for. Works after it ran
@@ -258,7 +262,7 @@ class LeaseStore(ByRun[RunLeases]):
         """
         return self._of_lease(lease).renew(lease, ttl_s)
 
-    def release(self, lease: Lease) -> bool:
+    def release(self, lease: Lease | LeaseHolder) -> bool:
         """Give a lease back, to the first who waits for it; False if it was lost before.
 
         Raises:
@@ -266,7 +270,7 @@ class LeaseStore(ByRun[RunLeases]):
         """
         return self._of_lease(lease).release(lease)
 
-    def check(self, lease: Lease) -> None:
+    def check(self, lease: Lease | LeaseHolder) -> None:
         """Refuse a lease that is not held any more. Cost: about 3 µs.
 
         One that ran out is still held, until somebody acquires it.
@@ -278,11 +282,9 @@ class LeaseStore(ByRun[RunLeases]):
         """
         return self._of_lease(lease).check(lease)
 
-    def _of_lease(self, lease: Lease) -> RunLeases:
-        if not isinstance(lease, Lease):
-            raise InvalidInputError(f"lease must be a Lease, not {type_name(lease)}", argument="lease")
+    def _of_lease(self, lease: Lease | LeaseHolder) -> RunLeases:
+        run_id = as_lease(lease).run_id
         database: Any = self._database
-        shared = lease.run_id.startswith("@")
-        scope = database.shared(lease.run_id[1:]) if shared else database.run(lease.run_id)
+        scope = database.shared(run_id[1:]) if run_id.startswith("@") else database.run(run_id)
         leases: RunLeases = scope.leases
         return leases

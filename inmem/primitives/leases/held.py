@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 
-from inmem.errors import InmemError, InvariantError
+from inmem.errors import InmemError, InvalidInputError, InvariantError
 from inmem.host.interrupts import let_through
 from inmem.pending import Pending
 from inmem.primitives.holding import Holding, Loss, drop, insisted, keep
-from inmem.primitives.leases.calls import LeaseCalls, Taken, as_wish, lost
+from inmem.primitives.leases.calls import LeaseCalls, LeaseHolder, Taken, as_wish, lost
 from inmem.primitives.leases.rules import Lease
 from inmem.steps import Steps
 
 R = TypeVar("R")
+
+LEAST_US: Final = 100_000  # for which a lease is held that is renewed all the time
 
 
 class HeldUnder(Holding):
@@ -24,6 +26,12 @@ class HeldUnder(Holding):
     ) -> None:
         self.calls = calls
         self._wish = as_wish(name, ttl_s, holder, wait_s)
+        if self._wish.ttl_us < LEAST_US:
+            raise InvalidInputError(
+                f"ttl_s of a lease that is held must be at least {LEAST_US / 1e6} s,"
+                f" not {self._wish.ttl_us / 1e6} s",
+                argument="ttl_s", hint="Leave `ttl_s` out, or acquire the lease without holding it.",
+            )
         self._taken: Taken | None = None
         super().__init__(self._wish.ttl_us)
 
@@ -63,8 +71,8 @@ class HeldUnder(Holding):
         self.hold(self._taken.asked_us)
 
     def renewing(self) -> Steps[None]:
-        """Renew it."""
-        self._taken = yield from self.calls.renewing(self.lease, 0)
+        """Renew it, for as long as it was acquired for, whatever somebody else has renewed it for."""
+        self._taken = yield from self.calls.renewing(self.lease, self._wish.ttl_us)
 
     def releasing(self) -> Steps[bool]:
         """Give it back."""
@@ -81,18 +89,21 @@ class HeldUnder(Holding):
         if not self.is_mine:
             raise lost(self.lease, "the process that acquired it has forked, and this is the child")
 
+    def to_use(self) -> Lease:
+        """The lease, for this process to use."""
+        self.check_process()
+        return self.lease
+
     def check(self) -> None:
         """See `HeldLease.check`."""
-        self.check_process()
-        self.calls.records.check(self.lease)
+        self.calls.records.check(self.to_use())
 
     def transact(self, fn: Callable[[Any], Any], options: dict[str, Any]) -> Any:
         """What `transact` of the run gives, with this lease."""
-        self.check_process()
-        return self.calls.transact(fn, lease=self.lease, **options)
+        return self.calls.transact(fn, lease=self.to_use(), **options)
 
 
-class HeldLease:
+class HeldLease(LeaseHolder):
     """A lease that is held while a `with` block runs. Made by `leases.hold`.
 
     `lost` says whether it may be lost, in the form of a `threading.Event`.
@@ -109,6 +120,9 @@ class HeldLease:
 
     def __repr__(self) -> str:
         return f"HeldLease({self._holding.described()})"
+
+    def _to_use(self) -> Lease:
+        return self._holding.to_use()
 
     @property
     def lease(self) -> Lease:
