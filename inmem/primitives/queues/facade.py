@@ -179,7 +179,7 @@ class RunQueues(Queues[JobId]):
     ) -> builtins.list[Job]:
         """Take up to `limit` of the best ready jobs, in one commit; waits for the first only. See `claim`.
 
-        One commit has room for some 3,500 jobs.
+        It takes fewer if more do not fit into a commit, which has room for some 3,500.
         """
         found: builtins.list[Job] = self._waits.drive(
             self._claims(queue, lease_s, wait_s, limit, worker, is_one=False)
@@ -305,7 +305,7 @@ class RunQueues(Queues[JobId]):
                         self._waits.pass_on(name)
                     raise
                 except BaseException:  # cancelled, or interrupted: nobody has got what it may have taken
-                    yield from self._given_back(arguments[1], mark)
+                    yield from self._given_back(arguments[1], mark, arguments[4])
                     raise
                 if found.answer[3]:
                     self._full.add(arguments[1])
@@ -329,9 +329,13 @@ class RunQueues(Queues[JobId]):
                 return []
             has_slept = has_looked = True
 
-    def _given_back(self, queue: bytes, mark: int) -> Steps[None]:
+    def _given_back(self, queue: bytes, mark: int, limit: int) -> Steps[None]:
         try:
-            yield self._sink.ask("queue.give_back", [self._prefix, queue, mark], _none)
+            while limit > 0:
+                given: int = yield self._sink.ask("queue.give_back", [self._prefix, queue, mark], _itself)
+                if not given:
+                    break
+                limit -= given
         except InmemError as error:  # then it runs out
             let_through(error)
 

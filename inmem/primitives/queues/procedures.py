@@ -13,7 +13,7 @@ from typing import Any, Final
 from inmem.commit.arguments import check_name, check_prefix, check_time, check_type
 from inmem.commit.footprint import Footprint
 from inmem.commit.workspace import Workspace
-from inmem.config import MAX_TRANSACTION_OPS
+from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES, MAX_TRANSACTION_OPS
 from inmem.errors import InvalidInputError, InvariantError, JobNotFoundError, LimitError
 from inmem.keys import TypeTag
 from inmem.primitives.importing import importing_records, parts, past
@@ -151,11 +151,28 @@ def put(workspace: Workspace, head: list[Any], items: list[Any]) -> list[Any]:
             what="jobs of one call", size=len(items), limit=MAX_TRANSACTION_OPS,
         )
     checked = [_checked(item) for item in items]
-    workspace.expect(3 * len(items), sum(len(item[0]) for item in items))
+    try:
+        workspace.expect(3 * len(items), sum(len(item[0]) for item in items))
+        return [queue.text, _put(queue, checked)]
+    except LimitError as error:
+        fit = _how_many_fit(queue, checked)
+        if not 0 < fit < len(items):  # but for what else the commit writes
+            raise
+        raise LimitError(
+            f"{len(items)} jobs do not fit into one commit, {fit} of this size would",
+            what="jobs of one commit", size=len(items), limit=fit, hint="Put them in several calls.",
+        ) from error
+
+
+_NewJob = tuple[bytes, int, job.JobState]  # payload, delay, state
+
+
+def _put(queue: _Queue, jobs: list[_NewJob]) -> list[int]:
+    workspace = queue.workspace
     first = following = queue.following()
     now_us = workspace.stamp_us
     numbers = []
-    for payload, delay_us, state in checked:
+    for payload, delay_us, state in jobs:
         if state.key and (live := _by_key(queue, state.key)) is not None:
             numbers.append(int.from_bytes(live, "big"))
             continue
@@ -173,7 +190,15 @@ def put(workspace: Workspace, head: list[Any], items: list[Any]) -> list[Any]:
         following += 1
     if following != first:
         workspace.put(queue.head_key, job.number_bytes(following))
-    return [queue.text, numbers]
+    return numbers
+
+
+def _how_many_fit(queue: _Queue, jobs: list[_NewJob]) -> int:
+    """How many jobs like these a commit has room for, rather too few."""
+    beside = 3 * (len(queue.body_key(b"")) + 12) + 100  # keys, and what is stored besides payload and key
+    size = sum(len(payload) + beside + 2 * len(state.key) for payload, _, state in jobs)
+    entries = sum(3 + bool(state.key) for _, _, state in jobs)
+    return len(jobs) * MAX_COMMIT_BYTES // (size + entries * ENTRY_BYTES)
 
 
 def _checked(item: Any) -> tuple[bytes, int, job.JobState]:
