@@ -269,7 +269,7 @@ class RunQueues(Queues[JobId]):
                 found = yield Inner(self._claimed(arguments, until))
                 if not found and time.monotonic() >= deadline:
                     return
-            give_back = partial(self._given_back, arguments[1], found[0].mark)
+            give_back = partial(self._given_back, arguments[1], found[0].mark, 1)
             try:
                 held = HeldJob(
                     found[0], self, self._waits, give_back, arguments[3], self._view.now_us()
