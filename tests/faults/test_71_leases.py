@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from forks import in_child
-from lease_workers import NAME, RUN, hold_and_work, hold_until_told, wait_for_it, waits
+from lease_workers import NAME, RUN, hold_and_work, hold_until_told, wait_for_it, wait_in_tasks, waits
 from support import Workers, kill_writer, process_state, stop_writer, wait_until, writer_pid
 from waiting_workers import kill_one
 
@@ -26,7 +26,7 @@ from inmem.errors import (
     LeaseLostError,
     RunDeletedError,
 )
-from inmem.primitives.leases.rules import GIVEN_US, waiters_of
+from inmem.primitives.leases.rules import ALIVE_US, GIVEN_US, waiters_of
 
 KILLS = int(os.environ.get("INMEM_TEST_KILLS", "4"))
 HOLDERS = 8
@@ -238,6 +238,24 @@ def test_a_waiter_that_is_killed(store_path: Path, workers: Workers) -> None:
         db.leases.release(lease)
         assert second.result() > lease.token
         assert GIVEN_US / 1e6 * 0.9 < time.monotonic() - began < GIVEN_US / 1e6 + SLACK_S
+
+
+def test_many_waiters_that_are_killed(store_path: Path, workers: Workers) -> None:
+    """They cost no second each: they are passed over together. Who is alive keeps his place meanwhile."""
+    with inmem.open(store_path) as db:
+        lease = db.leases.acquire(RUN, NAME, ttl_s=60)
+        dead = workers.start(wait_in_tasks, store_path, 20)
+        waits(db, 20)
+        alive = workers.start(wait_for_it, store_path)
+        waits(db, 21)
+        time.sleep(ALIVE_US / 1e6)
+        waits(db, 21)
+        dead.process.kill()
+        dead.process.wait()
+        began = time.monotonic()
+        db.leases.release(lease)
+        assert alive.result() > lease.token
+        assert time.monotonic() - began < (ALIVE_US + GIVEN_US) / 1e6 + SLACK_S
 
 
 def test_waiting_over_kills_of_the_writer(store_path: Path, workers: Workers, rng: random.Random) -> None:

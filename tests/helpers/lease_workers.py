@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -65,6 +66,19 @@ def wait_for_it(words: Any, path: str) -> int:
     with inmem.open(path) as db:
         words[0] = 1
         return db.leases.acquire(RUN, NAME, ttl_s=TTL_S, wait_s=None).token
+
+
+def wait_in_tasks(words: Any, path: str, count: int) -> None:
+    """As many tasks of a loop wait for ever."""
+
+    async def main() -> None:
+        async with inmem.aio.open(path) as db:
+            words[0] = 1
+            await asyncio.gather(*(
+                db.leases.acquire(RUN, NAME, ttl_s=TTL_S, wait_s=None) for _ in range(count)
+            ))
+
+    asyncio.run(main())
 
 
 def waits(db: inmem.Database, count: int) -> None:
