@@ -13,15 +13,7 @@ import pytest
 from forms import new_run
 
 import inmem
-from inmem import (
-    InvalidInputError,
-    InvalidKeyError,
-    InvariantError,
-    JobLostError,
-    JobNotFoundError,
-    LimitError,
-)
-from inmem.primitives.queues.facade import RunQueues
+from inmem import InvalidInputError, InvalidKeyError, InvariantError, JobLostError, JobNotFoundError
 from inmem.primitives.queues.job import JobId
 from inmem.primitives.queues.rules import MAX_ERROR_CHARS, MAX_ERRORS, QueueCounts
 
@@ -480,28 +472,3 @@ def test_who_holds_what_is_purged_finds_out(run: inmem.RunScope) -> None:
     for end in (run.queues.ack, run.queues.nack, run.queues.extend):
         with pytest.raises(JobLostError):
             end(job)
-
-
-def test_an_interrupted_claim_gives_back_all_that_it_took(
-    run: inmem.RunScope, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run.queues.put_many("q", range(2500))
-    monkeypatch.setattr(RunQueues, "_found", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run.queues.claim_many("q", 2500, lease_s=1000)
-    assert counts(run) == (2500, 0, 0, 0)
-    assert [info.attempt for info in run.queues.peek("q", limit=2)] == [0, 0]
-
-
-def interrupted(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
-
-
-def test_too_many_jobs_for_one_commit(run: inmem.RunScope) -> None:
-    with pytest.raises(LimitError, match=r"5000 jobs do not fit into one commit, 3\d\d\d of") as caught:
-        run.queues.put_many("q", range(5000))
-    assert caught.value.what == "jobs of one commit" and caught.value.size == 5000
-    assert len(run.queues.put_many("q", range(caught.value.limit))) == caught.value.limit
-    with pytest.raises(LimitError, match="jobs do not fit into one commit"):
-        run.transact(lambda txn: [txn.queues.put("other", "x" * 1000, key=f"k-{n}") for n in range(4000)])
-    assert run.queues.list() == ["q"]

@@ -32,7 +32,7 @@ from inmem.pending import Pending
 from inmem.primitives._common import check_flag, encoded, microseconds
 from inmem.primitives.byrun import ByRun, by_its_run, by_run
 from inmem.primitives.queues import rules
-from inmem.primitives.queues.given import deadline_of, place_of, storable
+from inmem.primitives.queues.calls import deadline_of, place_of, storable
 from inmem.primitives.queues.held import HeldJob
 from inmem.primitives.queues.job import Job, JobId, check_job_id
 from inmem.primitives.queues.putting import I, PendingJobId, QueuePuts
