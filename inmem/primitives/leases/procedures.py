@@ -258,8 +258,10 @@ def import_leases(workspace: Workspace, prefix: bytes, token: bytes, items: list
             key = rules.lease_key(prefix, name)
             if workspace.record(key) is not None:
                 raise InvariantError(f"lease {text!r} comes twice")
+            if check_time(number, "token") > rules.MAX_TOKEN:
+                raise InvalidInputError(f"token is above {rules.MAX_TOKEN}", argument="token")
             record = LeaseRecord(
-                check_time(number, "token"), check_time(acquired_at, "acquired_at"),
+                number, check_time(acquired_at, "acquired_at"),
                 check_time(expires_at, "expires_at"), check_time(ttl_us, "ttl_us"), 0, who,
             )
             workspace.put(key, rules.pack(record))

@@ -64,8 +64,11 @@ def _parser(fields: LineFields, _chain: int) -> Callable[[Document], list[Any]]:
         holder = fields.text(document["holder"], "holder")
         if problem := _holder_problem(holder.encode()):
             fields.fail(f"the lease {problem}")
+        token = fields.integer(document, "token")
+        if token > rules.MAX_TOKEN:
+            fields.fail(f"token is above {rules.MAX_TOKEN}")
         return [
-            last, holder, fields.integer(document, "token"), fields.integer(document, "acquired_at"),
+            last, holder, token, fields.integer(document, "acquired_at"),
             fields.integer(document, "expires_at", 0), fields.integer(document, "ttl_us"),
         ]
 

@@ -42,6 +42,7 @@ _WAITER: Final = struct.Struct(">QQQ")
 assert _LEASE.size == 40 and _WAITER.size == 24
 
 MAX_HOLDER_BYTES: Final = 256
+MAX_TOKEN: Final = 1 << 62  # of an imported lease: the tokens after it have 63 bits
 TICKET_BYTES: Final = 8
 ALIVE_US: Final = 6_000_000  # for which one who waits is taken to be alive without saying so
 AGAIN_US: Final = 4_000_000  # he says it again when so much of it is left
