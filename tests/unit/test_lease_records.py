@@ -115,7 +115,8 @@ LINE = {
 
 @pytest.mark.parametrize("change", [
     {"name": ""}, {"name": 7}, {"holder": None}, {"holder": "x" * 257}, {"holder": "\ud800"}, {"token": 0},
-    {"token": (1 << 62) + 1}, {"token": 1 << 63}, {"token": "7"}, {"acquired_at": 0}, {"acquired_at": None}, {"expires_at": -1},
+    {"token": (1 << 62) + 1}, {"token": 1 << 63},
+    {"token": "7"}, {"acquired_at": 0}, {"acquired_at": None}, {"expires_at": -1},
     {"ttl_us": 0}, {"more": 1},
 ])  # fmt: skip
 def test_lines_that_are_refused(change: dict[str, Any]) -> None:
