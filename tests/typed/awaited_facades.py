@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, assert_type
+from typing import Any, assert_never, assert_type
 
 import inmem
 from inmem.aio.facade_sets import (
@@ -62,8 +62,8 @@ async def jobs(db: AsyncDatabaseFacades, scope: AsyncScopeFacades, txn: AsyncTra
     assert_type(await txn.queues.put("q", 1), PendingJobId)
     async for held in scope.queues.consume("q"):
         assert_type(held, HeldJob)
-    await txn.queues.claim("q")  # type: ignore[attr-defined]
     await db.queues.ack("run", job)  # type: ignore[arg-type]
+    assert_never(await txn.queues.claim("q"))
 
 
 async def by_run(db: AsyncDatabaseFacades) -> None:

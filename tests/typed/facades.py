@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, assert_type
+from typing import Any, assert_never, assert_type
 
 import inmem
 from inmem.primitives.events.rules import Appended
@@ -81,12 +81,12 @@ def jobs_elsewhere(txn: inmem.Transaction, pipe: inmem.Pipeline, view: inmem.Sna
     assert_type(txn.queues.put("q", 1), PendingJobId)
     assert_type(txn.queues.put("q", 1).id, JobId)
     assert_type(txn.queues.extend(job), Job)
-    txn.queues.claim("q")  # type: ignore[attr-defined]
     assert_type(pipe.queues.put("run", "q", 1), PendingJobId)
     assert_type(pipe.queues.ack(job), inmem.Pending[None])
     pipe.queues.counts("run", "q")  # type: ignore[attr-defined]
     assert_type(view.queues.peek("q"), list[JobInfo])
     view.queues.put("q", 1)  # type: ignore[attr-defined]
+    assert_never(txn.queues.claim("q"))
 
 
 def in_a_transaction(txn: inmem.Transaction) -> None:
