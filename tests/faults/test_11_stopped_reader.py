@@ -26,8 +26,8 @@ from inmem.storage.environment import PAGE_BYTES
 MIB = 1 << 20
 STUCK_S = float(os.environ.get("INMEM_TEST_STUCK_SECONDS", "3"))
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))
-# Between two looks at the image are 32 groups; each copies a path in each of five tables, and its leaves. What is
-# committed while the next generation is made comes on top: as much again, if the copy is kept waiting.
+# Between two looks at the image are 32 groups; each copies a path in each of five tables, and its leaves.
+# What is committed while the next generation is made comes on top: as much again, if the copy has to wait.
 OVERSHOOT_BYTES = 2 * 32 * 5 * 4 * PAGE_BYTES
 
 
