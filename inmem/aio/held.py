@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from inmem.aio.renewing import AsyncLoss, drop, keep
 from inmem.aio.session import check_loop
@@ -17,7 +17,6 @@ from inmem.primitives.leases.rules import Lease
 
 R = TypeVar("R")
 
-_LOOK_S: Final = 1.0  # who waits for a loss looks at the clock as often: it goes on during suspend
 
 
 class AsyncHeldLease(LeaseHolder):

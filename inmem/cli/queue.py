@@ -34,8 +34,8 @@ from inmem.cli.stored_queues import in_words, queues_in
 from inmem.cli.text import full_time, plain
 from inmem.errors import NotFoundError
 from inmem.jsonvalues import to_json
-from inmem.primitives.queues.job import JobInfo
 from inmem.primitives.queues.reads import QueueReads
+from inmem.primitives.queues.shown import JobInfo
 
 queue = typer.Typer(
     help="Look into the queues of a run, put jobs, and put dead ones back.", no_args_is_help=True,

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from inmem.engines.base import Item
 from inmem.primitives.queues.reads import QueueReads
-from inmem.primitives.queues.rules import QueueCounts
+from inmem.primitives.queues.shown import QueueCounts
 from inmem.reading.moment import Moment
 
 

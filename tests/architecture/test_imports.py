@@ -103,7 +103,8 @@ FACADE_MODULES = frozenset({
     "calls", "given", "held", "owners",  # what facades are made of
 })
 KNOWN_TO_FACADES = (
-    "facade", "given", "held", "job", "putting", "reads", "rules", "versioned", "watching", "calls", "owners"
+    "facade", "given", "held", "job", "putting", "reads", "rules", "shown", "versioned",
+    "watching", "calls", "owners",
 )
 # One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
 # What owns a run is a lease: runs give it to their users, and leave what it is to its own facade.

@@ -15,7 +15,8 @@ from forms import new_run
 import inmem
 from inmem import InvalidInputError, InvalidKeyError, InvariantError, JobLostError, JobNotFoundError
 from inmem.primitives.queues.job import JobId
-from inmem.primitives.queues.rules import MAX_ERROR_CHARS, MAX_ERRORS, QueueCounts
+from inmem.primitives.queues.rules import MAX_ERROR_CHARS, MAX_ERRORS
+from inmem.primitives.queues.shown import QueueCounts
 
 SHORT_S = 0.02  # a lease that has run out soon
 LONG_S = 30.0  # no test waits as long

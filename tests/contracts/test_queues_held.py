@@ -14,7 +14,7 @@ import inmem
 from inmem import ConflictError, InvalidInputError, InvariantError, JobLostError, RunDeletedError
 from inmem.client.direct import DirectSink
 from inmem.primitives.queues import rules
-from inmem.primitives.queues.job import Job
+from inmem.primitives.queues.shown import Job, QueueCounts
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_a_transaction_sees_what_it_does_to_a_queue(run: inmem.RunScope) -> None
         queues.put("q", "late", delay_s=100)
         queues.ack(first, "result")
         queues.nack(second, retry=False, error="no")
-        assert queues.counts("q") == rules.QueueCounts(2, 1, 0, 1)
+        assert queues.counts("q") == QueueCounts(2, 1, 0, 1)
         assert [info.payload for info in queues.peek("q", limit=9)] == ["better", 2]
         assert queues.get("q/0").result == "result"  # type: ignore[union-attr]
         assert [info.errors for info in queues.dead("q")] == [("no",)]

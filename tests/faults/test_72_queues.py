@@ -17,8 +17,8 @@ from test_22_clock_steps import HOUR_US, WallClock, wall
 
 import inmem
 from inmem.errors import CommitUnknownError, JobLostError, RunDeletedError, StoreFullError
-from inmem.primitives.queues.job import Job
-from inmem.primitives.queues.rules import MOVED, QueueCounts
+from inmem.primitives.queues.rules import MOVED
+from inmem.primitives.queues.shown import Job, QueueCounts
 
 __all__ = ["wall"]
 EXPIRED = int(os.environ.get("INMEM_TEST_CLAIMS", "1500"))

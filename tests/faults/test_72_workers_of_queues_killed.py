@@ -13,7 +13,7 @@ from queue_workers import ACKING, CLAIMED, PHASES, QUEUE, RUN, WORKING, work
 from support import Worker, Workers, kill_writer, wait_until, writer_pid
 
 import inmem
-from inmem.primitives.queues.rules import QueueCounts
+from inmem.primitives.queues.shown import QueueCounts
 
 KILLS = int(os.environ.get("INMEM_TEST_KILLS", "12"))
 JOBS = int(os.environ.get("INMEM_TEST_JOBS", str(50 * KILLS)))

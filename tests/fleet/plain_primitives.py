@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import inmem
-from inmem.primitives.queues.rules import QueueCounts
+from inmem.primitives.queues.shown import QueueCounts
 
 Cells = dict[str, dict[str, inmem.State]]
 Traces = dict[str, dict[str, inmem.Trace]]

@@ -24,7 +24,7 @@ from typing import Any
 
 import inmem
 from inmem.host import futex
-from inmem.primitives.queues.job import Job
+from inmem.primitives.queues.shown import Job
 
 RUN = "jobs"
 QUEUE = "work"

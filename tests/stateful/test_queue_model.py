@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 import inmem
 from inmem import InvalidInputError, InvariantError, JobLostError, JobNotFoundError
-from inmem.primitives.queues.rules import MAX_ERRORS, MOVED, QueueCounts
+from inmem.primitives.queues.rules import MAX_ERRORS, MOVED
+from inmem.primitives.queues.shown import QueueCounts
 
 QUEUES = ("q", "q2")
 STATES = ("ready", "delayed", "claimed", "dead", "done")

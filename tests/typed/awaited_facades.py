@@ -15,9 +15,9 @@ from inmem.aio.facade_sets import (
 )
 from inmem.primitives.events.rules import Appended
 from inmem.primitives.queues.held import HeldJob
-from inmem.primitives.queues.job import Job, JobId, JobInfo
+from inmem.primitives.queues.job import JobId
 from inmem.primitives.queues.putting import PendingJobId
-from inmem.primitives.queues.rules import QueueCounts
+from inmem.primitives.queues.shown import Job, JobInfo, QueueCounts
 
 
 async def of_a_run(scope: AsyncScopeFacades) -> None:

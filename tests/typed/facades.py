@@ -7,9 +7,9 @@ from typing import Any, assert_never, assert_type
 import inmem
 from inmem.primitives.events.rules import Appended
 from inmem.primitives.queues.held import HeldJob
-from inmem.primitives.queues.job import Job, JobId, JobInfo
+from inmem.primitives.queues.job import JobId
 from inmem.primitives.queues.putting import PendingJobId
-from inmem.primitives.queues.rules import QueueCounts
+from inmem.primitives.queues.shown import Job, JobInfo, QueueCounts
 
 
 def direct(db: inmem.Database, scope: inmem.RunScope) -> None:

@@ -19,10 +19,10 @@ from inmem.primitives.queues.facade import (
     TransactionQueues,
 )
 from inmem.primitives.queues.held import HeldJob
-from inmem.primitives.queues.job import Job, JobId, JobInfo
+from inmem.primitives.queues.job import JobId
 from inmem.primitives.queues.putting import I, PendingJobId, QueuePuts
 from inmem.primitives.queues.reads import QueueReads
-from inmem.primitives.queues.rules import QueueCounts
+from inmem.primitives.queues.shown import Job, JobInfo, QueueCounts
 
 
 @documented(QueueReads)

@@ -9,7 +9,7 @@ from inmem.client.retry import deadline_in
 from inmem.primitives._common import microseconds
 from inmem.primitives.queues import rules
 from inmem.primitives.queues.held import HeldJob
-from inmem.primitives.queues.job import check_job
+from inmem.primitives.queues.shown import check_job
 
 
 def storable(error: str) -> str:

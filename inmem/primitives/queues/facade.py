@@ -34,7 +34,7 @@ from inmem.primitives.byrun import ByRun, by_its_run, by_run
 from inmem.primitives.queues import rules
 from inmem.primitives.queues.calls import deadline_of, place_of, storable
 from inmem.primitives.queues.held import HeldJob
-from inmem.primitives.queues.job import Job, JobId, check_job_id
+from inmem.primitives.queues.job import JobId, check_job_id
 from inmem.primitives.queues.putting import I, PendingJobId, QueuePuts
 from inmem.primitives.queues.reads import (
     QueueReads,
@@ -44,6 +44,7 @@ from inmem.primitives.queues.reads import (
     stored,
     takers_name,
 )
+from inmem.primitives.queues.shown import Job
 from inmem.steps import FacadeWaits, Inner, Steps, Streamed, Until
 from inmem.values import decode
 

@@ -12,7 +12,7 @@ from inmem.errors import InmemError, InvariantError, JobLostError
 from inmem.host.clock import boot_us
 from inmem.host.interrupts import let_through
 from inmem.primitives.holding import Holding, insisted
-from inmem.primitives.queues.job import Job
+from inmem.primitives.queues.shown import Job
 from inmem.steps import FacadeWaits, Steps
 
 

@@ -12,8 +12,8 @@ from inmem.errors import CorruptionError, InvalidInputError
 from inmem.keys import TypeTag, encode_name, range_of, shorten
 from inmem.primitives._common import check_limit
 from inmem.primitives.queues import rules
-from inmem.primitives.queues.job import STATES, Job, JobId, JobInfo, check_job, check_job_id
-from inmem.primitives.queues.rules import QueueCounts
+from inmem.primitives.queues.job import STATES, JobId, check_job_id
+from inmem.primitives.queues.shown import Job, JobInfo, QueueCounts, check_job
 from inmem.record import payload_of
 from inmem.values import decode
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -339,19 +338,6 @@ def check_requeue(job_id: str, state: JobState) -> None:
         raise InvalidInputError(
             f"job {shorten(job_id)} is {STATES[state.state]}: only a dead one is put back", argument="job_id"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class QueueCounts:
-    """How many jobs a queue has in each state, by the clock.
-
-    A delayed job whose time has come, and one whose claim ran out, are ready.
-    """
-
-    ready: int
-    delayed: int
-    claimed: int
-    dead: int
 
 
 Item = list[Any]  # of a put: encoded payload, delay_us, rank, key, max_attempts
