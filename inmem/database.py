@@ -26,7 +26,7 @@ from inmem.pending import Pending
 from inmem.primitives.facades import DatabaseFacades
 from inmem.primitives.index_repair import differences
 from inmem.primitives.leases.calls import LeaseHolder
-from inmem.primitives.leases.rules import Lease
+from inmem.primitives.leases.shown import Lease
 from inmem.scopes import (
     MAX_ATTEMPTS,
     TRANSACT_TIMEOUT_S,

@@ -99,7 +99,7 @@ from inmem.primitives.kv.facade import (
 )
 from inmem.primitives.leases.facade import LeaseStore as LeaseStore
 from inmem.primitives.leases.held import HeldLease as HeldLease
-from inmem.primitives.leases.rules import Lease as Lease
+from inmem.primitives.leases.shown import Lease as Lease
 from inmem.primitives.runs.facade import (
     CreateRunOptions as CreateRunOptions,
     RunIndex as RunIndex,

@@ -36,7 +36,7 @@ from inmem.primitives.facades import (
     TransactionFacades,
 )
 from inmem.primitives.leases.calls import LeaseHolder, checks_of
-from inmem.primitives.leases.rules import Lease
+from inmem.primitives.leases.shown import Lease
 from inmem.steps import ThreadWaits
 
 if TYPE_CHECKING:

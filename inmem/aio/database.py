@@ -25,7 +25,7 @@ from inmem.maintenance.backup_report import BackupReport
 from inmem.maintenance.check_report import CheckReport
 from inmem.pending import Pending
 from inmem.primitives.leases.calls import LeaseHolder
-from inmem.primitives.leases.rules import Lease
+from inmem.primitives.leases.shown import Lease
 from inmem.scopes import MAX_ATTEMPTS, TRANSACT_TIMEOUT_S, Snapshot, Transaction, wants_sync
 
 T = TypeVar("T")

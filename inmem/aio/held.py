@@ -13,7 +13,7 @@ from inmem.errors import InmemError
 from inmem.pending import Pending
 from inmem.primitives.leases.calls import LeaseHolder
 from inmem.primitives.leases.held import HeldLease, holding_of
-from inmem.primitives.leases.rules import Lease
+from inmem.primitives.leases.shown import Lease
 
 R = TypeVar("R")
 

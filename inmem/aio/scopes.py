@@ -39,7 +39,7 @@ from inmem.errors import ClosedError, CommitUnknownError, InmemError, InvariantE
 from inmem.host.interrupts import awaited, called
 from inmem.pending import Pending, filled
 from inmem.primitives.leases.calls import LeaseHolder, checks_of
-from inmem.primitives.leases.rules import Lease
+from inmem.primitives.leases.shown import Lease
 from inmem.scopes import (
     MAX_ATTEMPTS,
     TRANSACT_TIMEOUT_S,

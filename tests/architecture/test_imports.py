@@ -100,18 +100,18 @@ KNOW_TABLE = frozenset(
 )
 FACADE_MODULES = frozenset({
     "facade", "facades", "putting", "reads", "byrun", "_common", "holding", "_paging", "_waiting",
-    "calls", "given", "held", "owners",  # what facades are made of
+    "calls", "held", "owners",  # what facades are made of
 })
 KNOWN_TO_FACADES = (
-    "facade", "given", "held", "job", "putting", "reads", "rules", "shown", "versioned",
+    "facade", "held", "job", "putting", "reads", "rules", "shown", "versioned",
     "watching", "calls", "owners",
 )
 # One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
 # What owns a run is a lease: runs give it to their users, and leave what it is to its own facade.
 NEIGHBOURS = frozenset({
     ("inmem.primitives.runs.import_procedures", "inmem.primitives.cells.rules"),
-    ("inmem.primitives.runs.facade", "inmem.primitives.leases.rules"),
-    ("inmem.primitives.runs.owners", "inmem.primitives.leases.rules"),
+    ("inmem.primitives.runs.facade", "inmem.primitives.leases.shown"),
+    ("inmem.primitives.runs.owners", "inmem.primitives.leases.shown"),
 })
 
 

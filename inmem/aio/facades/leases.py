@@ -20,7 +20,7 @@ from inmem.primitives.leases.facade import (
     Seconds,
     TransactionLeases,
 )
-from inmem.primitives.leases.rules import Lease
+from inmem.primitives.leases.shown import Lease
 
 
 @documented(LeaseReads)

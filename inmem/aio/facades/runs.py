@@ -9,7 +9,7 @@ from typing import Any
 
 from inmem.aio.wrapping import AsyncFacade, Each, documented
 from inmem.primitives.byrun import ByRun, Host, OfRun, by_run
-from inmem.primitives.leases.rules import Lease
+from inmem.primitives.leases.shown import Lease
 from inmem.primitives.runs.facade import TERMINAL, CreateRunOptions, RunIndex, RunRuns, Runs
 from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus

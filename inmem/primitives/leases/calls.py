@@ -28,7 +28,8 @@ from inmem.host.clock import boot_us
 from inmem.host.interrupts import is_foreign, let_through
 from inmem.keys import encode_name, shorten
 from inmem.primitives.leases import rules
-from inmem.primitives.leases.rules import Lease, LeaseRecord
+from inmem.primitives.leases.rules import LeaseRecord
+from inmem.primitives.leases.shown import Lease
 from inmem.record import payload_of
 from inmem.steps import FacadeWaits, Steps, Until
 from inmem.writeset import OP_CALL

@@ -30,7 +30,7 @@ from inmem.primitives.leases.calls import (
     renewed,
 )
 from inmem.primitives.leases.held import HeldLease
-from inmem.primitives.leases.rules import Lease
+from inmem.primitives.leases.shown import Lease, lease_of
 from inmem.record import payload_of
 from inmem.steps import FacadeWaits
 
@@ -52,7 +52,7 @@ class LeaseReads:
         """A lease, also if it ran out and nobody has taken it; None if nobody has it. Cost: about 3 µs."""
         records = self._records
         found = records.find(name)
-        return None if found is None else rules.lease_of(records.prefix, records.run_id, name, found)
+        return None if found is None else lease_of(records.prefix, records.run_id, name, found)
 
     def list(
         self, prefix: str | None = None, *, limit: int | None = None, start_after: str | None = None,
@@ -75,7 +75,7 @@ class LeaseReads:
                 record = rules.unpack(payload_of(stored))
                 if not record.is_free:
                     name = key[len(head) :].decode()
-                    found.append(rules.lease_of(records.prefix, records.run_id, name, record))
+                    found.append(lease_of(records.prefix, records.run_id, name, record))
             if left is None or len(found) == limit:
                 break
             left = (limit or 0) - len(found)  # some were free

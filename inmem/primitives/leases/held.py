@@ -10,7 +10,7 @@ from inmem.host.interrupts import let_through
 from inmem.pending import Pending
 from inmem.primitives.holding import Holding, Loss, drop, insisted, keep
 from inmem.primitives.leases.calls import LeaseCalls, LeaseHolder, Taken, as_wish, lost
-from inmem.primitives.leases.rules import Lease
+from inmem.primitives.leases.shown import Lease
 from inmem.steps import Steps
 
 R = TypeVar("R")

@@ -32,7 +32,6 @@ that brought him: so the order is that of arrival). Payload:
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from inmem.keys import TypeTag, range_of
@@ -50,23 +49,6 @@ LATE_US: Final = 1_000_000  # not worth a write
 FRONT: Final = 64  # so many are in front: those behind them say it as often as
 FAR_ALIVE_US: Final = 24_000_000  # is due after this
 GIVEN_US: Final = 1_000_000  # in which one who has waited confirms, however short his lease is to be
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A lease as it was acquired or renewed. Times in microseconds since the epoch, by the store's clock.
-
-    `token` is above those of all earlier holders of this name: hand it on to
-    whatever the lease protects, so that it can refuse who comes late.
-    """
-
-    name: str
-    holder: str
-    token: int
-    acquired_at: int
-    expires_at: int
-    run_id: str
-    prefix: bytes = field(repr=False)
 
 
 class LeaseRecord(NamedTuple):
@@ -143,10 +125,3 @@ def unpack_waiter(payload: bytes) -> Waiter:
     except struct.error as error:
         raise ValueError(f"not one who waits for a lease: {error}") from None
     return Waiter(until, ttl_us, claim, payload[_WAITER.size :])
-
-
-def lease_of(prefix: bytes, run_id: str, name: str, record: LeaseRecord) -> Lease:
-    """What users get."""
-    return Lease(
-        name, record.holder.decode(), record.token, record.acquired_at, record.expires_at, run_id, prefix
-    )

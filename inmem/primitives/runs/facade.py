@@ -26,7 +26,7 @@ from inmem.errors import (
 from inmem.keys import RunId
 from inmem.primitives._common import check_flag, check_metadata, check_tags, encoded
 from inmem.primitives.byrun import ByRun, Host, OfRun, by_run
-from inmem.primitives.leases.rules import Lease
+from inmem.primitives.leases.shown import Lease
 from inmem.primitives.runs import rules
 from inmem.primitives.runs.owners import OWNER, check_older, failing, finding
 from inmem.primitives.runs.reads import RunQuery, RunReads

@@ -11,7 +11,7 @@ from inmem.engines.base import View
 from inmem.errors import RunDeletedError
 from inmem.host.interrupts import let_through
 from inmem.primitives.byrun import Host
-from inmem.primitives.leases.rules import Lease
+from inmem.primitives.leases.shown import Lease
 from inmem.primitives.runs.rules import RunStatus
 from inmem.steps import Steps, Until
 
