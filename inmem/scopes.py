@@ -71,7 +71,9 @@ class RunScope(ScopeFacades):
         engine = database.engine
         super().__init__(
             database, engine.latest(), engine.direct(), prefix, self.namespace, name, self.transact,
-            ThreadWaits(self.wait, self._pass_on, holding.keep, holding.drop, holding.Loss),
+            ThreadWaits(
+                self.wait, self._pass_on, engine.leaving, holding.keep, holding.drop, holding.Loss
+            ),
         )
 
     def __repr__(self) -> str:

@@ -61,8 +61,21 @@ class Renewed(Protocol):
         """Ask for more time; whether to go on with that."""
 
 
+class Leaves(Protocol):
+    """A call that waits in a place of the store, which it leaves behind if its handle is closed meanwhile."""
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether it is one of this process, and not of the one that has forked it."""
+
+    def leave_op(self) -> list[Any]:
+        """The operation by which it waits no more."""
+
+
 class FacadeWaits(Protocol):
     """Who waits for the facades of a run."""
+
+    leaving: set[Leaves]  # who has to leave when the handle is closed
 
     def wait(self, fn: Callable[[Any], T | None], timeout_s: float | None, convert: Callable[[T], R]) -> Any:
         """What `convert` makes of what `fn(view)` returns as soon as that is something true."""
@@ -99,14 +112,15 @@ class Wait(Protocol):
 class ThreadWaits:
     """The thread that calls waits itself."""
 
-    __slots__ = ("_wait", "drop", "keep", "loss", "pass_on")
+    __slots__ = ("_wait", "drop", "keep", "leaving", "loss", "pass_on")
 
     is_awaited = False
 
     def __init__(
-        self, wait: Wait, pass_on: Callable[[bytes], None], keep: Callable[[Any], None],
-        drop: Callable[[Any], None], loss: Callable[[Any], Any],
+        self, wait: Wait, pass_on: Callable[[bytes], None], leaving: set[Leaves],
+        keep: Callable[[Any], None], drop: Callable[[Any], None], loss: Callable[[Any], Any],
     ) -> None:
+        self.leaving = leaving
         self.loss = loss
         self._wait = wait
         self.pass_on = pass_on

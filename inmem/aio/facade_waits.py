@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from inmem.aio.driving import driven, streamed
 from inmem.aio.renewing import AsyncLoss, drop, keep
 from inmem.primitives.holding import Holding
-from inmem.steps import Steps, Streamed
+from inmem.steps import Leaves, Steps, Streamed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,12 +23,15 @@ class AwaitedWait(Protocol):
 class LoopWaits:
     """A scope's coroutines wait: see `inmem.steps.FacadeWaits`."""
 
-    __slots__ = ("_call", "drop", "keep", "pass_on")
+    __slots__ = ("_call", "drop", "keep", "leaving", "pass_on")
 
     is_awaited = True
 
-    def __init__(self, wait: AwaitedWait, pass_on: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, wait: AwaitedWait, pass_on: Callable[[bytes], None], leaving: set[Leaves]
+    ) -> None:
         self._call = wait
+        self.leaving = leaving
         self.pass_on = pass_on
         self.keep, self.drop = keep, drop
 

@@ -86,7 +86,7 @@ class AsyncRunScope(AsyncScopeFacades):
         engine = database.engine
         super().__init__(
             database, engine.latest(), database.sink, scope.prefix, scope.namespace, scope.name,
-            self.transact, LoopWaits(self.wait, self._pass_on),
+            self.transact, LoopWaits(self.wait, self._pass_on, engine.leaving),
         )
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from inmem.config import Settings
 from inmem.pending import Pending
-from inmem.steps import Steps
+from inmem.steps import Leaves, Steps
 
 T = TypeVar("T")
 Item = tuple[bytes, bytes]
@@ -191,6 +191,7 @@ class Engine(Protocol):
 
     settings: Settings  # of this handle
     path: Path  # where the store is
+    leaving: set[Leaves]  # who has to leave when this is closed
 
     @property
     def durability(self) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from inmem.client.applied import Applied
 from inmem.client.attachment import Attachment, Hold, attach
@@ -15,11 +16,15 @@ from inmem.client.views import LatestView, SnapshotView, closed
 from inmem.client.waiting import Watched
 from inmem.config import Settings
 from inmem.engines.base import Engine
-from inmem.errors import InvalidInputError
+from inmem.errors import InmemError, InvalidInputError
+from inmem.host.interrupts import let_through
 from inmem.keys import MAX_KEY_BYTES
 from inmem.primitives.events.rules import CHAIN_IDS
+from inmem.steps import Leaves
 from inmem.storage.snapshot import ImageSnapshot
+from inmem.writeset import encode_single
 
+_LEAVING_S: Final = 1.0  # at most, for all who leave when a handle is closed
 
 def open_local(
     path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool,
@@ -57,6 +62,7 @@ class LocalEngine:
         self._now_us = attachment.image.now_us
         self._chain = CHAIN_IDS[attachment.settings.chain]
         self._is_closed = False
+        self.leaving: set[Leaves] = set()
         self._latest = LatestView(attachment.image.get, self.snapshot, self._now_us)
         self._direct = DirectSink(attachment.session, settings.timeout_s, default)
 
@@ -144,4 +150,18 @@ class LocalEngine:
         self.attachment.waiting.sleeper.wake()
         self._latest.close()
         self._direct.close()
-        self._hold.release()
+        try:
+            self._leave()
+        finally:
+            self._hold.release()
+
+    def _leave(self) -> None:
+        """Say that nobody waits here any more: who waits behind them would find that out later."""
+        deadline = time.monotonic() + _LEAVING_S
+        for one in [*self.leaving]:
+            if one.is_mine and (left_s := deadline - time.monotonic()) > 0:
+                try:
+                    body = encode_single(one.leave_op())
+                    self.attachment.session().commit(body, sync=False, timeout_s=left_s)
+                except InmemError as error:
+                    let_through(error)

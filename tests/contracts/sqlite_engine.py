@@ -33,6 +33,7 @@ from inmem.errors import ClosedError, InmemError, InvalidInputError
 from inmem.host import interrupts
 from inmem.primitives.import_mark import is_mark
 from inmem.primitives.server import PROCEDURES
+from inmem.steps import Leaves
 from inmem.wire import STATUS, SYNC
 from inmem.writeset import MalformedError
 from inmem.writeset import decode as decode_request
@@ -248,6 +249,7 @@ class SqliteEngine:
         self._store: SqliteStore | None = store
         self.settings = Settings(durability="memory")
         self.path = store.path
+        self.leaving: set[Leaves] = set()
         self.now_us = store.now_us
 
     @property

@@ -20,10 +20,13 @@ from waiting_workers import kill_one
 
 import inmem
 from inmem import aio
+from inmem.client.waiting import Waiting
 from inmem.errors import (
+    ClosedError,
     CommitUnknownError,
     LeaseHeldError,
     LeaseLostError,
+    LimitError,
     RunDeletedError,
 )
 from inmem.primitives.leases.rules import ALIVE_US, GIVEN_US, waiters_of
@@ -292,6 +295,84 @@ def test_a_writer_that_does_not_answer(store_path: Path) -> None:
             else:
                 with pytest.raises(LeaseHeldError, match="held by me"):
                     caught.value.resend(10.0)
+
+
+def acquiring(db: inmem.Database, found: list[str]) -> threading.Thread:
+    """A thread that waits for the lease, and what it gets."""
+
+    def acquire() -> None:
+        try:
+            found.append(db.leases.acquire(RUN, NAME, ttl_s=60, wait_s=None).name)
+        except ClosedError as error:
+            found.append(error.code)
+
+    thread = threading.Thread(target=acquire)
+    thread.start()
+    return thread
+
+
+def test_a_handle_that_is_closed_takes_its_waiters_along(store_path: Path) -> None:
+    """Who waits behind them in another handle is the first then."""
+    with inmem.open(store_path) as db, inmem.open(store_path) as closing:
+        lease = db.leases.acquire(RUN, NAME, ttl_s=60)
+        found: list[str] = []
+        threads = []
+        for count, handle in enumerate((closing, closing, closing, db), 1):
+            threads.append(acquiring(handle, found))
+            waits(db, count)
+        closing.close()
+        waits(db, 1, within_s=1.0)
+        began = time.monotonic()
+        db.leases.release(lease)
+        for thread in threads:
+            thread.join()
+        assert found.count("closed") == 3 and found[3:] == [NAME]
+        assert time.monotonic() - began < GIVEN_US / 1e6 / 2
+
+
+def test_a_loop_that_closes_its_handle_takes_its_waiters_along(store_path: Path) -> None:
+    async def main() -> None:
+        async with aio.open(store_path) as closing:
+            tasks = [
+                asyncio.create_task(closing.leases.acquire(RUN, NAME, ttl_s=60, wait_s=None))
+                for _ in range(100)
+            ]
+            await asyncio.to_thread(waits, db, 100)
+        waits(db, 0, within_s=1.0)
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(error) for error in ended} == {ClosedError}
+
+    with inmem.open(store_path) as db:
+        db.leases.acquire(RUN, NAME, ttl_s=60)
+        asyncio.run(main())
+
+
+@pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
+def test_a_child_that_closes_its_handle_leaves_the_waits_of_its_parent_alone(store_path: Path) -> None:
+    with inmem.open(store_path) as db:
+        lease = db.leases.acquire(RUN, NAME, ttl_s=60)
+        found: list[str] = []
+        thread = acquiring(db, found)
+        waits(db, 1)
+        assert in_child(db.close) == "ok"
+        waits(db, 1)
+        db.leases.release(lease)
+        thread.join()
+        assert found == [NAME]
+
+
+def test_a_wait_that_fails_leaves_nothing_behind(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise LimitError("no thread can be started to wait", what="threads")
+
+    with inmem.open(store_path) as db:
+        db.leases.acquire(RUN, NAME, ttl_s=60)
+        monkeypatch.setattr(Waiting, "wait", fail)
+        with pytest.raises(LimitError):
+            db.leases.acquire(RUN, NAME, ttl_s=60, wait_s=None)
+        waits(db, 0, within_s=1.0)
 
 
 class Interrupted(Exception):

@@ -81,11 +81,12 @@ def wait_in_tasks(words: Any, path: str, count: int) -> None:
     asyncio.run(main())
 
 
-def waits(db: inmem.Database, count: int) -> None:
+def waits(db: inmem.Database, count: int, within_s: float = 30.0) -> None:
     """Return once so many wait."""
     from inmem.primitives.leases.rules import waiters_of
 
     prefix = db.run(RUN).prefix
     wait_until(
-        lambda: db.engine.latest().count(*waiters_of(prefix, NAME.encode())) == count, f"{count} wait"
+        lambda: db.engine.latest().count(*waiters_of(prefix, NAME.encode())) == count, f"{count} wait",
+        within_s,
     )

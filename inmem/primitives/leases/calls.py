@@ -76,11 +76,22 @@ _NOBODY: Final = LeaseAnswer(0, 0, 0, 0, "")
 class Claim:
     """How the writer knows a call again, whether or not that has heard of an answer."""
 
-    __slots__ = ("number", "ticket")
+    __slots__ = ("_pid", "_place", "number", "ticket")
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: bytes, name: str) -> None:
         self.number = int.from_bytes(os.urandom(8), "big") >> 1 | 1
         self.ticket = 0  # while it waits, if it knows
+        self._place = (prefix, name.encode())
+        self._pid = os.getpid()
+
+    @property
+    def is_mine(self) -> bool:
+        """See `Leaves`."""
+        return self._pid == os.getpid()
+
+    def leave_op(self) -> list[Any]:
+        """See `Leaves`."""
+        return [OP_CALL, "lease.leave", [*self._place, self.number, self.ticket]]
 
 
 class LeaseHolder:
@@ -254,8 +265,10 @@ class LeaseCalls:
 
         By the number that it draws the writer finds what it has got, also if nobody has heard of that.
         """
-        claim = Claim()
+        claim = Claim(self._prefix, wish.name)
+        leaving = self._waits.leaving
         try:
+            leaving.add(claim)
             return (yield from self._taking(wish, claim))
         except GeneratorExit:
             raise
@@ -264,6 +277,8 @@ class LeaseCalls:
             if not isinstance(error, InmemError) or is_foreign(error):
                 yield from self._leaving(wish, claim)
             raise
+        finally:
+            leaving.discard(claim)
 
     def _at_the_end(self, wish: Wish, claim: Claim) -> Steps[LeaseAnswer]:
         """His time is over: he has the lease if it can be taken, or waits no more."""
@@ -301,6 +316,11 @@ class LeaseCalls:
                     answer = yield from self._at_the_end(wish, claim)
                     is_over = True
                     break
+                except RunDeletedError:
+                    raise
+                except InmemError:  # there is no thread to wait in, for example
+                    yield from self._leaving(wish, claim)
+                    raise
                 asked_us = boot_us()
                 answer = yield from self._asking("confirm", wish, claim.number, claim.ticket)
                 claim.ticket = answer.ticket
