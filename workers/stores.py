@@ -26,7 +26,8 @@ class Abandoned(Exception):
 
 
 def transact(
-    db: Any, run: str, fn: Callable[[Any], Any], timeout_s: float, reran: Callable[[int], None]
+    db: Any, run: str, fn: Callable[[Any], Any], timeout_s: float, reran: Callable[[int], None],
+    lease: Any = None,
 ) -> Any:
     """`db.transact` that tells `reran`, failed or not, how often the function was run again."""
     calls = 0
@@ -37,7 +38,7 @@ def transact(
         return fn(txn)
 
     try:
-        return db.transact(run, counted, max_attempts=MAX_ATTEMPTS, timeout_s=timeout_s)
+        return db.transact(run, counted, max_attempts=MAX_ATTEMPTS, timeout_s=timeout_s, lease=lease)
     finally:
         reran(max(0, calls - 1))
 

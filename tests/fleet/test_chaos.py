@@ -19,6 +19,7 @@ import pytest
 from commands import Site, wait_for
 
 import inmem
+from workers.chaos.holders import ATTEMPTS
 from workers.chaos.program import read_chaos
 from workers.chaos.report import percentile
 from workers.chaos.result import ChaosOptions
@@ -67,6 +68,8 @@ def test_some_seconds_of_chaos_lose_and_double_nothing(site: Site, tmp_path: Pat
         "counted once",
         "integrity",
         "serializable histories",
+        "jobs",
+        "leases",
         "probes",
     } <= set(names)
     assert all(check["ok"] and check["compared"] > 0 for check in data["checks"])
@@ -204,6 +207,7 @@ def test_what_is_right_passes(judged: Judged) -> None:
     assert {check.name for check in verdict.checks} >= {
         "answers", "exactly once", "counted once", "order of workers", "pipelines", "read-modify-write",
         "own entries", "expiry", "held snapshots", "private runs", "serializable histories", "marks",
+        "jobs", "leases",
     }  # fmt: skip
 
 
@@ -310,6 +314,131 @@ def reorder_a_worker(journals: Journals, final: FinalState) -> None:
     events[first], events[second] = (first, *right[1:]), (second, *left[1:])
 
 
+def lose_a_job(journals: Journals, final: FinalState) -> None:
+    events = final.runs[an_op(journals, "job.done").run].events
+    events.remove(next(event for event in events if event[1] == "job"))
+
+
+def lose_a_job_that_waits(journals: Journals, final: FinalState) -> None:
+    run, number = a_job_that_waits(final)
+    del final.runs[run].jobs[number]
+    final.runs[run].job_count -= 1
+
+
+def a_job_that_waits(final: FinalState) -> tuple[str, int]:
+    return next((run, number) for run in final.hot for number in final.runs[run].jobs)
+
+
+def double_a_job(journals: Journals, final: FinalState) -> None:
+    events = final.runs[an_op(journals, "job.done").run].events
+    events.append((len(events), *next(event for event in events if event[1] == "job")[1:]))
+
+
+def keep_a_job_that_is_done(journals: Journals, final: FinalState) -> None:
+    op = an_op(journals, "job.done")
+    there = final.runs[op.run]
+    made = (event[2] for event in there.events if event[1] == "job")
+    payload = next(name for worker, n, name in made if (worker, n) == (op.worker, op.n))
+    there.jobs[op.args["number"]] = (payload, "claimed", 1)
+    there.job_count += 1
+
+
+def do_a_job_late(journals: Journals, final: FinalState) -> None:
+    """Whoever has done it had lost it to the next claim."""
+    op = an_op(journals, "job.done", lambda op: claim_before(journals, op) is not None)
+    op.args["token"] = claim_before(journals, op).result["token"]
+
+
+def claim_before(journals: Journals, done: Op) -> Any:
+    """An earlier claim of the same job."""
+    return next((op for op in ops_of(journals, "job.claim", done.run)
+                 if op.result["number"] == done.args["number"] and op.result["token"] < done.args["token"]),
+                None)  # fmt: skip
+
+
+def ops_of(journals: Journals, kind: str, run: str) -> list[Op]:
+    """The acknowledged questions of a kind that came to something."""
+    return [
+        op for journal in journals for op in journal.ops
+        if (op.op, op.run, op.outcome) == (kind, run, OK) and op.result is not None
+    ]  # fmt: skip
+
+
+def give_a_job_to_two(journals: Journals, final: FinalState) -> None:
+    done = an_op(journals, "job.done", lambda op: claim_before(journals, op) is not None)
+    claim_before(journals, done).result["claimed_until"] += 60_000_000
+
+
+def skip_an_attempt(journals: Journals, final: FinalState) -> None:
+    done = an_op(journals, "job.done")
+    claim = next(
+        op for op in ops_of(journals, "job.claim", done.run) if op.result["token"] == done.args["token"]
+    )
+    claim.result["attempt"] += 1
+
+
+def count_an_attempt_too_many(journals: Journals, final: FinalState) -> None:
+    run, number = a_job_that_waits(final)
+    payload, state, attempt = final.runs[run].jobs[number]
+    final.runs[run].jobs[number] = (payload, state, attempt + 1)
+
+
+def bury_a_job_too_early(journals: Journals, final: FinalState) -> None:
+    run, number = next(
+        (run, number) for run in final.hot for number, (_, state, attempt) in final.runs[run].jobs.items()
+        if state != "dead" and attempt < ATTEMPTS
+    )
+    payload, _, attempt = final.runs[run].jobs[number]
+    final.runs[run].jobs[number] = (payload, "dead", attempt)
+
+
+def store_a_late_write(journals: Journals, final: FinalState) -> None:
+    """It is in the log, and its version is above the token of who came next."""
+    first, second, *_ = two_holders(journals)
+    write = next(
+        op for op in ops_of(journals, "lease.write", first.run) if op.args["token"] == first.result[0]
+    )
+    write.result = second.result[0] + 1
+
+
+def write_out_of_turn(journals: Journals, final: FinalState) -> None:
+    run = an_op(journals, "lease.write").run
+    events = final.runs[run].events
+    places = [place for place, event in enumerate(events) if event[1] == "held"]
+    first = events[places[0]]
+    _, _, name, token = first[2]
+    last = next(p for p in reversed(places) if events[p][2][2] == name and events[p][2][3] > token)
+    events[places[0]], events[last] = (places[0], *events[last][1:]), (last, *first[1:])
+
+
+def lose_a_write_under_a_lease(journals: Journals, final: FinalState) -> None:
+    events = final.runs[an_op(journals, "lease.write").run].events
+    events.remove(next(event for event in events if event[1] == "held"))
+
+
+def two_holders(journals: Journals) -> list[Op]:
+    """Who had one lease, in order, of whom the first has written under it and kept it to its end."""
+    run = an_op(journals, "lease.acquire").run
+    released = {op.args["token"] for op in ops_of(journals, "lease.release", run)}
+    wrote = {op.args["token"] for op in ops_of(journals, "lease.write", run)}
+    for name in "01":
+        ops = [op for op in ops_of(journals, "lease.acquire", run) if op.args["name"] == name]
+        for place, op in enumerate(ops[:-1]):
+            if op.result[0] in wrote - released:
+                return ops[place:]
+    raise AssertionError("nobody has kept a lease to its end")
+
+
+def have_two_holders(journals: Journals, final: FinalState) -> None:
+    first, second, *_ = two_holders(journals)
+    second.result[1] = first.result[2] - 1
+
+
+def give_a_token_twice(journals: Journals, final: FinalState) -> None:
+    first, second, *_ = two_holders(journals)
+    second.result[0] = first.result[0]
+
+
 def meet_an_error(journals: Journals, final: FinalState) -> None:
     op = an_op(journals, "audit")
     op.outcome, op.error = REFUSED, "WriterUnavailableError"
@@ -354,6 +483,20 @@ DAMAGE: list[tuple[Callable[[Journals, FinalState], None], str, str]] = [
     (lose_a_read, "serializable histories", ""),
     (lose_a_list_element, "serializable histories", ""),
     (reorder_a_worker, "order of workers", ""),
+    (lose_a_job, "jobs", "lost"),
+    (lose_a_job_that_waits, "jobs", "lost"),
+    (double_a_job, "jobs", "doubled"),
+    (keep_a_job_that_is_done, "jobs", "doubled"),
+    (do_a_job_late, "jobs", ""),
+    (give_a_job_to_two, "jobs", ""),
+    (skip_an_attempt, "jobs", ""),
+    (count_an_attempt_too_many, "jobs", ""),
+    (bury_a_job_too_early, "jobs", ""),
+    (store_a_late_write, "leases", ""),
+    (write_out_of_turn, "leases", ""),
+    (lose_a_write_under_a_lease, "leases", "lost"),
+    (have_two_holders, "leases", ""),
+    (give_a_token_twice, "leases", ""),
     (meet_an_error, "answers", "errors"),
     (never_be_answered, "answers", "errors"),
     (be_told_of_a_full_store, "answers", "errors"),
@@ -438,6 +581,8 @@ def test_damage_to_a_store_is_noticed(site: Site, tmp_path: Path, short_linger: 
             (lambda: db.kv.put(run, "s:0:0", -1), "own entries"),
             (lambda: db.events.append(run, "pipe", [0, 10**6, 0]), "pipelines"),
             (lambda: db.kv.put(run, "l:0.0", ["0.0.9"]), "serializable histories"),
+            (lambda: db.queues.ack(run, db.queues.claim(run, "jobs")), "jobs"),
+            (lambda: db.kv.put(run, "x:0", [0, -1]), "leases"),
         ):
             damage()
             now = wrong(judge_chaos(journals, read_chaos(db, runs, journals, interrupt), []))

@@ -28,9 +28,14 @@ from histories.test_serializable import SEED, assert_serializable, killer
 import inmem
 from inmem import CommitUnknownError, WriterUnavailableError
 from inmem.storage.wal.files import segment_files
+from workers.chaos.program import run_chaos
+from workers.chaos.result import ChaosOptions
+from workers.chaos.schedule import Rates
+from workers.pool import Interrupt
 
 PLANTS = TESTS / "plants"
 SECONDS = 0.7
+CHAOS_S = 6.0
 WORKERS = 4
 RUN = "run"
 
@@ -87,6 +92,15 @@ def recorded(at: Place, trouble: Callable[[], None] | None = None) -> Recorded:
         at.store, at.workers, at.scratch / "history", seed=SEED, count=WORKERS, seconds=SECONDS,
         trouble=trouble,
     )
+
+
+def a_chaos(at: Place) -> None:
+    """Jobs and leases, among all else, held for longer than they last."""
+    rates = Rates(kill_writer=12, stop_writer=0, kill_worker=0, stop_worker=20, checkpoint=0, fill_memory=0)
+    options = ChaosOptions(SEED, CHAOS_S / 60, 6, rates=rates, directory=str(at.scratch))
+    with Interrupt() as interrupt:
+        result = run_chaos(options, interrupt)
+    assert result.ok, result.problems()
 
 
 def what_was_seen_survives_a_power_cut(at: Place) -> None:
@@ -160,6 +174,8 @@ CAUGHT_BY: list[tuple[str, Check, str]] = [
     ("publish_before_sync", what_was_seen_survives_a_power_cut, "at published: .* was seen"),
     ("drop_deduplication", killed_at_a_step_of_a_commit, "assert"),
     ("drop_deduplication", histories_of_writers_that_die_before_answering, "anomalies: [1-9]"),
+    ("let_late_holders_write", a_chaos, "leases: .*comes after"),
+    ("let_late_workers_ack", a_chaos, "jobs: .*done with token"),
 ]
 CHECKS = list(dict.fromkeys(check for _, check, _ in CAUGHT_BY))
 

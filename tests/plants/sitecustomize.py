@@ -7,6 +7,8 @@ directory on PYTHONPATH, a writer (and no other process) does what these name:
     INMEM_TEST_PLANTED  a file; a line is added to it when the bug first has its effect
     INMEM_TEST_SYNCED   a file; it always says how much of which log segment has been synced
 
+    INMEM_TEST_GROUPS   a file; it says which groups of commits took long
+
     INMEM_TEST_FATAL    a file; the writer has the procedure `test.fatal`, which adds its process id
                         to the file and ends the writer in the way that its argument names
 
@@ -97,9 +99,42 @@ def drop_deduplication() -> None:
     Sessions.find = forget  # type: ignore[method-assign]
 
 
+def let_late_holders_write() -> None:
+    """Whoever has had a lease may commit under it."""
+    from inmem.primitives.leases import procedures
+
+    is_of = procedures._Held.is_of
+
+    def any_of(self: Any, token: object, acquired_at: object) -> bool:
+        if not is_of(self, token, acquired_at) and self.record is not None and not self.record.is_free:
+            _effective()
+            return True
+        return is_of(self, token, acquired_at)
+
+    procedures._Held.is_of = any_of  # type: ignore[method-assign]
+
+
+def let_late_workers_ack() -> None:
+    """Whoever has had a job may end it."""
+    from inmem.primitives.queues import rules
+
+    held = rules.held
+
+    def by_anybody(queue: str, number: int, state: Any, token: int, mark: int) -> Any:
+        if state is not None and not rules.is_held(state, token, mark):
+            _effective()
+            return state
+        return held(queue, number, state, token, mark)
+
+    rules.held = by_anybody
+
+
 PLANTS: dict[str, Callable[[], None]] = {
     plant.__name__: plant
-    for plant in (skip_validation, ack_before_logging, publish_before_sync, drop_deduplication)
+    for plant in (
+        skip_validation, ack_before_logging, publish_before_sync, drop_deduplication,
+        let_late_holders_write, let_late_workers_ack,
+    )
 }
 
 
@@ -122,6 +157,34 @@ def note_what_is_synced(file: str) -> None:
 
     Files.fsync = noted(Files.fsync)  # type: ignore[method-assign]
     Files.fdatasync = noted(Files.fdatasync)  # type: ignore[method-assign]
+
+
+def note_long_groups(file: str) -> None:
+    """Write down each group of commits that took a millisecond: when it ended, its time, of that the processor's."""
+    import time
+
+    from inmem.writer.committer import Committer
+    from inmem.writer.sampler import Sampler
+
+    commit = Committer.commit
+    spent: list[float] = []
+
+    def timed(self: Any, requests: Any, now_us: int) -> Any:
+        began = time.thread_time()
+        try:
+            return commit(self, requests, now_us)
+        finally:
+            spent[:] = [time.thread_time() - began]
+
+    def add(self: Any, total_s: float) -> None:
+        took_s = total_s - self.__dict__.get("group_s", 0.0)
+        self.__dict__["group_s"] = total_s
+        if took_s >= 0.001:
+            with open(file, "a", encoding="utf-8") as told:
+                told.write(json.dumps([time.monotonic(), took_s, spent[0]]) + "\n")
+
+    Committer.commit = timed  # type: ignore[method-assign]
+    Sampler.group_s = property(lambda self: self.__dict__["group_s"], add)  # type: ignore[assignment]
 
 
 def offer_an_end(file: str) -> None:
@@ -169,6 +232,8 @@ if _runs("inmem.writer"):
         PLANTS[os.environ["INMEM_TEST_PLANT"]]()
     if "INMEM_TEST_SYNCED" in os.environ:
         note_what_is_synced(os.environ["INMEM_TEST_SYNCED"])
+    if "INMEM_TEST_GROUPS" in os.environ:
+        note_long_groups(os.environ["INMEM_TEST_GROUPS"])
 
 if "INMEM_TEST_PRIMITIVE" in os.environ and (_runs("inmem.writer") or _runs("inmem.maintenance")):
     import adding_notes

@@ -7,8 +7,9 @@ nothing. It meets one error by waiting: a store that is full.
 
 What it adds: entries that only this worker writes, one by one and through
 pipelines; counters by read-modify-write; entries that expire; lists that
-transactions read and append to; snapshots that are held; and private runs,
-filled and deleted, of which every record is counted.
+transactions read and append to; snapshots that are held; private runs, filled
+and deleted, of which every record is counted; jobs, and what is written under
+leases.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import inmem
+from workers.chaos.holders import HoldingWorker
 from workers.judge.history import History, path_of
 from workers.pool import Link, Stopped
-from workers.stress.worker import StressTask, StressTold, StressWorker
+from workers.stress.worker import StressTask, StressTold
 
 FULL_PAUSE_S: Final = 0.05  # after an answer that the store is full
 PLACES: Final = 8  # entries of a worker, of each kind
@@ -38,7 +40,7 @@ WEIGHTS: Final = {
     "add": 8, "append": 8, "append_many": 3, "cas": 6, "flip": 4, "tally": 4, "mark": 3, "once": 2,
     "abort": 2, "trace": 3, "contest": 2, "audit": 4, "status": 4, "victim": 4, "delete": 1,
     "entry": 8, "drop": 2, "scan": 3, "pipe": 6, "rmw": 5, "ttl": 3, "look": 4, "lists": 10, "hold": 2,
-    "private": 8,
+    "private": 8, "put_jobs": 4, "job": 12, "lease": 5,
 }  # fmt: skip
 
 
@@ -50,7 +52,7 @@ def work(link: Link, task: StressTask, number: int) -> StressTold:
         return ChaosWorker(db, replace(task, worker=number), link, journal).run()
 
 
-class ChaosWorker(StressWorker):
+class ChaosWorker(HoldingWorker):
     """Asks and notes. Use it from one thread."""
 
     weights = WEIGHTS

@@ -6,7 +6,8 @@
     history             questions and answers in files
     final_state         what is in the store at the end; tables of checks
     stress              histories against the final state; run_histories for status and deletion
-    chaos, own_writes   journals against the final state
+    chaos, own_writes, holders
+                        journals against the final state
     transactions, versions, cycles, serializability
                         recorded transactions: is there one order that explains what each read?
 """

@@ -17,12 +17,14 @@ from typing import Final
 from workers.judge.checks import Check, Judged
 from workers.judge.final_state import FinalState, Table, check_integrity, check_told, run_checks
 from workers.judge.history import OK, REFUSED, UNKNOWN, Op, read_history
+from workers.judge.holders import HOLDERS, LOST
 from workers.judge.own_writes import ADDS, check_expiry, check_held, check_own_entries, check_private
 from workers.judge.serializability import check as check_serializable
 from workers.judge.serializability import from_ops
 from workers.judge.stress import EXPECTED, SHARED_RUNS
 from workers.judge.values import shorten
 
+REFUSALS: Final = EXPECTED | LOST
 # A worker that was stopped may find its snapshot ended; what it reads again is right.
 MAY_BE_TOO_OLD: Final = frozenset({"audit", "hold", "txn", "mark"})
 
@@ -86,7 +88,7 @@ def judge_chaos(journals: Sequence[Journal], final: FinalState, phases: Sequence
     histories = [journal.ops for journal in journals]
     checks = [
         answers, *run_checks(SHARED_RUNS, histories, final), check_integrity(final),
-        *run_checks(CHAOS, histories, final),
+        *run_checks([*CHAOS, *HOLDERS], histories, final),
     ]  # fmt: skip
     tally.lost, tally.doubled = sum(check.lost for check in checks), sum(check.doubled for check in checks)
     return ChaosVerdict(checks=checks, tally=tally)
@@ -107,7 +109,7 @@ def check_answers(check: Check, journals: Sequence[Journal], phases: Sequence[Ph
                 continue
             fine = False
             if op.outcome == REFUSED:
-                fine = op.error in EXPECTED.get(op.op, ())
+                fine = op.error in REFUSALS.get(op.op, ())
                 if op.error == "StoreFullError":
                     fine = any(phase.covers(op.asked_at, op.answered_at) for phase in phases)
                     tally.full += fine

@@ -30,6 +30,8 @@ class FinalRun:
     events: list[tuple[int, str, Any]] = field(default_factory=list)  # sequence, type, payload
     cells: dict[str, tuple[Any, int]] = field(default_factory=dict)  # value, version
     traces: dict[str, tuple[str | None, Any]] = field(default_factory=dict)  # parent, what the body says
+    jobs: dict[int, tuple[Any, str, int]] = field(default_factory=dict)  # payload, state, attempt
+    job_count: int = 0  # as the store counts them
     chain: str | None = None  # what is wrong with it
     takes_writes: bool = True  # of a run that was deleted: whether it takes one
 

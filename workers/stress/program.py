@@ -177,10 +177,14 @@ def read_final(
     deleted = {
         op.run for history in histories for op in history if op.op == "delete" and op.outcome == OK
     }
+    most: Counter[str] = Counter()  # jobs of each run
+    for op in (op for history in histories for op in history if op.op == "job.put"):
+        most[op.run] += op.args["count"]
     final = {}
     for run in sorted(named):
         interrupt.check()
         final[run] = _read_run(db, run, run in deleted)
+        _read_jobs(db, run, most[run], final[run])
     report = db.check()
     return FinalState(hot, final, list(report.problems), report.records)
 
@@ -209,6 +213,16 @@ def _read_run(db: Any, run: str, deleted: bool) -> FinalRun:
         except inmem.RunDeletedError:
             found.takes_writes = False
     return found
+
+
+def _read_jobs(db: Any, run: str, most: int, found: FinalRun) -> None:
+    with db.snapshot(run) as view:
+        for queue in view.queues.list():
+            counts = view.queues.counts(queue)
+            found.job_count += counts.ready + counts.delayed + counts.claimed + counts.dead
+            for number in range(most):
+                if (job := view.queues.get(f"{queue}/{number}")) is not None:
+                    found.jobs[number] = (job.payload, job.state, job.attempt)
 
 
 def figures_of(histories: Sequence[Sequence[Op]]) -> dict[str, Figures]:

@@ -169,8 +169,8 @@ class StressWorker:
         self.told.acknowledged += 1
         return result
 
-    def _transact(self, run: str, fn: Callable[[Any], Any]) -> Any:
-        return transact(self.db, run, fn, self.task.timeout_s, self._reran)
+    def _transact(self, run: str, fn: Callable[[Any], Any], lease: Any = None) -> Any:
+        return transact(self.db, run, fn, self.task.timeout_s, self._reran, lease)
 
     def _reran(self, times: int) -> None:
         self.told.reruns += times
