@@ -160,7 +160,7 @@ def note_what_is_synced(file: str) -> None:
 
 
 def note_long_groups(file: str) -> None:
-    """Write down each group of commits that took a millisecond: when it ended, its time, of that the processor's."""
+    """Write down each group of commits that took a millisecond: its end, its time, that of the processor."""
     import time
 
     from inmem.writer.committer import Committer

@@ -44,6 +44,8 @@ def chaos_report(result: ChaosResult) -> Report:
             f"{result.asked:,} operations of {result.processes} processes ({per_s:,.0f}/s), "
             f"{tally.acknowledged:,} acknowledged, {result.reruns:,} reruns, {tally.open} left open by "
             f"killed workers; told that the store is full: {tally.full:,}.",
+            f"{tally.jobs:,} jobs done by {tally.claims:,} claims, {tally.leases:,} leases; refused as "
+            f"too late: {tally.late:,}.",
             f"[bold]lost {tally.lost}, doubled {tally.doubled}, errors to workers {tally.errors}[/]",
         ]
     left_out = [f"left out, for lack of time: {result.left_out}"] if result.left_out else []

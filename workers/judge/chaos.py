@@ -63,6 +63,10 @@ class Tally:
     errors: int = 0  # answers that no worker should get
     full: int = 0  # answers that the store is full, while it was
     too_old: int = 0  # snapshots that ended before their readers
+    jobs: int = 0  # done
+    claims: int = 0  # that were told of
+    leases: int = 0  # acquired
+    late: int = 0  # what was asked for a job or under a lease that was lost
 
 
 @dataclass(slots=True)
@@ -106,10 +110,14 @@ def check_answers(check: Check, journals: Sequence[Journal], phases: Sequence[Ph
                 continue
             if op.outcome == OK:
                 check.compared += 1
+                tally.jobs += op.op == "job.done"
+                tally.claims += op.op == "job.claim" and op.result is not None
+                tally.leases += op.op == "lease.acquire"
                 continue
             fine = False
             if op.outcome == REFUSED:
                 fine = op.error in REFUSALS.get(op.op, ())
+                tally.late += op.error in ("JobLostError", "LeaseLostError")
                 if op.error == "StoreFullError":
                     fine = any(phase.covers(op.asked_at, op.answered_at) for phase in phases)
                     tally.full += fine
