@@ -351,10 +351,16 @@ def do_a_job_late(journals: Journals, final: FinalState) -> None:
 
 
 def claim_before(journals: Journals, done: Op) -> Any:
-    """An earlier claim of the same job."""
-    return next((op for op in ops_of(journals, "job.claim", done.run)
-                 if op.result["number"] == done.args["number"] and op.result["token"] < done.args["token"]),
-                None)  # fmt: skip
+    """An earlier claim of the same job, which has run out."""
+    nacked = {op.args["token"] for journal in journals for op in journal.ops if op.op == "job.nack"}
+    return next(
+        (
+            op for op in ops_of(journals, "job.claim", done.run)
+            if op.result["number"] == done.args["number"]
+            and op.result["token"] < done.args["token"] and op.result["token"] not in nacked
+        ),
+        None,
+    )  # fmt: skip
 
 
 def ops_of(journals: Journals, kind: str, run: str) -> list[Op]:
@@ -582,7 +588,7 @@ def test_damage_to_a_store_is_noticed(site: Site, tmp_path: Path, short_linger: 
             (lambda: db.kv.put(run, "s:0:0", -1), "own entries"),
             (lambda: db.events.append(run, "pipe", [0, 10**6, 0]), "pipelines"),
             (lambda: db.kv.put(run, "l:0.0", ["0.0.9"]), "serializable histories"),
-            (lambda: db.queues.ack(run, db.queues.claim(run, "jobs")), "jobs"),
+            (lambda: db.queues.ack(db.queues.claim(run, "jobs")), "jobs"),
             (lambda: db.kv.put(run, "x:0", [0, -1]), "leases"),
         ):
             damage()

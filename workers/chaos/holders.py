@@ -18,9 +18,9 @@ QUEUE: Final = "jobs"
 JOBS: Final = 3  # of one put, at most
 ATTEMPTS: Final = 4
 REST_S: Final = 0.05  # of a job that was given back
-HELD_S: Final = (0.05, 0.5)  # jobs and leases
+HELD_S: Final = (0.05, 0.3)  # jobs and leases
 LEASES: Final = 2  # of each hot run
-WAITS_S: Final = (0.0, 0.0, 0.2, 1.0)
+WAITS_S: Final = (0.0, 0.0, 0.1, 0.5)
 PAUSES: Final = (0.2,) * 5 + (1.5,)  # of the time for which it is held, at most
 
 
@@ -114,12 +114,15 @@ class HoldingWorker(StressWorker):
 
     def _write_under(self, run: str, lease: Any, args: dict[str, Any]) -> Any:
         worker = self.task.worker
+        last: list[Any] = []
 
         def call(n: int) -> int:
-            def write(txn: Any) -> Any:
+            def write(txn: Any) -> None:
+                last[:] = [txn]
                 txn.events.append("held", [worker, n, lease.name, lease.token])
-                return txn.kv.put(f"x:{lease.name}", [worker, n])
+                txn.kv.put(f"x:{lease.name}", [worker, n])
 
-            return int(self._transact(run, write, lease=lease))
+            self._transact(run, write, lease=lease)
+            return int(last[0].version)
 
         return self._ask("lease.write", run, args, call)
