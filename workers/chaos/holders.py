@@ -18,17 +18,18 @@ QUEUE: Final = "jobs"
 JOBS: Final = 3  # of one put, at most
 ATTEMPTS: Final = 4
 REST_S: Final = 0.05  # of a job that was given back
-HELD_S: Final = (0.05, 0.3)  # jobs and leases
+HELD_S: Final = (0.05, 0.2)  # jobs and leases
 LEASES: Final = 2  # of each hot run
 WAITS_S: Final = (0.0, 0.0, 0.1, 0.5)
-PAUSES: Final = (0.2,) * 5 + (1.5,)  # of the time for which it is held, at most
+LATE_SHARE: Final = 0.2  # of pauses: longer than it is held
 
 
 class HoldingWorker(StressWorker):
     """Moves with jobs and leases."""
 
     def _pause(self, held_s: float) -> None:
-        time.sleep(self._random.uniform(0, held_s * self._random.choice(PAUSES)))
+        is_late = self._random.random() < LATE_SHARE
+        time.sleep(held_s * (self._random.uniform(1, 2) if is_late else self._random.uniform(0, 0.2)))
 
     def _held_s(self) -> float:
         return round(self._random.uniform(*HELD_S), 3)
