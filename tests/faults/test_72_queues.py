@@ -110,6 +110,7 @@ def long_groups(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
+@pytest.mark.timeout(120 + EXPIRED / 100)
 def test_very_many_claims_run_out_together(long_groups: Path, db: inmem.Database) -> None:
     """All come again, a few with each claim: no commit does the work of all, and others go on."""
     for first in range(0, EXPIRED, 1000):

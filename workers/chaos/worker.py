@@ -40,7 +40,7 @@ WEIGHTS: Final = {
     "add": 8, "append": 8, "append_many": 3, "cas": 6, "flip": 4, "tally": 4, "mark": 3, "once": 2,
     "abort": 2, "trace": 3, "contest": 2, "audit": 4, "status": 4, "victim": 4, "delete": 1,
     "entry": 8, "drop": 2, "scan": 3, "pipe": 6, "rmw": 5, "ttl": 3, "look": 4, "lists": 10, "hold": 2,
-    "private": 8, "put_jobs": 4, "job": 12, "lease": 7,
+    "private": 8, "put_jobs": 5, "job": 12, "lease": 7,
 }  # fmt: skip
 
 
