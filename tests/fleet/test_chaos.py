@@ -58,7 +58,7 @@ def test_some_seconds_of_chaos_lose_and_double_nothing(site: Site, tmp_path: Pat
     assert done_times["stop_writer"] >= 1 and done_times["fill_memory"] >= 1
     assert data["worker_processes"] == 8 + done_times["kill_worker"]
     assert data["operations"] > 500 and data["acknowledged"] > 400
-    assert data["claims"] >= data["jobs"] > 10 and data["leases"] > 10 and data["late"] > 0
+    assert data["claims"] >= data["jobs"] > 5 and data["leases"] > 5
     recovery = data["recovery"]
     assert recovery["count"] == data["kills"]
     assert 0 < recovery["p50_s"] <= recovery["p99_s"] <= recovery["max_s"] < 30
