@@ -100,11 +100,11 @@ KNOW_TABLE = frozenset(
 )
 FACADE_MODULES = frozenset({
     "facade", "facades", "putting", "reads", "byrun", "_common", "holding", "_paging", "_waiting",
-    "calls", "held", "owners",  # what facades are made of
+    "calls", "held", "owners", "pruning",  # what facades are made of
 })
 KNOWN_TO_FACADES = (
     "facade", "held", "job", "putting", "reads", "rules", "shown", "versioned",
-    "watching", "calls", "owners",
+    "watching", "calls", "owners", "pruning",
 )
 # One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
 # What owns a run is a lease: runs give it to their users, and leave what it is to its own facade.
