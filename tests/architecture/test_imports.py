@@ -18,7 +18,7 @@ from architecture.modules import COMPUTED, imports_of, real_modules
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "version", "conversions"),
     ("record", "changes", "keys", "values", "writeset", "wire", "jsonvalues", "callables", "pending",
-     "steps"),
+     "stepping"),
     ("host",),
     ("engines.base",),
     ("commit",),
@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("maintenance",),
     ("scopes", "database", "transactional"),
     ("aio",),
+    ("steps",),
     ("exchange",),
     ("cli",),
     ("exports",),

@@ -31,7 +31,7 @@ from inmem.primitives.kv.versioned import versioned
 from inmem.primitives.kv.watching import Change as Change
 from inmem.primitives.kv.watching import Seen
 from inmem.record import expires_at, payload_of
-from inmem.steps import FacadeWaits, Steps
+from inmem.stepping import FacadeWaits, Steps
 from inmem.values import decode
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT
 

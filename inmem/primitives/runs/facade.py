@@ -34,7 +34,7 @@ from inmem.primitives.runs.pruning import check_ended, check_kept, pruning
 from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
 from inmem.record import expires_at
-from inmem.steps import FacadeWaits, Steps
+from inmem.stepping import FacadeWaits, Steps
 
 _EMPTY: Final = values.encode({})
 _COUNTS: Final = 4  # attempts at counting a large run that others write into; then the writer counts it

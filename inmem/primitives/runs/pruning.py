@@ -11,7 +11,7 @@ from inmem.host.interrupts import let_through
 from inmem.keys import shorten
 from inmem.primitives.byrun import Host
 from inmem.primitives.runs.rules import ENDED, DeletedRun, RunMetadata, RunStatus
-from inmem.steps import Steps, Until
+from inmem.stepping import Steps, Until
 
 TERMINAL: Final = ENDED | {RunStatus.ARCHIVED}  # statuses in which nobody works on a run any more
 
