@@ -15,8 +15,8 @@ STEPS = 12
 @steps.step(retries=100, pause_s=0.001)
 def looked_up(number: int) -> dict[str, int]:
     """A step with an effect outside: it may happen again."""
-    steps_scope = _scope[0]
-    steps_scope.events.append("executed", {"step": number, "by": os.getpid()})
+    run = _scope[0]
+    run.events.append("executed", {"step": number, "by": os.getpid()})
     time.sleep(0.002)
     return {"number": number, "by": os.getpid()}
 
@@ -47,5 +47,5 @@ def execute(words: Any, index: int, path: str, runs: int) -> list[Any]:
     """Execute the program in each run, with whoever else does; the results."""
     with inmem.open(path, timeout_s=60.0) as db:
         return [
-            steps.run(db, f"run-{number}", program, ttl_s=0.5, wait_s=120.0) for number in range(runs)
+            steps.run(db, f"run-{number}", program, ttl_s=0.3, wait_s=120.0) for number in range(runs)
         ]
