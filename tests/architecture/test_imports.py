@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("exports",),
     ("__init__",),
+    ("adapters",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
@@ -80,6 +81,8 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "xxhash": None,
     "typer": frozenset({"cli"}),  # of the extra `cli`: the core must not need them
     "rich": frozenset({"cli"}),
+    "langgraph": frozenset({"adapters"}),  # of an extra for each
+    "langchain_core": frozenset({"adapters"}),
 }
 # Loading any of these runs what a file or a peer says.
 CODE_IN_DATA = frozenset({"pickle", "_pickle", "cPickle", "shelve", "marshal", "dill", "cloudpickle"})

@@ -18,12 +18,11 @@ Checkpoint, metadata and values are `[type, bytes]` of the serializer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 
-from inmem.adapters.foreign import hashed, part_key
+from inmem.adapters.foreign import hashed
 
 EMPTY: Final = "empty"
 _THREADS: Final = "langgraph/threads/"
@@ -87,20 +86,3 @@ def index_of(channel: str, position: int) -> int:
 def write_key(namespace: str, checkpoint_id: str, task_id: str, index: int) -> str:
     """Where a write of a task is."""
     return f"{writes_prefix(namespace, checkpoint_id)}{hashed(task_id)}/{index - _LEAST_INDEX:08}"
-
-
-def parts_of(entry: list[Any]) -> list[str]:
-    """The keys of the parts of a stored value."""
-    return [part_key(entry[1], n) for n in range(entry[2])] if len(entry) == 3 else []
-
-
-def parts_named(entries: dict[str, Any]) -> Iterator[str]:
-    """The keys of the parts of all values among some entries."""
-    for key, entry in entries.items():
-        if key.startswith("b/"):
-            yield from parts_of(entry)
-        elif key.startswith("w/"):
-            yield from parts_of(entry["value"])
-        elif key.startswith("c/"):
-            yield from parts_of(entry["checkpoint"])
-            yield from parts_of(entry["metadata"])

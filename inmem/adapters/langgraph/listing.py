@@ -17,7 +17,7 @@ _PAGE: Final = 32  # checkpoints that one look loads
 _Places = list[tuple[str, str, str | None]]  # thread, namespace, before which id; the next one is last
 
 
-class Listing:
+class CheckpointListing:
     """What is left to look through."""
 
     def __init__(

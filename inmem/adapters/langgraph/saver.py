@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, Literal, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -26,7 +26,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 import inmem
 from inmem.adapters.langgraph.layout import all_threads
-from inmem.adapters.langgraph.listing import Listing
+from inmem.adapters.langgraph.listing import CheckpointListing
 from inmem.adapters.langgraph.work import SaverWork, config_of, forget, name_copy, place_of, run_of
 from inmem.aio import AsyncDatabase
 
@@ -137,7 +137,7 @@ class InmemSaver(BaseCheckpointSaver[str]):
 
         `filter` has metadata that are equal; `before` leaves those before a checkpoint.
         """
-        listing = Listing(self._work, config, filter, before, limit)
+        listing = CheckpointListing(self._work, config, filter, before, limit)
         while (look := listing.next_look()) is not None:
             yield from listing.taken(self._do(look))
 
@@ -146,7 +146,7 @@ class InmemSaver(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None, limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         """See `list`."""
-        listing = Listing(self._work, config, filter, before, limit)
+        listing = CheckpointListing(self._work, config, filter, before, limit)
         while (look := listing.next_look()) is not None:
             for found in listing.taken(await self._ado(look)):
                 yield found
@@ -289,15 +289,21 @@ class InmemSaver(BaseCheckpointSaver[str]):
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy all checkpoints with their ancestors and writes; a new thread is visible when all is there."""
         run_id = str(inmem.RunId.new())
-        for checkpoint in self._do(self._work.all_of(source_thread_id)):
-            self._do(self._work.copy(source_thread_id, target_thread_id, run_id, checkpoint))
+        pieces = self._work.copies(source_thread_id, target_thread_id, run_id)
+        piece: Any = next(pieces)
+        with suppress(StopIteration):
+            while True:
+                piece = pieces.send(self._do(piece))
         self._do(name_copy(target_thread_id, run_id))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """See `copy_thread`."""
         run_id = str(inmem.RunId.new())
-        for checkpoint in await self._ado(self._work.all_of(source_thread_id)):
-            await self._ado(self._work.copy(source_thread_id, target_thread_id, run_id, checkpoint))
+        pieces = self._work.copies(source_thread_id, target_thread_id, run_id)
+        piece: Any = next(pieces)
+        with suppress(StopIteration):
+            while True:
+                piece = pieces.send(await self._ado(piece))
         await self._ado(name_copy(target_thread_id, run_id))
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from langgraph.checkpoint.base import writes_sort_key
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from inmem.adapters.foreign import Parts
+from inmem.adapters.foreign import unpacked
 from inmem.adapters.langgraph.layout import (
     EMPTY,
     StoredCheckpoint,
@@ -53,7 +53,7 @@ class Thread:
 
     def typed(self, entry: list[Any]) -> Typed:
         """Type and bytes of a stored value."""
-        return Parts.joined(entry, self.kv.get)
+        return unpacked(entry, self.kv.get)
 
     def value(self, namespace: str, channel: str, version: object) -> Typed | None:
         """The value of a channel; None if it had none, or is not stored as such."""

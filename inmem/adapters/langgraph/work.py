@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
@@ -18,24 +18,24 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 import inmem
-from inmem.adapters.foreign import Parts, hashed
+from inmem.adapters.foreign import Packed, hashed
 from inmem.adapters.langgraph.layout import (
     EMPTY,
     StoredCheckpoint,
     Write,
     checkpoint_key,
     index_of,
-    parts_named,
     thread_key,
     value_key,
-    writes_prefix,
 )
 from inmem.adapters.langgraph.thread import Thread
 
+_COPIED: Final = 512  # entries that one commit copies, at most
+_COPIED_BYTES: Final = 4 * 1024 * 1024  # and of what size: the last one comes on top
 GOES_ON: Final = frozenset({"input", "loop"})  # sources of checkpoints that go on from their parent
 
 
-class Place(NamedTuple):
+class SavedPlace(NamedTuple):
     """What a config names."""
 
     thread_id: str
@@ -57,7 +57,7 @@ class Walked(NamedTuple):
     seed: tuple[str, bytes] | None
 
 
-def place_of(config: RunnableConfig) -> Place:
+def place_of(config: RunnableConfig) -> SavedPlace:
     """What a config names.
 
     Raises:
@@ -67,7 +67,7 @@ def place_of(config: RunnableConfig) -> Place:
     thread_id = configurable.get("thread_id")
     if thread_id is None:
         raise inmem.InvalidInputError("the config names no thread_id", argument="config")
-    return Place(str(thread_id), configurable.get("checkpoint_ns", ""), get_checkpoint_id(config))
+    return SavedPlace(str(thread_id), configurable.get("checkpoint_ns", ""), get_checkpoint_id(config))
 
 
 def config_of(thread_id: str, namespace: str, checkpoint_id: str) -> RunnableConfig:
@@ -95,7 +95,7 @@ class SaverWork:
 
     # --- reading ------------------------------------------------------------------------
 
-    def get(self, place: Place) -> Callable[[Any], StoredCheckpoint | None]:
+    def get(self, place: SavedPlace) -> Callable[[Any], StoredCheckpoint | None]:
         """A checkpoint, or the newest one of a namespace."""
 
         def get(txn: Any) -> StoredCheckpoint | None:
@@ -117,7 +117,7 @@ class SaverWork:
             parent = config_of(stored.thread_id, stored.namespace, stored.parent)
         return CheckpointTuple(
             config=config_of(stored.thread_id, stored.namespace, stored.id),
-            checkpoint=Checkpoint(**{**load(stored.checkpoint), "channel_values": values}),
+            checkpoint=load(stored.checkpoint) | {"channel_values": values},
             metadata=load(stored.metadata), parent_config=parent,
             pending_writes=self._loaded_writes(stored.writes),
         )
@@ -125,7 +125,7 @@ class SaverWork:
     def _loaded_writes(self, writes: Iterable[Write]) -> list[tuple[str, str, Any]]:
         return [(each.task_id, each.channel, self.serde.loads_typed(each.value)) for each in writes]
 
-    def walk(self, place: Place, channels: Sequence[str]) -> Callable[[Any], dict[str, Walked]]:
+    def walk(self, place: SavedPlace, channels: Sequence[str]) -> Callable[[Any], dict[str, Walked]]:
         """What the ancestors of a checkpoint wrote to channels since these were stored whole."""
 
         def walk(txn: Any) -> dict[str, Walked]:
@@ -160,40 +160,37 @@ class SaverWork:
     # --- writing ------------------------------------------------------------------------
 
     def prepared(
-        self, place: Place, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata,
+        self, place: SavedPlace, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> Prepared:
         """A checkpoint, to be put."""
-        parts: list[tuple[str, bytes]] = []
+        packed = Packed()
         rest: dict[str, Any] = {**checkpoint}
         values = rest.pop("channel_values")
         entries: dict[str, Any] = {f"n/{hashed(place.namespace)}": place.namespace}
         for channel, version in new_versions.items():
-            value = self._entry(values[channel], parts) if channel in values else [EMPTY, b""]
+            value = self._entry(values[channel], packed) if channel in values else [EMPTY, b""]
             entries[value_key(place.namespace, channel, version)] = value
         entries[checkpoint_key(place.namespace, checkpoint["id"])] = {
-            "checkpoint": self._entry(rest, parts),
-            "metadata": self._entry(get_checkpoint_metadata(config, metadata), parts),
+            "checkpoint": self._entry(rest, packed),
+            "metadata": self._entry(get_checkpoint_metadata(config, metadata), packed),
             "parent": place.checkpoint_id,
         }
-        return Prepared(entries, parts)
+        return Prepared(entries, packed.parts)
 
-    def prepared_writes(self, place: Place, writes: Sequence[tuple[str, Any]]) -> Prepared:
+    def prepared_writes(self, place: SavedPlace, writes: Sequence[tuple[str, Any]]) -> Prepared:
         """Writes of a task, to be put."""
         if place.checkpoint_id is None:
             raise inmem.InvalidInputError("the config names no checkpoint_id to write at", argument="config")
-        parts: list[tuple[str, bytes]] = []
+        packed = Packed()
         entries = [
-            (index_of(channel, position), channel, self._entry(value, parts))
+            (index_of(channel, position), channel, self._entry(value, packed))
             for position, (channel, value) in enumerate(writes)
         ]
-        return Prepared(entries, parts)
+        return Prepared(entries, packed.parts)
 
-    def _entry(self, value: Any, parts: list[tuple[str, bytes]]) -> list[Any]:
-        kind, data = self.serde.dumps_typed(value)
-        entry, more = Parts.split(kind, data)
-        parts.extend(more)
-        return entry
+    def _entry(self, value: Any, packed: Packed) -> list[Any]:
+        return packed.add(*self.serde.dumps_typed(value))
 
     def put_parts(self, thread_id: str, parts: list[tuple[str, bytes]]) -> Iterator[Callable[[Any], None]]:
         """Store parts of long values, one in each commit: before what names them."""
@@ -205,7 +202,7 @@ class SaverWork:
             yield put
 
     def put(
-        self, place: Place, checkpoint_id: str, source: str | None, entries: dict[str, Any]
+        self, place: SavedPlace, checkpoint_id: str, source: str | None, entries: dict[str, Any]
     ) -> Callable[[Any], None]:
         """Store a checkpoint; with a fence only if it goes on from the newest one."""
 
@@ -224,7 +221,7 @@ class SaverWork:
         return put
 
     def put_writes(
-        self, place: Place, task_id: str, path: str, entries: list[tuple[int, str, list[Any]]]
+        self, place: SavedPlace, task_id: str, path: str, entries: list[tuple[int, str, list[Any]]]
     ) -> Callable[[Any], None]:
         """Store writes of a task."""
 
@@ -270,37 +267,58 @@ class SaverWork:
 
         return prune
 
-    def all_of(self, thread_id: str) -> Callable[[Any], list[tuple[str, str]]]:
-        """Namespace and id of all checkpoints of a thread, the oldest first."""
+    def copies(
+        self, source_id: str, target_id: str, run_id: str
+    ) -> Generator[Callable[[Any], Any], Any, None]:
+        """Copy a thread, into another one or into a run that will be one; wants what each piece returned.
 
-        def all_of(txn: Any) -> list[tuple[str, str]]:
-            thread = self.found(txn, thread_id)
-            return [] if thread is None else [each[:2] for each in thread.all()][::-1]
+        What names others comes after them. Checkpoints that come meanwhile are left out.
+        """
 
-        return all_of
-
-    def copy(
-        self, source_id: str, target_id: str, run_id: str, checkpoint: tuple[str, str]
-    ) -> Callable[[Any], None]:
-        """Copy a checkpoint, into a thread or into a run that will be one."""
-        namespace, checkpoint_id = checkpoint
-
-        def copy(txn: Any) -> None:
+        def those_of_now(txn: Any) -> frozenset[str]:
             source = self.found(txn, source_id)
-            entry = None if source is None else source.entry(namespace, checkpoint_id)
-            if source is None or entry is None:
-                return  # deleted meanwhile
+            return frozenset() if source is None else frozenset(source.kv.list("c/"))
+
+        there = yield those_of_now
+        for kind in ("p/", "b/", "w/", "n/", "c/"):
+            after = None
+            while True:
+                after = yield self._copy(source_id, target_id, run_id, kind, after, there)
+                if after is None:
+                    break
+
+    def _copy(
+        self, source_id: str, target_id: str, run_id: str, kind: str, after: str | None, there: frozenset[str]
+    ) -> Callable[[Any], str | None]:
+        """Copy some entries of a kind; after which one to go on."""
+
+        def copy(txn: Any) -> str | None:
+            source = self.found(txn, source_id)
+            if source is None:
+                return None
             target = self.found(txn, target_id) or Thread(target_id, txn.at(run_id), self.serde)
-            versions = source.checkpoint(entry)["channel_versions"]
-            found = source.kv.get_many(
-                value_key(namespace, channel, version) for channel, version in versions.items()
-            )
-            found |= dict(source.kv.list_with_values(writes_prefix(namespace, checkpoint_id)))
-            found[checkpoint_key(namespace, checkpoint_id)] = entry
-            found[f"n/{hashed(namespace)}"] = namespace
-            target.kv.put_many(found | source.kv.get_many(parts_named(found)))
+            keys: list[str] = source.kv.list(kind, start_after=after, limit=_COPIED)
+            size = 0
+            for key in keys:
+                if kind == "c/" and key not in there:
+                    continue
+                entry = source.kv.get(key)
+                target.kv.put(key, entry)
+                size += _size_of(entry)
+                if size >= _COPIED_BYTES:
+                    return key
+            return keys[-1] if len(keys) == _COPIED else None
 
         return copy
+
+
+def _size_of(entry: Any) -> int:
+    """About how many bytes an entry has."""
+    if isinstance(entry, dict):
+        return sum(map(_size_of, entry.values()))
+    if isinstance(entry, list):
+        return sum(map(_size_of, entry))
+    return len(entry) if isinstance(entry, bytes | str) else 8
 
 
 def run_of(thread_id: str) -> Callable[[Any], str]:
