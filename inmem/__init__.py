@@ -101,6 +101,7 @@ __all__ = [
     "State",
     "StateCell",
     "Status",
+    "StepFailedError",
     "StoreFullError",
     "Thought",
     "ToolCall",

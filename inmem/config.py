@@ -41,6 +41,7 @@ MAX_TRANSACTION_BYTES: Final = 24 * MIB  # of a commit's encoded body: all of th
 MAX_TRANSACTION_OPS: Final = 10_000  # writes and procedure calls in one commit: of small ones, no more fit
 MAX_READ_SET: Final = 200_000  # keys and ranges validated for one commit
 REPAIR_LIMIT: Final = 4000  # index entries that one commit repairs: see MAX_COMMIT_BYTES
+CLEAR_LIMIT: Final = 4000  # KV entries that one commit clears: see MAX_COMMIT_BYTES
 MAX_TAGS: Final = 256  # of one trace or run: each is an index entry
 MAX_RANGE_WALK: Final = 20_000  # records the writer walks to validate one range; then it is a conflict
 COUNT_LIMIT: Final = 10_000  # records of a run that the writer counts to delete it; more the client counts

@@ -31,6 +31,7 @@ Invariant: each failure has exactly one class, and each class one stable
     │   └── LeaseHeldError
     ├── CommitUnknownError                it may or may not have happened
     ├── WaitTimeoutError (TimeoutError)   what was waited for did not come in time
+    ├── StepFailedError                   a step of a durable program, or the program, has failed for good
     ├── WriterUnavailableError            no writer could be reached or started
     ├── DatabaseGoneError                 the directory of a handle is not there any more
     ├── StoreFullError                    the quota or the memory is used up
@@ -57,8 +58,8 @@ __all__ = [
     "InvalidInputError", "InvalidKeyError", "InvalidRunIdError", "InvalidTransitionError",
     "InvalidValueError", "InvariantError", "JobLostError", "JobNotFoundError", "LeaseHeldError",
     "LeaseLostError", "LimitError", "NotFoundError", "PermissionDeniedError", "RetryableError",
-    "RunDeletedError", "RunExistsError", "RunNotFoundError", "SnapshotTooOldError", "StoreFullError",
-    "TraceExistsError", "TraceNotFoundError", "VersionMismatchError", "WaitTimeoutError",
+    "RunDeletedError", "RunExistsError", "RunNotFoundError", "SnapshotTooOldError", "StepFailedError",
+    "StoreFullError", "TraceExistsError", "TraceNotFoundError", "VersionMismatchError", "WaitTimeoutError",
     "WriterUnavailableError",
 ]
 
@@ -81,13 +82,11 @@ class InmemError(Exception):
     field_names: ClassVar[tuple[str, ...]] = ()
 
     hint: str
-
     is_foreign: bool = False  # a signal handler raised it during a commit, which may have been applied
 
     def __init__(self, message: str, *, hint: str | None = None, **fields: Any) -> None:
         super().__init__(message)
-        unknown = fields.keys() - set(self.field_names)
-        if unknown:
+        if unknown := fields.keys() - set(self.field_names):
             raise TypeError(f"{type(self).__name__} has no field {sorted(unknown)[0]!r}")
         self.message = message
         self.hint = self.default_hint if hint is None else hint
@@ -141,10 +140,7 @@ class InvalidRunIdError(InvalidInputError):
     """A run id is not 1-64 characters of `[A-Za-z0-9._:-]`."""
 
     code = "invalid_run_id"
-    default_hint = (
-        "Use RunId.new(), 1-64 characters of A-Z a-z 0-9 . _ : -, or RunId.from_external(text) for an id of "
-        "another system"
-    )
+    default_hint = "Use RunId.new(), 1-64 of A-Z a-z 0-9 . _ : -, or RunId.from_external(text) for other ids"
 
 
 class NotFoundError(InmemError, KeyError):
@@ -315,6 +311,15 @@ class SnapshotTooOldError(RetryableError):
     field_names: ClassVar[tuple[str, ...]] = ("age_s", "max_age_s")
     age_s: float | None
     max_age_s: float | None
+
+
+class StepFailedError(InmemError):
+    """A step of a durable program has failed as often as it may, or the program has. See `inmem.steps`."""
+
+    code = "step_failed"
+    default_hint = "What was recorded stays. Go on in a new run."
+    field_names: ClassVar[tuple[str, ...]] = ("step",)
+    step: str | None
 
 
 class BusyError(RetryableError):

@@ -50,6 +50,7 @@ from inmem.errors import (
     RunExistsError as RunExistsError,
     RunNotFoundError as RunNotFoundError,
     SnapshotTooOldError as SnapshotTooOldError,
+    StepFailedError as StepFailedError,
     StoreFullError as StoreFullError,
     TraceExistsError as TraceExistsError,
     TraceNotFoundError as TraceNotFoundError,

@@ -37,7 +37,7 @@ from inmem.primitives.facades import (
 )
 from inmem.primitives.leases.calls import LeaseHolder, checks_of
 from inmem.primitives.leases.shown import Lease
-from inmem.steps import ThreadWaits
+from inmem.stepping import ThreadWaits
 
 if TYPE_CHECKING:
     from inmem.database import Database

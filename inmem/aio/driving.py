@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from inmem.client.retry import Patience
 from inmem.errors import RetryableError
-from inmem.steps import Inner, Pause, Raised, Steps, Streamed, Until
+from inmem.stepping import Inner, Pause, Raised, Steps, Streamed, Until
 
 T = TypeVar("T")
 Waits = Callable[[Callable[[Any], Any], float | None], Awaitable[Any]]  # `RunScope.wait`, awaited

@@ -36,7 +36,7 @@ from inmem.aio.facades.traces import AsyncRunTraces, AsyncTraceReads, AsyncTrace
 from inmem.engines.base import Sink, View
 from inmem.primitives.byrun import Host
 from inmem.primitives.facades import PipelinedFacades, ScopeFacades, SnapshotFacades, TransactionFacades
-from inmem.steps import FacadeWaits
+from inmem.stepping import FacadeWaits
 
 
 class AsyncDatabaseFacades:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from inmem.aio.driving import driven, streamed
 from inmem.aio.renewing import AsyncLoss, drop, keep
 from inmem.primitives.holding import Holding
-from inmem.steps import Leaves, Steps, Streamed
+from inmem.stepping import Leaves, Steps, Streamed
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -10,7 +10,7 @@ from typing import Final
 from inmem.aio.driving import driven
 from inmem.host.clock import boot_us
 from inmem.primitives.holding import Holding
-from inmem.steps import Renewed
+from inmem.stepping import Renewed
 
 _LOOK_S: Final = 1.0  # who waits for a loss looks at the clock as often: it goes on during suspend
 

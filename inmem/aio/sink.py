@@ -11,7 +11,7 @@ from inmem.client.applied import Applied
 from inmem.client.direct import SingleCommits, version_of
 from inmem.engines.base import Sink
 from inmem.pending import Pending
-from inmem.steps import Steps
+from inmem.stepping import Steps
 from inmem.writeset import OP_PUT, encode_single
 
 T = TypeVar("T")

@@ -141,6 +141,25 @@ def delete(
         console().print(f"{plain(key)} is removed", soft_wrap=True)
 
 
+@kv.command(cls=Command)
+@command(about_runs=True)
+def clear(
+    where: Where,
+    run: RunName,
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="What the keys begin with; '' for all.")],
+) -> None:
+    """Remove all keys that begin so; 4,000 of them are one commit.
+
+    Example: inmem kv clear trip-to-oslo draft/ -d ./data
+    """
+    with where.open() as database:
+        removed = scope_of(database, run).kv.clear(prefix)
+    if where.as_json:
+        print_json({"run": run, "prefix": prefix, "removed": removed})
+    else:
+        console().print(f"{removed:,} keys are removed" if removed != 1 else "1 key is removed")
+
+
 @kv.command("ls", cls=Command)
 @command(about_runs=True, reads=True)
 def list_(

@@ -11,7 +11,7 @@ from inmem.client.retry import resolved_as
 from inmem.client.views import closed
 from inmem.errors import CommitUnknownError
 from inmem.pending import Pending
-from inmem.steps import Steps, driven
+from inmem.stepping import Steps, driven
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet, encode_single
 
 T = TypeVar("T")

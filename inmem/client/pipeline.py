@@ -29,7 +29,7 @@ from inmem.errors import BusyError, ClosedError, CommitUnknownError, ForkError, 
 from inmem.host.interrupts import OneThread
 from inmem.pending import Pending
 from inmem.primitives.server import WRITE_WHOLE
-from inmem.steps import Steps, driven
+from inmem.stepping import Steps, driven
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 T = TypeVar("T")

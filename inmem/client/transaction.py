@@ -33,7 +33,7 @@ from inmem.pending import Pending
 from inmem.primitives.import_mark import is_mark
 from inmem.primitives.server import FOOTPRINTS, PROCEDURES
 from inmem.record import end_of, is_live, pack
-from inmem.steps import Steps, driven
+from inmem.stepping import Steps, driven
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT, WriteSet
 
 T = TypeVar("T")

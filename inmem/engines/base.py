@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from inmem.config import Settings
 from inmem.pending import Pending
-from inmem.steps import Leaves, Steps
+from inmem.stepping import Leaves, Steps
 
 T = TypeVar("T")
 Item = tuple[bytes, bytes]

@@ -20,7 +20,7 @@ from inmem.errors import InmemError, InvalidInputError
 from inmem.host.interrupts import let_through
 from inmem.keys import MAX_KEY_BYTES
 from inmem.primitives.events.rules import CHAIN_IDS
-from inmem.steps import Leaves
+from inmem.stepping import Leaves
 from inmem.storage.snapshot import ImageSnapshot
 from inmem.writeset import encode_single
 

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from inmem.errors import InvalidInputError
 from inmem.keys import shorten
-from inmem.steps import Pause, Streamed, Until
+from inmem.stepping import Pause, Streamed, Until
 
 T = TypeVar("T")
 E = TypeVar("E")  # an item

@@ -33,7 +33,7 @@ from inmem.primitives.queues.reads import QueueReads
 from inmem.primitives.runs.facade import RunIndex, RunRuns, Runs
 from inmem.primitives.runs.reads import RunReads
 from inmem.primitives.traces.facade import RunTraces, TraceReads, Traces, TraceStore
-from inmem.steps import FacadeWaits
+from inmem.stepping import FacadeWaits
 
 
 class DatabaseFacades:

@@ -27,7 +27,7 @@ from inmem.errors import (
 from inmem.host.clock import boot_us
 from inmem.host.interrupts import let_through
 from inmem.primitives._common import microseconds
-from inmem.steps import Steps, driven
+from inmem.stepping import Steps, driven
 
 _PARTS: Final = 3  # of the time for which it is held: after the first it is renewed
 _AGAIN_PARTS: Final = 12  # likewise, when that has failed

@@ -18,7 +18,7 @@ from architecture.modules import COMPUTED, imports_of, real_modules
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "config", "version", "conversions"),
     ("record", "changes", "keys", "values", "writeset", "wire", "jsonvalues", "callables", "pending",
-     "steps"),
+     "stepping"),
     ("host",),
     ("engines.base",),
     ("commit",),
@@ -32,10 +32,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("maintenance",),
     ("scopes", "database", "transactional"),
     ("aio",),
+    ("steps",),
     ("exchange",),
     ("cli",),
     ("exports",),
     ("__init__",),
+    ("adapters",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
@@ -79,6 +81,8 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "xxhash": None,
     "typer": frozenset({"cli"}),  # of the extra `cli`: the core must not need them
     "rich": frozenset({"cli"}),
+    "langgraph": frozenset({"adapters"}),  # of an extra for each
+    "langchain_core": frozenset({"adapters"}),
 }
 # Loading any of these runs what a file or a peer says.
 CODE_IN_DATA = frozenset({"pickle", "_pickle", "cPickle", "shelve", "marshal", "dill", "cloudpickle"})
@@ -100,11 +104,11 @@ KNOW_TABLE = frozenset(
 )
 FACADE_MODULES = frozenset({
     "facade", "facades", "putting", "reads", "byrun", "_common", "holding", "_paging", "_waiting",
-    "calls", "held", "owners",  # what facades are made of
+    "calls", "held", "owners", "pruning",  # what facades are made of
 })
 KNOWN_TO_FACADES = (
     "facade", "held", "job", "putting", "reads", "rules", "shown", "versioned",
-    "watching", "calls", "owners",
+    "watching", "calls", "owners", "pruning",
 )
 # One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
 # What owns a run is a lease: runs give it to their users, and leave what it is to its own facade.

@@ -395,6 +395,9 @@ KNOWS_A_PRIMITIVE: Final[frozenset[tuple[str, str]]] = frozenset({
     ("inmem.exchange.line_reader", "runs"),
     ("inmem.exchange.lines", "events"),
     ("inmem.exchange.lines", "runs"),
+    # Who works on a run.
+    ("inmem.steps", "leases"),
+    ("inmem.steps", "runs"),
     # Deprecated: recorded runs of agents become traces.
     ("inmem.exchange.recorded.traces", "traces"),
     ("inmem.exchange.recorded.trajectory", "traces"),

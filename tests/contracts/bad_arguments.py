@@ -170,6 +170,7 @@ KV_WRITES = [
     ("merge", {"key": "k", "fields": {"a": 1}}, {"key": BAD_NAMES, "fields": BAD_FIELDS}),
     ("delete", {"key": "k"}, {"key": BAD_NAMES}),
     ("discard", {"key": "k"}, {"key": BAD_NAMES}),
+    ("clear", {}, {"prefix": BAD_PREFIXES}),
 ]
 EVENT_READS = [
     ("read", {"sequence": 0}, {"sequence": BAD_SEQUENCES}),

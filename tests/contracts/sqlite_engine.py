@@ -33,7 +33,7 @@ from inmem.errors import ClosedError, InmemError, InvalidInputError
 from inmem.host import interrupts
 from inmem.primitives.import_mark import is_mark
 from inmem.primitives.server import PROCEDURES
-from inmem.steps import Leaves
+from inmem.stepping import Leaves
 from inmem.wire import STATUS, SYNC
 from inmem.writeset import MalformedError
 from inmem.writeset import decode as decode_request

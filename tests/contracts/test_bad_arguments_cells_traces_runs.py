@@ -158,6 +158,10 @@ RUN_WAITS += [
     ("claim", {"ttl_s": 9}, CLAIM),
     ("stale", {}, {"older_than_s": BAD_OLDER}),
     ("fail_stale", {}, {"error": [None, "", *BAD_ERRORS], "older_than_s": BAD_OLDER}),
+    ("prune", {}, {
+        "status": [*BAD_STATUSES, "active", [RunStatus.FAILED, RunStatus.PAUSED]],
+        "older_than_s": BAD_OLDER, "keep_last": [-1, 1.0, "1", True, None],
+    }),
 ]
 METHODS: dict[str, dict[str, list[Method]]] = {
     "facade": {
@@ -178,7 +182,7 @@ METHODS["transaction"] = {
     "runs": [*RUN_READS, *OF_RUN, *RUN_WRITES],
 }
 # Of the facade: about all runs.
-WHOLE = ("query_runs", "iter_runs", "list_runs", "get_stats", "stale", "fail_stale")
+WHOLE = ("query_runs", "iter_runs", "list_runs", "get_stats", "stale", "fail_stale", "prune")
 OWN = "own-run"
 
 

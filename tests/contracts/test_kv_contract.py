@@ -128,6 +128,15 @@ def test_listing_by_prefix(filled: Any, prefix: str | None) -> None:
     assert filled.read(lambda kv: kv.count(prefix)) == len(expected)
 
 
+@pytest.mark.parametrize("prefix", [None, "", "a", "a/", "\u00e9", "q", "\U0001f600"])
+def test_clearing_by_prefix(filled: Any, prefix: str | None) -> None:
+    gone = [k for k in KEYS if k.startswith(prefix or "")]
+    filled.write(lambda kv: kv.clear(prefix))
+    assert filled.read(lambda kv: kv.list()) == [k for k in KEYS if k not in gone]
+    filled.write(lambda kv: kv.put("a/b", 1))
+    assert filled.read(lambda kv: kv.get("a/b")) == 1
+
+
 def test_pages(filled: Any) -> None:
     for reverse in (False, True):
         ordered = KEYS[::-1] if reverse else KEYS

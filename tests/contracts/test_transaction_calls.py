@@ -71,6 +71,7 @@ BLIND: dict[str, Callable[[Any], Any]] = {
     "set": lambda txn: txn.cells.set("c", 1),
     "put": lambda txn: txn.kv.put("n", 1),
     "discard": lambda txn: txn.kv.discard("n"),
+    "clear": lambda txn: txn.kv.clear("n"),
 }
 
 

@@ -59,6 +59,7 @@ WRITES: dict[str, Callable[[Any], Any]] = {
     "add to what expires": lambda t: t.kv.add("brief", 2),
     "merge": lambda t: t.kv.merge("d", {"b": b"2"}),
     "kv.delete": lambda t: t.kv.delete("k"),
+    "kv.clear": lambda t: t.kv.clear("k"),
     "discard": lambda t: t.kv.discard("k"),
     "append": lambda t: t.events.append("t", {"a": 1}),
     "append twice": lambda t: (t.events.append("t"), t.events.append("u")),

@@ -17,7 +17,7 @@ from inmem.aio.facade_sets import (
 )
 from inmem.engines.base import Batches, Draft, MomentView, Sink
 from inmem.host.interrupts import OURS
-from inmem.steps import Steps, Streamed
+from inmem.stepping import Steps, Streamed
 
 OURS.add(__name__)  # an error that comes by here is the engine's
 

@@ -18,7 +18,7 @@ from inmem.aio.wrapping import without_example
 from inmem.errors import ConflictError, InvalidInputError
 from inmem.host.interrupts import awaited
 from inmem.primitives.byrun import ByRun
-from inmem.steps import Pause, Raised, Steps, Until, at_once
+from inmem.stepping import Pause, Raised, Steps, Until, at_once
 
 SYNC = generate.facades()
 

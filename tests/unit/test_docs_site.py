@@ -231,6 +231,7 @@ def test_what_json_gives_is_what_is_told(scratch: Path, monkeypatch: pytest.Monk
         ask("kv get", "r", "goal", "-d", "./data")
         ask("lease release", "r", "deploy", "-d", "./data")
         ask("kv del", "r", "goal", "-d", "./data")
+        ask("kv clear", "r", "booked", "-d", "./data")
         ask("queue put", "r", "mail", "1", "-d", "./data")
         for name in ("queue counts", "queue peek", "queue dead"):
             ask(name, "r", "mail", "-d", "./data")

@@ -49,6 +49,7 @@ TREE: dict[str, tuple[str, str, bool, tuple[str, ...]]] = {
     "LeaseHeldError": ("RetryableError", "lease_held", True, ("name", "holder", "expires_at")),
     "CommitUnknownError": ("InmemError", "commit_unknown", False, ("commit_id",)),
     "WaitTimeoutError": ("InmemError", "wait_timeout", False, ()),
+    "StepFailedError": ("InmemError", "step_failed", False, ("step",)),
     "WriterUnavailableError": ("InmemError", "writer_unavailable", True, ("path",)),
     "DatabaseGoneError": ("InmemError", "database_gone", False, ("path",)),
     "StoreFullError": ("InmemError", "store_full", False, ("used_bytes", "quota_bytes")),

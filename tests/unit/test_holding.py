@@ -16,7 +16,7 @@ from support import wait_until
 from inmem.errors import InvalidInputError, JobLostError, WriterUnavailableError
 from inmem.primitives import holding
 from inmem.primitives.holding import Holding, Loss, Renewals
-from inmem.steps import Steps
+from inmem.stepping import Steps
 
 
 class Hit(BaseException):

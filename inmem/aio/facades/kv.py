@@ -114,6 +114,10 @@ class AsyncKVWrites(AsyncFacade, Generic[V, N, B]):
         result: V = await self._sync.discard(key)
         return result
 
+    async def clear(self, prefix: str | None = None) -> N:
+        result: N = await self._sync.clear(prefix)
+        return result
+
 
 @documented(KV)
 class AsyncKV(AsyncKVReads, AsyncKVWrites[V, N, B]):
@@ -123,6 +127,10 @@ class AsyncKV(AsyncKVReads, AsyncKVWrites[V, N, B]):
 @documented(RunKV)
 class AsyncRunKV(AsyncKV[int, rules.Number, bool]):
     __slots__ = ()
+
+    async def clear(self, prefix: str | None = None) -> int:
+        result: int = await self._sync.clear(prefix)
+        return result
 
     async def wait(
         self, key: str, *, after: int | None = None, timeout_s: float | None = None
@@ -173,6 +181,7 @@ class AsyncKVStore(ByRun[AsyncRunKV]):
     merge = by_run(AsyncRunKV.merge)
     delete = by_run(AsyncRunKV.delete)
     discard = by_run(AsyncRunKV.discard)
+    clear = by_run(AsyncRunKV.clear)
     transaction = by_run(AsyncRunKV.transaction)
     wait = by_run(AsyncRunKV.wait)
     watch = by_run(AsyncRunKV.watch)
@@ -191,3 +200,4 @@ class AsyncPipelineKV(ByRun[AsyncPipedKV]):
     merge = by_run(AsyncPipedKV.merge)
     delete = by_run(AsyncPipedKV.delete)
     discard = by_run(AsyncPipedKV.discard)
+    clear = by_run(AsyncPipedKV.clear)

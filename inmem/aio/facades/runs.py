@@ -10,7 +10,8 @@ from typing import Any
 from inmem.aio.wrapping import AsyncFacade, Each, documented
 from inmem.primitives.byrun import ByRun, Host, OfRun, by_run
 from inmem.primitives.leases.shown import Lease
-from inmem.primitives.runs.facade import TERMINAL, CreateRunOptions, RunIndex, RunRuns, Runs
+from inmem.primitives.runs.facade import CreateRunOptions, RunIndex, RunRuns, Runs
+from inmem.primitives.runs.pruning import TERMINAL
 from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
 
@@ -136,6 +137,15 @@ class AsyncRunRuns(AsyncRuns):
         result: builtins.list[str] = await self._sync.fail_stale(error=error, older_than_s=older_than_s)
         return result
 
+    async def prune(
+        self, *, status: RunStatus | Iterable[RunStatus] = TERMINAL, older_than_s: float | timedelta = 0,
+        keep_last: int = 0,
+    ) -> builtins.list[DeletedRun]:
+        result: builtins.list[DeletedRun] = await self._sync.prune(
+            status=status, older_than_s=older_than_s, keep_last=keep_last
+        )
+        return result
+
 
 @documented(RunIndex)
 class AsyncRunIndex(ByRun[AsyncRunRuns]):
@@ -218,4 +228,13 @@ class AsyncRunIndex(ByRun[AsyncRunRuns]):
         self, *, error: str = "its owner has left", older_than_s: float | timedelta = 0
     ) -> builtins.list[str]:
         result: builtins.list[str] = await self._sync.fail_stale(error=error, older_than_s=older_than_s)
+        return result
+
+    async def prune(
+        self, *, status: RunStatus | Iterable[RunStatus] = TERMINAL, older_than_s: float | timedelta = 0,
+        keep_last: int = 0,
+    ) -> builtins.list[DeletedRun]:
+        result: builtins.list[DeletedRun] = await self._sync.prune(
+            status=status, older_than_s=older_than_s, keep_last=keep_last
+        )
         return result

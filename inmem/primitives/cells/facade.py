@@ -31,7 +31,7 @@ from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.cells import rules
 from inmem.primitives.cells.rules import State
 from inmem.record import payload_of, timestamp_of
-from inmem.steps import FacadeWaits, Pause, Raised, Steps
+from inmem.stepping import FacadeWaits, Pause, Raised, Steps
 from inmem.values import decode
 
 T = TypeVar("T")

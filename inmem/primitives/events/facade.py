@@ -31,7 +31,7 @@ from inmem.primitives.events.rules import (
     verify,
 )
 from inmem.record import payload_of
-from inmem.steps import FacadeWaits, Streamed, Until
+from inmem.stepping import FacadeWaits, Streamed, Until
 from inmem.writeset import check_weight
 
 A = TypeVar("A")  # where an event went, or what will say so

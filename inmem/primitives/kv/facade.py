@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from inmem import values
 from inmem.client.retry import deadline_in
+from inmem.config import CLEAR_LIMIT
 from inmem.engines.base import Item, Sink, View
 from inmem.errors import InvalidInputError, InvalidValueError
 from inmem.host.interrupts import let_through
@@ -30,7 +31,7 @@ from inmem.primitives.kv.versioned import versioned
 from inmem.primitives.kv.watching import Change as Change
 from inmem.primitives.kv.watching import Seen
 from inmem.record import expires_at, payload_of
-from inmem.steps import FacadeWaits
+from inmem.stepping import FacadeWaits, Steps
 from inmem.values import decode
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT
 
@@ -253,6 +254,29 @@ class KVWrites(Generic[V, N, B]):
         version: V = self._sink.write([[OP_DELETE, self._head + encode_name(key)]])
         return version
 
+    def clear(self, prefix: str | None = None) -> N:
+        """Remove the entries whose keys start with `prefix`, or all; how many. Cost: about 5 µs an entry.
+
+        One commit of at most 4,000 entries, which never conflicts; in a
+        transaction that has read one of them too it does. Outside of
+        transactions and pipelines more entries go in several commits, in byte
+        order, and others see that some are gone.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     version = db.kv.put_many("run-1", {"draft/1": "a", "draft/2": "b", "final": "c"})
+        ...     db.kv.clear("run-1", "draft/"), db.kv.list("run-1")
+        (2, ['final'])
+
+        Raises:
+            LimitError: more than 4,000 in a transaction or pipeline; nothing is removed.
+        """
+        removed: N = self._sink.call("kv.clear", self._to_clear(prefix, False), PendingNumber)
+        return removed
+
+    def _to_clear(self, prefix: str | None, is_part: bool) -> builtins.list[Any]:
+        return [self._head[: self._head.index(0)], encode_prefix(prefix), is_part]
+
 
 class KV(KVReads, KVWrites[V, N, B]):
     """One run's entries."""
@@ -275,6 +299,20 @@ class RunKV(KV[int, rules.Number, bool]):
         super().__init__(view, sink, prefix)
         self._transact = transact
         self._waits = waits
+
+    def clear(self, prefix: str | None = None) -> int:
+        removed: int = self._sink.drive(self._clearing(self._to_clear(prefix, True)))
+        return removed
+
+    clear.__doc__ = KVWrites.clear.__doc__
+
+    def _clearing(self, arguments: builtins.list[Any]) -> Steps[int]:
+        removed = 0
+        while True:
+            some: int = yield self._sink.call("kv.clear", arguments, PendingNumber)
+            removed += some
+            if some < CLEAR_LIMIT:
+                return removed
 
     def wait(
         self, key: str, *, after: int | None = None, timeout_s: float | None = None
@@ -406,6 +444,7 @@ class KVStore(ByRun[RunKV]):
     merge = by_run(RunKV.merge)
     delete = by_run(RunKV.delete)
     discard = by_run(RunKV.discard)
+    clear = by_run(RunKV.clear)
     transaction = by_run(RunKV.transaction)
     wait = by_run(RunKV.wait)
     watch = by_run(RunKV.watch)
@@ -425,6 +464,7 @@ class PipelineKV(ByRun[PipedKV]):
     merge = by_run(PipedKV.merge)
     delete = by_run(PipedKV.delete)
     discard = by_run(PipedKV.discard)
+    clear = by_run(PipedKV.clear)
 
 
 def _fields(sink: Sink, fields: Mapping[str, Any]) -> bytes:

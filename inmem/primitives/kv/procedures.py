@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, Final
 
-from inmem.commit.arguments import check_name, check_time, check_type
+from inmem.commit.arguments import check_name, check_prefix, check_time, check_type
 from inmem.commit.footprint import Footprint, exactly
 from inmem.commit.workspace import Workspace
-from inmem.errors import InvalidInputError, InvariantError
-from inmem.keys import MAX_KEY_BYTES, MAX_NAME_BYTES, Key, TypeTag
+from inmem.config import CLEAR_LIMIT
+from inmem.errors import InvalidInputError, InvariantError, LimitError
+from inmem.keys import MAX_KEY_BYTES, MAX_NAME_BYTES, Key, TypeTag, range_of
 from inmem.primitives.importing import importing_records, parts, past
 from inmem.primitives.kv import rules
 from inmem.record import expires_at, payload_of
@@ -50,6 +52,37 @@ def delete(workspace: Workspace, key: bytes) -> bool:
     return True
 
 
+def clear(workspace: Workspace, prefix: bytes, names: bytes, is_part: bool) -> int:
+    """Remove the entries whose keys begin with `names`; how many. With `is_part`, some if there are many.
+
+    Raises:
+        LimitError: there are more, and all were to go.
+    """
+    check_prefix(prefix)
+    check_type("names", names, bytes)
+    check_type("is_part", is_part, bool)
+    if len(names) > MAX_NAME_BYTES:
+        raise InvalidInputError("names is longer than a key can be", argument="names")
+    start, end = range_of(prefix, TypeTag.KV, names)
+    workspace.check_open(start)
+    keys = [key for key, _ in islice(workspace.scan(start, end), CLEAR_LIMIT + 1)]
+    if len(keys) > CLEAR_LIMIT:
+        if not is_part:
+            raise LimitError(
+                f"more than {CLEAR_LIMIT} entries would go in one commit", what="entries",
+                limit=CLEAR_LIMIT, hint="Call it outside of transactions and pipelines.",
+            )
+        keys.pop()
+    for key in keys:
+        workspace.delete(key)
+    return len(keys)
+
+
+def clear_footprint(prefix: bytes, names: bytes, *_: Any) -> Footprint:
+    """Of `clear`: the entries of that range."""
+    return Footprint.of(range_of(prefix, TypeTag.KV, names))
+
+
 def footprint(key: bytes, *_: Any) -> Footprint:
     """Of an entry's procedures: the entry."""
     return Footprint.of(exactly(key))
@@ -79,6 +112,7 @@ def _check_kv_key(key: object) -> None:
 PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
     "import.entries": import_entries,
     "kv.add": add,
+    "kv.clear": clear,
     "kv.delete": delete,
     "kv.merge": merge,
 }
@@ -88,6 +122,7 @@ WRITE_WHOLE: Final = frozenset({"kv.merge"})
 
 FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = {
     "kv.add": footprint,
+    "kv.clear": clear_footprint,
     "kv.delete": footprint,
     "kv.merge": footprint,
 }

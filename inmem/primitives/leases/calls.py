@@ -31,7 +31,7 @@ from inmem.primitives.leases import rules
 from inmem.primitives.leases.rules import LeaseRecord
 from inmem.primitives.leases.shown import Lease
 from inmem.record import payload_of
-from inmem.steps import FacadeWaits, Steps, Until
+from inmem.stepping import FacadeWaits, Steps, Until
 from inmem.writeset import OP_CALL
 
 _FOR_EVER_US: Final = 1 << 60

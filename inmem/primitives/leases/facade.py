@@ -32,7 +32,7 @@ from inmem.primitives.leases.calls import (
 from inmem.primitives.leases.held import HeldLease
 from inmem.primitives.leases.shown import Lease, lease_of
 from inmem.record import payload_of
-from inmem.steps import FacadeWaits
+from inmem.stepping import FacadeWaits
 
 B = TypeVar("B")  # whether a lease was held, or what will say so
 Seconds = float | timedelta

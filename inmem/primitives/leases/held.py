@@ -11,7 +11,7 @@ from inmem.pending import Pending
 from inmem.primitives.holding import Holding, Loss, drop, insisted, keep
 from inmem.primitives.leases.calls import LeaseCalls, LeaseHolder, Taken, as_wish, lost
 from inmem.primitives.leases.shown import Lease
-from inmem.steps import Steps
+from inmem.stepping import Steps
 
 R = TypeVar("R")
 

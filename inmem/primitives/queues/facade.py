@@ -45,7 +45,7 @@ from inmem.primitives.queues.reads import (
     takers_name,
 )
 from inmem.primitives.queues.shown import Job
-from inmem.steps import FacadeWaits, Inner, Steps, Streamed, Until
+from inmem.stepping import FacadeWaits, Inner, Steps, Streamed, Until
 from inmem.values import decode
 
 LEASE_S: Final = 30.0

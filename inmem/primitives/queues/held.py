@@ -13,7 +13,7 @@ from inmem.host.clock import boot_us
 from inmem.host.interrupts import let_through
 from inmem.primitives.holding import Holding, insisted
 from inmem.primitives.queues.shown import Job
-from inmem.steps import FacadeWaits, Steps
+from inmem.stepping import FacadeWaits, Steps
 
 
 class OfQueues(Protocol):

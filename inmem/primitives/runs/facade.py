@@ -29,14 +29,12 @@ from inmem.primitives.byrun import ByRun, Host, OfRun, by_run
 from inmem.primitives.leases.shown import Lease
 from inmem.primitives.runs import rules
 from inmem.primitives.runs.owners import OWNER, check_older, failing, finding
+from inmem.primitives.runs.pruning import TERMINAL as TERMINAL
+from inmem.primitives.runs.pruning import check_ended, check_kept, pruning
 from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
 from inmem.record import expires_at
-from inmem.steps import FacadeWaits, Steps
-
-TERMINAL: Final = frozenset({
-    RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.ARCHIVED
-})  # statuses in which nobody works on a run any more
+from inmem.stepping import FacadeWaits, Steps
 
 _EMPTY: Final = values.encode({})
 _COUNTS: Final = 4  # attempts at counting a large run that others write into; then the writer counts it
@@ -103,7 +101,7 @@ class Runs(RunReads):
             InvalidTransitionError: the table does not allow it; nothing is changed.
             RunNotFoundError: the run was never created.
         """
-        return self._update(status=_status(status), error=_error(error))
+        return self._update(status=rules.check_status(status, "status"), error=_error(error))
 
     def complete_run(self) -> RunMetadata:
         """Active to completed; errors of `update_status`."""
@@ -241,7 +239,7 @@ class RunRuns(Runs):
             RunDeletedError: the run was deleted.
         """
         self._own()
-        wanted = _statuses(until)
+        wanted = rules.check_statuses(until, "until")
 
         def look(view: Any) -> RunMetadata | None:
             run: RunMetadata | None = view.runs.get_run()
@@ -295,6 +293,35 @@ class RunRuns(Runs):
         steps = failing(self._host, self._view, _required_error(error), older_us)
         failed: builtins.list[str] = self._waits.drive(steps)
         return failed
+
+    def prune(
+        self, *, status: RunStatus | Iterable[RunStatus] = TERMINAL, older_than_s: float | timedelta = 0,
+        keep_last: int = 0,
+    ) -> builtins.list[DeletedRun]:
+        """Delete runs that have ended, for good; what that removed, in the order of their last changes.
+
+        Of the runs of some statuses, by default of all that end a run, those
+        that were last changed more than `older_than_s` ago, but for the
+        `keep_last` of them that were changed last. Each is deleted as by
+        `delete_run`, in a commit of its own. Cost: about 10 µs for each run
+        of these statuses, and that of the deletions.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     for name in ("one", "two", "three"):
+        ...         run = db.runs.create_run(run_id=name)
+        ...         run = db.runs.complete_run(name)
+        ...     [gone.run_id for gone in db.runs.prune(keep_last=1)], db.runs.list_runs()
+        (['one', 'two'], ['three'])
+
+        Raises:
+            InvalidInputError: a status of runs that may be worked on, or another argument is wrong.
+        """
+        ended = check_ended(rules.check_statuses(status, "status"))
+        older_us, kept = check_older(older_than_s), check_kept(keep_last)
+        steps = pruning(self._host, self._view, ended, older_us, kept)
+        deleted: builtins.list[DeletedRun] = self._waits.drive(steps)
+        return deleted
 
 
 class RunIndex(ByRun[RunRuns]):
@@ -424,23 +451,22 @@ class RunIndex(ByRun[RunRuns]):
         return self._any().get_stats()
 
     def stale(self, older_than_s: float | timedelta = 0) -> builtins.list[Lease]:
-        """The leases of active runs that ran out so long ago, the first of them first. See `claim`.
-
-        A run that nobody has claimed, or whose owner has released it, is not
-        among them. Cost: about 30 µs for each active run.
-        """
         return self._any().stale(older_than_s)
 
     def fail_stale(
         self, *, error: str = "its owner has left", older_than_s: float | timedelta = 0
     ) -> builtins.list[str]:
-        """Fail the runs that `stale` finds; their ids. Cost: that of `stale`, and a transaction for each.
-
-        Each transaction looks at run and lease again, so an owner who renews
-        in between keeps his run. It releases the lease: what an owner who
-        wakes up later commits under it is refused.
-        """
         return self._any().fail_stale(error=error, older_than_s=older_than_s)
+
+    def prune(
+        self, *, status: RunStatus | Iterable[RunStatus] = TERMINAL, older_than_s: float | timedelta = 0,
+        keep_last: int = 0,
+    ) -> builtins.list[DeletedRun]:
+        return self._any().prune(status=status, older_than_s=older_than_s, keep_last=keep_last)
+
+    for _same in (stale, fail_stale, prune):
+        _same.__doc__ = getattr(RunRuns, _same.__name__).__doc__
+    del _same
 
     def _any(self) -> RunRuns:
         return self._of("-")  # the call concerns all runs: any run's facade will do
@@ -448,18 +474,6 @@ class RunIndex(ByRun[RunRuns]):
 
 def _itself(run: RunMetadata) -> RunMetadata:
     return run
-
-
-def _statuses(until: object) -> frozenset[RunStatus]:
-    given = (until,) if isinstance(until, str) or not isinstance(until, Iterable) else until
-    statuses = frozenset(rules.check_status(status, "until") for status in given)
-    if not statuses:
-        raise InvalidInputError("until must name a status", argument="until")
-    return statuses
-
-
-def _status(status: object) -> RunStatus:
-    return rules.check_status(status, "status")
 
 
 def _error(error: object) -> str | None:
@@ -482,5 +496,3 @@ def _required_metadata(metadata: object) -> dict[str, Any]:
     if metadata is None:
         raise InvalidInputError("metadata must be a mapping with str keys", argument="metadata")
     return check_metadata(metadata)
-
-

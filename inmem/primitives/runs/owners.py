@@ -13,7 +13,7 @@ from inmem.host.interrupts import let_through
 from inmem.primitives.byrun import Host
 from inmem.primitives.leases.shown import Lease
 from inmem.primitives.runs.rules import RunStatus
-from inmem.steps import Steps, Until
+from inmem.stepping import Steps, Until
 
 OWNER: Final = "@run"  # the name of the lease; users may hold, renew and release it as any other
 

@@ -10,7 +10,7 @@ Payload of a run record, MessagePack:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -70,6 +70,19 @@ def check_status(status: object, argument: str) -> RunStatus:
         return RunStatus(status)
     names = ", ".join(s.name for s in RunStatus)
     raise InvalidInputError(f"{argument} must be one of {names}, not {shorten(status)}", argument=argument)
+
+
+def check_statuses(given: object, argument: str) -> frozenset[RunStatus]:
+    """One status, or some of them.
+
+    Raises:
+        InvalidInputError: none, or one that is no status.
+    """
+    some = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given
+    statuses = frozenset(check_status(status, argument) for status in some)
+    if not statuses:
+        raise InvalidInputError(f"{argument} must name a status", argument=argument)
+    return statuses
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.traces import rules
 from inmem.primitives.traces.rules import Body, Trace, TraceTree
 from inmem.record import payload_of, version_of
-from inmem.steps import FacadeWaits, Streamed, at_once
+from inmem.stepping import FacadeWaits, Streamed, at_once
 from inmem.writeset import check_weight
 
 T = TypeVar("T")

@@ -1,0 +1,54 @@
+"""What all adapters share: names and values of others, which know none of the limits of this store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+PART_BYTES: Final = 4 * 1024 * 1024  # of a value that is stored in parts
+WHOLE_BYTES: Final = 8 * 1024 * 1024  # of the values of one commit: what does not fit is stored so
+
+
+def hashed(name: str) -> str:
+    """A name of any length and any characters as 32 that a key can have. Keep the original in the value.
+
+    It is BLAKE2b of 16 bytes: no two names of a store have the same.
+    """
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+class Packed:
+    """Values of one commit as they are stored: `[type, bytes]`, or `[type, token, number of parts]`.
+
+    The parts of a long one are entries of their own, under `p/token/number`, and must be stored before
+    what names them. Parts that nothing names are of a program that died in the middle.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[str, bytes]] = []
+        self._left = WHOLE_BYTES
+
+    def add(self, kind: str, data: bytes) -> list[Any]:
+        """What is stored for a value."""
+        if len(data) <= self._left:
+            self._left -= len(data)
+            return [kind, data]
+        token = os.urandom(12).hex()
+        starts = range(0, len(data), PART_BYTES)
+        self.parts += [(part_key(token, n), data[at : at + PART_BYTES]) for n, at in enumerate(starts)]
+        return [kind, token, len(starts)]
+
+
+def unpacked(entry: list[Any], read: Callable[[str], Any]) -> tuple[str, bytes]:
+    """Type and bytes of a stored value; `read` gives the part under a key."""
+    if len(entry) == 2:
+        return entry[0], entry[1]
+    kind, token, count = entry
+    return kind, b"".join(read(part_key(token, n)) for n in range(count))
+
+
+def part_key(token: str, number: int) -> str:
+    """Where a part of a value is."""
+    return f"p/{token}/{number:06}"
