@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import inmem
 import inmem.aio
 import inmem.exchange
+import inmem.steps
 from inmem import errors
 from inmem.cli.app import app
 from inmem.config import (
@@ -109,6 +110,7 @@ def test_every_public_name_is_in_the_reference() -> None:
         "inmem.primitives.queues.facade.RunQueues",
     }
     wanted |= {f"inmem.exchange.{name}" for name in inmem.exchange.__all__}
+    wanted |= {f"inmem.steps.{name}" for name in inmem.steps.__all__}
     wanted |= {f"inmem.aio.{name}" for name in vars(inmem.aio) if name == "open" or name.startswith("Async")}
     assert set(named) == wanted | {"inmem.errors"}  # which shows all of its own
 
