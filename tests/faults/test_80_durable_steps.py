@@ -1,4 +1,4 @@
-"""Fault 73: workers and writers are killed in durable programs; each step is recorded once, and all end."""
+"""Fault 80: workers and writers are killed in durable programs; each step is recorded once, and all end."""
 
 from __future__ import annotations
 
