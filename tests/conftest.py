@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import forked
+import forked_programs
 import pytest
 from hypothesis import HealthCheck, settings
 from left_behind import Session, files_left, open_files
@@ -23,6 +24,7 @@ import inmem
 sys.dont_write_bytecode = False
 
 forked.make_commands_once()  # before anything imports `typer.testing`
+forked_programs.install()
 
 # The same examples in every run, and a blob to repeat a failure with. Processes
 # and files make an example's time vary: no deadline for one.
@@ -52,6 +54,15 @@ def test_session() -> Iterator[Session]:
     yield session
     found = session.end()
     assert not found, "left behind by these tests:\n" + "\n".join(found)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def real_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where a module says so, writers and helpers are programs that are started: see `forked_programs`."""
+    before = forked.programs.real
+    forked.programs.real = before or getattr(request.module, "REAL_PROGRAMS", False)
+    yield
+    forked.programs.real = before
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,10 +100,11 @@ def place(test_session: Session) -> Iterator[Path]:
     path = test_session.scratch()
     try:
         yield path
-        found = leftovers(path)
     finally:
-        leftovers(path)
-        shutil.rmtree(path, ignore_errors=True)
+        try:
+            found = leftovers(path)
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
     assert not found, found
 
 
