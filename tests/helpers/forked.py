@@ -227,6 +227,8 @@ def serve(place: str, modules: Sequence[str]) -> int:
         make_commands_once()
     for module in modules:
         importlib.import_module(module)
+    if "inmem.exports" in modules:
+        assert sys.modules["inmem"].Database  # which takes all names from there
     if "inmem.cli.app" in modules:
         sys.modules["typer.main"].get_command(sys.modules["inmem.cli.app"].app)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
