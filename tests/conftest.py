@@ -24,7 +24,6 @@ import inmem
 sys.dont_write_bytecode = False
 
 forked.make_commands_once()  # before anything imports `typer.testing`
-forked_programs.install()
 
 # The same examples in every run, and a blob to repeat a failure with. Processes
 # and files make an example's time vary: no deadline for one.
@@ -66,6 +65,7 @@ def test_session() -> Iterator[Session]:
     """This run as a whole: when it ends, nothing of it is left on the machine."""
     session = Session()
     session.begin()
+    forked_programs.install()
     yield session
     found = session.end()
     assert not found, "left behind by these tests:\n" + "\n".join(found)

@@ -74,7 +74,8 @@ class Source:
 
     def __init__(self, modules: Sequence[str], like: str = "", place: str = "") -> None:
         """It imports these modules. With a place: one that another process has started there."""
-        self.like = like  # what the process was started with: see `forked_programs`
+        self.like = like  # how the process starts: see `forked_programs`
+        self.environment: dict[str, str] | None = None  # that it starts with; by default that of this process
         self.place = place
         self._modules = modules
         self._process: subprocess.Popen[bytes] | None = None
@@ -88,17 +89,18 @@ class Source:
         made.connect(f"{self.place}/socket")
         return made
 
-    def start(self, env: Mapping[str, str] | None = None, like: str = "") -> None:
+    def start(self) -> None:
         """Unless it runs."""
         with self._starting:
             if not self._others and (self._process is None or self._process.poll() is not None):
-                self._start(env)
-                self.like = like
+                self._start()
 
-    def _start(self, env: Mapping[str, str] | None) -> None:
+    def _start(self) -> None:
         self.place = tempfile.mkdtemp(prefix="forked-", dir="/tmp")
         words = [sys.executable, __file__, self.place, ",".join(self._modules), "x" * _ROOM]
-        self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True, env=env)
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, start_new_session=True, env=self.environment
+        )
         deadline = time.monotonic() + _START_S
         while not os.path.exists(f"{self.place}/ready"):
             if self._process.poll() is not None or time.monotonic() > deadline:

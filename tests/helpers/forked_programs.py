@@ -25,6 +25,7 @@ from typing import IO, Any
 import forked
 from forked import Forked, Source, programs
 
+from inmem.host.files import python_environment
 from inmem.maintenance import process
 
 _DECIDING = ("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LC_", "LANG", "TZ", "INMEM_FAILPOINT", "INMEM_PYTHON")
@@ -36,12 +37,8 @@ _plain = os.posix_spawnp
 
 
 def starts_alike(program: Any, environment: Mapping[str, str], source: Source) -> bool:
-    """Whether a program would start as the source did, which is started if there is none."""
-    if programs.real or program != sys.executable:
-        return False
-    like = surroundings(environment)
-    source.start(environment, like)
-    return like == source.like
+    """Whether a program would start as the source does, whatever a test has changed."""
+    return not programs.real and program == sys.executable and surroundings(environment) == source.like
 
 
 def surroundings(environment: Mapping[str, str]) -> str:
@@ -58,7 +55,11 @@ def surroundings(environment: Mapping[str, str]) -> str:
 
 
 def install() -> None:
-    """From now on these programs of this process are forked off."""
+    """From now on these programs of this process are forked off, while they would start as they do now."""
+    environment = python_environment()
+    for source, more in ((forked.writers, {"PYTHONSAFEPATH": "1"}), (forked.helpers, {})):
+        source.environment = environment | more
+        source.like = surroundings(source.environment)
     fork_writers_off(forked.writers)
     fork_helpers_off(forked.helpers)
 
