@@ -205,7 +205,8 @@ def test_invariant_11_length_and_head_agree_with_the_events(db: inmem.Database) 
         db.events.append(run, "t", i)
 
 
-def test_invariant_11_also_after_recovery(store_path: Path) -> None:
+def test_invariant_11_also_after_recovery(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INMEM_LINGER_S", "0.1")  # the writer is waited for
     with inmem.open(store_path) as db:
         db.events.append_many("r", [("t", i) for i in range(20)])
         db.kv.put("r", "k", 1)

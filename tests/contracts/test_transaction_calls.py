@@ -366,24 +366,24 @@ class TestTimes:
 
 
 class TestOwnExpiry:
-    @pytest.mark.parametrize("look", [
-        lambda txn: txn.kv.get("k"), lambda txn: txn.kv.list(), lambda txn: txn.kv.add("k", 0),
-        lambda txn: None,
-    ])
-    def test_an_own_entry_lasts_from_the_commit(
-        self, shared_db: inmem.Database, run: str, look: Any
-    ) -> None:
+    def test_an_own_entry_lasts_from_the_commit(self, shared_db: inmem.Database, run: str) -> None:
         """However long the transaction takes, and whether it was seen in there."""
-        txn = shared_db.transaction(run)
-        txn.kv.put("k", 1, ttl=1.0)
-        look(txn)
+        looks: list[Callable[[inmem.Transaction], object]] = [
+            lambda txn: txn.kv.get("k"), lambda txn: txn.kv.list(), lambda txn: txn.kv.add("k", 0),
+            lambda txn: None,
+        ]  # fmt: skip
+        begun = {f"{run}-{number}": shared_db.transaction(f"{run}-{number}") for number in range(len(looks))}
+        for look, txn in zip(looks, begun.values(), strict=True):
+            txn.kv.put("k", 1, ttl=1.0)
+            look(txn)
         time.sleep(1.1)
-        assert txn.kv.get("k") == 1 and txn.kv.list() == ["k"]
-        pending = txn.kv.add("k", 5)
-        txn.commit()
-        left = shared_db.kv.ttl(run, "k")
-        assert (pending.value, shared_db.kv.get(run, "k")) == (6, 6)
-        assert left is not None and 0 < left <= 1.0
+        for one, txn in begun.items():
+            assert txn.kv.get("k") == 1 and txn.kv.list() == ["k"]
+            pending = txn.kv.add("k", 5)
+            txn.commit()
+            left = shared_db.kv.ttl(one, "k")
+            assert (pending.value, shared_db.kv.get(one, "k")) == (6, 6)
+            assert left is not None and 0 < left <= 1.0
 
     def test_a_stored_entry_stays_as_the_snapshot_has_it(self, shared_db: inmem.Database, run: str) -> None:
         shared_db.kv.put(run, "k", 1, ttl=0.05)

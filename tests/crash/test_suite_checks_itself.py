@@ -16,6 +16,8 @@ from support import TESTS, alive, kill, wait_until
 
 import inmem
 
+REAL_PROGRAMS = True  # signs of programs are what is tested
+
 LEAVES = '''
 import os, subprocess, sys, tempfile
 from pathlib import Path

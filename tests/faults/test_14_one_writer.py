@@ -31,6 +31,8 @@ import inmem
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
 
+REAL_PROGRAMS = True  # how writers are started is what is tested
+
 PROGRAMS = 10
 
 

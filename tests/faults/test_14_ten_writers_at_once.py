@@ -15,6 +15,8 @@ from support import epoch, kill_writer, launches_held, stop_writer, wait_until, 
 
 import inmem
 
+REAL_PROGRAMS = True  # how writers are started is what is tested
+
 TRIALS = int(os.environ.get("INMEM_TEST_TRIALS", "1"))
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import inmem
 
+REAL_PROGRAMS = True  # no file is left to tell another process
+
 FILES = """
 import os, resource, sys, time
 import inmem

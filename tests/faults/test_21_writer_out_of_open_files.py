@@ -14,6 +14,8 @@ from support import Workers, alive, control_state, wait_until, writer_pid
 
 import inmem
 
+REAL_PROGRAMS = True  # what a writer has open is counted
+
 
 def test_a_writer_that_runs_out_of_open_files(store_path: Path, workers: Workers) -> None:
     """More connections than it may have: it lives, those it has are served, and newcomers after them."""

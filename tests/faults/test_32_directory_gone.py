@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,33 +77,51 @@ def path(scratch: Path) -> Path:
 
 def seconds_to(call: Callable[[], object]) -> float:
     """How long until a call that is repeated says that the directory is gone; other errors fail."""
+    now = time.monotonic()
+    return seconds_to_each({"": call}, {"": now})[""]
+
+
+def seconds_to_each(calls: dict[str, Callable[[], object]], since: dict[str, float]) -> dict[str, float]:
+    """The same of calls on different stores, which are repeated in turn, each since its moment."""
+    took: dict[str, float] = {}
     began = time.monotonic()
     while time.monotonic() - began < 30:
-        try:
-            call()
-        except inmem.DatabaseGoneError:
-            return time.monotonic() - began
-        except inmem.CommitUnknownError as error:  # of the commit that was under way at that moment
-            assert "removed" in str(error) or "made anew" in str(error)
+        for name in calls.keys() - took.keys():
+            try:
+                calls[name]()
+            except inmem.DatabaseGoneError:
+                took[name] = time.monotonic() - since[name]
+            except inmem.CommitUnknownError as error:  # of the commit that was under way at that moment
+                assert "removed" in str(error) or "made anew" in str(error)
+        if len(took) == len(calls):
+            return took
         time.sleep(0.005)
-    raise AssertionError("it was not noticed")
+    raise AssertionError(f"it was not noticed by {calls.keys() - took.keys()}")
 
 
-@pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("fate", FATES)
-def test_each_call_notices(path: Path, fate: Callable[[Path], None], name: str) -> None:
-    with inmem.open(path) as db:
-        db.kv.put("r", "k", 1)
-        assert db.kv.get("r", "k") == 1
-        fate(path)
-        took = seconds_to(lambda: CALLS[name](db))
-        assert took < NOTICED_S + SLACK_S
-        again = time.monotonic()
-        for call in CALLS.values():  # from then on at once
-            with pytest.raises(inmem.DatabaseGoneError) as error:
-                call(db)
-            assert error.value.path == str(path) and error.value.hint
-        assert time.monotonic() - again < NOTICED_S
+def test_each_call_notices(scratch: Path, fate: Callable[[Path], None]) -> None:
+    """By itself: each on a store of its own."""
+    with ExitStack() as stack:
+        stores: dict[str, inmem.Database] = {}
+        for name in CALLS:
+            (scratch / name / "parent").mkdir(parents=True)
+            db = stores[name] = stack.enter_context(inmem.open(scratch / name / "parent" / "data"))
+            db.kv.put("r", "k", 1)
+            assert db.kv.get("r", "k") == 1
+        since = {}
+        for name, db in stores.items():
+            fate(db.path)
+            since[name] = time.monotonic()
+        took = seconds_to_each({name: partial(CALLS[name], db) for name, db in stores.items()}, since)
+        assert max(took.values()) < NOTICED_S + SLACK_S, took
+        for db in stores.values():
+            again = time.monotonic()
+            for call in CALLS.values():  # from then on at once
+                with pytest.raises(inmem.DatabaseGoneError) as error:
+                    call(db)
+                assert error.value.path == str(db.path) and error.value.hint
+            assert time.monotonic() - again < NOTICED_S
 
 
 @pytest.mark.parametrize("fate", FATES)
@@ -193,16 +213,19 @@ def test_made_anew_by_another_process(path: Path, is_alive: bool) -> None:
 
 
 def test_how_long_it_takes(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found: dict[str, list[float]] = {"get": [], "put": []}
-    for number in range(4):
-        for name, times in found.items():
-            at = path.with_name(f"{name}-{number}")
-            with inmem.open(at) as db:
+    with ExitStack() as stack:
+        calls: dict[str, Callable[[], object]] = {}
+        since = {}
+        for number in range(4):
+            for name in ("get", "put"):
+                db = stack.enter_context(inmem.open(path.with_name(f"{name}-{number}")))
                 db.kv.put("r", "k", 1)
                 db.kv.get("r", "k")
+                calls[f"{name} {number}"] = partial(CALLS[name], db)
                 time.sleep(0.13 * number)
-                shutil.rmtree(at)
-                times.append(seconds_to(lambda db=db, name=name: CALLS[name](db)))
+                shutil.rmtree(db.path)
+                since[f"{name} {number}"] = time.monotonic()
+        took = seconds_to_each(calls, since)
     with capsys.disabled():
-        print({name: [round(took, 2) for took in times] for name, times in found.items()})
-    assert max(max(times) for times in found.values()) < NOTICED_S + SLACK_S
+        print({name: round(seconds, 2) for name, seconds in sorted(took.items())})
+    assert max(took.values()) < NOTICED_S + SLACK_S

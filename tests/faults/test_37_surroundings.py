@@ -21,6 +21,8 @@ from unit.test_cli import PROGRAM, environment
 
 import inmem
 
+REAL_PROGRAMS = True  # what a program inherits is what is tested
+
 USE = """
 import json, sys, time
 began = time.monotonic()

@@ -39,6 +39,12 @@ def with_tar(source: Path, target: Path) -> None:
     subprocess.run(f"tar -C '{source}' -cf - . | tar -C '{target}' -xf -", shell=True, check=True)
 
 
+@pytest.fixture(autouse=True)
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writers are waited for."""
+    monkeypatch.setenv("INMEM_LINGER_S", "0.2")
+
+
 COPIES = [cp_a, cp_al, in_place, with_tar]
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-import pytest
 from support import wait_until, writer_pid
 
 import inmem
@@ -25,34 +24,44 @@ def in_a_pipeline(db: inmem.Database, write: Callable[[inmem.Pipeline], object])
         write(pipe)
 
 
-WRITES: dict[str, Callable[[inmem.Database], object]] = {
-    "put": lambda db: db.kv.put(RUN, "key", 1, ttl=TTL_S),
-    "put_with_ttl": lambda db: db.run(RUN).kv.put_with_ttl("key", 1, timedelta(seconds=TTL_S)),
-    "put_many": lambda db: db.kv.put_many(RUN, {"key": 1, "other": 2}, ttl=TTL_S),
-    "transact": lambda db: db.transact(RUN, lambda txn: txn.kv.put("key", 1, ttl=TTL_S)),
-    "pipeline": lambda db: in_a_pipeline(db, lambda pipe: pipe.kv.put(RUN, "key", 1, ttl=TTL_S)),
-    "pipeline, many": lambda db: in_a_pipeline(db, lambda pipe: pipe.kv.put_many(RUN, {"key": 1}, ttl=TTL_S)),
+WRITES: dict[str, Callable[[inmem.Database, str], object]] = {  # each in a run of its own
+    "put": lambda db, run: db.kv.put(run, "key", 1, ttl=TTL_S),
+    "put_with_ttl": lambda db, run: db.run(run).kv.put_with_ttl("key", 1, timedelta(seconds=TTL_S)),
+    "put_many": lambda db, run: db.kv.put_many(run, {"key": 1, "other": 2}, ttl=TTL_S),
+    "transact": lambda db, run: db.transact(run, lambda txn: txn.kv.put("key", 1, ttl=TTL_S)),
+    "pipeline": lambda db, run: in_a_pipeline(db, lambda pipe: pipe.kv.put(run, "key", 1, ttl=TTL_S)),
+    "pipeline-many": lambda db, run: in_a_pipeline(
+        db, lambda pipe: pipe.kv.put_many(run, {"key": 1}, ttl=TTL_S)
+    ),
 }
 
 
-@pytest.mark.parametrize("name", WRITES)
-def test_while_the_writer_stands_still(db: inmem.Database, store_path: Path, name: str) -> None:
+def test_while_the_writer_stands_still(db: inmem.Database, store_path: Path) -> None:
     db.kv.put(RUN, "first", 0)
     pid = writer_pid(store_path)
     os.kill(pid, signal.SIGSTOP)
-    thread = threading.Thread(target=WRITES[name], args=(db,))
+    threads = [threading.Thread(target=write, args=(db, run)) for run, write in WRITES.items()]
     try:
-        thread.start()
+        for thread in threads:
+            thread.start()
         began = time.monotonic()
-        wait_until(lambda: time.monotonic() - began > WAITS_S, "it has waited for longer than it lasts")
-        assert db.kv.get(RUN, "key") is None
+        wait_until(lambda: time.monotonic() - began > WAITS_S, "they have waited for longer than they last")
+        assert not any(db.kv.list(run) for run in WRITES)
     finally:
         os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: db.kv.get(RUN, "key") == 1, "it is there")
-    left = db.kv.ttl(RUN, "key")
-    assert left is not None and 0 < left <= TTL_S
-    thread.join()
-    wait_until(lambda: db.kv.get(RUN, "key") is None, "it has expired")
+    left: dict[str, float | None] = {}
+
+    def are_there() -> bool:
+        for run in WRITES.keys() - left.keys():
+            if db.kv.get(run, "key") == 1:
+                left[run] = db.kv.ttl(run, "key")
+        return len(left) == len(WRITES)
+
+    wait_until(are_there, "they are there")
+    assert all(ttl is not None and 0 < ttl <= TTL_S for ttl in left.values()), left
+    for thread in threads:
+        thread.join()
+    wait_until(lambda: not any(db.kv.list(run) for run in WRITES), "they have expired")
 
 
 def test_in_a_transaction_that_takes_its_time(db: inmem.Database) -> None:

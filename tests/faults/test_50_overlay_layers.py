@@ -50,7 +50,10 @@ print("took", round(took, 2))
 
 @needs_root
 @pytest.mark.parametrize("where", ["same file system", "another file system"])
-def test_a_store_in_the_lower_layer(tmp_path: Path, where: str) -> None:
+def test_a_store_in_the_lower_layer(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INMEM_LINGER_S", "0.2")  # the writers are waited for
     unshare = shutil.which("unshare")
     if unshare is None:
         pytest.skip("unshare is not installed")

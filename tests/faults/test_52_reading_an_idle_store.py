@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from forked import run_command
 from small_disks import needs_root, read_only
-from support import kill_writer, stop_writer, wait_until, writer_pid
+from support import epoch, kill_writer, stop_writer, wait_until, writer_pid
 
 import inmem
 
@@ -52,12 +52,26 @@ def test_the_first_starts_a_writer_and_the_next_finds_it(idle: Path) -> None:
     second = get(idle)
     assert writer_pid(idle) == pid
     assert sum(file.stat().st_size for file in idle.rglob("*")) < size + 100_000
-    wait_until(lambda: not writer_pid(idle), "it leaves as one that a program started", 60)
+    stop_writer(idle)
     private = get(idle, "--no-writer")
     assert not writer_pid(idle)
     for what, (seconds, written) in (("first", first), ("second", second), ("private", private)):
         print(f"{what}: {seconds:.2f} s, {written:,} bytes to the disk by the command")
         assert written < 1_000_000
+
+
+def test_a_writer_that_a_command_started_leaves(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that a program started."""
+    monkeypatch.setenv("INMEM_LINGER_S", "0.2")
+    with inmem.open(store_path) as db:
+        db.kv.put("r", "key", "value")
+    stop_writer(store_path)
+    before = epoch(store_path)
+    get(store_path)
+    assert epoch(store_path) == before + 1
+    wait_until(lambda: not writer_pid(store_path), "it leaves")
 
 
 def test_an_image_in_memory_is_read_without_a_writer(idle: Path) -> None:

@@ -15,6 +15,8 @@ from support import writer_pid
 
 import inmem
 
+REAL_PROGRAMS = True  # what a writer costs is measured
+
 STORES = int(os.environ.get("INMEM_TEST_OPEN_STORES", "8"))
 MOST_CPU_S = 0.3  # to open one, of all processes that take part; twice what is promised, for a machine in use
 MOST_MIB = 14.25  # of memory of its own, that a writer has

@@ -15,6 +15,8 @@ from support import writer_pid
 import inmem
 from inmem.errors import BusyError, CommitUnknownError, ConflictError, InmemError
 
+REAL_PROGRAMS = True  # a handler raises in the middle of starting one, too
+
 pytestmark = [
     # What is raised inside a finalizer, Python reports and drops.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -13,6 +13,8 @@ from injecting import Interrupt, descriptors
 import inmem
 from inmem.host.files import FileLock
 
+REAL_PROGRAMS = True  # a handler raises in the middle of starting one, too
+
 pytestmark = [
     # What is raised inside a finalizer, Python reports and drops.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

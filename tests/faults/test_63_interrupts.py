@@ -19,6 +19,8 @@ from injecting import Interrupt, alarms, descriptors
 
 import inmem
 
+REAL_PROGRAMS = True  # a handler raises in the middle of starting one, too
+
 pytestmark = [
     # What is raised inside a finalizer, Python reports and drops.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -20,6 +20,8 @@ from support import wait_until, writer_pid
 import inmem
 from inmem.errors import BusyError, CommitUnknownError
 
+REAL_PROGRAMS = True  # a fork comes in the middle of starting one, too
+
 EVERY = 1 if os.environ.get("INMEM_EXHAUSTIVE") else 40  # of the places of opening a store
 SOON_S = 10.0
 

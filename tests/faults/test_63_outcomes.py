@@ -16,6 +16,8 @@ from support import wait_until, writer_pid
 import inmem
 from inmem.errors import CommitUnknownError, ConflictError
 
+REAL_PROGRAMS = True  # a handler raises in the middle of starting one, too
+
 RUN = "run"
 SOON_S = 10.0
 

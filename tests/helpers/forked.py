@@ -1,10 +1,10 @@
 """Programs that are forked off a process which has imported what they need: most of their time is importing.
 
-Each is a process of its own, with its own environment, directory, files and
-exit status, and inherits nothing that a test has open. What cannot be seen in
-it is how a Python program begins: its command line and what the kernel says of
-its environment are those of the process it comes from. What tests the
-beginning of a program, or finds it by these, starts a real one.
+Each is a process of its own, with its own environment, directory, files,
+command line and exit status, and inherits nothing that a test has open. What
+cannot be seen in it is how a Python program begins, and what the kernel says
+of its environment is that of the process it comes from. What tests the
+beginning of a program, or finds it by that, starts a real one.
 
 Run as a program it is that process. It listens at a socket, so that tests
 have nothing open of it, and ends with the process that started it.
@@ -13,6 +13,8 @@ have nothing open of it, and ends with the process that started it.
 from __future__ import annotations
 
 import atexit
+import ctypes
+import fcntl
 import functools
 import gc
 import importlib
@@ -35,9 +37,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-PRELOADED = ("inmem.exports", "inmem.cli.app", "rich.console", "typer.rich_utils", "support")
+COMMANDS = (
+    "inmem.exports", "inmem.cli.app", "rich.console", "typer.rich_utils", "support", "forked_programs"
+)  # fmt: skip
+WRITERS = ("inmem.writer.__main__",)
+HELPERS = tuple(f"inmem.maintenance.{name}" for name in ("__main__", "check", "backup", "salvage"))
 _LONGEST = 1 << 17  # bytes of a request
-_FILES = 4
+_FILES = 8
+_ABOVE = 64  # numbers of files that no program is given
+_ROOM = 1 << 12  # of a command line, which is written over that of the process
 _START_S = 60.0
 _LOOK_S = 1.0  # how often it looks whether those that started it are there
 
@@ -52,27 +60,49 @@ def make_commands_once() -> None:
 # --- the side of the tests ------------------------------------------------------------------------
 
 
-class _Source:
+class Programs:
+    """Whether what is tested starts its own programs as it does for users; else see `forked_programs`."""
+
+    real = bool(os.environ.get("INMEM_EXHAUSTIVE"))
+
+
+programs = Programs()
+
+
+class Source:
     """The process that programs are forked off: none, or one from the first use to `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str], like: str = "", place: str = "") -> None:
+        """It imports these modules. With a place: one that another process has started there."""
+        self.like = like  # how the process starts: see `forked_programs`
+        self.environment: dict[str, str] | None = None  # that it starts with; by default that of this process
+        self.place = place
+        self._modules = modules
         self._process: subprocess.Popen[bytes] | None = None
-        self._place = ""
+        self._others = bool(place)
+        self._starting = threading.Lock()
 
     def connect(self) -> socket.socket:
         """A connection to it; it is started if there is none."""
-        if self._process is None or self._process.poll() is not None:
-            self._start()
+        self.start()
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        made.connect(f"{self._place}/socket")
+        made.connect(f"{self.place}/socket")
         return made
 
+    def start(self) -> None:
+        """Unless it runs."""
+        with self._starting:
+            if not self._others and (self._process is None or self._process.poll() is not None):
+                self._start()
+
     def _start(self) -> None:
-        self._place = tempfile.mkdtemp(prefix="forked-", dir="/tmp")
-        words = [sys.executable, __file__, self._place]
-        self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
+        self.place = tempfile.mkdtemp(prefix="forked-", dir="/tmp")
+        words = [sys.executable, __file__, self.place, ",".join(self._modules), "x" * _ROOM]
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, start_new_session=True, env=self.environment
+        )
         deadline = time.monotonic() + _START_S
-        while not os.path.exists(f"{self._place}/ready"):
+        while not os.path.exists(f"{self.place}/ready"):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError("no programs can be forked")
             time.sleep(0.005)
@@ -83,16 +113,17 @@ class _Source:
             self._process.wait()
             self._process = None
             for name in ("socket", "ready"):
-                Path(self._place, name).unlink(missing_ok=True)
-            os.rmdir(self._place)
+                Path(self.place, name).unlink(missing_ok=True)
+            os.rmdir(self.place)
 
 
-_source = _Source()
+_commands, writers, helpers = map(Source, (COMMANDS, WRITERS, HELPERS))
 
 
 def stop() -> None:
-    """End the process that programs are forked off; the next program starts another."""
-    _source.stop()
+    """End the processes that programs are forked off; the next program starts another."""
+    for source in (_commands, writers, helpers):
+        source.stop()
 
 
 class Forked:
@@ -100,13 +131,13 @@ class Forked:
 
     def __init__(
         self, work: dict[str, Any], files: Sequence[int], env: Mapping[str, str] | None = None,
-        cwd: str | Path | None = None,
+        cwd: str | Path | None = None, source: Source = _commands,
     ) -> None:
         self.returncode: int | None = None
         request = work | {"env": dict(os.environ if env is None else env)}
         place = os.open(cwd or ".", os.O_RDONLY)  # which may have no name any more
         try:
-            self._told = _source.connect()
+            self._told = source.connect()
             socket.send_fds(self._told, [json.dumps(request).encode()], [*files, place])
         finally:
             os.close(place)
@@ -134,6 +165,10 @@ class Forked:
                 raise subprocess.TimeoutExpired("a forked program", timeout or 0) from None
             self._told.close()
         return self.returncode
+
+    def forget(self) -> None:
+        """It goes on, and nobody wants to know how it ends."""
+        self._told.close()
 
     def send_signal(self, number: int) -> None:
         """Unless it has ended."""
@@ -169,21 +204,35 @@ def run(
 
 def run_command(arguments: Sequence[object], **more: Any) -> subprocess.CompletedProcess[Any]:
     """Run the command `inmem` to its end, with warnings as errors."""
-    return run({"kind": "command", "words": [str(each) for each in arguments]}, **more)
+    return _run_with_writers({"kind": "command", "words": [str(each) for each in arguments]}, **more)
+
+
+def run_script(file: Path, **more: Any) -> subprocess.CompletedProcess[Any]:
+    """Run a program to its end where it lies, with warnings as errors."""
+    return _run_with_writers({"kind": "script", "words": [file.name]}, cwd=file.parent, **more)
+
+
+def _run_with_writers(work: dict[str, Any], **more: Any) -> subprocess.CompletedProcess[Any]:
+    """Run what may start writers, which are forked off too."""
+    return run(work | {"writers": "" if programs.real else writers.place, "like": writers.like}, **more)
 
 
 # --- the process that programs are forked off -----------------------------------------------------
 
 
-def serve(place: str) -> int:
+def serve(place: str, modules: Sequence[str]) -> int:
     """Fork what is asked for, and tell how it ended. In a program: its exit status."""
     starter = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    make_commands_once()
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    for module in PRELOADED:
+    if "inmem.cli.app" in modules:
+        make_commands_once()
+    for module in modules:
         importlib.import_module(module)
-    sys.modules["typer.main"].get_command(sys.modules["inmem.cli.app"].app)
+    if "inmem.exports" in modules:
+        assert sys.modules["inmem"].Database  # which takes all names from there
+    if "inmem.cli.app" in modules:
+        sys.modules["typer.main"].get_command(sys.modules["inmem.cli.app"].app)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(f"{place}/socket")
     listener.listen(64)
@@ -260,12 +309,16 @@ def be(request: dict[str, Any], files: list[int]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if request.get("session"):
         os.setsid()  # so that all that are forked in it can be found
-    *standard, place = files
+    *given, place = files
     os.fchdir(place)
-    for number, fd in enumerate(standard):
-        os.dup2(fd, number)
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in given]
     for fd in files:
         os.close(fd)
+    for fd, number in zip(high, request.get("numbers", range(len(given))), strict=True):
+        os.dup2(fd, number)
+        os.close(fd)
+    if "shown" in request:
+        show(request["shown"])
     os.environ.clear()
     os.environ.update(request["env"])
     encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
@@ -277,11 +330,23 @@ def be(request: dict[str, Any], files: list[int]) -> int:
         import support
 
         return support.be_worker(*request["words"])
+    if request["kind"] == "main":  # the main function of a module
+        name, *words = request["words"]
+        status: int = sys.modules[f"{name}.__main__"].main(words)
+        return status
     warnings.simplefilter("error")
     sys.warnoptions.append("error")  # of what it starts
     if request["kind"] == "module":
         name, *sys.argv[1:] = request["words"]
         runpy.run_module(name, run_name="__main__", alter_sys=True)
+        return 0
+    if request["writers"]:
+        source = Source(WRITERS, request["like"], request["writers"])
+        sys.modules["forked_programs"].fork_writers_off(source)
+    if request["kind"] == "script":  # a file, which lies where it is to run
+        sys.argv[:] = request["words"]
+        sys.path.insert(0, "")
+        runpy.run_path(request["words"][0], run_name="__main__")
         return 0
     from inmem.cli import main
 
@@ -290,5 +355,13 @@ def be(request: dict[str, Any], files: list[int]) -> int:
     return 0
 
 
+def show(words: Sequence[str]) -> None:
+    """Write a command line over the one that the kernel shows of this process."""
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end: fields 48 and 49 of all
+    line = b"".join(os.fsencode(word) + b"\0" for word in words)
+    ctypes.memmove(start, line.ljust(end - start, b"\0")[: end - start], end - start)
+
+
 if __name__ == "__main__":
-    sys.exit(serve(sys.argv[1]))
+    sys.exit(serve(sys.argv[1], sys.argv[2].split(",")))

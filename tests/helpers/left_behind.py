@@ -18,6 +18,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class Session:
         self.word = ",".join(filter(None, [os.environ.get(VARIABLE), uuid.uuid4().hex]))
         self.root = Path(tempfile.mkdtemp(prefix="it-", dir="/tmp"))
         self._stems: dict[str, str] = {}  # stem -> where its store is or was
+        self._seen: dict[str, tuple[int, int]] = {}  # where a store is -> its settings, when they were read
         self._before: dict[str, str | None] = {}
         self._plain_stem = DataDirectory.stem
 
@@ -73,17 +75,24 @@ class Session:
 
     def look(self) -> None:
         """Note the stores that are there: what they leave in memory is known by their names."""
-        for settings in self._settings():
-            directory = DataDirectory(settings.parent)
-            with contextlib.suppress(InmemError, OSError):
-                self._stems[directory.stem(directory.identity())] = str(settings.parent)
+        for path, file in self._stores():
+            if self._seen.get(path) != file:
+                directory = DataDirectory(Path(path))
+                with contextlib.suppress(InmemError, OSError):
+                    self._stems[directory.stem(directory.identity())] = path
+                    self._seen[path] = file
 
-    def _settings(self) -> list[Path]:
-        """The settings of the stores that are there; a store may be removed in the middle of it."""
-        found = []
-        for place in [self.root, *_inside(self.root)]:
-            found += [each / "settings.json" for each in _inside(place) if (each / "settings.json").exists()]
-        return found
+    def _stores(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """The stores that are there, each with what tells its settings from those of another store there.
+
+        It is asked after each test. A store may be removed in the middle of it.
+        """
+        root = str(self.root)
+        for place in [root, *_inside(root)]:
+            for path in _inside(place):
+                with contextlib.suppress(OSError):
+                    found = os.stat(f"{path}/settings.json")
+                    yield path, (found.st_ino, found.st_mtime_ns)
 
     def end(self) -> list[str]:
         """What is left, after some patience; it is removed, and the environment is as it was."""
@@ -217,10 +226,11 @@ def _is_inside(path: str, root: str) -> bool:
     return path == root or path.startswith(f"{root}/")
 
 
-def _inside(place: Path) -> list[Path]:
-    """What is in a directory; nothing if it has gone."""
+def _inside(place: str) -> list[str]:
+    """The directories in a directory; none if it has gone."""
     try:
-        return list(place.iterdir())
+        with os.scandir(place) as entries:
+            return [entry.path for entry in entries if entry.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from inmem.client.direct import commit_call
 from inmem.engines.local import attachment_of
 from inmem.errors import CorruptionError, InvalidInputError, InvariantError
 from inmem.exchange import export_runs, import_runs
-from inmem.keys import TypeTag
+from inmem.keys import Namespace, TypeTag
 from inmem.maintenance.check_report import check_in_process
 from inmem.primitives.queues import rules
 from inmem.record import pack
@@ -46,18 +46,31 @@ def written(lines: Lines) -> bytes:
     return whole + text(close | {"checksum": xxhash.xxh3_128_hexdigest(whole)})
 
 
-@pytest.fixture
-def lines(scratch: Path) -> Lines:
-    """The lines of an export: a queue with a ready job, one that is claimed, and one with a key."""
-    with inmem.open(scratch / "source") as db:
+@pytest.fixture(scope="module")
+def export(module_scratch: Path) -> bytes:
+    """A queue with a ready job, one that is claimed, and one with a key."""
+    with inmem.open(module_scratch / "source") as db:
         queues = db.run(RUN).queues
         queues.put("mail", 0)
         queues.put("mail", 1, priority=1)
         queues.put("mail", 2, key="k")
         assert queues.claim("mail") is not None
-        lines = [json.loads(line) for line in exported(db).splitlines()]
+        return exported(db)
+
+
+@pytest.fixture
+def lines(export: bytes) -> Lines:
+    """Its lines."""
+    lines = [json.loads(line) for line in export.splitlines()]
     assert [line.get("number", line.get("next")) for line in lines[2:-2]] == [3, 0, 1, 2]
     return lines
+
+
+@pytest.fixture(scope="module")
+def other(module_scratch: Path) -> Iterator[inmem.Database]:
+    """A store into which nothing gets."""
+    with inmem.open(module_scratch / "other") as database:
+        yield database
 
 
 class TestImports:
@@ -86,12 +99,12 @@ class TestImports:
 
     @pytest.mark.parametrize("change", CHANGES)
     def test_what_no_queue_can_come_to_is_refused(
-        self, db: inmem.Database, lines: Lines, change: str
+        self, other: inmem.Database, lines: Lines, change: str
     ) -> None:
         self.CHANGES[change](lines)
         with pytest.raises(CorruptionError):
-            import_runs(db, io.BytesIO(written(lines)))
-        assert db.queues.list(RUN) == []
+            import_runs(other, io.BytesIO(written(lines)))
+        assert other.queues.list(RUN) == []
 
     def test_two_live_jobs_with_one_key_are_refused(self, db: inmem.Database, lines: Lines) -> None:
         lines[4].update(key="k")
@@ -112,14 +125,17 @@ class TestProceduresOfImports:
     """They keep the store whole whatever arrives; and nothing that arrives ends the writer."""
 
     @pytest.fixture
-    def call(self, db: inmem.Database) -> Callable[..., Any]:
-        attachment: Attachment = attachment_of(db.engine)
+    def call(self, other: inmem.Database, request: pytest.FixtureRequest) -> Callable[..., Any]:
+        """A call for an import of a run of the test's own, which has begun."""
+        attachment: Attachment = attachment_of(other.engine)
+        run_id = f"run-{xxhash.xxh3_64_hexdigest(request.node.name.encode())}"
+        prefix = Namespace().run_prefix(run_id)
 
         def call(procedure: str, *arguments: Any) -> Any:
-            return commit_call(attachment, procedure, [PREFIX, TOKEN, *arguments], 10)[0]
+            return commit_call(attachment, procedure, [prefix, TOKEN, *arguments], 10)[0]
 
-        namespace, _, run_id = PREFIX.rpartition(b"/")
-        commit_call(attachment, "import.begin", [namespace, run_id.decode(), TOKEN, 0], 10)
+        namespace = prefix.rpartition(b"/")[0]
+        commit_call(attachment, "import.begin", [namespace, run_id, TOKEN, 0], 10)
         call("import.queues", [[b"mail", 9]])
         return call
 
@@ -134,14 +150,14 @@ class TestProceduresOfImports:
         (12, ["e" * 501]), (12, ["e"] * 9), (0, b"other"), (0, b""),
     ])  # fmt: skip
     def test_what_is_not_sound_is_refused(
-        self, db: inmem.Database, call: Callable[..., Any], at: int, value: Any
+        self, other: inmem.Database, call: Callable[..., Any], at: int, value: Any
     ) -> None:
-        epoch = db.status().epoch
+        epoch = other.status().epoch
         item: list[Any] = [*SOUND]
         item[at] = value
         with pytest.raises(InvalidInputError):
             call("import.jobs", [item])
-        assert db.status().epoch == epoch
+        assert other.status().epoch == epoch
 
     @pytest.mark.parametrize("queue", [
         [b"mail", 10], [b"other", (1 << 62) + 1], [b"other", -1], [b"", 1], [b"q" * 101, 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +271,21 @@ def exported(db: inmem.Database, *runs: str) -> bytes:
     return out.getvalue()
 
 
+@pytest.fixture(scope="module")
+def export(module_scratch: Path) -> list[bytes]:
+    """The lines of an export."""
+    with inmem.open(module_scratch / "source") as db:
+        fill(db)
+        return exported(db).splitlines()
+
+
+@pytest.fixture(scope="module")
+def other(module_scratch: Path) -> Iterator[inmem.Database]:
+    """A store into which nothing gets."""
+    with inmem.open(module_scratch / "other") as database:
+        yield database
+
+
 class TestExchange:
     def test_there_and_back_equal_to_the_byte(self, scratch: Path) -> None:
         file = scratch / "1.jsonl"
@@ -330,24 +345,26 @@ class TestExchange:
     }
 
     @pytest.mark.parametrize("change", CHANGES)
-    def test_lines_that_no_export_writes_are_refused(self, db: inmem.Database, change: str) -> None:
-        fill(db)
-        lines = exported(db).splitlines()
+    def test_lines_that_no_export_writes_are_refused(
+        self, other: inmem.Database, export: list[bytes], change: str
+    ) -> None:
+        lines = [*export]
         at = next(n for n, line in enumerate(lines) if b'"kind":"job"' in line)
         document = json.loads(lines[at])
         self.CHANGES[change](document)
         lines[at] = json.dumps(document, separators=(",", ":")).encode()
-        with inmem.open() as other:
-            with pytest.raises(CorruptionError, match=f"line {at + 1}"):
-                import_runs(other, io.BytesIO(b"\n".join(lines) + b"\n"))
-            assert other.queues.list(RUN) == []
+        with pytest.raises(CorruptionError, match=f"line {at + 1}"):
+            import_runs(other, io.BytesIO(b"\n".join(lines) + b"\n"))
+        assert other.queues.list(RUN) == []
 
-    def test_jobs_out_of_order_and_twice_are_refused(self, db: inmem.Database) -> None:
-        fill(db)
-        lines = exported(db).splitlines()
+    def test_jobs_out_of_order_and_twice_are_refused(
+        self, other: inmem.Database, export: list[bytes]
+    ) -> None:
+        lines = export
         jobs = [n for n, line in enumerate(lines) if b'"kind":"job"' in line]
         for first, second in ((jobs[1], jobs[0]), (jobs[0], jobs[0])):
             changed = [*lines]
             changed[jobs[0]], changed[jobs[1]] = lines[first], lines[second]
-            with inmem.open() as other, pytest.raises(CorruptionError):
+            with pytest.raises(CorruptionError):
                 import_runs(other, io.BytesIO(b"\n".join(changed) + b"\n"))
+            assert other.queues.list(RUN) == []
