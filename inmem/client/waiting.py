@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from inmem.client.tracking import StoredVersion, TrackedReads
 from inmem.client.views import closed
-from inmem.commit.validation import RecentWrites, validate
+from inmem.commit.validation import Recent, RecentWrites, validate
 from inmem.engines.base import Draft
 from inmem.errors import ClosedError, ConflictError, InvariantError, RunDeletedError, WaitTimeoutError
 from inmem.host import futex
@@ -28,7 +28,7 @@ from inmem.primitives.import_mark import is_mark
 from inmem.writeset import WriteSet
 
 _BOUND_S: Final = 1.0  # of one sleep
-_WALK: Final = RecentWrites(1 << 64)  # nothing is known of what was written of late: look
+WALK: Final = RecentWrites(1 << 64)  # nothing is known of what was written of late: look
 
 
 class Watched:
@@ -45,6 +45,7 @@ class Watched:
         self.checked = reads.snapshot().version  # up to this version nothing has changed
         self._waits = waits
         self.expiry_us = reads.expiry_us
+        self._walks = waits.walks(reads.snapshot())
         ranges = [(s, e, n) for s, e, n in reads.ranges]
         self._seen = WriteSet(reads.snapshot().version, reads.expiry_us, reads.reads, ranges, [])
         places = {place_of(key) for key in reads.reads}
@@ -72,7 +73,7 @@ class Watched:
         check_not_deleted(snapshot, self.prefix)
         self.checked = snapshot.version
         try:
-            validate(self._seen, snapshot, _WALK, snapshot.now_us)
+            validate(self._seen, snapshot, self._walks, snapshot.now_us)
         except ConflictError as error:
             let_through(error)
             return True
@@ -116,6 +117,9 @@ def check_not_deleted(snapshot: StoredVersion, prefix: bytes) -> None:
 
 class Waits(Protocol):
     """Who lets callers sleep until something has changed: see `Waiting.wait`."""
+
+    def walks(self, snapshot: StoredVersion) -> Recent:
+        """What is known, in later snapshots, of writes since this one."""
 
     def wait(self, watched: Watched, deadline: float) -> None: ...
 

@@ -72,8 +72,25 @@ class RecentWrites:
         """A version at or above the last write of the bucket."""
         return self._versions.get(bucket, self.floor)
 
+    def seen(self, bucket: bytes, snapshot_version: int) -> int:
+        """A snapshot shows all commits up to its version."""
+        return snapshot_version
 
-def validate(request: WriteSet, state: StoredState, recent: RecentWrites, now_us: int) -> None:
+
+class Recent(Protocol):
+    """What is known of the last writes of buckets."""
+
+    def last(self, bucket: bytes, /) -> int:
+        """A version at or above the last write of a bucket."""
+
+    def seen(self, bucket: bytes, snapshot_version: int, /) -> int:
+        """The last version of a bucket that a request has seen, by the version of its snapshot."""
+
+    def is_unwritten_since(self, bucket: bytes, time_us: int, /) -> bool:
+        """Whether surely no commit of a later time has written in a bucket."""
+
+
+def validate(request: WriteSet, state: StoredState, recent: Recent, now_us: int) -> None:
     """Refuse a request whose reads are no longer true.
 
     Raises:
@@ -89,9 +106,10 @@ def validate(request: WriteSet, state: StoredState, recent: RecentWrites, now_us
             raise _conflict(key, version, current)
     for start, end, count in request.ranges:
         bucket = bucket_of(start)
-        if end <= successor(bucket) and recent.last(bucket) <= request.snapshot_version:
+        seen = recent.seen(bucket, request.snapshot_version)
+        if end <= successor(bucket) and recent.last(bucket) <= seen:
             continue
-        _walk(request.snapshot_version, start, end, count, state, now_us)
+        _walk(seen, start, end, count, state, now_us)
 
 
 def _walk(snapshot: int, start: bytes, end: bytes, count: int, state: StoredState, now_us: int) -> None:

@@ -12,7 +12,8 @@ from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView, closed
-from inmem.client.waiting import Watched
+from inmem.client.waiting import WALK, Watched
+from inmem.commit.validation import Recent
 from inmem.config import Settings
 from inmem.engines.base import Engine
 from inmem.errors import InvalidInputError
@@ -101,6 +102,10 @@ class LocalEngine:
     def wait(self, watched: Watched, deadline: float) -> None:
         """Sleep until something that a transaction has read has changed. See `Waiting.wait`."""
         self.attachment.waiting.wait(watched, deadline, lambda: self._is_closed)
+
+    def walks(self, snapshot: object) -> Recent:
+        """What is known, in later snapshots, of writes since this one: nothing, so each record is looked at."""
+        return WALK
 
     def pipeline(self, *, sync: bool) -> PipelinedWrites:
         """Writes without waiting for each."""

@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from postgres_server import PostgresServer, binaries
 from sqlite_engine import SqliteEngine, SqliteStore
 
 import inmem
+from inmem.config import Settings
 
 # What the engine on SQLite is not held to, by a part of the test's name, and why.
 NOT_ON_SQLITE = {
@@ -57,11 +59,49 @@ class SqliteHome(Home):
         self.store.remove()
 
 
-@pytest.fixture(scope="module", params=[LocalHome, SqliteHome], ids=lambda home: str(home.name))
+class PostgresHome(Home):
+    name = "postgres"
+    number = 0
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.conninfo = server.conninfo
+        PostgresHome.number += 1
+        self.schema = f"home_{self.number}"
+
+    def open(self, **namespace: Any) -> inmem.Database:
+        from inmem.engines.postgres.engine import PostgresEngine, Store
+
+        store = Store(self.conninfo, self.schema, 10.0)
+        engine = PostgresEngine(store, Settings(durability="sync"), self.schema)
+        return inmem.Database(engine, inmem.Namespace(**namespace), {})
+
+    def close(self) -> None:
+        import psycopg
+
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            connection.execute(f"drop schema if exists {self.schema} cascade")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server for all tests that need one."""
+    if binaries() is None:
+        pytest.skip("PostgreSQL is not installed")
+    pytest.importorskip("psycopg")
+    server = PostgresServer("-F")  # no fsync: nobody cuts the power of it
+    yield server
+    server.remove()
+
+
+HOMES = [LocalHome, SqliteHome, PostgresHome]
+
+
+@pytest.fixture(scope="module", params=HOMES, ids=lambda home: str(home.name))
 def home(request: pytest.FixtureRequest) -> Iterator[Home]:
     """A store on one of the engines."""
     with ExitStack() as stack:
-        made: Any = request.param()
+        needs = [request.getfixturevalue("postgres_server")] if request.param is PostgresHome else []
+        made: Any = request.param(*needs)
         stack.callback(made.close)
         yield made
 

@@ -1,0 +1,66 @@
+"""Which buckets a commit locks: those of all that it reads or writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from inmem.commit.footprint import Range
+from inmem.keys import TypeTag, bucket_of, successor
+from inmem.primitives.server import FOOTPRINTS
+from inmem.writeset import OP_CALL, WriteSet
+
+OWNERS: Final = tuple(sorted({int(tag) & 0x0F for tag in TypeTag}))
+_RUN: Final = int(TypeTag.RUN)
+_JOB: Final = int(TypeTag.JOB)
+
+
+def owner_bucket(bucket: bytes) -> bytes:
+    """The bucket that a primitive shares with its indices, of a prefix and any of its tags."""
+    return bucket[:-1] + bytes([bucket[-1] & 0x0F])
+
+
+def buckets_of_prefix(prefix: bytes) -> list[bytes]:
+    """All of a run's."""
+    return [b"%b\0%c" % (prefix, tag) for tag in OWNERS]
+
+
+def buckets_of_range(start: bytes, end: bytes) -> list[bytes]:
+    """Those that a range of keys lies in; none for one that is of no prefix."""
+    try:
+        bucket = bucket_of(start)
+    except ValueError:
+        return buckets_of_prefix(start[:-1]) if start.endswith(b"\0") else []
+    if end <= successor(bucket):
+        return [owner_bucket(bucket)]
+    return buckets_of_prefix(start[: start.index(0)])
+
+
+def buckets_of_call(name: str, arguments: list[Any]) -> Iterable[bytes]:
+    """Those of a procedure, by its arguments; what is no argument of it is refused later."""
+    footprint = FOOTPRINTS.get(name)
+    try:
+        if footprint is not None:
+            ranges: tuple[Range, ...] = sum(footprint(*arguments), ())
+            return [bucket for each in ranges for bucket in buckets_of_range(*each)]
+        prefix = arguments[0]
+        if name.startswith("run."):
+            return [*buckets_of_prefix(b"%b/%b" % (prefix, arguments[1].encode())), b"%b\0%c" % (prefix, _RUN)]
+        if name.startswith("queue."):
+            return [b"%b\0%c" % (prefix, _JOB)]
+        return [*buckets_of_prefix(prefix), b"%b\0%c" % (prefix.rpartition(b"/")[0], _RUN)]
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return []
+
+
+def buckets_of(request: WriteSet) -> list[bytes]:
+    """All that a commit locks, in order."""
+    found = {owner_bucket(bucket_of(key)) for key in request.reads}
+    for start, end, _ in request.ranges:
+        found.update(buckets_of_range(start, end))
+    for op in request.ops:
+        if op[0] == OP_CALL:
+            found.update(buckets_of_call(op[1], op[2]))
+        else:
+            found.add(owner_bucket(bucket_of(op[1])))
+    return sorted(found)

@@ -1,0 +1,335 @@
+"""Commits: decided here, under locks that the server keeps.
+
+Invariant: a commit locks its session's row, then all its buckets in their
+order, and reads in statements of their own after that. So it decides on what
+nobody can change before it has committed, and of two that meet one waits.
+
+A commit whose connection is lost is sent again, under its number: the row of
+the session says whether it was made. A refused one leaves no trace.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import msgpack
+import psycopg
+import xxhash
+
+from inmem.changes import DELETE, PUT, Op, Table
+from inmem.client.applied import Applied
+from inmem.commit.decide import Effects, decide
+from inmem.engines.base import Item
+from inmem.engines.postgres.buckets import buckets_of, owner_bucket
+from inmem.engines.postgres.connections import CLOCK, Connections, is_lost
+from inmem.engines.postgres.moment import Seen, pages
+from inmem.errors import CommitUnknownError, InmemError, InvalidInputError, InvariantError, WriterUnavailableError
+from inmem.keys import fence_of
+from inmem.primitives.import_mark import is_mark
+from inmem.primitives.server import PROCEDURES
+from inmem.record import expires_at
+from inmem.writeset import OP_CALL, MalformedError, WriteSet, decode
+
+_DATA: Final = int(Table.DATA)
+_AGAIN: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError)
+_PAUSE_S: Final = 0.01
+
+Told = Callable[[], dict[bytes, int]]  # the versions of the buckets that a transaction has read in
+
+
+class Stored:
+    """The state under the locks of a commit."""
+
+    def __init__(self, connection: psycopg.Connection[Any], known: dict[bytes, bytes | None]) -> None:
+        self._connection = connection
+        self._known = known
+
+    def _ask(self, query: str, arguments: tuple[Any, ...]) -> list[Any]:
+        return self._connection.execute(query, arguments, binary=True).fetchall()
+
+    def get(self, key: bytes) -> bytes | None:
+        """The record under a key."""
+        if key not in self._known:
+            found = self._ask("select record from records where key = %s", (key,))
+            self._known[key] = found[0][0] if found else None
+        return self._known[key]
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
+        """Keys and records of a range."""
+        return pages(self._ask, start, end, reverse)
+
+
+class Session:
+    """Whose commits have numbers; it has a connection of its own. One call at a time."""
+
+    def __init__(self, connections: Connections, chain: int) -> None:
+        self._connections = connections
+        self._chain = chain
+        self._connection: psycopg.Connection[Any] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._id = os.urandom(16)
+        self._sequence = 0
+        self._is_stored = False
+
+    def commit(self, body: bytes, told: dict[bytes, int], *, sync: bool, timeout_s: float) -> Applied:
+        """Decide one commit and make it.
+
+        Raises:
+            CommitUnknownError: the connection was lost, and no server came back in time.
+            WriterUnavailableError: there was no server; nothing was made.
+            InmemError: it was refused.
+        """
+        try:
+            request = decode(body)
+        except MalformedError as error:
+            raise InvalidInputError(str(error)) from None
+        sequence = self._sequence + 1
+        digest = xxhash.xxh3_64_intdigest(body) - (1 << 63)
+        deadline = time.monotonic() + timeout_s
+        was_sent = False
+        pause_s = _PAUSE_S / 2
+        while True:
+            try:
+                connection = self._connected(deadline)
+            except WriterUnavailableError:
+                if was_sent:
+                    raise self._unknown(body, told, sync) from None
+                raise
+            try:
+                applied = self._attempt(connection, request, told, sequence, digest, sync)
+            except _AGAIN:
+                self._ended(connection)
+            except _LOST as error:
+                if not is_lost(error, connection):
+                    self._ended(connection)
+                    raise InmemError(f"the server refused a statement: {error}") from error
+                was_sent = True
+                connection.close()
+                if time.monotonic() >= deadline:
+                    raise self._unknown(body, told, sync) from None
+            except BaseException:
+                self._ended(connection)
+                if was_sent:
+                    self._begin()  # what was sent before may still be on its way: it finds another session
+                raise
+            else:
+                self._sequence = sequence
+                return applied
+            time.sleep(random.uniform(0, pause_s))
+            pause_s = min(1.0, pause_s * 2)
+
+    def _unknown(self, body: bytes, told: dict[bytes, int], sync: bool) -> CommitUnknownError:
+        error = CommitUnknownError("the connection was lost, and it is not known whether the commit was made")
+
+        def resend(timeout_s: float | None) -> Applied:
+            return self.commit(body, told, sync=sync, timeout_s=10.0 if timeout_s is None else timeout_s)
+
+        error.resender = resend
+        return error
+
+    def _connected(self, deadline: float) -> psycopg.Connection[Any]:
+        connection = self._connection
+        if connection is None or connection.closed:
+            connection = self._connection = self._connections.connect(deadline)
+        return connection
+
+    def _ended(self, connection: psycopg.Connection[Any]) -> None:
+        """No transaction is open any more."""
+        try:
+            connection.execute("rollback")
+        except psycopg.Error:
+            connection.close()
+
+    def close(self) -> None:
+        """Its connection goes."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _attempt(
+        self, connection: psycopg.Connection[Any], request: WriteSet, told: dict[bytes, int], sequence: int,
+        digest: int, sync: bool,
+    ) -> Applied:
+        if not self._is_stored:
+            connection.execute(
+                "insert into sessions (session, sequence, digest, version, status, result)"
+                " values (%s, 0, 0, 0, 0, '') on conflict do nothing", (self._id,),
+            )
+            self._is_stored = True
+        buckets = buckets_of(request)
+        owners = {bucket[:-2] for bucket in buckets}
+        digests = {fence_of(owner): owner for owner in owners}
+        keys = [*{*request.reads, *(op[1] for op in request.ops if op[0] != OP_CALL)}]
+        while True:
+            with connection.pipeline():
+                connection.execute("begin")
+                if sync:
+                    connection.execute("set local synchronous_commit = on")
+                session = connection.execute(
+                    "select sequence, digest, version, result from sessions where session = %s for update",
+                    (self._id,), binary=True,
+                )
+                locked = connection.execute(
+                    "select bucket, version from buckets where bucket = any(%s) order by bucket for update",
+                    (buckets,), binary=True,
+                )
+                clock = connection.execute(f"select {CLOCK}", binary=True)
+                stored = connection.execute(
+                    "select key, record from records where key = any(%s)", (keys,), binary=True
+                )
+                fences = connection.execute(
+                    "select digest, fence from fences where digest = any(%s)", ([*digests],), binary=True
+                )
+            versions: dict[bytes, int] = dict(locked.fetchall())
+            if len(versions) == len(buckets):
+                break
+            connection.execute("rollback")
+            missing = [bucket for bucket in buckets if bucket not in versions]
+            connection.execute(
+                "insert into buckets (bucket, version) select each, 0 from unnest(%s::bytea[]) each order by each"
+                " on conflict do nothing", (missing,),
+            )
+        row = session.fetchone()
+        if row is None or row[0] >= sequence:
+            return self._known(connection, row, sequence, digest)
+        closed = dict(fences.fetchall())
+        clock_us: int = clock.fetchone()[0]  # type: ignore[index]
+        self._connections.saw(clock_us)
+        now_us = max([clock_us, *versions.values()])
+        known: dict[bytes, bytes | None] = dict.fromkeys(keys)
+        known.update(stored.fetchall())
+        effects = decide(
+            request, Stored(connection, known), Seen(versions, told), PROCEDURES, version=now_us + 1,
+            now_us=now_us, fences={each for each, fence in closed.items() if not is_mark(fence)},
+            marks={each: fence for each, fence in closed.items() if is_mark(fence)}, chain=self._chain,
+        )
+        results = msgpack.unpackb(effects.results)
+        if not effects.ops:
+            connection.execute("rollback")
+            return Applied(now_us, results)
+        self._write(connection, effects, now_us + 1, sequence, digest, set(versions))
+        return Applied(now_us + 1, results)
+
+    def _known(
+        self, connection: psycopg.Connection[Any], row: tuple[Any, ...] | None, sequence: int, digest: int
+    ) -> Applied:
+        """The outcome of a commit that was made by an earlier attempt."""
+        connection.execute("rollback")
+        if row is None or row[0] != sequence or row[1] != digest:
+            self._begin()
+            raise CommitUnknownError("the server does not know this session any more")
+        return Applied(row[2], msgpack.unpackb(row[3]))
+
+    def _write(
+        self, connection: psycopg.Connection[Any], effects: Effects, version: int, sequence: int, digest: int,
+        locked: set[bytes],
+    ) -> None:
+        written = sorted({owner_bucket(bucket) for bucket in effects.buckets} & locked)
+        unlocked = {owner_bucket(bucket) for bucket in effects.buckets} - locked
+        changes = Changes(effects.ops)
+        # A range may cover buckets of a run that were never made: nothing can be in them.
+        if unlocked and not changes.ranges:
+            raise InvariantError(f"a commit writes in a bucket that it has not locked: {sorted(unlocked)[0]!r}")
+        with connection.pipeline():
+            for start, end in changes.ranges:
+                connection.execute("delete from records where key >= %s and key < %s", (start, end))
+            if changes.deleted:
+                connection.execute("delete from records where key = any(%s)", (changes.deleted,))
+            if changes.put:
+                connection.execute(
+                    "insert into records (key, record, expires)"
+                    " select * from unnest(%s::bytea[], %s::bytea[], %s::bigint[])"
+                    " on conflict (key) do update set record = excluded.record, expires = excluded.expires",
+                    ([*changes.put], [*changes.put.values()],
+                     [expires_at(record) or None for record in changes.put.values()]),
+                )  # fmt: skip
+            for digest_of_run, fence in changes.fences.items():
+                if fence is None:
+                    connection.execute("delete from fences where digest = %s", (digest_of_run,))
+                else:
+                    connection.execute(
+                        "insert into fences values (%s, %s) on conflict (digest) do update"
+                        " set fence = excluded.fence", (digest_of_run, fence),
+                    )
+            connection.execute(
+                "update buckets set version = %s where bucket = any(%s)", (version, written)
+            )
+            made = connection.execute(
+                "update sessions set sequence = %s, digest = %s, version = %s, result = %s, active = now()"
+                " where session = %s and sequence < %s",
+                (sequence, digest, version, effects.results, self._id, sequence),
+            )
+            connection.execute("commit")
+        if made.rowcount != 1:
+            raise InvariantError("another commit has this number")
+
+
+class Changes:
+    """What the operations of a commit come to."""
+
+    def __init__(self, ops: Any) -> None:
+        self.ranges: list[tuple[bytes, bytes]] = []
+        self.put: dict[bytes, bytes] = {}
+        self.fences: dict[bytes, bytes | None] = {}
+        deleted: dict[bytes, None] = {}
+        op: Op
+        for op in ops:
+            key = op[2]
+            if op[1] != _DATA:
+                self.fences[key] = op[3] if op[0] == PUT else None
+            elif op[0] == PUT:
+                self.put[key] = op[3]
+                deleted.pop(key, None)
+            elif op[0] == DELETE:
+                self.put.pop(key, None)
+                deleted[key] = None
+            else:
+                self.ranges.append((key, op[3]))
+                self.put = {k: record for k, record in self.put.items() if not key <= k < op[3]}
+        self.deleted = [*deleted]
+
+
+class Sessions:
+    """The sessions of an engine: one for each commit that is under way, kept for the next one."""
+
+    def __init__(self, connections: Connections, chain: int) -> None:
+        self._connections = connections
+        self._chain = chain
+        self._free: list[Session] = []
+        self._lock = threading.Lock()
+
+    def take(self) -> Session:
+        """One that nobody else uses."""
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+        return Session(self._connections, self._chain)
+
+    def give_back(self, session: Session) -> None:
+        """It is free again."""
+        with self._lock:
+            self._free.append(session)
+
+    def commit(
+        self, body: bytes, *, sync: bool, timeout_s: float, told: dict[bytes, int] | None = None
+    ) -> Applied:
+        """Make a commit; see `Session.commit`."""
+        session = self.take()
+        try:
+            return session.commit(body, told or {}, sync=sync, timeout_s=timeout_s)
+        finally:
+            self.give_back(session)
+
+    def close(self) -> None:
+        """Close those that are free."""
+        with self._lock:
+            free, self._free = self._free, []
+        for session in free:
+            session.close()

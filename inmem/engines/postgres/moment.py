@@ -1,0 +1,139 @@
+"""One committed version of the store, as a transaction of the server's shows it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import psycopg
+
+from inmem.engines.base import Item
+from inmem.engines.postgres.buckets import buckets_of_range, owner_bucket
+from inmem.engines.postgres.connections import CLOCK, Connections
+from inmem.errors import ClosedError, SnapshotTooOldError, WriterUnavailableError
+
+_FIRST_PAGE: Final = 64
+_MAX_PAGE: Final = 4096
+
+
+class Moment:
+    """A snapshot. It remembers of which version the buckets were whose ranges were read in it."""
+
+    def __init__(self, connections: Connections, max_age_s: float) -> None:
+        self._connections = connections
+        self._max_age_s = max_age_s
+        self._born = time.monotonic()
+        self._ended_by: str | None = None
+        self._connection: psycopg.Connection[Any] | None = connections.take()
+        self.seen: dict[bytes, int] = {}
+        connection = self._connection
+        with connection.pipeline():
+            connection.execute("begin isolation level repeatable read read only")
+            found = connection.execute(f"select {CLOCK}")
+        self.now_us: int = found.fetchone()[0]  # type: ignore[index]
+        connections.saw(self.now_us)
+
+    @property
+    def version(self) -> int:
+        """The server's time of the snapshot: every version that it shows is of an earlier decision."""
+        self._open()
+        return self.now_us
+
+    def _open(self) -> psycopg.Connection[Any]:
+        connection = self._connection
+        if connection is None:
+            if self._ended_by is not None:
+                raise SnapshotTooOldError(self._ended_by)
+            raise ClosedError("the snapshot is closed")
+        age = time.monotonic() - self._born
+        if age > self._max_age_s:
+            self.close()
+            self._ended_by = f"the snapshot is {age:.1f} s old, the limit is {self._max_age_s} s"
+            raise SnapshotTooOldError(self._ended_by, age_s=age, max_age_s=self._max_age_s)
+        return connection
+
+    def _ask(self, query: str, arguments: tuple[Any, ...]) -> list[Any]:
+        connection = self._open()
+        try:
+            return connection.execute(query, arguments, binary=True).fetchall()
+        except psycopg.OperationalError as error:
+            self.close()
+            self._ended_by = "the connection of this snapshot was lost"
+            raise SnapshotTooOldError(self._ended_by) from error
+
+    def get(self, key: bytes) -> bytes | None:
+        """The record under a key."""
+        found = self._ask("select record from records where key = %s", (key,))
+        return found[0][0] if found else None
+
+    def fence(self, digest: bytes) -> bytes | None:
+        """What is known of a deleted run, or of one that is being imported."""
+        found = self._ask("select fence from fences where digest = %s", (digest,))
+        return found[0][0] if found else None
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
+        """Keys and records of a range, as far as they are asked for."""
+        buckets = [each for each in buckets_of_range(start, end) if each not in self.seen]
+        if buckets:
+            self.seen.update(dict.fromkeys(buckets, 0))
+            self.seen.update(self._ask("select bucket, version from buckets where bucket = any(%s)", (buckets,)))
+        return pages(self._ask, start, end, reverse)
+
+    def close(self) -> None:
+        """End it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.execute("rollback")
+            except psycopg.Error:
+                connection.close()
+            self._connections.give_back(connection)
+
+    def leave(self) -> None:
+        """End it, whoever reads it."""
+        self.close()
+
+
+def pages(ask: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[Item]:
+    """Keys and records of a range, page by page; pages grow."""
+    limit = _FIRST_PAGE
+    order = "desc" if reverse else "asc"
+    while True:
+        page = ask(
+            f"select key, record from records where key >= %s and key < %s order by key {order} limit %s",
+            (start, end, limit),
+        )
+        yield from page
+        if len(page) < limit:
+            return
+        if reverse:
+            end = page[-1][0]
+        else:
+            start = page[-1][0] + b"\0"
+        limit = min(2 * limit, _MAX_PAGE)
+
+
+class Seen:
+    """What is known of the last writes of buckets, to who has locked or looked at them: see `Recent`."""
+
+    def __init__(self, now: dict[bytes, int], seen: dict[bytes, int]) -> None:
+        self._now = now
+        self._seen = seen
+
+    def last(self, bucket: bytes) -> int:
+        """The version of the last write of a bucket."""
+        return self._now.get(owner_bucket(bucket), 1 << 64)
+
+    def seen(self, bucket: bytes, snapshot_version: int) -> int:
+        """Its version when it was read."""
+        return self._seen.get(owner_bucket(bucket), 0)
+
+    def is_unwritten_since(self, bucket: bytes, time_us: int) -> bool:
+        """Versions are times."""
+        return self.last(bucket) <= time_us
+
+
+def unavailable(error: psycopg.Error) -> WriterUnavailableError:
+    """The server cannot be used now."""
+    return WriterUnavailableError(f"the server cannot be used: {type(error).__name__}")

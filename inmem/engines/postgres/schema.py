@@ -1,0 +1,68 @@
+"""The tables of a store in a PostgreSQL database, and how they are made.
+
+Invariant: a bucket is a run (or a namespace) and a primitive with its indices.
+Whoever commits locks the rows of all buckets that he reads or writes, in their
+order, and then reads: so what he decides is still so when he commits.
+
+    records   key, record as in the image of the local engine, and when it expires
+    buckets   key (prefix, NUL, low half of the tag), version of the last commit
+    fences    digest of a run that was deleted, or is being imported; what it is
+    sessions  session, last sequence, digest and outcome of that commit
+    meta      database id, format, chain: one row
+
+A key begins with the prefix of its run, so that what a run has lies together.
+Rows of `buckets` are updated all the time, and never deleted: there is room in
+their pages for the next version of each row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, LiteralString
+
+from psycopg import sql
+
+FORMAT: Final = 1
+_LOCK: Final = 0x696E6D656D  # of who makes the tables
+
+_TABLES: Final[tuple[LiteralString, ...]] = (
+    """create table if not exists {schema}.meta (
+        id bytea not null, format integer not null, chain smallint not null, durability text not null,
+        only_one boolean primary key default true check (only_one))""",
+    """create table if not exists {schema}.records (
+        key bytea primary key, record bytea not null, expires bigint) with (fillfactor = 70)""",
+    """create index if not exists records_expiring on {schema}.records (expires) where expires is not null""",
+    """create table if not exists {schema}.buckets (
+        bucket bytea primary key, version bigint not null)
+        with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000)""",
+    """create table if not exists {schema}.fences (digest bytea primary key, fence bytea not null)""",
+    """create table if not exists {schema}.sessions (
+        session bytea primary key, sequence bigint not null, digest bigint not null, version bigint not null,
+        status smallint not null, result bytea not null, active timestamptz not null default now())
+        with (fillfactor = 50)""",
+)
+
+
+def create(connection: Any, schema: str, database_id: bytes, chain: int, durability: str) -> None:
+    """Make what is missing. Of many who do so at once one is first, and the others wait for it."""
+    name = sql.Identifier(schema)
+    with connection.transaction():
+        connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
+        connection.execute(sql.SQL("create schema if not exists {}").format(name))
+        for statement in _TABLES:
+            connection.execute(sql.SQL(statement).format(schema=name))
+        connection.execute(
+            sql.SQL(
+                "insert into {}.meta (id, format, chain, durability) values (%s, %s, %s, %s) on conflict do nothing"
+            ).format(name),
+            (database_id, FORMAT, chain, durability),
+        )
+
+
+def meta(connection: Any) -> tuple[bytes, int, int, str] | None:
+    """Id, format, chain and durability of the store; None if there is none."""
+    if connection.execute("select to_regclass('meta')").fetchone()[0] is None:
+        return None
+    found: tuple[bytes, int, int, str] | None = connection.execute(
+        "select id, format, chain, durability from meta"
+    ).fetchone()
+    return found
