@@ -64,3 +64,14 @@ def buckets_of(request: WriteSet) -> list[bytes]:
         else:
             found.add(owner_bucket(bucket_of(op[1])))
     return sorted(found)
+
+
+def owners_of(request: WriteSet, buckets: list[bytes]) -> set[bytes]:
+    """The runs and namespaces that a commit concerns, whose deletion it must know of."""
+    found = {bucket[:-2] for bucket in buckets}
+    for op in request.ops:
+        if op[0] == OP_CALL and op[1].startswith("run.") and len(op[2]) > 1:
+            prefix, run_id = op[2][:2]
+            if type(prefix) is bytes and type(run_id) is str:
+                found.add(prefix + b"/" + run_id.encode())
+    return found

@@ -14,7 +14,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import msgpack
@@ -25,7 +25,7 @@ from inmem.changes import DELETE, PUT, Op, Table
 from inmem.client.applied import Applied
 from inmem.commit.decide import Effects, decide
 from inmem.engines.base import Item
-from inmem.engines.postgres.buckets import buckets_of, owner_bucket
+from inmem.engines.postgres.buckets import buckets_of, owner_bucket, owners_of
 from inmem.engines.postgres.connections import CLOCK, Connections, is_lost
 from inmem.engines.postgres.moment import Seen, pages
 from inmem.errors import CommitUnknownError, InmemError, InvalidInputError, InvariantError, WriterUnavailableError
@@ -60,9 +60,41 @@ class Stored:
             self._known[key] = found[0][0] if found else None
         return self._known[key]
 
+    def fence(self, digest: bytes) -> bytes | None:
+        """What is known of a run by its digest."""
+        found = self._ask("select fence from fences where digest = %s", (digest,))
+        return found[0][0] if found else None
+
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
         """Keys and records of a range."""
         return pages(self._ask, start, end, reverse)
+
+
+class Fences(Mapping[bytes, bytes]):
+    """Deleted runs, or with `marks` those that are being imported, by digest: looked up when asked for."""
+
+    def __init__(self, stored: Stored, known: dict[bytes, bytes | None], *, marks: bool) -> None:
+        self._stored = stored
+        self._known = known  # shared by both kinds
+        self._marks = marks
+
+    def __contains__(self, digest: object) -> bool:
+        assert isinstance(digest, bytes)
+        if digest not in self._known:
+            self._known[digest] = self._stored.fence(digest)
+        fence = self._known[digest]
+        return fence is not None and is_mark(fence) is self._marks
+
+    def __getitem__(self, digest: bytes) -> bytes:
+        if digest not in self:
+            raise KeyError(digest)
+        return self._known[digest] or b""
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (digest for digest in [*self._known] if digest in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class Session:
@@ -164,8 +196,7 @@ class Session:
             )
             self._is_stored = True
         buckets = buckets_of(request)
-        owners = {bucket[:-2] for bucket in buckets}
-        digests = {fence_of(owner): owner for owner in owners}
+        digests = [fence_of(owner) for owner in owners_of(request, buckets)]
         keys = [*{*request.reads, *(op[1] for op in request.ops if op[0] != OP_CALL)}]
         while True:
             with connection.pipeline():
@@ -185,7 +216,7 @@ class Session:
                     "select key, record from records where key = any(%s)", (keys,), binary=True
                 )
                 fences = connection.execute(
-                    "select digest, fence from fences where digest = any(%s)", ([*digests],), binary=True
+                    "select digest, fence from fences where digest = any(%s)", (digests,), binary=True
                 )
             versions: dict[bytes, int] = dict(locked.fetchall())
             if len(versions) == len(buckets):
@@ -199,16 +230,18 @@ class Session:
         row = session.fetchone()
         if row is None or row[0] >= sequence:
             return self._known(connection, row, sequence, digest)
-        closed = dict(fences.fetchall())
+        closed: dict[bytes, bytes | None] = dict.fromkeys(digests)
+        closed.update(fences.fetchall())
         clock_us: int = clock.fetchone()[0]  # type: ignore[index]
         self._connections.saw(clock_us)
         now_us = max([clock_us, *versions.values()])
         known: dict[bytes, bytes | None] = dict.fromkeys(keys)
         known.update(stored.fetchall())
+        state = Stored(connection, known)
         effects = decide(
-            request, Stored(connection, known), Seen(versions, told), PROCEDURES, version=now_us + 1,
-            now_us=now_us, fences={each for each, fence in closed.items() if not is_mark(fence)},
-            marks={each: fence for each, fence in closed.items() if is_mark(fence)}, chain=self._chain,
+            request, state, Seen(versions, told), PROCEDURES, version=now_us + 1, now_us=now_us,
+            fences=Fences(state, closed, marks=False), marks=Fences(state, closed, marks=True),
+            chain=self._chain,
         )
         results = msgpack.unpackb(effects.results)
         if not effects.ops:
