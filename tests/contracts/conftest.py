@@ -71,7 +71,7 @@ class PostgresHome(Home):
     def open(self, **namespace: Any) -> inmem.Database:
         from inmem.engines.postgres.engine import PostgresEngine, Store
 
-        store = Store(self.conninfo, self.schema, 10.0)
+        store = Store.shared(self.conninfo, self.schema, 10.0)
         engine = PostgresEngine(store, Settings(durability="sync"), self.schema)
         return inmem.Database(engine, inmem.Namespace(**namespace), {})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -26,6 +27,7 @@ class Connections:
         self._schema = schema
         self._timeout_s = timeout_s
         self._free: list[psycopg.Connection[Any]] = []
+        self._all: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()
         self._lock = threading.Lock()
         self.is_closed = False
         self.ahead_us = 0  # of the server's clock, as it was seen last
@@ -63,6 +65,7 @@ class Connections:
                     raise _as_ours(error, refused) from None
                 time.sleep(_PAUSE_S)
             else:
+                self._all.add(connection)
                 return connection
 
     def take(self, deadline: float | None = None) -> psycopg.Connection[Any]:
@@ -105,11 +108,11 @@ class Connections:
                 self.give_back(connection)
 
     def close(self) -> None:
-        """Close those that are free; others as they come back."""
+        """Close all, and those that come back later. What is under way in one ends, as if its connection was lost."""
         self.is_closed = True
         with self._lock:
-            free, self._free = self._free, []
-        for connection in free:
+            self._free = []
+        for connection in [*self._all]:
             connection.close()
 
 

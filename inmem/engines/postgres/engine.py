@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -31,12 +33,37 @@ _POLL_MAX_S: Final = 0.02
 MAX_AGE_S: Final = 2.0  # of a snapshot: an old one keeps the server from cleaning up after hot rows
 
 
+_stores: dict[tuple[str, str], Store] = {}  # those that handles of this process have
+_lock: Final = threading.Lock()
+
+
 class Store:
     """What this process shares of one store."""
 
     incarnation = 0
 
+    @classmethod
+    def shared(cls, conninfo: str, schema_name: str, timeout_s: float) -> Store:
+        """That of this process, for one more handle; see `let_go`."""
+        with _lock:
+            found = _stores.get((conninfo, schema_name))
+            if found is None:
+                found = _stores[conninfo, schema_name] = cls(conninfo, schema_name, timeout_s)
+            found.handles += 1
+            return found
+
+    def let_go(self) -> None:
+        """A handle has it no more; the last one closes it."""
+        with _lock:
+            self.handles -= 1
+            if self.handles:
+                return
+            _stores.pop(self.place, None)
+        self.close()
+
     def __init__(self, conninfo: str, schema_name: str, timeout_s: float) -> None:
+        self.handles = 0
+        self.place = conninfo, schema_name
         self.connections = Connections(conninfo, schema_name, timeout_s)
         with self.connections.one() as connection:
             found = schema.meta(connection)
@@ -128,6 +155,7 @@ class PostgresEngine:
 
     def __init__(self, store: Store, settings: Settings, name: str) -> None:
         self._store: Store | None = store
+        self._let_go = weakref.finalize(self, store.let_go)
         self.settings = settings
         self.path = Path(name)
         self._waits = _Waits(self)
@@ -236,8 +264,7 @@ class PostgresEngine:
 
     def close(self) -> None:
         """Give it back."""
-        store, self._store = self._store, None
+        self._store = None
         self._latest.close()
         self._direct.close()
-        if store is not None:
-            store.close()
+        self._let_go()
