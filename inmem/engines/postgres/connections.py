@@ -110,9 +110,10 @@ class Connections:
     def close(self) -> None:
         """Close all, and those that come back later. What is under way in one ends, as if its connection was lost."""
         self.is_closed = True
+        every = [*self._all]  # before those that are free go
         with self._lock:
             self._free = []
-        for connection in [*self._all]:
+        for connection in every:
             connection.close()
 
 
