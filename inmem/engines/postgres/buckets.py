@@ -12,12 +12,13 @@ from inmem.writeset import OP_CALL, WriteSet
 
 OWNERS: Final = tuple(sorted({int(tag) & 0x0F for tag in TypeTag}))
 _RUN: Final = int(TypeTag.RUN)
+_REGISTRY: Final = b"\0\xff"  # no type tag
 _JOB: Final = int(TypeTag.JOB)
 
 
 def owner_bucket(bucket: bytes) -> bytes:
     """The bucket that a primitive shares with its indices, of a prefix and any of its tags."""
-    return bucket[:-1] + bytes([bucket[-1] & 0x0F])
+    return bucket if bucket.endswith(_REGISTRY) else bucket[:-1] + bytes([bucket[-1] & 0x0F])
 
 
 def buckets_of_prefix(prefix: bytes) -> list[bytes]:
@@ -25,15 +26,25 @@ def buckets_of_prefix(prefix: bytes) -> list[bytes]:
     return [b"%b\0%c" % (prefix, tag) for tag in OWNERS]
 
 
+def registry_of(start: bytes) -> bytes:
+    """The row that changes whenever a run of a namespace gets its first bucket; of a range over its runs."""
+    return start.partition(b"\0")[0].rpartition(b"/")[0] + _REGISTRY
+
+
+def is_of_one_prefix(start: bytes, end: bytes) -> bool:
+    """Whether a range lies in one run, or in what a namespace has itself."""
+    prefix, found, _ = start.partition(b"\0")
+    return bool(found) and end <= successor(prefix + b"\0")
+
+
 def buckets_of_range(start: bytes, end: bytes) -> list[bytes]:
-    """Those that a range of keys lies in; none for one that is of no prefix."""
-    try:
-        bucket = bucket_of(start)
-    except ValueError:
-        return buckets_of_prefix(start[:-1]) if start.endswith(b"\0") else []
-    if end <= successor(bucket):
-        return [owner_bucket(bucket)]
-    return buckets_of_prefix(start[: start.index(0)])
+    """Those that a range of one prefix lies in; the registry, for one over several runs."""
+    if not is_of_one_prefix(start, end):
+        return [registry_of(start)]
+    if start.endswith(b"\0") and start.count(b"\0") == 1:
+        return buckets_of_prefix(start[:-1])
+    bucket = bucket_of(start)
+    return [owner_bucket(bucket)] if end <= successor(bucket) else buckets_of_prefix(bucket[:-2])
 
 
 def buckets_of_call(name: str, arguments: list[Any]) -> Iterable[bytes]:

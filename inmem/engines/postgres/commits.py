@@ -25,10 +25,23 @@ from inmem.changes import DELETE, PUT, Op, Table
 from inmem.client.applied import Applied
 from inmem.commit.decide import Effects, decide
 from inmem.engines.base import Item
-from inmem.engines.postgres.buckets import buckets_of, owner_bucket, owners_of
+from inmem.engines.postgres.buckets import (
+    buckets_of,
+    is_of_one_prefix,
+    owner_bucket,
+    owners_of,
+    registry_of,
+)
 from inmem.engines.postgres.connections import CLOCK, Connections, is_lost
 from inmem.engines.postgres.moment import Seen, pages
-from inmem.errors import CommitUnknownError, InmemError, InvalidInputError, InvariantError, WriterUnavailableError
+from inmem.errors import (
+    CommitUnknownError,
+    ConflictError,
+    InmemError,
+    InvalidInputError,
+    InvariantError,
+    WriterUnavailableError,
+)
 from inmem.keys import fence_of
 from inmem.primitives.import_mark import is_mark
 from inmem.primitives.server import PROCEDURES
@@ -198,6 +211,8 @@ class Session:
         buckets = buckets_of(request)
         digests = [fence_of(owner) for owner in owners_of(request, buckets)]
         keys = [*{*request.reads, *(op[1] for op in request.ops if op[0] != OP_CALL)}]
+        wide = [each for each in request.ranges if not is_of_one_prefix(*each[:2])]
+        also = " or bucket >= %s and bucket < %s" * len(wide)
         while True:
             with connection.pipeline():
                 connection.execute("begin")
@@ -208,8 +223,8 @@ class Session:
                     (self._id,), binary=True,
                 )
                 locked = connection.execute(
-                    "select bucket, version from buckets where bucket = any(%s) order by bucket for update",
-                    (buckets,), binary=True,
+                    f"select bucket, version from buckets where bucket = any(%s) {also} order by bucket for update",
+                    (buckets, *(each for start, end, _ in wide for each in (start, end))), binary=True,
                 )
                 clock = connection.execute(f"select {CLOCK}", binary=True)
                 stored = connection.execute(
@@ -219,14 +234,11 @@ class Session:
                     "select digest, fence from fences where digest = any(%s)", (digests,), binary=True
                 )
             versions: dict[bytes, int] = dict(locked.fetchall())
-            if len(versions) == len(buckets):
+            missing = [bucket for bucket in buckets if bucket not in versions]
+            if not missing:
                 break
             connection.execute("rollback")
-            missing = [bucket for bucket in buckets if bucket not in versions]
-            connection.execute(
-                "insert into buckets (bucket, version) select each, 0 from unnest(%s::bytea[]) each order by each"
-                " on conflict do nothing", (missing,),
-            )
+            self._create(connection, missing, told)
         row = session.fetchone()
         if row is None or row[0] >= sequence:
             return self._known(connection, row, sequence, digest)
@@ -237,6 +249,10 @@ class Session:
         now_us = max([clock_us, *versions.values()])
         known: dict[bytes, bytes | None] = dict.fromkeys(keys)
         known.update(stored.fetchall())
+        for start, end, _ in wide:
+            if _between(versions, start, end) != _between(told, start, end):
+                raise ConflictError("runs were written since they were read", key=start)
+        request.ranges = [each for each in request.ranges if each not in wide]
         state = Stored(connection, known)
         effects = decide(
             request, state, Seen(versions, told), PROCEDURES, version=now_us + 1, now_us=now_us,
@@ -249,6 +265,34 @@ class Session:
             return Applied(now_us, results)
         self._write(connection, effects, now_us + 1, sequence, digest, set(versions))
         return Applied(now_us + 1, results)
+
+    def _create(
+        self, connection: psycopg.Connection[Any], missing: list[bytes], told: dict[bytes, int]
+    ) -> None:
+        """Make rows of buckets, in a transaction of its own. The registries of their namespaces change before.
+
+        If that was all that has changed since a transaction has read them, it is told so.
+        """
+        registries = sorted({registry_of(bucket) for bucket in missing})
+        with connection.transaction():
+            before = dict(connection.execute(
+                "select bucket, version from buckets where bucket = any(%s) order by bucket for update",
+                (registries,), binary=True,
+            ).fetchall())
+            after = dict(connection.execute(
+                f"insert into buckets as b (bucket, version) select each, {CLOCK} from unnest(%s::bytea[]) each"
+                " order by each on conflict (bucket) do update"
+                f" set version = greatest(b.version + 1, {CLOCK}) returning bucket, version",
+                (registries,), binary=True,
+            ).fetchall())
+            connection.execute(
+                "insert into buckets (bucket, version) select each, 0 from unnest(%s::bytea[]) each order by each"
+                " on conflict do nothing", (missing,),
+            )
+        for registry in registries:
+            if told.get(registry, -1) == before.get(registry, 0):
+                told[registry] = after[registry]
+        told.update({bucket: 0 for bucket in missing if bucket not in told})
 
     def _known(
         self, connection: psycopg.Connection[Any], row: tuple[Any, ...] | None, sequence: int, digest: int
@@ -302,6 +346,14 @@ class Session:
             connection.execute("commit")
         if made.rowcount != 1:
             raise InvariantError("another commit has this number")
+
+
+def _between(versions: Mapping[bytes, int], start: bytes, end: bytes) -> dict[bytes, int]:
+    """The versions of the buckets in a range over runs, and of their registry."""
+    registry = registry_of(start)
+    return {
+        bucket: version for bucket, version in versions.items() if bucket == registry or start <= bucket < end
+    }
 
 
 class Changes:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import psycopg
 
 from inmem.engines.base import Item
-from inmem.engines.postgres.buckets import buckets_of_range, owner_bucket
+from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, owner_bucket
 from inmem.engines.postgres.connections import CLOCK, Connections
 from inmem.errors import ClosedError, SnapshotTooOldError, WriterUnavailableError
 
@@ -78,6 +78,10 @@ class Moment:
         if buckets:
             self.seen.update(dict.fromkeys(buckets, 0))
             self.seen.update(self._ask("select bucket, version from buckets where bucket = any(%s)", (buckets,)))
+        if not is_of_one_prefix(start, end):
+            self.seen.update(
+                self._ask("select bucket, version from buckets where bucket >= %s and bucket < %s", (start, end))
+            )
         return pages(self._ask, start, end, reverse)
 
     def close(self) -> None:
