@@ -42,10 +42,10 @@ from bench.peers.before import adopt
 LEAST_ROUNDS = 5
 _SECONDS, _QUICK_SECONDS = 1.0, 0.03
 _QUICK_ROUNDS = 2
-_QUICK_PEERS = ("redis", "sqlite", "stratadb")  # those that targets name
+_QUICK_PEERS = ("redis", "sqlite", "stratadb", "huey")  # those that targets name
 _BESIDE, _QUICK_BESIDE = (2, 4), (2,)
 _PACKAGES = (
-    "lmdb", "msgpack", "pyzmq", "xxhash", "redis", "hiredis", "diskcache", "stratadb", "matplotlib"
+    "lmdb", "msgpack", "pyzmq", "xxhash", "redis", "hiredis", "huey", "diskcache", "stratadb", "matplotlib"
 )  # fmt: skip
 
 

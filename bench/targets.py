@@ -96,6 +96,11 @@ TARGETS = (
     Target(
         "recovery", "killed under load: ms to the next answer, slowest client", 300, at_most=True, unit="ms"
     ),
+    Target("queues", "job claimed and acked, 1 process: x redis", 1.2, unit="x"),
+    Target("queues", "job claimed and acked, 8 processes: x redis", 1.2, unit="x"),
+    Target("queues", "job claimed and acked, 1 process: x huey", 3, unit="x"),
+    Target("queues", "claims with very many jobs waiting / with few", 0.7, unit="x"),
+    Target("queues", "from put to start: p50 us", 300, at_most=True, unit="µs"),
     Target("recovery", "from a checkpoint: keys per second", 200_000, unit="/s"),
     Target("recovery", "from the log: records per second", 100_000, unit="/s"),
     Target("memory", "image / encoded keys and values", 2, at_most=True, unit="x"),

@@ -25,6 +25,8 @@ from inmem.maintenance.check_report import CheckReport, check_in_process
 from inmem.pending import Pending
 from inmem.primitives.facades import DatabaseFacades
 from inmem.primitives.index_repair import differences
+from inmem.primitives.leases.calls import LeaseHolder
+from inmem.primitives.leases.shown import Lease
 from inmem.scopes import (
     MAX_ATTEMPTS,
     TRANSACT_TIMEOUT_S,
@@ -191,15 +193,18 @@ class Database(DatabaseFacades):
     def transact(
         self, run_id: str | RunScope, fn: Callable[[Transaction], Pending[T]], *, max_attempts: int = ...,
         timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     def transact(
         self, run_id: str | RunScope, fn: Callable[[Transaction], T], *, max_attempts: int = ...,
         timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     def transact(
         self, run_id: str | RunScope, fn: Callable[[Transaction], Any], *, max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> Any:
         """Run `fn(txn)` as a serializable transaction and return its result.
 
@@ -210,7 +215,9 @@ class Database(DatabaseFacades):
         tuples, lists and dicts that `fn` returns. Cost: the reads, and one
         round trip if anything was written. A function that calls `txn.wait()`
         runs again when something that it read has changed, for `wait_s`
-        seconds at most, None for ever; each time `timeout_s` begins anew.
+        seconds at most, None for ever; each time `timeout_s` begins anew. With
+        a `lease`, of this run or another one, the commit is refused unless it
+        is held then; a commit is sent also if nothing else is written.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -221,10 +228,12 @@ class Database(DatabaseFacades):
             ConflictError: still refused after the last attempt; nothing was applied.
             CommitUnknownError: no answer in time; `fn` is not run again.
             WaitTimeoutError: it waited for `wait_s`; nothing was applied.
+            LeaseLostError: the lease is not held any more; nothing was applied.
             Exception: whatever `fn` raises; nothing was applied.
         """
         return self.scope(run_id).transact(
-            fn, max_attempts=max_attempts, timeout_s=timeout_s, durability=durability, wait_s=wait_s
+            fn, max_attempts=max_attempts, timeout_s=timeout_s, durability=durability, wait_s=wait_s,
+            lease=lease,
         )
 
     def wait(

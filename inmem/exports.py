@@ -97,6 +97,9 @@ from inmem.primitives.kv.facade import (
     PendingNumber as PendingNumber,
     Versioned as Versioned,
 )
+from inmem.primitives.leases.facade import LeaseStore as LeaseStore
+from inmem.primitives.leases.held import HeldLease as HeldLease
+from inmem.primitives.leases.shown import Lease as Lease
 from inmem.primitives.runs.facade import (
     CreateRunOptions as CreateRunOptions,
     RunIndex as RunIndex,
@@ -104,8 +107,9 @@ from inmem.primitives.runs.facade import (
 from inmem.primitives.runs.reads import RunQuery as RunQuery
 from inmem.primitives.cells.facade import PendingVersion as PendingVersion, StateCell as StateCell
 from inmem.primitives.traces.facade import NewTrace as NewTrace, TraceStore as TraceStore
-from inmem.primitives.queues.job import Job as Job, JobId as JobId, JobInfo as JobInfo
-from inmem.primitives.queues.rules import QueueCounts as QueueCounts
+from inmem.primitives.queues.job import JobId as JobId
+from inmem.primitives.queues.shown import Job as Job, JobInfo as JobInfo
+from inmem.primitives.queues.shown import QueueCounts as QueueCounts
 from inmem.primitives.queues.held import HeldJob as HeldJob
 from inmem.primitives.queues.facade import JobQueues as JobQueues
 from inmem.primitives.queues.putting import PendingJobId as PendingJobId

@@ -35,6 +35,8 @@ from inmem.primitives.facades import (
     SnapshotFacades,
     TransactionFacades,
 )
+from inmem.primitives.leases.calls import LeaseHolder, checks_of
+from inmem.primitives.leases.shown import Lease
 from inmem.steps import ThreadWaits
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class RunScope(ScopeFacades):
         engine = database.engine
         super().__init__(
             database, engine.latest(), engine.direct(), prefix, self.namespace, name, self.transact,
-            ThreadWaits(self.wait, engine.pass_on, holding.keep, holding.drop),
+            ThreadWaits(self.wait, self._pass_on, holding.keep, holding.drop, holding.Loss),
         )
 
     def __repr__(self) -> str:
@@ -97,25 +99,29 @@ class RunScope(ScopeFacades):
     @overload
     def transact(
         self, fn: Callable[[Transaction], Pending[T]], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None, wait_s: float | None = None,
+        durability: str | None = None, wait_s: float | None = None, lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     def transact(
         self, fn: Callable[[Transaction], T], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None, wait_s: float | None = None,
+        durability: str | None = None, wait_s: float | None = None, lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     def transact(
         self, fn: Callable[[Transaction], Any], *, max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> Any:
         """Run `fn(txn)` with retries in this run. See `Database.transact`."""
         sync = wants_sync(durability, self._database)
         check_callable(fn)
+        under = checks_of(lease)
         wait_until = deadline_in(wait_s, "wait_s")
 
         def attempt(left_s: float) -> Any:
             txn = Transaction.begin(self._database, self, sync, left_s, may_wait=True)
             with txn:
+                if under:
+                    txn._draft.write(under)
                 result = called(fn, txn)
                 check_result(result)
                 if not txn._draft.is_over:
@@ -146,6 +152,10 @@ class RunScope(ScopeFacades):
             finally:
                 draft.abort()
             watched.wait(deadline)
+
+    def _pass_on(self, name: bytes) -> None:
+        """See `FacadeWaits`. The engine's own method would keep what a closed database had."""
+        self._database.engine.pass_on(name)
 
     def snapshot(self) -> Snapshot:
         """One consistent moment of this run. See `Database.snapshot`."""
@@ -395,6 +405,10 @@ class Pipeline(PipelineFacades):
             self._runs.clear()
         run = self._runs[run_id] = PipelinedFacades(self._batches.sink(), scope.prefix)
         return run
+
+    def shared(self, level: str) -> PipelinedFacades:
+        """The writes of what all runs of this `"agent"`, `"app"` or `"tenant"` share."""
+        return self.run(self._database.shared(level))
 
     def flush(self) -> None:
         """Send what is buffered, wait for all answers and raise the first error.

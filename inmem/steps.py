@@ -70,6 +70,13 @@ class FacadeWaits(Protocol):
     def stream(self, steps: Streamed[T]) -> Any:
         """The items that the steps yield."""
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether what `drive` gives is to be awaited."""
+
+    def loss(self, holding: Any) -> Any:
+        """What says, in the form of an event, whether something that is held may be lost."""
+
     def keep(self, renewed: Any) -> None:
         """Renew something, a `Renewed`, from now on."""
 
@@ -92,12 +99,15 @@ class Wait(Protocol):
 class ThreadWaits:
     """The thread that calls waits itself."""
 
-    __slots__ = ("_wait", "drop", "keep", "pass_on")
+    __slots__ = ("_wait", "drop", "keep", "loss", "pass_on")
+
+    is_awaited = False
 
     def __init__(
         self, wait: Wait, pass_on: Callable[[bytes], None], keep: Callable[[Any], None],
-        drop: Callable[[Any], None],
+        drop: Callable[[Any], None], loss: Callable[[Any], Any],
     ) -> None:
+        self.loss = loss
         self._wait = wait
         self.pass_on = pass_on
         self.keep = keep

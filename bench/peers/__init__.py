@@ -99,6 +99,28 @@ class Client:
         """The number that `transition` has made."""
         return self.number(name)
 
+    # Jobs of one queue.
+
+    def job_put(self, value: str) -> Any:
+        """Put a job into the queue."""
+        raise Unsupported("no queues")
+
+    def job_put_many(self, values: Sequence[str]) -> Any:
+        """Put many jobs, the fastest way that the store has."""
+        raise Unsupported("no way to put many jobs at once")
+
+    def job_done(self, wait_s: float = 0.0) -> str | None:
+        """Take the next job and end it; what it is, None if there is none. With a wait, for the first."""
+        raise Unsupported("no queues")
+
+    def jobs(self) -> int:
+        """How many jobs wait."""
+        raise Unsupported("no queues")
+
+    def no_jobs(self) -> None:
+        """Remove the jobs that wait."""
+        raise Unsupported("no queues")
+
     # Records of named fields, as YCSB has them.
 
     def insert(self, key: str, record: Record) -> Any:
@@ -173,10 +195,11 @@ _REGISTRY: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "stratadb": ("stratadb", "Strata", ("standard",)),
     "stratadb in process": ("stratadb", "StrataInProcess", ()),
     "stratadb always": ("stratadb", "Strata", ("always",)),
+    "huey": ("huey", "Huey", ()),
     "diskcache": ("diskcache", "DiskCache", ()),
     "manager": ("manager", "Manager", ()),
 }
-FAMILIES = ("redis", "sqlite", "stratadb", "diskcache", "manager")
+FAMILIES = ("redis", "sqlite", "stratadb", "huey", "diskcache", "manager")
 
 
 @dataclass(frozen=True)

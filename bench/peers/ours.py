@@ -128,6 +128,26 @@ class OurClient(Client):
 
         self._steps.transact(write)
 
+    def job_put(self, value: str) -> Any:
+        return self._run.queues.put("jobs", value)
+
+    def job_put_many(self, values: Sequence[str]) -> Any:
+        return self._run.queues.put_many("jobs", values)
+
+    def job_done(self, wait_s: float = 0.0) -> str | None:
+        job = self._run.queues.claim("jobs", wait_s=wait_s)
+        if job is None:
+            return None
+        self._run.queues.ack(job)
+        payload: str = job.payload
+        return payload
+
+    def jobs(self) -> int:
+        return self._run.queues.counts("jobs").ready
+
+    def no_jobs(self) -> None:
+        self._run.queues.purge("jobs")
+
     def steps(self) -> int:
         with self._steps.snapshot() as view:
             head, state = view.events.head(), view.cells.read("phase")

@@ -99,6 +99,28 @@ class RedisClient(Client):
                 p.set(key, value)
             p.execute()
 
+    def job_put(self, value: str) -> Any:
+        return self.db.lpush("jobs", value)
+
+    def job_put_many(self, values: Sequence[str]) -> Any:
+        return self.db.lpush("jobs", *values)
+
+    def job_done(self, wait_s: float = 0.0) -> str | None:
+        # Without a wait this is LMOVE: a timeout of 0 of BLMOVE is for ever.
+        if wait_s:
+            job = self.db.blmove("jobs", "taken", wait_s, "RIGHT", "LEFT")
+        else:
+            job = self.db.lmove("jobs", "taken", "RIGHT", "LEFT")
+        if job is not None:
+            self.db.lrem("taken", 1, job)
+        return job  # type: ignore[no-any-return]
+
+    def jobs(self) -> int:
+        return int(self.db.llen("jobs"))
+
+    def no_jobs(self) -> None:
+        self.db.delete("jobs")
+
     def append(self, log: str, value: str) -> Any:
         return self.db.rpush(log, value)
 

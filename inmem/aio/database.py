@@ -24,6 +24,8 @@ from inmem.errors import ClosedError, InvalidInputError
 from inmem.maintenance.backup_report import BackupReport
 from inmem.maintenance.check_report import CheckReport
 from inmem.pending import Pending
+from inmem.primitives.leases.calls import LeaseHolder
+from inmem.primitives.leases.shown import Lease
 from inmem.scopes import MAX_ATTEMPTS, TRANSACT_TIMEOUT_S, Snapshot, Transaction, wants_sync
 
 T = TypeVar("T")
@@ -103,32 +105,35 @@ class AsyncDatabase(AsyncDatabaseFacades):
     async def transact(
         self, run_id: str | AsyncRunScope, fn: Callable[[AsyncTransaction], Awaitable[Pending[T]]], *,
         max_attempts: int = ..., timeout_s: float = ..., durability: str | None = None,
-        wait_s: float | None = None,
+        wait_s: float | None = None, lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     async def transact(
         self, run_id: str | AsyncRunScope, fn: Callable[[AsyncTransaction], Awaitable[T]], *,
         max_attempts: int = ..., timeout_s: float = ..., durability: str | None = None,
-        wait_s: float | None = None,
+        wait_s: float | None = None, lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     async def transact(
         self, run_id: str | AsyncRunScope, fn: Callable[[Transaction], Pending[T]], *,
         max_attempts: int = ..., timeout_s: float = ..., durability: str | None = None,
-        wait_s: float | None = None,
+        wait_s: float | None = None, lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     async def transact(
         self, run_id: str | AsyncRunScope, fn: Callable[[Transaction], T], *, max_attempts: int = ...,
         timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     async def transact(
         self, run_id: str | AsyncRunScope, fn: Callable[..., Any], *, max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> Any:
         """Run `fn(txn)`, a function or coroutine function, as a transaction. See `AsyncRunScope.transact`."""
         return await self.run(run_id).transact(
-            fn, max_attempts=max_attempts, timeout_s=timeout_s, durability=durability, wait_s=wait_s
+            fn, max_attempts=max_attempts, timeout_s=timeout_s, durability=durability, wait_s=wait_s,
+            lease=lease,
         )
 
     async def wait(

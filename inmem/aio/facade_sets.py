@@ -22,6 +22,7 @@ from inmem.aio.facades.kv import (
     AsyncRunKV,
     AsyncTransactionKV,
 )
+from inmem.aio.facades.leases import AsyncLeaseReads, AsyncLeaseStore, AsyncRunLeases, AsyncTransactionLeases
 from inmem.aio.facades.queues import (
     AsyncJobQueues,
     AsyncPipedQueues,
@@ -46,6 +47,7 @@ class AsyncDatabaseFacades:
         self.events = AsyncEventLog(database)
         self.cells = AsyncStateCell(database)
         self.traces = AsyncTraceStore(database)
+        self.leases = AsyncLeaseStore(database)
         self.runs = AsyncRunIndex(database)
         self.queues = AsyncJobQueues(database)
 
@@ -53,7 +55,7 @@ class AsyncDatabaseFacades:
 class AsyncScopeFacades:
     """Of a run: each write is a commit of its own."""
 
-    __slots__ = ("cells", "events", "kv", "queues", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "leases", "queues", "runs", "traces")
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
@@ -64,6 +66,7 @@ class AsyncScopeFacades:
         self.events = AsyncRunEvents(sync.events)
         self.cells = AsyncRunCells(sync.cells)
         self.traces = AsyncRunTraces(sync.traces)
+        self.leases = AsyncRunLeases(sync.leases)
         self.runs = AsyncRunRuns(sync.runs)
         self.queues = AsyncRunQueues(sync.queues)
 
@@ -71,7 +74,7 @@ class AsyncScopeFacades:
 class AsyncSnapshotFacades:
     """Of a run at one moment: no writes."""
 
-    __slots__ = ("cells", "events", "kv", "queues", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "leases", "queues", "runs", "traces")
 
     def __init__(self, host: Host, view: View, prefix: bytes, namespace: bytes, run_id: str) -> None:
         sync = SnapshotFacades(host, view, prefix, namespace, run_id)
@@ -79,6 +82,7 @@ class AsyncSnapshotFacades:
         self.events = AsyncEventReads(sync.events)
         self.cells = AsyncCellReads(sync.cells)
         self.traces = AsyncTraceReads(sync.traces)
+        self.leases = AsyncLeaseReads(sync.leases)
         self.runs = AsyncRunReads(sync.runs)
         self.queues = AsyncQueueReads(sync.queues)
 
@@ -86,7 +90,7 @@ class AsyncSnapshotFacades:
 class AsyncTransactionFacades:
     """Of a run in a transaction."""
 
-    __slots__ = ("cells", "events", "kv", "queues", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "leases", "queues", "runs", "traces")
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str
@@ -96,6 +100,7 @@ class AsyncTransactionFacades:
         self.events = AsyncTransactionEvents(sync.events)
         self.cells = AsyncTransactionCells(sync.cells)
         self.traces = AsyncTraces(sync.traces)
+        self.leases = AsyncTransactionLeases(sync.leases)
         self.runs = AsyncRuns(sync.runs)
         self.queues = AsyncTransactionQueues(sync.queues)
 

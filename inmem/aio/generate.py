@@ -3,7 +3,9 @@
 Invariant: nothing here names a primitive. All that `inmem.primitives.facades`
 has gets its twin: a class `X` the class `AsyncX` of the same bases, with the
 same methods. A class that has a sink awaits what its own methods return; other
-classes read, and what they return is there.
+classes read, and what they return is there. A method that returns a context
+manager `C` is not awaited: its twin gives an `AsyncC` of it, for `async with`.
+That one is written by hand: `inmem.aio.x` has it, if `C` is of a module `x`.
 """
 
 from __future__ import annotations
@@ -120,6 +122,8 @@ class Method:
     def twin(self, cls: type, imports: Imports) -> list[str]:
         """The asynchronous method of the same name."""
         streams = self.returns.startswith("Iterator[")
+        if is_context(getattr(sys.modules[self._module], self.returns, None)):
+            return self._context(cls, imports)
         awaits = has_sink(cls) or issubclass(cls, ByRun)
         returns = f"Async{self.returns}" if streams else self.returns
         start = f"    {'' if streams else 'async '}def {self.name}("
@@ -144,6 +148,28 @@ class Method:
         if streams:
             imports.add(("collections.abc", "AsyncIterator"))
         return found
+
+
+    def _context(self, cls: type, imports: Imports) -> list[str]:
+        """The asynchronous method that returns a context manager."""
+        made: type = getattr(sys.modules[self._module], self.returns)
+        returns = f"Async{self.returns}"
+        imports.add((f"inmem.aio.{made.__module__.rpartition('.')[2]}", returns))
+        found = filled(f"    def {self.name}(", ["self", *self.parameters], f") -> {returns}:")
+        call = f"self._sync.{self.name}("
+        if issubclass(cls, ByRun):
+            found += filled(f"        result: {returns} = {call}", self.arguments, ")")
+            found.append("        return result")
+        else:
+            found += filled(f"        return {returns}({call}", self.arguments, "))")
+        for name in self.names - {self.returns}:
+            imports |= where(name, self._module)
+        return found
+
+
+def is_context(found: object) -> bool:
+    """Whether something is a class of context managers."""
+    return isinstance(found, type) and hasattr(found, "__enter__")
 
 
 def filled(head: str, items: list[str], tail: str) -> list[str]:

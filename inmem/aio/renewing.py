@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
+from typing import Final
 
 from inmem.aio.driving import driven
 from inmem.host.clock import boot_us
+from inmem.primitives.holding import Holding
 from inmem.steps import Renewed
+
+_LOOK_S: Final = 1.0  # who waits for a loss looks at the clock as often: it goes on during suspend
 
 _tasks: weakref.WeakKeyDictionary[Renewed, asyncio.Task[None]] = weakref.WeakKeyDictionary()
 
@@ -29,3 +34,29 @@ async def _renew(renewed: Renewed) -> None:
     while goes_on:
         await asyncio.sleep(max(0.0, (renewed.renew_at_us - boot_us()) / 1e6))
         goes_on = await driven(renewed.renew())
+
+
+class AsyncLoss:
+    """Whether a lease may be lost, in the form of an `asyncio.Event`. See `inmem.primitives.holding`."""
+
+    __slots__ = ("_holding", "_told")
+
+    def __init__(self, holding: Holding) -> None:
+        self._holding = holding
+        self._told = asyncio.Event()
+
+    def is_set(self) -> bool:
+        """Whether it may be lost."""
+        return self._holding.lost_in_s() <= 0
+
+    async def wait(self) -> bool:
+        """Wait until it may be lost; True."""
+        while (left_s := self._holding.lost_in_s()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, _LOOK_S)):
+                    await self._told.wait()
+        return True
+
+    def tell(self) -> None:
+        """Wake who waits."""
+        self._told.set()

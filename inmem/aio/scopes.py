@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, NoReturn, Protocol, Self, TypeVar, overload
 
-from inmem.aio.driving import driven, retrying, streamed
+from inmem.aio.driving import retrying
 from inmem.aio.facade_sets import (
     AsyncPipelinedFacades,
     AsyncPipelineFacades,
@@ -21,7 +21,7 @@ from inmem.aio.facade_sets import (
     AsyncSnapshotFacades,
     AsyncTransactionFacades,
 )
-from inmem.aio.renewing import drop, keep
+from inmem.aio.facade_waits import LoopWaits
 from inmem.aio.session import LoopSession
 from inmem.aio.sink import AwaitedSink, AwaitedWrites, Done
 from inmem.aio.waiting import LoopWaiting
@@ -38,6 +38,8 @@ from inmem.engines.local import LocalEngine
 from inmem.errors import ClosedError, CommitUnknownError, InmemError, InvariantError
 from inmem.host.interrupts import awaited, called
 from inmem.pending import Pending, filled
+from inmem.primitives.leases.calls import LeaseHolder, checks_of
+from inmem.primitives.leases.shown import Lease
 from inmem.scopes import (
     MAX_ATTEMPTS,
     TRANSACT_TIMEOUT_S,
@@ -47,7 +49,6 @@ from inmem.scopes import (
     Transaction,
     wants_sync,
 )
-from inmem.steps import Steps, Streamed
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,36 +71,7 @@ class Handle(Protocol):
 
     def run(self, run_id: Any) -> AsyncRunScope: ...
 
-
-class LoopWaits:
-    """A scope's coroutines wait: see `inmem.steps.FacadeWaits`."""
-
-    __slots__ = ("_scope", "drop", "keep")
-
-    def __init__(self, scope: AsyncRunScope) -> None:
-        self._scope = scope
-        self.keep, self.drop = keep, drop
-
-    async def wait(
-        self, fn: Callable[[Any], T | None], timeout_s: float | None, convert: Callable[[T], R]
-    ) -> R:
-        """See `FacadeWaits`."""
-        return convert(await self._scope.wait(fn, timeout_s=timeout_s))
-
-    def stream(self, steps: Streamed[T]) -> AsyncIterator[T]:
-        """See `FacadeWaits`."""
-        return streamed(steps, self._wait)
-
-    def drive(self, steps: Steps[T]) -> Awaitable[T]:
-        """See `FacadeWaits`."""
-        return driven(steps, self._wait)
-
-    def pass_on(self, name: bytes) -> None:
-        """See `FacadeWaits`."""
-        self._scope.database.engine.pass_on(name)
-
-    def _wait(self, fn: Callable[[Any], Any], timeout_s: float | None) -> Awaitable[Any]:
-        return self._scope.wait(fn, timeout_s=timeout_s)
+    def shared(self, level: str) -> AsyncRunScope: ...
 
 
 class AsyncRunScope(AsyncScopeFacades):
@@ -114,7 +86,7 @@ class AsyncRunScope(AsyncScopeFacades):
         engine = database.engine
         super().__init__(
             database, engine.latest(), database.sink, scope.prefix, scope.namespace, scope.name,
-            self.transact, LoopWaits(self),
+            self.transact, LoopWaits(self.wait, self._pass_on),
         )
 
     def __repr__(self) -> str:
@@ -144,25 +116,28 @@ class AsyncRunScope(AsyncScopeFacades):
     async def transact(
         self, fn: Callable[[AsyncTransaction], Awaitable[Pending[T]]], *, max_attempts: int = ...,
         timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     async def transact(
         self, fn: Callable[[AsyncTransaction], Awaitable[T]], *, max_attempts: int = ...,
         timeout_s: float = ..., durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     async def transact(
         self, fn: Callable[[Transaction], Pending[T]], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None, wait_s: float | None = None,
+        durability: str | None = None, wait_s: float | None = None, lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     @overload
     async def transact(
         self, fn: Callable[[Transaction], T], *, max_attempts: int = ..., timeout_s: float = ...,
-        durability: str | None = None, wait_s: float | None = None,
+        durability: str | None = None, wait_s: float | None = None, lease: Lease | LeaseHolder | None = None,
     ) -> T: ...
     async def transact(
         self, fn: Callable[..., Any], *, max_attempts: int = MAX_ATTEMPTS,
         timeout_s: float = TRANSACT_TIMEOUT_S, durability: str | None = None, wait_s: float | None = None,
+        lease: Lease | LeaseHolder | None = None,
     ) -> Any:
         """Run `fn(txn)` with retries in this run: a plain function, or a coroutine function.
 
@@ -176,10 +151,13 @@ class AsyncRunScope(AsyncScopeFacades):
         if not is_async:
             check_callable(fn)
         wait_until = deadline_in(wait_s, "wait_s")
+        under = checks_of(lease)
 
         async def attempt(left_s: float) -> Any:
             draft = self._begin(sync, left_s)
             try:
+                if under:
+                    draft.draft.write(under)
                 if is_async:
                     result = await awaited(fn, AsyncTransaction(draft, self, may_wait=True))
                 else:
@@ -220,6 +198,10 @@ class AsyncRunScope(AsyncScopeFacades):
             finally:
                 draft.abort()
             await self.database.waits.wait(watched, deadline)
+
+    def _pass_on(self, name: bytes) -> None:
+        """See `FacadeWaits`."""
+        self.database.engine.pass_on(name)
 
     def snapshot(self) -> AsyncSnapshot:
         """One consistent moment of this run, for `async with`. See `Database.snapshot`."""
@@ -439,12 +421,17 @@ class AsyncPipeline(AsyncPipelineFacades):
 
     def run(self, run_id: str | AsyncRunScope) -> AsyncPipelinedFacades:
         """The writes of one run, or of a shared scope."""
-        found = self._runs.get(run_id)
-        if found is None:
+        try:
+            return self._runs[run_id]
+        except (KeyError, TypeError):
             scope = self._database.run(run_id)
-            sink = AwaitedWrites(self._writes.sink(), self._room)
-            found = self._runs[run_id] = AsyncPipelinedFacades(sink, scope.prefix)
+        sink = AwaitedWrites(self._writes.sink(), self._room)
+        found = self._runs[run_id] = AsyncPipelinedFacades(sink, scope.prefix)
         return found
+
+    def shared(self, level: str) -> AsyncPipelinedFacades:
+        """The writes of what all runs of this `"agent"`, `"app"` or `"tenant"` share."""
+        return self.run(self._database.shared(level))
 
     def _room(self, result: T) -> Awaitable[T]:
         return Done(result) if self._writes.in_flight() < _GROUPS else self._waited(result)

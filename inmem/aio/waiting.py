@@ -28,13 +28,14 @@ from inmem.client.attachment import Attachment
 from inmem.client.waiting import Watched, timed_out
 from inmem.errors import ClosedError, ForkError, InmemError, LimitError
 from inmem.host import futex
-from inmem.host.waitfile import EVERYTHING, GROUPS, Armed, WaitFile, group_of
+from inmem.host.waitfile import EVERYTHING, GROUPS, Armed, WaitFile, group_of, is_takers
 
 _BOUND_S: Final = 1.0  # of one sleep: then it is looked whether a writer ended or stopped before waking
 _POLL_S: Final = 0.005  # where there is nothing to sleep on
 _PAUSE_S: Final = 0.001  # after a wake by a group's word, which others change too
 _IDLE_S: Final = 2.0  # without waiters, before the thread ends
 _TAKERS: Final = futex.AT_ONCE - GROUPS - 3  # words of takers beside those of groups, everything and the bell
+_LATER_US: Final = 20_000  # after the first of several takers whose reads have expired
 _SPARE: Final = 64  # expiries of waits that have ended, and are forgotten together
 
 
@@ -189,6 +190,7 @@ class _Watch:
         self._told = told
         self._at: dict[int, dict[_Waiter, None]] = {}  # by place, in the order in which they came
         self._values: dict[int, int] = {}  # of the words, when they were armed
+        self._names: dict[int, set[bytes]] = {}  # of takers, by place
         self._file: WaitFile | None = None
         self._due: set[_Waiter] = set()  # to be looked at
         self._expiries: list[tuple[int, int, _Waiter]] = []
@@ -202,6 +204,11 @@ class _Watch:
             self._due.add(waiter)
             for place in waiter.watched.leaves:
                 self._at.setdefault(place, {})[waiter] = None
+                if (name := waiter.watched.taken_from) is not None:
+                    names = self._names.setdefault(place, set())
+                    if name not in names:
+                        names.add(name)
+                        self._values.pop(place, None)  # it is armed again, and says so
             if waiter.watched.expiry_us:
                 heapq.heappush(self._expiries, (waiter.watched.expiry_us, next(self._numbers), waiter))
         if len(self._expiries) > 2 * len(self.waiters) + _SPARE:  # most are of waits that have ended
@@ -219,6 +226,7 @@ class _Watch:
                 if not others:
                     del self._at[place]
                     self._values.pop(place, None)
+                    self._names.pop(place, None)
 
     def _end(self, waiter: _Waiter, error: InmemError | None = None) -> None:
         self._told.end(waiter, error)
@@ -264,9 +272,13 @@ class _Watch:
         words, values = file.words, self._values
         changed = [place for place in self._at if values.get(place, -1) != words[place]]
         if changed:
+            for place in changed:
+                for name in self._names.get(place, ()):
+                    file.say_who(name)
             for place, value in zip(changed, file.arm(changed), strict=True):
                 # Of takers as many look as there is new, those who have waited longest first.
-                new = value - values.get(place, 0) if place > EVERYTHING and place in values else None
+                is_each = not is_takers(place) or place not in values or file.is_shared(place)
+                new = None if is_each else value - values[place]
                 values[place] = value
                 self._due.update(islice(self._at[place], new if new is None or new >= 0 else None))
 
@@ -277,25 +289,33 @@ class _Watch:
             InmemError: the store cannot be read.
         """
         now_us = self._waiting.now_us()
+        served: set[bytes] = set()
         while self._expiries and self._expiries[0][0] <= now_us:
-            self._end(heapq.heappop(self._expiries)[2])
+            waiter = heapq.heappop(self._expiries)[2]
+            name = waiter.watched.taken_from
+            if name in served:  # it is for one of them: the others look later
+                heapq.heappush(self._expiries, (now_us + _LATER_US, next(self._numbers), waiter))
+            elif waiter in self.waiters:
+                if name is not None:
+                    served.add(name)
+                self._end(waiter)
         if not self._due:
             return
         if not self._waiting.has_image():  # see `inmem.client.waiting.Waiting.wait`
             version = self._waiting.version()
-            for waiter in self._due:
+            for waiter in [*self._due]:
                 if version > waiter.watched.checked:
-                    self._told.end(waiter)
+                    self._end(waiter)
             self._due = set()
             return
         snapshot = self._waiting.begin()
         try:
-            for waiter in self._due:
+            for waiter in [*self._due]:  # who is told is out, or a second wake would be given to him too
                 try:
                     if waiter.watched.has_changed(snapshot):
-                        self._told.end(waiter)
+                        self._end(waiter)
                 except InmemError as error:
-                    self._told.end(waiter, error)
+                    self._end(waiter, error)
             self._due = set()
         finally:
             snapshot.close()

@@ -22,8 +22,10 @@ from inmem.cli.config import config
 from inmem.cli.doctor import doctor
 from inmem.cli.exchange import export, import_
 from inmem.cli.kv import kv
+from inmem.cli.leases import lease, leases
 from inmem.cli.life import serve, start, status, stop
 from inmem.cli.look import cells, events, verify
+from inmem.cli.queue import queue
 from inmem.cli.report import report
 from inmem.cli.runs import run, runs
 from inmem.cli.top import top
@@ -44,9 +46,11 @@ for command in (
 ):
     app.command(cls=Command)(command)
 app.add_typer(config, name="config")
-for look in (runs, run, events, cells, traces, verify, report):
+for look in (runs, run, events, cells, traces, leases, verify, report):
     app.command(cls=Command, rich_help_panel="Looking into runs")(look)
 app.add_typer(kv, name="kv", rich_help_panel="Looking into runs")
+app.add_typer(lease, name="lease", rich_help_panel="Looking into runs")
+app.add_typer(queue, name="queue", rich_help_panel="Looking into runs")
 
 
 def _show_version(wanted: bool) -> None:

@@ -38,6 +38,7 @@ from inmem.exchange import Exported, Imported, count_runs, discard_import, expor
 from inmem.exchange.given import check_given
 from inmem.exchange.recorded import FORMATS, Recorded, import_recorded
 from inmem.host.paths import absolute
+from inmem.primitives.counts import shown_of
 
 _SHOWN: Final = 10  # names of runs in a line: `--json` has all
 _STANDARD: Final = Path("-")
@@ -253,7 +254,7 @@ def _document(report: Exported | Imported) -> dict[str, Any]:
 
 def _counted(report: Exported | Imported) -> str:
     names = {"kv": "entries"}
-    counts = ", ".join(f"{count:,} {names.get(name, name)}" for name, count in report.counts.items())
+    counts = ", ".join(f"{count:,} {names.get(name, name)}" for name, count in shown_of(report.counts))
     return f"{report.runs:,} runs ({counts})"
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated, Any, Final
 
@@ -23,15 +22,14 @@ from inmem.cli.common import (
     last_argument,
     print_json,
 )
+from inmem.cli.given import scope_of, value_of
 from inmem.cli.listing import Listing, note
 from inmem.cli.look import NAME_CELLS
 from inmem.cli.text import indented, plain, span
-from inmem.database import Database
 from inmem.errors import InvalidInputError, NotFoundError
-from inmem.jsonvalues import from_json, to_json
+from inmem.jsonvalues import to_json
 from inmem.keys import encode_name
 from inmem.reading.run import Entry
-from inmem.scopes import RunScope
 
 _SHOWN: Final = 20_000  # characters of a value
 
@@ -114,27 +112,13 @@ def put(
 
     Example: inmem kv put trip-to-oslo goal '{"city": "Oslo"}' -d ./data
     """
-    if value == "-":
-        value = sys.stdin.read()
-    content = value if text else _parsed(value)
+    content = value_of(value, "value", is_text=text)
     with where.open() as database:
-        version = _scope(database, run).kv.put(key, content, ttl=ttl)
+        version = scope_of(database, run).kv.put(key, content, ttl=ttl)
     if where.as_json:
         print_json({"run": run, "key": key, "version": version})
     else:
         console().print(f"{plain(key)} is written, version {version}", soft_wrap=True)
-
-
-def _parsed(text: str) -> Any:
-    def refused(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON")
-
-    try:
-        return from_json(json.loads(text, parse_constant=refused))
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(
-            f"VALUE is no JSON: {error}", argument="value", hint="A text needs quotes of its own, or --text."
-        ) from None
 
 
 @kv.command("del", cls=Command)
@@ -149,16 +133,12 @@ def delete(
     Example: inmem kv del trip-to-oslo goal -d ./data
     """
     with where.open() as database:
-        if not _scope(database, run).kv.delete(key):
+        if not scope_of(database, run).kv.delete(key):
             raise _missing(run, key)
     if where.as_json:
         print_json({"run": run, "key": key, "deleted": True})
     else:
         console().print(f"{plain(key)} is removed", soft_wrap=True)
-
-
-def _scope(database: Database, run: str) -> RunScope:
-    return database.shared(run[1:]) if run.startswith("@") else database.run(run)
 
 
 @kv.command("ls", cls=Command)

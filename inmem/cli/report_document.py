@@ -16,6 +16,7 @@ from inmem.cli.gist import in_lines, line_of, message_of, trace_line, words_of
 from inmem.cli.scale import Scale
 from inmem.cli.text import clock, day, full_time, indented, plain, span
 from inmem.cli.traces import tree_of
+from inmem.primitives.counts import shown_of
 from inmem.primitives.events.rules import ChainVerification
 from inmem.primitives.runs.rules import RunMetadata, RunStatus
 from inmem.primitives.traces.rules import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace
@@ -132,7 +133,7 @@ class ReportDocument:
         return (first.timestamp, last.timestamp) if is_elsewhere else None
 
     def _holds(self, counts: dict[str, int], verdict: ChainVerification) -> list[list[str]]:
-        held = ", ".join(f"{number:,} {name}" for name, number in counts.items())
+        held = ", ".join(f"{number:,} {name}" for name, number in shown_of(counts))
         if verdict.is_valid:
             chain = f"whole, {verdict.length:,} events" if verdict.length else "no events"
         else:

@@ -21,7 +21,9 @@ from inmem.cli.common import (
     print_json,
 )
 from inmem.cli.durations import took
+from inmem.cli.leases import holders
 from inmem.cli.listing import Listing, note
+from inmem.cli.stored_queues import in_words, queues_in
 from inmem.cli.text import (
     full_time,
     moment_us,
@@ -249,7 +251,9 @@ class _Summary:
         self._events(counts["events"])
         self._cells(counts["cells"])
         self._traces(counts["traces"])
+        self._leases(counts["leases"])
         self._entries(counts["kv"])
+        self._queues(counts["queues"])
 
     def _field(self, name: str, text: str, style: str = "") -> None:
         self._listing.words((f"{name:<10}", "dim"), rest=text, style=style)
@@ -325,6 +329,11 @@ class _Summary:
                 rest=f"from {full_time(first.timestamp)} to {full_time(last.timestamp)} ({between})",
             )
 
+    def _leases(self, count: int) -> None:
+        if count:
+            self._heading("leases", count, f", the first {_FIRST}" if count > _FIRST else "")
+            self._listing.words(("  ", ""), rest=holders(self._store, _FIRST))
+
     def _entries(self, count: int) -> None:
         self._heading("kv", count, f", the first {_FIRST}" if count > _FIRST else "")
         entries = list(itertools.islice(self._store.entries(), _FIRST))
@@ -334,3 +343,18 @@ class _Summary:
                 ("  " + self._listing.column(plain(entry.key), _KEY_CELLS) + "  ", "bold"),
                 value=entry.value, has_value=True,
             )
+
+    def _queues(self, count: int) -> None:
+        """Of most runs nothing: it is shown where there are some."""
+        if not count:
+            return
+        self._heading("queues", count, f", the first {_FIRST}" if count > _FIRST else "")
+        with self._source.moment() as moment:
+            found = queues_in(moment, self._store.prefix)
+            names = found.list()[:_FIRST]
+            self._measure(names, _NAME_CELLS)
+            for name in names:
+                self._listing.words(
+                    ("  " + self._listing.column(plain(name), _NAME_CELLS) + "  ", "bold"),
+                    rest=in_words(found.counts(name)),
+                )

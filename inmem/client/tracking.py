@@ -6,7 +6,7 @@ and no further than it was looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
 from inmem.commit.workspace import Workspace
@@ -37,7 +37,7 @@ class StoredVersion(Protocol):
 class TrackedReads:
     """The stored state as one transaction sees it. What `begin` gives is taken at the first read."""
 
-    __slots__ = ("_begin", "_snapshot", "expiry_us", "ranges", "reads", "taken_from")
+    __slots__ = ("_begin", "_snapshot", "_taken_from", "expiry_us", "ranges", "reads")
 
     def __init__(self, begin: Callable[[], StoredVersion]) -> None:
         self._begin = begin
@@ -45,7 +45,7 @@ class TrackedReads:
         self.reads: dict[bytes, int] = {}
         self.ranges: list[list[Any]] = []
         self.expiry_us = 0
-        self.taken_from: bytes | None = None  # see `View.for_one`
+        self._taken_from: tuple[bytes, Collection[bytes]] | None = None
 
     def snapshot(self) -> StoredVersion:
         """The snapshot that all is read from."""
@@ -73,6 +73,17 @@ class TrackedReads:
     def until(self, time_us: int) -> None:
         """What was read holds until then only."""
         self.expiry_us = min(time_us, self.expiry_us or time_us)
+
+    def for_one(self, name: bytes, starts: Collection[bytes]) -> None:
+        """See `View.for_one`."""
+        self._taken_from = name, starts
+
+    def taken_by(self) -> bytes | None:
+        """The name of which one alone can have what is waited for; None if anything else was read too."""
+        if self._taken_from is None or self.reads:
+            return None
+        name, starts = self._taken_from
+        return name if all(start in starts for start, _, _ in self.ranges) else None
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
         """The live records of a range, as far as they are asked for."""

@@ -14,7 +14,7 @@ are compared with those that were computed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, Protocol, TypeVar
@@ -169,9 +169,9 @@ class OptimisticTransaction(OneThread):
         """How many live records a range has, own writes included."""
         return len(self.scan(start, end))
 
-    def for_one(self, name: bytes) -> None:
+    def for_one(self, name: bytes, starts: Collection[bytes]) -> None:
         """See `View`."""
-        self._reads.taken_from = name
+        self._reads.for_one(name, starts)
 
     def until(self, time_us: int) -> None:
         """What was read holds until then only: later the commit is refused."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import NoReturn, Protocol
@@ -68,7 +68,7 @@ class SnapshotView(OneThread):
     def until(self, time_us: int) -> None:
         """Nobody waits for it."""
 
-    def for_one(self, name: bytes) -> None:
+    def for_one(self, name: bytes, starts: Collection[bytes]) -> None:
         """Nobody waits for it."""
 
     def count(self, start: bytes, end: bytes) -> int:
@@ -166,7 +166,7 @@ class LatestView:
     def until(self, time_us: int) -> None:
         """Nobody waits for it."""
 
-    def for_one(self, name: bytes) -> None:
+    def for_one(self, name: bytes, starts: Collection[bytes]) -> None:
         """Nobody waits for it."""
 
     def count(self, start: bytes, end: bytes) -> int:

@@ -10,6 +10,9 @@ from the data directory may remove the one that sleepers are woken by.
 
 from __future__ import annotations
 
+import math
+import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +31,11 @@ from inmem.primitives.import_mark import is_mark
 from inmem.writeset import WriteSet
 
 _BOUND_S: Final = 1.0  # of one sleep
+_JUST_S: Final = 0.1  # between the end of a wait and the next one of the same taker
+_SLACK_S: Final = 0.001  # by which a sleep may end before its time
+# How long after the time of what is due takers look, who know it of themselves: at once only who was told.
+_LATER_US: Final = (0, 10_000)
+_MUCH_LATER_US: Final = (20_000, 200_000)  # those who have slept on, and know it by their look
 WALK: Final = RecentWrites(1 << 64)  # nothing is known of what was written of late: look
 
 
@@ -52,7 +60,7 @@ class Watched:
         for start, end, _ in reads.ranges:
             bucket = bucket_of(start)
             places.add(place_of(bucket) if end <= successor(bucket) else EVERYTHING)
-        self.taken_from = reads.taken_from
+        self.taken_from = reads.taken_by()
         if self.taken_from is not None:
             places = {takers_place(self.taken_from)}
         self.leaves = frozenset(places)
@@ -136,6 +144,7 @@ class Waiting:
         self.version = version  # the last one that a writer has published, also after it has left
         self.now_us = now_us
         self.sleeper = Sleeper(path)
+        self._woken = threading.local()  # `at` and `told`: when this thread's last wait ended, and how
         self.is_closed = False
 
     def wait(self, watched: Watched, deadline: float, has_closed: Callable[[], bool]) -> None:
@@ -157,12 +166,16 @@ class Waiting:
 
     def _wait(self, watched: Watched, deadline: float, has_closed: Callable[[], bool]) -> None:
         before: list[int] = []
+        asleep_until = math.inf
+        late_us = self._late_us() if watched.taken_from is not None else 0
         while True:
-            armed = self.sleeper.arm(watched.places)
+            armed = self.sleeper.arm(watched.places, watched.taken_from)
             if self.is_closed or has_closed():
                 raise ClosedError("the database is closed")
             if self.has_image():
                 if self._looks_changed(watched):
+                    self._woken.at = time.monotonic()
+                    self._woken.told = self._woken.at < asleep_until - _SLACK_S
                     return
             # Without an image nothing changes before there is a writer, and that wakes everybody. But
             # something may have changed since the last look, before the writer left.
@@ -173,11 +186,21 @@ class Waiting:
             if sleep_s <= 0:
                 raise timed_out()
             if watched.expiry_us:
-                expires_s = (watched.expiry_us - self.now_us()) / 1e6
+                expires_s = (watched.expiry_us + late_us - self.now_us()) / 1e6
                 if expires_s <= 0:
                     return
                 sleep_s = min(sleep_s, expires_s)
+            asleep_until = time.monotonic() + sleep_s
             self.sleeper.sleep(armed, sleep_s)
+            if watched.taken_from is not None and armed.is_for_one_who_takes():
+                self._woken.at, self._woken.told = time.monotonic(), True
+                return  # what is there is looked at by him: to look here first would be for nothing
+
+    def _late_us(self) -> int:
+        """How long after the time of what is due a taker looks: all at once would be in each other's way."""
+        if time.monotonic() - getattr(self._woken, "at", -_JUST_S) >= _JUST_S:
+            return random.randint(*_LATER_US)
+        return 0 if self._woken.told else random.randint(*_MUCH_LATER_US)
 
     def _looks_changed(self, watched: Watched) -> bool:
         snapshot = self.begin()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -112,6 +113,12 @@ class Workspace:
                 yield key, payload_of(record)
         for key in mine[at:]:
             yield key, payload_of(self._changed[key] or b"")
+
+    def first_keys(self, start: bytes, end: bytes, limit: int) -> list[bytes]:
+        """The first keys of a range whose records do not expire, in key order; at most so many."""
+        if self._changed or self._cleared:
+            return [key for key, _ in islice(self.scan(start, end), limit)]
+        return [key for key, _ in islice(self._base.scan(start, end), limit)]
 
     def own_keys(self, start: bytes, end: bytes, *, reverse: bool = False) -> list[bytes]:
         """The keys of a range that this commit has put or deleted, in order."""

@@ -7,7 +7,7 @@ inside one a `Pending` of the value where only the commit knows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -51,10 +51,11 @@ class View(Protocol):
     def now_us(self) -> int:
         """Store time."""
 
-    def for_one(self, name: bytes) -> None:
-        """What was read is looked at for something under this name that one alone can have.
+    def for_one(self, name: bytes, starts: Collection[bytes]) -> None:
+        """Ranges with these starts are read for something under this name that one alone can have.
 
-        Of all who wait so, only as many are woken as there is new. See `RecordType.handed_out`.
+        Of all who wait for that and nothing else, only as many are woken as there is new. See
+        `RecordType.handed_out`.
         """
 
     def until(self, time_us: int) -> None:

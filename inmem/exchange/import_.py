@@ -78,7 +78,8 @@ def import_runs(
     was interrupted is simply repeated. `rename` gives runs other ids, also
     where they are named as parents. The file may be compressed (gzip, bzip2,
     xz), a pipe, or a stream that is open. What is imported is durable when
-    this returns. Cost: about 60 µs a record; memory does not grow with a run.
+    this returns. Cost: about 60 µs a record; memory does not grow with a
+    run, but for the names of its queues.
 
     >>> import inmem, inmem.exchange, os, tempfile
     >>> with tempfile.TemporaryDirectory() as place, inmem.open() as db:

@@ -125,6 +125,7 @@ class LineReader:
         begun = self.line
         cell_mark = self._fields.integer(document, "deleted_cell_version", 0)
         yield RunStart(run_id, self._record(document["record"]), chain, cell_mark)
+        self._fields.of_run = {}
         parsers = {form.kind: form.parser(self._fields, chain) for _, form in self._kinds}
         order = [form.kind for _, form in self._kinds]
         counts = {name: 0 for name, _ in self._kinds}

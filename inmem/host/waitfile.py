@@ -11,6 +11,8 @@ for a third kind of word, and nothing else does. It grows by one for each new
 thing, and as many takers are woken: those who have slept longest. Who was
 woken and does not take what is there passes that on. One who is killed
 instead does not: then the others find it when they look, once in a second.
+Each such word says whose it is. If takers of two names meet at one, all of
+them are woken, as one who was meant need not be the one who has slept longest.
 
 A word changes only if a flag says that somebody waits for it, and the writer
 looks at the flags only if one byte says that there are any. So a commit that
@@ -42,10 +44,13 @@ Layout, native byte order, 32,768 bytes:
     4096    4096   flags of the words, a byte each
     8192    64     flags of the groups
     8256    1      flag of everything
+    8257    512    flags of the words for takers
+    8772    2048   whose each of these is, 32 bits of its name; 0: nobody's
+    10820   512    whether takers of several names wait for it
     12288   16384  the words, 32 bits each
     28672   256    a word for each group of 64 words: for who waits for too many
     28928   4      a word for everything: for who has read across runs and types
-    28932   2048   512 words for takers; their flags are after that of everything
+    28932   2048   512 words for takers
 """
 
 from __future__ import annotations
@@ -76,6 +81,8 @@ _MAGIC: Final = b"INMEMWT1"
 _ANY: Final = 8
 _TOLD: Final = 16
 _FLAGS: Final = 4096
+_OWNERS: Final = 8772
+_SHARED: Final = _OWNERS + 4 * TAKERS
 _FIRST_WORD: Final = 12288
 _MASK: Final = (1 << 32) - 1
 _CHECK_EVERY_S: Final = 0.5  # between two looks at whether the file was removed
@@ -95,6 +102,11 @@ def group_of(place: int) -> int:
 def takers_place(name: bytes) -> int:
     """The word of those who take one each of what has this name."""
     return EVERYTHING + 1 + crc32(name) % TAKERS
+
+
+def is_takers(place: int) -> bool:
+    """Whether the word is of takers."""
+    return place > EVERYTHING
 
 
 class WaitFile:
@@ -121,6 +133,8 @@ class WaitFile:
         self.told = view[_TOLD : _TOLD + 8].cast("Q")
         self.flags = view[_FLAGS : _FLAGS + PLACES]
         self.words = view[_FIRST_WORD : _FIRST_WORD + 4 * PLACES].cast("I")
+        self._owners = view[_OWNERS:_SHARED].cast("I")
+        self._shared = view[_SHARED : _SHARED + TAKERS]
         self._barrier = threading.RLock()  # taking a lock is a full barrier, in the processor too
 
     def is_current(self) -> bool:
@@ -140,9 +154,30 @@ class WaitFile:
             pass
         return values
 
+    def say_who(self, name: bytes) -> None:
+        """Say that takers of this name wait, or are about to. Before they arm.
+
+        Of two who say so at once one may be overlooked, until he says it again.
+        """
+        whose = crc32(name)
+        at, whose = whose % TAKERS, whose or 1
+        owner = self._owners[at]
+        if not owner:
+            self._owners[at] = whose
+        elif owner != whose:
+            self._shared[at] = 1
+
+    def is_shared(self, place: int) -> bool:
+        """Whether takers of several names wait for this word."""
+        return bool(self._shared[place - EVERYTHING - 1])
+
     def addresses(self, places: Sequence[int]) -> list[int]:
         """Where these words are."""
         return [self._address + 4 * place for place in places]
+
+    def place_at(self, address: int) -> int:
+        """Which word is there."""
+        return (address - self._address) // 4
 
     # --- the writer's side --------------------------------------------------------------
 
@@ -168,17 +203,22 @@ class WaitFile:
         woken = 0
         for place in sorted(places):  # a group's after its members': who wakes by it looks at those
             flags[place] = 0
+            if place > EVERYTHING:  # those who still wait say whose it is again
+                self._owners[place - EVERYTHING - 1] = self._shared[place - EVERYTHING - 1] = 0
             words[place] = (words[place] + 1) & _MASK
             woken += futex.wake(address + 4 * place)
         return woken
 
-
     # --- both sides ---------------------------------------------------------------------
 
     def hand_out(self, place: int, count: int) -> int:
-        """Wake so many takers, or fewer if there are not as many; how many that were. Others sleep on."""
+        """Wake so many takers, or fewer if there are not as many; how many that were. Others sleep on.
+
+        Where takers of several names wait all are woken: who of them is meant is not known here.
+        """
         self.words[place] = (self.words[place] + count) & _MASK
-        return futex.wake(self._address + 4 * place, count)
+        address = self._address + 4 * place
+        return futex.wake(address) if self.is_shared(place) else futex.wake(address, count)
 
 
 class Armed(NamedTuple):
@@ -187,6 +227,13 @@ class Armed(NamedTuple):
     file: WaitFile | None
     addresses: list[int]
     values: list[int]
+
+    def is_for_one_who_takes(self) -> bool:
+        """Whether the first word, that of takers of one name alone, has changed."""
+        if self.file is None:
+            return False
+        place = self.file.place_at(self.addresses[0])
+        return self.file.words[place] != self.values[0] and not self.file.is_shared(place)
 
 
 class Sleeper:
@@ -199,15 +246,18 @@ class Sleeper:
         self._polling = 0  # threads that sleep without a file
         self._bell = ctypes.c_uint32(0)
 
-    def arm(self, places: Sequence[int]) -> Armed:
+    def arm(self, places: Sequence[int], taken_from: bytes | None = None) -> Armed:
         """Say that somebody waits for these words, fewer than `futex.AT_ONCE`. Before looking.
 
-        Without a file, which the disk or the processor may not allow, the sleep is short.
+        `taken_from` is the name of what he takes if the word is of takers. Without a file, which the
+        disk or the processor may not allow, the sleep is short.
         """
         rung = self.rung
         file = self.file()
         if file is None:
             return Armed(None, [], [])
+        if taken_from is not None:
+            file.say_who(taken_from)
         return self.armed(file, places, file.arm(places), rung)
 
     @property

@@ -33,6 +33,8 @@ class Host(Protocol):
 
     def run(self, run_id: Any) -> Any: ...
 
+    def shared(self, level: str) -> Any: ...
+
 
 class ByRun(Generic[F_co]):
     """A primitive of every run: the facades of a run have it under `KIND`."""
@@ -78,13 +80,17 @@ def by_its_run(method: Callable[Concatenate[F, P], R]) -> Callable[Concatenate[B
     def call(self: ByRun[F], *args: P.args, **kwargs: P.kwargs) -> R:
         of = args[0] if args else kwargs.get(first_name)
         run_id = getattr(of, "run_id", None)
-        if run_id is None:
+        if type(run_id) is not str:
             raise InvalidInputError(
                 f"{first_name} is not of this kind: {shorten(of)}", argument=first_name
             )
-        return method(self._of(run_id), *args, **kwargs)
+        host = self._database
+        run = host.shared(run_id[1:]) if run_id.startswith("@") else host.run(run_id)
+        return method(getattr(run, self.KIND), *args, **kwargs)
 
     functools.update_wrapper(call, method)
     del call.__wrapped__  # type: ignore[attr-defined]
-    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*inspect.signature(method).parameters.values()]
+    )
     return call  # type: ignore[return-value]

@@ -41,6 +41,11 @@ def others_in(counts: Mapping[str, int]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count and name not in FIRST}
 
 
+def shown_of(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """What people are shown: the first release's kinds, and what there is of others."""
+    return [(name, count) for name, count in counts.items() if count or name in FIRST]
+
+
 def check(counts: Any) -> dict[str, int]:
     """The map if it holds counts; those above 0.
 

@@ -21,6 +21,7 @@ from inmem.primitives.events.facade import (
     TransactionEvents,
 )
 from inmem.primitives.kv.facade import KVReads, KVStore, PipedKV, PipelineKV, RunKV, TransactionKV
+from inmem.primitives.leases.facade import LeaseReads, LeaseStore, RunLeases, TransactionLeases
 from inmem.primitives.queues.facade import (
     JobQueues,
     PipedQueues,
@@ -43,6 +44,7 @@ class DatabaseFacades:
         self.events = EventLog(database)
         self.cells = StateCell(database)
         self.traces = TraceStore(database)
+        self.leases = LeaseStore(database)
         self.runs = RunIndex(database)
         self.queues = JobQueues(database)
 
@@ -50,7 +52,7 @@ class DatabaseFacades:
 class ScopeFacades:
     """Of a run: each write is a commit of its own."""
 
-    __slots__ = ("cells", "events", "kv", "queues", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "leases", "queues", "runs", "traces")
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str,
@@ -60,6 +62,7 @@ class ScopeFacades:
         self.events = RunEvents(view, sink, prefix, waits)
         self.cells = RunCells(view, sink, prefix, waits)
         self.traces = RunTraces(view, sink, prefix, waits)
+        self.leases = RunLeases(view, sink, prefix, run_id, transact, waits)
         self.runs = RunRuns(host, view, sink, namespace, run_id, waits)
         self.queues = RunQueues(view, sink, prefix, run_id, waits)
 
@@ -67,13 +70,14 @@ class ScopeFacades:
 class SnapshotFacades:
     """Of a run at one moment: no writes."""
 
-    __slots__ = ("cells", "events", "kv", "queues", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "leases", "queues", "runs", "traces")
 
     def __init__(self, host: Host, view: View, prefix: bytes, namespace: bytes, run_id: str) -> None:
         self.kv = KVReads(view, prefix)
         self.events = EventReads(view, prefix)
         self.cells = CellReads(view, prefix)
         self.traces = TraceReads(view, prefix)
+        self.leases = LeaseReads(view, prefix, run_id)
         self.runs = RunReads(host, view, namespace, run_id)
         self.queues = QueueReads(view, prefix)
 
@@ -81,7 +85,7 @@ class SnapshotFacades:
 class TransactionFacades:
     """Of a run in a transaction."""
 
-    __slots__ = ("cells", "events", "kv", "queues", "runs", "traces")
+    __slots__ = ("cells", "events", "kv", "leases", "queues", "runs", "traces")
 
     def __init__(
         self, host: Host, view: View, sink: Sink, prefix: bytes, namespace: bytes, run_id: str
@@ -90,6 +94,7 @@ class TransactionFacades:
         self.events = TransactionEvents(view, sink, prefix)
         self.cells = TransactionCells(view, sink, prefix)
         self.traces = Traces(view, sink, prefix)
+        self.leases = TransactionLeases(view, sink, prefix, run_id)
         self.runs = Runs(host, view, sink, namespace, run_id)
         self.queues = TransactionQueues(view, sink, prefix)
 

@@ -17,10 +17,14 @@ _MAX: Final = (1 << 63) - 1
 
 
 class LineFields:
-    """Takes fields out of lines; `fail` is told what is wrong with the line that was read last."""
+    """Takes fields out of lines; `fail` is told what is wrong with the line that was read last.
+
+    `of_run` is for what the lines of one kind must know of those of another, in the same run.
+    """
 
     def __init__(self, fail: Callable[[str], NoReturn]) -> None:
         self.fail = fail
+        self.of_run: dict[str, Any] = {}
 
     def checked(self, check: Callable[[], Any]) -> Any:
         """What a check of the store returns; what it refuses is wrong with the line."""

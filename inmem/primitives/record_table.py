@@ -32,6 +32,11 @@ def is_upkeep(key: bytes) -> bool:
     return key[key.index(0) + 1] in _UPKEEP_TAGS
 
 
+def is_index(key: bytes) -> bool:
+    """Whether an entry is of an index."""
+    return key[key.index(0) + 1] in INDEX_TAGS
+
+
 def counted() -> Iterator[tuple[str, RecordType]]:
     """What is counted in a run, with its record type."""
     return ((one.counted, one) for one in RECORD_TYPES.values() if one.counted is not None)

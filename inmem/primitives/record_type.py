@@ -6,7 +6,7 @@ has the table. Nothing here knows a primitive by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from inmem.keys import MAX_NAME_BYTES
@@ -53,6 +53,16 @@ class LineForm(NamedTuple):
     place: Callable[[int, int], list[Any]] = _no_place
 
 
+class RunCheck(Protocol):
+    """Checks what records of several tags of one run must agree on. It is given them in key order."""
+
+    def take(self, tag: int, rest: bytes, payload: bytes) -> str | None:
+        """Look at one more, of any tag; what is wrong with it."""
+
+    def finish(self, damaged: Collection[int]) -> list[str]:
+        """What is wrong with the run. Of the indices `damaged` it is known that they are not complete."""
+
+
 class RecordType(NamedTuple):
     """The records under one type tag.
 
@@ -61,9 +71,12 @@ class RecordType(NamedTuple):
     may raise anything if the bytes do not decode. `counted` is the name under
     which the records are counted, None for those that only serve others.
     `is_log` says that the records of a prefix are one log of events. `is_upkeep`
-    says that a full store goes on to write them, as they end or hold on to work.
-    Those under the tags of `handed_out` are for one taker each: a new one wakes
+    says that a full store goes on to write them, as they end or hold on to work:
+    new ones until a small reserve is used up, others for ever.
+    Each has a record of the same name under the tag `goes_with`, and the other
+    way round. Those under the tags of `handed_out` are for one taker each: a new one wakes
     one of those who wait for them. Their keys have a name and NUL after the tag.
+    `check_run` makes a check of what it must agree on with records of other tags.
     """
 
     tag: int
@@ -75,7 +88,9 @@ class RecordType(NamedTuple):
     lines: LineForm | None = None
     is_log: bool = False
     is_upkeep: bool = False
+    goes_with: int | None = None
     handed_out: frozenset[int] = frozenset()
+    check_run: Callable[[], RunCheck] | None = None
 
 
 def check_each(check: RecordCheck) -> Callable[[], RecordCheck]:

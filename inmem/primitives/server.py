@@ -27,6 +27,8 @@ from inmem.primitives.events import procedures as event_procedures
 from inmem.primitives.events import records as event_records
 from inmem.primitives.kv import procedures as kv_procedures
 from inmem.primitives.kv import records as kv_records
+from inmem.primitives.leases import procedures as lease_procedures
+from inmem.primitives.leases import records as lease_records
 from inmem.primitives.queues import procedures as queue_procedures
 from inmem.primitives.queues import records as queue_records
 from inmem.primitives.record_table import HANDED_OUT as HANDED_OUT
@@ -34,6 +36,7 @@ from inmem.primitives.record_table import INDEX_TAGS as INDEX_TAGS
 from inmem.primitives.record_table import RECORD_TYPES as RECORD_TYPES
 from inmem.primitives.record_table import counted as counted
 from inmem.primitives.record_table import entries_of as entries_of
+from inmem.primitives.record_table import is_index as is_index
 from inmem.primitives.record_table import is_upkeep as is_upkeep
 from inmem.primitives.record_table import line_forms as line_forms
 from inmem.primitives.record_table import record_type_of as record_type_of
@@ -67,5 +70,6 @@ add(kv_records.RECORD_TYPES, kv_procedures.PROCEDURES, kv_procedures.FOOTPRINTS)
 add(cell_records.RECORD_TYPES, cell_procedures.PROCEDURES, cell_procedures.FOOTPRINTS)
 add(event_records.RECORD_TYPES, event_procedures.PROCEDURES, event_procedures.FOOTPRINTS)
 add(trace_records.RECORD_TYPES, trace_procedures.PROCEDURES, trace_procedures.FOOTPRINTS)
+add(lease_records.RECORD_TYPES, lease_procedures.PROCEDURES, lease_procedures.FOOTPRINTS)
 add(run_records.RECORD_TYPES, run_procedures.PROCEDURES, run_procedures.FOOTPRINTS)
 add(queue_records.RECORD_TYPES, queue_procedures.PROCEDURES, queue_procedures.FOOTPRINTS)

@@ -40,6 +40,7 @@ from inmem.storage.wal.format import DELETE, DELETE_RANGE, PUT
 ENTRY_OVERHEAD: Final = 16  # node header and pointer of LMDB, rounded up
 SMALL_ENTRY: Final = PAGE_BYTES // 2 - 64  # up to here, key included, an entry shares its page with others
 _DELETE_HEADROOM: Final = 16  # a sixteenth of the quota is reserved for commits that only delete
+_UPKEEP_PART: Final = 32  # half of that may be taken for upkeep
 _LOAD_FRAMES: Final = 32  # of a checkpoint, about a MiB each, in one store transaction
 _SLACK: Final = 8  # an eighth of the quota, or half of the live bytes, may be pinned by old snapshots
 _STUCK_TRANSACTIONS: Final = 64  # a snapshot this far behind is not about to end
@@ -252,21 +253,20 @@ class Store:
         with self._env.begin(self._tables[table]) as txn:
             yield from txn.cursor()
 
-    def admit(self, added: int) -> None:
-        """Count bytes that a commit is about to add against the quota.
-
-        Call it before anything is logged: if publishing fails, the log has to be cut.
+    def admit(self, added: int, *, is_upkeep: bool = False) -> None:
+        """Count bytes that a commit is about to add against the quota, before anything is logged.
 
         Raises:
             StoreFullError: the quota has no room, or old snapshots pin so
                 much that the file must not grow.
         """
+        least = -(self.quota_bytes // _UPKEEP_PART) if is_upkeep else 0
         self._budget -= added * 2  # a split page is half full
         self._room -= added * 2
-        if self._budget < 0:
+        if self._budget < least:
             self.measure()
             self._budget -= added * 2
-            if self._budget < 0:
+            if self._budget < least:
                 self._budget += added * 2
                 raise StoreFullError(
                     f"{added} bytes do not fit: {self.live_bytes} of {self.quota_bytes} bytes are in use",

@@ -27,7 +27,7 @@ from inmem.commit.validation import RecentWrites
 from inmem.commit.workspace import DATA
 from inmem.errors import CommitRefusedError, ConflictError, InmemError, InvalidInputError, StoreFullError
 from inmem.primitives.import_mark import is_mark
-from inmem.primitives.server import is_upkeep
+from inmem.primitives.server import is_index, is_upkeep
 from inmem.record import expires_at, pack, payload_of, timestamp_of, version_of
 from inmem.storage.environment import Table
 from inmem.storage.position import Position
@@ -335,7 +335,7 @@ class Committer:
             )
             if self._turns.holds(session, changes, buckets, now_us):
                 return Answer(REFUSED, sequence, 0, msgpack.packb(describe_refusal(HELD)))
-            self._admit(changes)
+            self._admit(txn, changes)
         except (InmemError, MalformedError) as error:
             problem = error if isinstance(error, InmemError) else InvalidInputError(str(error))
             if isinstance(problem, ConflictError):
@@ -375,16 +375,21 @@ class Committer:
             return Answer(RESEND, request.sequence, next_wanted, NO_RESULTS)
         return Answer(REFUSED, request.sequence, 0, msgpack.packb(describe_refusal(known)))
 
-    def _admit(self, changes: Sequence[tuple[Any, ...]]) -> None:
-        """Count what a commit adds against the quota."""
+    def _admit(self, txn: StoreTransaction, changes: Sequence[tuple[Any, ...]]) -> None:
+        """Count what a commit adds against the quota. Upkeep goes on unless it has ever more records."""
         added, has_data = 0, False
         for op in changes:
             if op[0] == PUT:
                 size = len(op[2]) + len(op[3])
                 added += size + ENTRY_OVERHEAD if size < SMALL_ENTRY else entry_bytes(op[2], op[3])
                 has_data = has_data or (op[1] == DATA and not is_upkeep(op[2]))
-        if has_data:
-            self._store.admit(added)
+        if not added:
+            return
+        try:
+            self._store.admit(added, is_upkeep=not has_data)
+        except StoreFullError:
+            if has_data or _more_records(txn, changes) > 0:
+                raise
 
     def _publish(self, txn: StoreTransaction, ops: list[Op], now_us: int, sync: bool) -> None:
         session_ops: list[Op] = []
@@ -480,3 +485,9 @@ class Committer:
             self.version = before
             raise
         return expiries
+
+
+def _more_records(txn: StoreTransaction, changes: Sequence[tuple[Any, ...]]) -> int:
+    """How many records more there are after a commit, without indices; below 0 if it removes some."""
+    stays = {op[2]: op[0] == PUT for op in changes if op[0] in (PUT, DELETE) and op[1] == DATA}
+    return sum(stay - (txn.get(key) is not None) for key, stay in stays.items() if not is_index(key))

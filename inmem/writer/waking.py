@@ -27,7 +27,7 @@ from inmem.writer.journal import Journal
 
 _PAUSE: Final = 19  # times as long as the last wakes took, before the next
 _EACH_S: Final = 0.0008  # for each who was woken, four times what he needs to look: else many take all cores
-_PAUSE_MAX_S: Final = 0.1  # however long they took: this process may have been stopped in between
+_PAUSE_MAX_S: Final = 0.1  # however long they took
 _FEW: Final = 2  # who may look as often as something changes
 _SWEEP_S: Final = 5.0  # between two clearings of all flags, while there are commits
 _NOBODY: Final = bytes(1)
@@ -122,11 +122,11 @@ class Waking:
         owed, self.owed = self.owed, set()
         handed_out, self.handed_out = self.handed_out, {}
         if self._file is not None:
+            began = time.thread_time()  # what it takes of the processor: others may run in between
             woken = self._file.change(owed)
             for place, count in handed_out.items():
                 woken += self._file.hand_out(place, count)
-            ended = time.monotonic()
-            pause_s = _PAUSE * (ended - now) + _EACH_S * max(0, woken - _FEW)
-            self._due = ended + min(pause_s, _PAUSE_MAX_S)
+            pause_s = _PAUSE * (time.thread_time() - began) + _EACH_S * max(0, woken - _FEW)
+            self._due = time.monotonic() + min(pause_s, _PAUSE_MAX_S)
             self._file.told[0] = self._noted
         return math.inf

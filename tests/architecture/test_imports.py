@@ -99,11 +99,20 @@ KNOW_TABLE = frozenset(
     {"inmem.primitives.server", "inmem.primitives.runs.procedures", "inmem.primitives.index_repair"}
 )
 FACADE_MODULES = frozenset({
-    "facade", "facades", "held", "putting", "reads", "byrun", "_common", "holding", "_paging", "_waiting"
+    "facade", "facades", "putting", "reads", "byrun", "_common", "holding", "_paging", "_waiting",
+    "calls", "held", "owners",  # what facades are made of
 })
-KNOWN_TO_FACADES = ("facade", "held", "job", "putting", "reads", "rules", "versioned", "watching")
+KNOWN_TO_FACADES = (
+    "facade", "held", "job", "putting", "reads", "rules", "shown", "versioned",
+    "watching", "calls", "owners",
+)
 # One primitive that knows another: the first release gave `import.begin` the mark of a run's deleted cells.
-NEIGHBOURS = frozenset({("inmem.primitives.runs.import_procedures", "inmem.primitives.cells.rules")})
+# What owns a run is a lease: runs give it to their users, and leave what it is to its own facade.
+NEIGHBOURS = frozenset({
+    ("inmem.primitives.runs.import_procedures", "inmem.primitives.cells.rules"),
+    ("inmem.primitives.runs.facade", "inmem.primitives.leases.shown"),
+    ("inmem.primitives.runs.owners", "inmem.primitives.leases.shown"),
+})
 
 
 def part_of(module: str) -> str:

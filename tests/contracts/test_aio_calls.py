@@ -84,6 +84,12 @@ CALLS: dict[str, list[Call]] = {
         call("count"), call("get_tree", "t1"), call("get_tree", "zz"), call("newer", 0),
         call("follow", timeout_s=SHORT_S), call("follow", start_after="zz"),
     ],
+    "leases": [
+        call("acquire", "a", ttl_s=30, holder="h"), call("acquire", "a", ttl_s=30, holder="g"),
+        call("acquire", "a", ttl_s=30, holder="g", wait_s=SHORT_S), call("acquire", "", ttl_s=30),
+        call("get", "a"), call("get", "zz"), call("list"), call("list", "b", limit=1), call("renew", 5),
+        call("release", "a"), call("check", None),
+    ],
     "runs": [
         call("create_run", tags=["n"], metadata={"a": 1}), call("create_run"),
         call("create_run", exist_ok=True), call("get_run"), call("update_status", RunStatus.PAUSED),
@@ -92,7 +98,9 @@ CALLS: dict[str, list[Call]] = {
         call("cancel_run"), call("get_child_runs"), call("get_stats"), call("query_runs", tags=["m"]),
         call("query_runs", nonsense=1), call("iter_runs", tags=["n"]),
         call("list_runs", include_uncreated=True), call("wait"),
-        call("wait", until=RunStatus.COMPLETED, timeout_s=SHORT_S), call("archive_run"), call("delete_run"),
+        call("wait", until=RunStatus.COMPLETED, timeout_s=SHORT_S), call("archive_run"),
+        call("claim", ttl_s=30, holder="h"), call("claim", ttl_s=30, holder="g"), call("stale"),
+        call("stale", 5), call("fail_stale"), call("fail_stale", error=""), call("delete_run"),
         call("delete_run"), call("get_run"), call("create_run_with_options", CreateRunOptions(run_id="o")),
         call("create_run_with_options", 5),
     ],
@@ -162,6 +170,8 @@ def fill(db: inmem.Database) -> None:
 
 def arguments_of(form: str, kind: str, each: Call) -> Call:
     name, args, kwargs = each
+    if kind == "leases" and name in ("renew", "release", "check"):
+        return each  # of a lease, which knows its run
     if form not in RUN_FIRST or name in (*WHOLE, "create_run_with_options") or (kind, name) in (
         ("events", "update"), ("events", "delete")
     ):
@@ -236,9 +246,10 @@ def test_the_same_calls_give_the_same(form: str) -> None:
         for (kind, one), theirs, ours in zip(had(form, holder), expected, found, strict=True):
             assert told(ours) == told(theirs), (kind, one)
         names = {(kind, one[0]) for kind, one in had(form, mine)}
-        for kind in ("kv", "events", "cells", "traces", "runs"):
+        for kind in CALLS:
             facade = getattr(mine, kind, None)
             public = {name for name in dir(facade) if not name.startswith("_") and name != "KIND"}
+            public -= {"hold"}  # it gives what is entered: see `test_leases.py`
             assert facade is None or public <= {name for of, name in names if of == kind}, "one is not called"
 
 

@@ -150,6 +150,15 @@ RUN_WAITS: list[Method] = [
     ("wait", {"until": list(RunStatus)},
      {"until": [x for x in BAD_STATUSES if x is not RunStatus], "timeout_s": GIVEN_TIMEOUTS}),
 ]
+BAD_HOLDERS = [*(x for x in NO_STR if x is not None), "", "\ud800", "x" * 257, "\u00e9" * 129]
+BAD_OLDER = [x for x in BAD_TIMEOUTS if x not in (0, timedelta(0))] + [None]
+GIVEN_WAITS = [x for x in GIVEN_TIMEOUTS if x not in (0, timedelta(0))]
+CLAIM = {"ttl_s": BAD_TIMEOUTS, "holder": BAD_HOLDERS, "wait_s": GIVEN_WAITS}
+RUN_WAITS += [
+    ("claim", {"ttl_s": 9}, CLAIM),
+    ("stale", {}, {"older_than_s": BAD_OLDER}),
+    ("fail_stale", {}, {"error": [None, "", *BAD_ERRORS], "older_than_s": BAD_OLDER}),
+]
 METHODS: dict[str, dict[str, list[Method]]] = {
     "facade": {
         "cells": CELL_READS + CELL_WRITES + BOUNDED + CELL_WAITS,
@@ -168,7 +177,8 @@ METHODS["transaction"] = {
     "cells": CELL_READS + CELL_WRITES, "traces": TRACE_READS + TRACE_WRITES,
     "runs": [*RUN_READS, *OF_RUN, *RUN_WRITES],
 }
-WHOLE = ("query_runs", "iter_runs", "list_runs", "get_stats")  # of the facade: about all runs
+# Of the facade: about all runs.
+WHOLE = ("query_runs", "iter_runs", "list_runs", "get_stats", "stale", "fail_stale")
 OWN = "own-run"
 
 

@@ -150,9 +150,11 @@ def test_invariant_20_status_changes_commit_or_roll_back_with_the_rest(db: inmem
 def test_invariant_21_every_index_equals_what_the_records_ask_for(db: inmem.Database) -> None:
     rng = random.Random(21)
     runs = ["a", "a.b", "ab", "b"]
+    db.runs.create_run(run_id="a")
+    db.runs.create_run(run_id="a.b", parent_run="a")
     for i in range(300):
         run_id = rng.choice(runs)
-        step = rng.randrange(7)
+        step = rng.randrange(9)
         try:
             if step == 0:
                 parent_run = rng.choice([None, *runs])
@@ -174,6 +176,12 @@ def test_invariant_21_every_index_equals_what_the_records_ask_for(db: inmem.Data
                     txn.traces.record_child(root, Thought("y"))
                     txn.runs.add_tags(["t"])
                     txn.events.append("t")
+            elif step == 6:
+                db.queues.put(run_id, "q", i, delay_s=rng.choice([0, 0, 99]), key=rng.choice([None, *"xyz"]))
+            elif step == 7:
+                job = db.queues.claim(run_id, "q")
+                if job is not None and rng.random() < 0.5:
+                    db.queues.nack(job, retry=False)
             elif run_id == "ab" and i > 150:
                 db.runs.delete_run(run_id)
         except (inmem.AlreadyExistsError, inmem.NotFoundError, inmem.InvariantError, inmem.InvalidRunIdError):

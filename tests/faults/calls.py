@@ -25,6 +25,7 @@ class Calls:
         self.kinds: dict[str, Callable[[], None]] = {
             "put": self.put, "add": self.add, "append": self.append, "transact": self.transact,
             "pipeline": self.pipeline, "transition": self.transition, "get": self.get,
+            "lease": self.lease,
             "snapshot": self.snapshot, "status": self.status, "stream": self.stream,
         }
 
@@ -65,6 +66,13 @@ class Calls:
         self._db.transact(RUN, lambda txn: txn.cells.set(
             name, 1 if (state := txn.cells.read(name)) is None else state.value + 1
         ))
+
+    def lease(self) -> None:
+        """One that was interrupted may be held until it runs out: so each has a name of its own."""
+        key = self._key("lease")
+        lease = self._db.leases.acquire(RUN, f"{key}-{next(self._numbers):07}", ttl_s=0.01)
+        self._db.transact(RUN, lambda txn: txn.kv.put(key, txn.kv.get(key, 0) + 1), lease=lease)
+        self._db.leases.release(lease)
 
     def get(self) -> None:
         assert self._db.kv.get(RUN, self._key("add"), 0) >= 0
@@ -119,13 +127,14 @@ class Calls:
             "pipeline": db.kv.get(RUN, self._key("pipeline"), 0),
             "transition": 0 if cell is None else cell.value,
             "second": db.kv.get(RUN, self._key("second"), 0),
+            "lease": db.kv.get(RUN, self._key("lease"), 0),
         }
         return {kind: count for kind, count in found.items() if count}
 
     def expected(self) -> dict[str, float]:
         """The same, as those who called were told."""
         told = {kind: self.acked[kind] for kind in (
-            "put", "append", "transact", "pipeline", "transition", "second"
+            "put", "append", "transact", "pipeline", "transition", "second", "lease"
         )}
         told["add"] = self.acked["add"] + self.acked["connect"]
         return {kind: count for kind, count in told.items() if count}

@@ -17,6 +17,7 @@ import inmem
 from inmem.primitives.server import FOOTPRINTS
 
 _numbers = itertools.count()
+HELD: dict[str, Any] = {}  # what `fill` has claimed
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,19 @@ def fill(scope: inmem.RunScope) -> None:
     scope.cells.init("gone", 1)
     scope.cells.delete("gone")
     scope.traces.record(inmem.Thought("up"), id="up", tags=["x"])
+    scope.queues.put("q", 1, key="k")
+    scope.queues.put("q", 2, delay_s=600)
+    HELD["job"] = scope.queues.claim("q", lease_s=600)
+    HELD["lease"] = scope.leases.acquire("l", ttl_s=600)
+    scope.queues.put("dead", 3)
+    dead = scope.queues.claim("dead")
+    assert dead is not None
+    scope.queues.nack(dead, retry=False)
+
+
+def held(name: str, write: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
+    """A write that is about what `fill` has claimed; nothing in an empty run."""
+    return lambda txn: write(txn, HELD[name]) if HELD else None
 
 
 WRITES: dict[str, Callable[[Any], Any]] = {
@@ -74,6 +88,19 @@ WRITES: dict[str, Callable[[Any], Any]] = {
     "update_status": lambda t: t.runs.update_status(inmem.RunStatus.FAILED, error="so"),
     "add_tags": lambda t: t.runs.add_tags(["new", "old"]),
     "update_metadata": lambda t: t.runs.update_metadata({"b": 2}),
+    "put a job": lambda t: t.queues.put("q", {"a": 1}, priority=3),
+    "put a job for later": lambda t: t.queues.put("new", 1, delay_s=60, key="x"),
+    "put a job that is there": lambda t: t.queues.put("q", 9, key="k"),
+    "put_many jobs": lambda t: t.queues.put_many("q", [1, 2]),
+    "ack": held("job", lambda t, job: t.queues.ack(job)),
+    "ack with a result": held("job", lambda t, job: t.queues.ack(job, {"done": True})),
+    "nack": held("job", lambda t, job: t.queues.nack(job, error="so")),
+    "nack for good": held("job", lambda t, job: t.queues.nack(job, retry=False)),
+    "extend": held("job", lambda t, job: t.queues.extend(job, 900)),
+    "requeue": lambda t: t.queues.requeue("dead/0"),
+    "leases.check": held("lease", lambda t, lease: t.leases.check(lease)),
+    "leases.renew": held("lease", lambda t, lease: t.leases.renew(lease, 900)),
+    "leases.release": held("lease", lambda t, lease: t.leases.release(lease)),
 }
 
 READS: dict[str, Callable[[Any], Any]] = {
@@ -95,6 +122,12 @@ READS: dict[str, Callable[[Any], Any]] = {
         t.runs.get_run(), t.runs.query_runs(), t.runs.query_runs(tags=["old"]), t.runs.list_runs(),
         t.runs.query_runs(status="failed"), t.runs.get_stats(), t.runs.get_child_runs(t.run_id),
     ),
+    "queues": lambda t: (
+        t.queues.list(), [t.queues.counts(name) for name in ("q", "new", "dead")],
+        t.queues.peek("q", limit=9), t.queues.dead("dead"), t.queues.dead("q"),
+        [t.queues.get(f"q/{number}") for number in range(4)], t.queues.get("new/0"),
+    ),
+    "leases": lambda t: (t.leases.list(), t.leases.get("l")),
 }
 
 
@@ -118,6 +151,7 @@ def test_each_write_is_shown_as_it_is_stored(
     agent = f"agent-{next(_numbers)}"
     with inmem.open(store.path, agent=agent) as db:
         scope = db.run("run")
+        HELD.clear()
         if is_filled:
             fill(scope)
         with db.transaction("elsewhere" if how == "at" else "run") as outer:

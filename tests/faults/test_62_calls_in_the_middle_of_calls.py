@@ -24,7 +24,7 @@ from inmem.errors import BusyError
 EXHAUSTIVE = bool(os.environ.get("INMEM_EXHAUSTIVE"))
 OUTER = (
     "put", "add", "append", "get", "snapshot", "status", "stream", "transact", "pipeline", "transition",
-    "connect", "attach", "second",
+    "lease", "connect", "attach", "second",
 )
 SETTING_UP = ("attach", "second")  # while the image is opened, no other read can be
 

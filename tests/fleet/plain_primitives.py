@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import inmem
+from inmem.primitives.queues.shown import QueueCounts
 
 Cells = dict[str, dict[str, inmem.State]]
 Traces = dict[str, dict[str, inmem.Trace]]
+Jobs = dict[str, dict[int, "PlainJob"]]
 Runs = dict[str, inmem.RunMetadata]
 
 
@@ -56,6 +58,51 @@ class PlainCells:
         if found is not None:
             self._marks[run] = max(self._marks.get(run, 0), found.version)
         return found is not None
+
+
+@dataclass(frozen=True, slots=True)
+class PlainJob:
+    number: int
+    payload: Any
+    state: str = "ready"
+    result: Any = None
+    attempt: int = 0
+
+
+class PlainQueues:
+    """Each run has one queue, whose jobs are taken in their order."""
+
+    def __init__(self, data: Jobs) -> None:
+        self._data = data
+
+    def put_many(self, run: str, queue: str, payloads: Iterable[Any]) -> None:
+        jobs = self._data.setdefault(run, {})
+        for payload in payloads:
+            jobs[len(jobs)] = PlainJob(len(jobs), payload)
+
+    def put(self, run: str, queue: str, payload: Any) -> None:
+        self.put_many(run, queue, [payload])
+
+    def claim(self, run: str, queue: str, **_: Any) -> PlainJob | None:
+        for job in self._data.get(run, {}).values():
+            if job.state == "ready":
+                return self._write(run, replace(job, state="claimed", attempt=job.attempt + 1))
+        return None
+
+    def ack(self, run: str, job: PlainJob, result: Any = None) -> None:
+        assert self._data[run][job.number] == job
+        self._write(run, replace(job, state="done", result=result))
+
+    def get(self, run: str, job_id: str) -> PlainJob | None:
+        return self._data.get(run, {}).get(int(job_id.rpartition("/")[2]))
+
+    def counts(self, run: str, queue: str) -> QueueCounts:
+        states = [job.state for job in self._data.get(run, {}).values()]
+        return QueueCounts(states.count("ready"), 0, states.count("claimed"), 0)
+
+    def _write(self, run: str, job: PlainJob) -> PlainJob:
+        self._data[run][job.number] = job
+        return job
 
 
 def type_name(body: Any) -> str:

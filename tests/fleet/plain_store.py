@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plain_primitives import Cells, PlainCells, PlainRuns, PlainTraces, Runs, Traces
+from plain_primitives import Cells, Jobs, PlainCells, PlainQueues, PlainRuns, PlainTraces, Runs, Traces
 
 import inmem
 from workers.judge.values import canonical
@@ -119,7 +119,7 @@ class Bound:
 class PlainTransaction:
     def __init__(self, store: PlainStore, run: str) -> None:
         self._store = store
-        for name in ("kv", "events", "cells", "traces", "runs"):
+        for name in ("kv", "events", "cells", "traces", "runs", "queues"):
             setattr(self, name, Bound(getattr(store, name), run))
 
     def at(self, run: str) -> PlainTransaction:
@@ -142,12 +142,14 @@ class PlainStore:
         self.states: Cells = {}
         self.trees: Traces = {}
         self.records: Runs = {}
+        self.jobs: Jobs = {}
         self.marks: dict[str, int] = {}
         self.fences: set[str] = set()
         self.kv = PlainKV(self.entries, self.fences)
         self.events = PlainLog(self.logs)
         self.cells = PlainCells(self.states, self.marks)
         self.traces = PlainTraces(self.trees)
+        self.queues = PlainQueues(self.jobs)
         self.runs = PlainRuns(
             self.records, self.fences, [self.entries, self.logs, self.states, self.trees]
         )
@@ -157,7 +159,7 @@ class PlainStore:
 
     def transact(self, run: str, fn: Callable[[Any], Any], **_: Any) -> Any:
         parts: tuple[Any, ...] = (
-            self.entries, self.logs, self.states, self.trees, self.records, self.marks
+            self.entries, self.logs, self.states, self.trees, self.records, self.marks, self.jobs
         )  # fmt: skip
         # Nothing is changed in place below the second level, so that is how deep copies go.
         before = [{key: copy.copy(part[key]) for key in part} for part in parts]

@@ -236,10 +236,10 @@ class TestRefused:
 
     def test_other_versions_and_other_files(self, file: Path, scratch: Path, db: inmem.Database) -> None:
         other = scratch / "other.jsonl"
-        other.write_bytes(file.read_bytes().replace(b'"version":1}', b'"version":2}', 1))
-        with pytest.raises(FormatVersionError, match=r"line 1: .* version 2, this release reads 1") as caught:
+        other.write_bytes(file.read_bytes().replace(b'"version":1}', b'"version":3}', 1))
+        with pytest.raises(FormatVersionError, match=r"line 1: .* version 3, this release reads 2") as caught:
             import_runs(db, other)
-        assert (caught.value.found, caught.value.supported) == (2, 1)
+        assert (caught.value.found, caught.value.supported) == (3, 2)
         foreign = b'{"schema":"else","version":1}\n'
         for text in (b"", b"\n", b"{}\n", b"PK\n", foreign, b"[1]\n", b"1"):
             other.write_bytes(text)

@@ -13,7 +13,7 @@ from plain_store import PlainStore
 import inmem
 from workers.fleet.agent import Agent, AgentTask
 from workers.fleet.expected import agent_log, expect
-from workers.fleet.lifecycle import ending, paused_after, scratches
+from workers.fleet.lifecycle import QUEUE, ending, paused_after, scratches
 from workers.fleet.plan import MAX_TRIES, FleetRuns, FleetSpec, perform, plan
 from workers.fleet.program import conclude, prepare
 from workers.fleet.reports import AgentReport, StoreFault
@@ -387,8 +387,18 @@ def forget_a_task(done: Done) -> None:
     change_a_cell(done, RUNS.of(1), "tasks", value=noted | {"queue": noted["queue"][1:]})
 
 
-def take_one_more_from_the_queue(done: Done) -> None:
-    done.store.cells.transition(RUNS.shared, "queue", lambda s: ({"next": s.value["next"] + 1}, None))
+def leave_one_in_the_queue(done: Done) -> None:
+    done.store.queues.put_many(RUNS.shared, QUEUE, [99])
+
+
+def steal_a_job(done: Done) -> None:
+    jobs = done.store.jobs[RUNS.shared]
+    jobs[1] = replace(jobs[1], result=jobs[1].result | {"by": 7})
+
+
+def do_a_job_twice(done: Done) -> None:
+    jobs = done.store.jobs[RUNS.shared]
+    jobs[1] = replace(jobs[1], attempt=2)
 
 
 def lose_a_trace(done: Done) -> None:
@@ -467,7 +477,9 @@ def find_something_inside(done: Done) -> None:
         (steal_a_task, "task board"),
         (give_a_task_twice, "task board"),
         (forget_a_task, "task board"),
-        (take_one_more_from_the_queue, "task board"),
+        (leave_one_in_the_queue, "task board"),
+        (steal_a_job, "task board"),
+        (do_a_job_twice, "task board"),
         (lose_a_trace, "traces"),
         (change_a_trace, "traces"),
         (move_a_trace_in_its_tree, "trace queries"),

@@ -57,6 +57,9 @@ class DoneWaits:
     def wait(self, fn: Any, timeout_s: float | None, convert: Callable[[Any], Any]) -> Done:
         return Done(convert(self._wait(fn, timeout_s=timeout_s)))
 
+    def drive(self, steps: Steps[Any]) -> Any:
+        return driving.driven(steps, lambda fn, timeout_s: Done(self._wait(fn, timeout_s=timeout_s)))
+
     def stream(self, steps: Streamed[Any]) -> AsyncIterator[Any]:
         return driving.streamed(steps, lambda fn, timeout_s: Done(self._wait(fn, timeout_s=timeout_s)))
 
@@ -71,7 +74,7 @@ class AwaitedScope(AsyncScopeFacades):
         sink: Any = DoneSink(engine.direct())
         super().__init__(
             host, engine.latest(), sink, scope.prefix, scope.namespace, scope.run_id,
-            lambda fn: Done(scope.transact(fn)), DoneWaits(scope.wait),
+            lambda fn, **options: Done(scope.transact(fn, **options)), DoneWaits(scope.wait),
         )
 
 
@@ -82,6 +85,9 @@ class AwaitedDatabase(AsyncDatabaseFacades):
         self.database = database
         self.namespace_prefix = database.namespace_prefix
         super().__init__(self)
+
+    def shared(self, level: str) -> AwaitedScope:
+        return AwaitedScope(self, self.database.shared(level))
 
     def run(self, run_id: Any) -> AwaitedScope:
         if isinstance(run_id, AwaitedScope):

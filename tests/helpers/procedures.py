@@ -14,6 +14,8 @@ from inmem.errors import InmemError
 from inmem.keys import Key, TypeTag
 from inmem.primitives.cells import procedures as cell_procedures
 from inmem.primitives.events.procedures import append as event_append
+from inmem.primitives.leases import procedures as lease_procedures
+from inmem.primitives.queues import procedures as queue_procedures
 from inmem.primitives.runs.procedures import create
 from inmem.primitives.server import INDEX_TAGS, entries_of
 from inmem.primitives.traces import procedures as trace_procedures
@@ -149,5 +151,13 @@ def fill(stored: Stored, run_id: str, namespace: bytes = HOME, record: bool = Tr
         ["up", "", 1, 4, "Thought", ["x", "y"], BODY, EMPTY],
         ["down", "up", 2, 4, "Thought", ["x"], BODY, EMPTY],
     ])
+    queue_procedures.put(some := stored.workspace(), [prefix, b"q"], [
+        [EMPTY, delay_us, 5, key, 5] for delay_us, key in ((0, b"k"), (0, b""), (0, b""), (9, b"l"))
+    ])
+    stored.commit(some)
+    token, _, numbers, _ = stored.run(queue_procedures.claim, prefix, b"q", "w", 1_000_000, 2, 1)
+    stored.run(queue_procedures.nack, prefix, b"q", numbers[1], token, 1, 0, "broke", False)
+    for claim in (1, 2):  # the second one waits
+        stored.run(lease_procedures.acquire, prefix, b"l", "holder", 500, 5000, claim)
     if record:
         stored.run(create, namespace, run_id, "", ["x", "y"], EMPTY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any, assert_type
+from typing import Any, assert_never, assert_type
 
 import inmem
 from inmem.aio.facade_sets import (
@@ -14,6 +14,10 @@ from inmem.aio.facade_sets import (
     AsyncTransactionFacades,
 )
 from inmem.primitives.events.rules import Appended
+from inmem.primitives.queues.held import HeldJob
+from inmem.primitives.queues.job import JobId
+from inmem.primitives.queues.putting import PendingJobId
+from inmem.primitives.queues.shown import Job, JobInfo, QueueCounts
 
 
 async def of_a_run(scope: AsyncScopeFacades) -> None:
@@ -36,6 +40,30 @@ async def of_a_run(scope: AsyncScopeFacades) -> None:
     assert_type(await scope.traces.record(inmem.Thought("x")), str)
     assert_type(await scope.runs.complete_run(), inmem.RunMetadata)
     assert_type(await scope.kv.transaction(lambda txn: 1.5), float)
+    lease = await scope.leases.acquire("a", ttl_s=3)
+    assert_type(lease, inmem.Lease)
+    assert_type(await scope.leases.release(lease), bool)
+    async with scope.leases.hold("a") as held:
+        assert_type(held, inmem.aio.AsyncHeldLease)
+        assert_type(await held.transact(lambda txn: 1.5), float)
+    assert_type(await scope.runs.claim(ttl_s=3), inmem.Lease)
+
+
+async def jobs(db: AsyncDatabaseFacades, scope: AsyncScopeFacades, txn: AsyncTransactionFacades) -> None:
+    assert_type(await scope.queues.put("q", 1, delay_s=1, priority=2, key="k", max_attempts=3), JobId)
+    assert_type(await db.queues.put_many("run", "q", [1, 2]), list[JobId])
+    job = await scope.queues.claim("q", wait_s=None)
+    assert_type(job, Job | None)
+    assert job is not None
+    assert_type(await db.queues.claim_many("run", "q", 2), list[Job])
+    assert_type(await db.queues.extend(job, 3), Job)
+    assert_type(await scope.queues.get(job.id), JobInfo | None)
+    assert_type(await db.queues.counts("run", "q"), QueueCounts)
+    assert_type(await txn.queues.put("q", 1), PendingJobId)
+    async for held in scope.queues.consume("q"):
+        assert_type(held, HeldJob)
+    await db.queues.ack("run", job)  # type: ignore[arg-type]
+    assert_never(await txn.queues.claim("q"))
 
 
 async def by_run(db: AsyncDatabaseFacades) -> None:

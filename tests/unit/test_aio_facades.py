@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from awaited import Done
 
+import inmem
 import inmem.primitives.facades as table
 from inmem.aio import driving, facade_sets, generate
 from inmem.aio.wrapping import without_example
@@ -76,8 +77,9 @@ def test_methods_agree(cls: type, name: str) -> None:
     else:
         returns = str(wanted.return_annotation)
         streams = returns.startswith("Iterator[")
-        assert got.return_annotation == (f"Async{returns}" if streams else returns)
-        assert inspect.iscoroutinefunction(ours) is not streams
+        is_context = generate.is_context(getattr(inmem, returns, None))
+        assert got.return_annotation == (f"Async{returns}" if streams or is_context else returns)
+        assert inspect.iscoroutinefunction(ours) is not (streams or is_context)
     assert theirs.__doc__ and ours.__doc__ == without_example(theirs.__doc__)
     assert ">>>" not in ours.__doc__
 

@@ -27,7 +27,7 @@ def test_there_and_back(some: dict[str, int]) -> None:
 def test_the_places_of_the_first_release_are_kept() -> None:
     some = {"kv": 1, "cells": 2, "events": 3, "traces": 4}
     assert pack(some) == [1, 2, 3, 4] and unpack([1, 2, 3, 4]) == some
-    assert set(FIRST) == set(FIRST_DELETED) == {name for name, _ in server.counted()}
+    assert set(FIRST) == set(FIRST_DELETED) < {name for name, _ in server.counted()}
 
 
 @pytest.mark.parametrize("bad", [

@@ -105,7 +105,8 @@ def test_every_public_name_is_in_the_reference() -> None:
     wanted |= {  # what `db.run(run_id)` has: its methods are those of the facades that take the run first
         "inmem.primitives.kv.facade.RunKV", "inmem.primitives.events.facade.RunEvents",
         "inmem.primitives.cells.facade.RunCells", "inmem.primitives.traces.facade.RunTraces",
-        "inmem.primitives.runs.facade.RunRuns",
+        "inmem.primitives.runs.facade.RunRuns", "inmem.primitives.leases.facade.RunLeases",
+        "inmem.primitives.queues.facade.RunQueues",
     }
     wanted |= {f"inmem.exchange.{name}" for name in inmem.exchange.__all__}
     wanted |= {f"inmem.aio.{name}" for name in vars(inmem.aio) if name == "open" or name.startswith("Async")}
@@ -217,13 +218,25 @@ def test_what_json_gives_is_what_is_told(scratch: Path, monkeypatch: pytest.Monk
             db.events.append("r", "planned", {"steps": 3})
             db.cells.init("r", "phase", "planning")
             db.traces.record("r", inmem.Thought("next"))
+            db.leases.acquire("r", "deploy", ttl_s=30)
+            db.queues.put_many("r", "mail", [1, 2])
+            job = db.queues.claim("r", "mail")
+            assert job is not None
+            db.queues.nack(job, retry=False)
         ask("kv put", "r", "goal", '{"city": "Oslo"}', "-d", "./data")
-        for name in ("run", "events", "cells", "traces", "verify", "kv ls"):
+        for name in ("run", "events", "cells", "traces", "leases", "verify", "kv ls", "queue list"):
             ask(name, "r", "-d", "./data")
         for name in ("status", "runs", "check", "checkpoint", "clock", "config", "doctor"):
             ask(name, "-d", "./data")
         ask("kv get", "r", "goal", "-d", "./data")
+        ask("lease release", "r", "deploy", "-d", "./data")
         ask("kv del", "r", "goal", "-d", "./data")
+        ask("queue put", "r", "mail", "1", "-d", "./data")
+        for name in ("queue counts", "queue peek", "queue dead"):
+            ask(name, "r", "mail", "-d", "./data")
+        for name in ("queue get", "queue requeue"):
+            ask(name, "r", "mail/0", "-d", "./data")
+        ask("queue purge", "r", "mail", "-d", "./data")
         ask("report", "r", "-d", "./data", "-o", "r.html")
         ask("top", "-d", "./data", "--interval", "0.1", "--count", "1")
         ask("export", "-d", "./data", "-o", "all.jsonl")

@@ -25,6 +25,12 @@ KEY = bytes(Key.kv(NS, "r", "k"))
 ONE, FIELDS = values.encode(1), values.encode({"a": 1})
 TRACE = ["t", "", 0, 4, "Thought", ["tag"], values.encode({"content": "x", "confidence": None}), b"\x80"]
 
+JOB: tuple[str, list[Any]] = ("queue.put", [[RUN, b"q"], [[ONE, 0, 5, b"key", 5]]])
+CLAIMED = [JOB, ("queue.claim", [RUN, b"q", "w", 5000, 1, 7])]
+HELD: list[Any] = [RUN, b"q", 0, 1, 7]
+TAKEN = ("lease.acquire", [RUN, b"l", "holder", 500, 0, 7])  # as version 1, at 1000
+WAITS = ("lease.acquire", [RUN, b"l", "next", 500, 5000, 8])
+
 # Each call, after others that bring about what it can meet.
 CALLS: dict[str, list[tuple[list[tuple[str, list[Any]]], list[Any]]]] = {
     "kv.add": [([], [KEY, 1, 0]), ([("kv.add", [KEY, 1, 0])], [KEY, 2, 0])],
@@ -42,6 +48,23 @@ CALLS: dict[str, list[tuple[list[tuple[str, list[Any]]], list[Any]]]] = {
     "cell.ensure": [([], [RUN, b"c", ONE]), ([("cell.init", [RUN, b"c", ONE])], [RUN, b"c", ONE])],
     "cell.cas": [([], [RUN, b"c", 1, ONE]), ([("cell.init", [RUN, b"c", ONE])], [RUN, b"c", 1, ONE])],
     "cell.delete": [([], [RUN, b"c"]), ([("cell.init", [RUN, b"c", ONE])], [RUN, b"c"])],
+    "queue.put": [
+        ([], [[RUN, b"q"], [[ONE, 0, 5, b"key", 5], [ONE, 9, 5, b"", 5]]]), ([JOB], JOB[1]),
+    ],
+    "queue.ack": [([], [*HELD, None]), (CLAIMED, [*HELD, None]), (CLAIMED, [*HELD, ONE])],
+    "queue.nack": [
+        (CLAIMED, [*HELD, None, "broke", True]), (CLAIMED, [*HELD, 0, "", True]),
+        (CLAIMED, [*HELD, 0, "", False]),
+    ],
+    "queue.extend": [(CLAIMED, [*HELD, 5000])],
+    "queue.requeue": [
+        ([], [RUN, b"q", 0]), ([*CLAIMED, ("queue.nack", [*HELD, 0, "", False])], [RUN, b"q", 0]),
+    ],
+    "lease.check": [([], [RUN, b"l", 1, 1000]), ([TAKEN], [RUN, b"l", 1, 1000])],
+    "lease.renew": [([], [RUN, b"l", 1, 1000, 0]), ([TAKEN], [RUN, b"l", 1, 1000, 9])],
+    "lease.release": [
+        ([], [RUN, b"l", 1, 1000]), ([TAKEN], [RUN, b"l", 1, 1000]), ([TAKEN, WAITS], [RUN, b"l", 1, 1000]),
+    ],
     "trace.record": [
         ([], [RUN, [TRACE]]), ([("trace.record", [RUN, [TRACE]])], [RUN, [["u", "t", *TRACE[2:]]]]),
     ],
@@ -119,7 +142,10 @@ def test_a_procedure_keeps_to_its_footprint(name: str, case: int) -> None:
 
 def test_every_procedure_of_a_transaction_has_one_and_is_tried() -> None:
     assert set(FOOTPRINTS) == set(CALLS)
-    alone = {"run.delete", "run.remove", "index.mend", "index.repair"}  # commits of their own
+    alone = {  # commits of their own
+        "run.delete", "run.remove", "index.mend", "index.repair",
+        "queue.claim", "queue.give_back", "queue.purge", "lease.acquire", "lease.confirm", "lease.leave",
+    }
     assert set(FOOTPRINTS) == {n for n in PROCEDURES if not n.startswith("import.")} - alone
 
 

@@ -11,15 +11,18 @@ from hypothesis import strategies as st
 from procedures import RUN
 
 from inmem.keys import Key, TypeTag
+from inmem.primitives.queues.rules import JobState
 from inmem.primitives.server import INDEX_TAGS, RECORD_TYPES, entries_of
 
 ENTRIES = {tag for tag, one in RECORD_TYPES.items() if one.index_keys is not None}
 
 
 def test_every_index_of_the_format_is_known() -> None:
-    assert {tag for tag in TypeTag if "_BY_" in tag.name} == INDEX_TAGS
-    names = {TypeTag(tag).name.split("_BY_")[0] for tag in INDEX_TAGS}
-    assert {TypeTag(tag).name for tag in ENTRIES} == names
+    orders = {TypeTag.JOB_READY, TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED, TypeTag.JOB_DEAD}
+    named = {tag for tag in TypeTag if "_BY_" in tag.name}
+    assert named | orders <= INDEX_TAGS
+    names = {TypeTag(tag).name.split("_BY_")[0] for tag in named - {TypeTag.JOB_BY_KEY}}
+    assert names | {"JOB_STATE"} <= {TypeTag(tag).name for tag in ENTRIES}
 
 
 @pytest.mark.parametrize("tag", [TypeTag.KV, TypeTag.STATE, TypeTag.STATE_MARK, *INDEX_TAGS, 0x7F])
@@ -28,6 +31,10 @@ def test_what_has_no_indices(tag: int) -> None:
 
 
 TRACE = [4, "Thought", "up", 5, ["a", "b"], b"\x80", b"\x80"]
+JOBS = [  # number of the state, and the orders that have the job
+    (0, {TypeTag.JOB_READY}), (1, {TypeTag.JOB_DUE}), (2, {TypeTag.JOB_CLAIMED}), (3, {TypeTag.JOB_DEAD}),
+    (4, set()),
+]
 RECORD = ["active", "up", 5, 6, 0, ["a"], b"\x80", None, 1]
 
 
@@ -45,6 +52,19 @@ def test_entries(tag: int, payload: list[Any], indices: dict[int, int]) -> None:
         found[index] = found.get(index, 0) + 1
     assert found == indices
     assert set(found) <= INDEX_TAGS
+
+
+@pytest.mark.parametrize(("state", "orders"), JOBS)
+@pytest.mark.parametrize("key", [b"", b"key"])
+def test_entries_of_jobs(state: int, orders: set[int], key: bytes) -> None:
+    """Each is in the order of its state, and a live one with a key is found by it."""
+    payload = JobState(state, 5, 1, 5, 7, 9, 1, key, "w", []).pack()
+    number = bytes(7) + b"\5"
+    entries = entries_of(RUN, TypeTag.JOB_STATE, b"q\0" + number, payload)
+    found = [Key(entry).split_key()[1] for entry in entries]
+    assert set(found) == orders | ({TypeTag.JOB_BY_KEY} if key and state < 3 else set())
+    assert all(Key(entry).split_key()[2].startswith(b"q\0") and entry.endswith(number) for entry in entries)
+    assert len(found) == len(set(found))
 
 
 junk = st.recursive(

@@ -28,8 +28,10 @@ PUBLIC = {
     "StateCell", "State", "PendingVersion",
     "TraceStore", "Trace", "TraceTree", "NewTrace",
     "ToolCall", "Decision", "Query", "Thought", "ErrorTrace", "Custom",
+    "LeaseStore", "Lease", "HeldLease",
     "RunIndex", "RunMetadata", "RunStatus", "RunStats", "RunQuery", "CreateRunOptions", "DeletedRun",
     "is_valid_transition",
+    "JobQueues", "Job", "HeldJob", "JobId", "JobInfo", "QueueCounts", "PendingJobId",
     # transactions
     "transactional", "Transaction", "Snapshot", "Pipeline", "Pending",
     *errors.__all__,

@@ -77,7 +77,8 @@ def source(request: pytest.FixtureRequest, module_scratch: Path) -> Iterator[Sou
 
 def test_what_is_read_does_not_depend_on_where_it_is(source: Source) -> None:
     run = StoredRun(source, HOME, "run")
-    assert run.counts() == {"kv": COUNT, "cells": 5, "events": COUNT, "traces": 5}
+    counts = {"kv": COUNT, "cells": 5, "events": COUNT, "traces": 5}
+    assert {name: count for name, count in run.counts().items() if count} == counts
     assert [entry.value for entry in run.entries()] == list(range(COUNT))
     assert [cell.value for cell in run.cells()] == list(range(5))
     assert [logged.event.payload for logged in run.events()] == list(range(COUNT))

@@ -102,7 +102,9 @@ def test_every_program_runs(document: Path, scratch: Path) -> None:
 def test_the_programs_of_the_readme_share_a_run(scratch: Path) -> None:
     """As it says: started as often as you like, each booking has a number of its own."""
     plan, book, *others = written(ROOT / "README.md", scratch)
-    assert [one.name for one in (plan, book, *others)] == ["plan.py", "book.py", "watch.py", "count.py"]
+    assert [one.name for one in (plan, book, *others)] == [
+        "plan.py", "book.py", "watch.py", "work.py", "count.py",
+    ]
     try:
         watching = start(others[0])
         output(start(plan))

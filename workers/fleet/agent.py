@@ -129,13 +129,13 @@ class Agent:
         self.report.most_reruns = max(self.report.most_reruns, times)
 
     def _claim(self, index: int) -> Claim | None:
-        """A task, claimed in one transaction with the note of it and its event."""
+        """A task, claimed and noted; with its event."""
         source, event = lifecycle.claims_from(index), lifecycle.claim_event(index)
         if source is None or event is None:
             return None
         claim = self._tasks.claim(source, event)
         self.report.tasks[source].append(claim.number)
-        self._count(cell_changes=2 + (source == "queue"), events=1)
+        self._count(cell_changes=1 + (source == "board"), commits=source == "queue", events=1)
         return claim
 
     def _commit_step(self, step: Step, done: Work, claim: Claim | None) -> None:
@@ -179,7 +179,7 @@ class Agent:
         self._count(
             entries=3 + len(step.forget) + len(step.remember),
             events=len(done.events) + (change is not None),
-            cell_changes=1 + (claim is not None) + (change is not None),
+            cell_changes=1 + (claim is not None and claim.job is None) + (change is not None),
             traces=len(traces),
             status_changes=change is not None,
             tool_calls=done.counts["calls"],

@@ -24,7 +24,8 @@ from workers.judge.checks import Record
 CLAIM_EVERY: Final = 4  # steps between two claims of a task: from the board and the queue in turn
 SCRATCH_EVERY: Final = 32  # steps between two scratch runs; the first is made at once
 SCRATCH_ENTRIES: Final = 3  # KV entries of a scratch run
-OPEN_TASKS: Final = 4  # on the board for each agent: who claims one puts up another, while there are more
+QUEUE: Final = "tasks"
+OPEN_TASKS: Final = 4  # of each source for each agent: who claims one puts up another, while there are more
 FATES: Final = ("deleted", "completed", "archived")
 
 _ERRORS: Final = ("no tool was left", "the budget is used up", "the goal cannot be reached")
@@ -149,9 +150,9 @@ def claims(spec: FleetSpec, source: str) -> int:
     return (number + 1) // 2 if source == "board" else number // 2
 
 
-def open_tasks(spec: FleetSpec) -> int:
-    """How many tasks are on the board at the start."""
-    return spec.workers * min(OPEN_TASKS, claims(spec, "board"))
+def open_tasks(spec: FleetSpec, source: str) -> int:
+    """How many tasks are on the board, or in the queue, at the start."""
+    return spec.workers * min(OPEN_TASKS, claims(spec, source))
 
 
 def task_name(number: int) -> str:
@@ -159,9 +160,9 @@ def task_name(number: int) -> str:
     return f"task:{number:06d}"
 
 
-def job_name(number: int) -> str:
-    """The cell of a task that was in the queue; made by who takes it."""
-    return f"job:{number:06d}"
+def job_id(number: int) -> str:
+    """The job that was put into the queue as this one, from 0 on; of which task it is depends on the race."""
+    return f"{QUEUE}/{number}"
 
 
 # --- scratch runs ----------------------------------------------------------------------------

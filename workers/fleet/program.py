@@ -15,7 +15,7 @@ from typing import Any
 import inmem
 from workers.fleet.agent import AgentTask, work
 from workers.fleet.expected import started_event
-from workers.fleet.lifecycle import fleet_metadata, fleet_tags, open_tasks, task_name
+from workers.fleet.lifecycle import QUEUE, fleet_metadata, fleet_tags, open_tasks, task_name
 from workers.fleet.plan import START_CREDITS, TOOLS, FleetRuns, FleetSpec
 from workers.fleet.reports import AgentReport
 from workers.fleet.tasks import OPEN
@@ -96,9 +96,9 @@ def prepare(db: Any, spec: FleetSpec, runs: FleetRuns) -> None:
     def begin(txn: Any) -> None:
         event_type, payload = started_event(spec)
         txn.runs.create_run(tags=fleet_tags(), metadata=fleet_metadata(spec))
-        txn.cells.init("queue", {"next": 0})
-        for number in range(open_tasks(spec)):
+        for number in range(open_tasks(spec, "board")):
             txn.cells.init(task_name(number), OPEN)
+        txn.queues.put_many(QUEUE, range(open_tasks(spec, "queue")))
         txn.kv.put("spec", payload)
         for name in names:
             txn.kv.put(f"total:{name}", 0)

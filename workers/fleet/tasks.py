@@ -1,14 +1,14 @@
-"""Tasks that agents compete for, in cells of the fleet's run.
+"""Tasks that agents compete for, on a board and in a queue of the fleet's run.
 
-Invariant: one transaction claims a task. It changes the task's cell, notes
-the task in the cell `tasks` of the agent's own run, and appends the event. So
-an agent owns a task exactly if both runs say so.
+Invariant: an agent notes each task that it has in the cell `tasks` of its own
+run, and it has one exactly if the fleet's run says so too.
 
 There are two sources. The board has a cell for each open task, claimed by
-compare-and-swap. An agent that loses the race looks for the next open one; an
-agent that wins it opens one more, until all tasks were on the board. The
-queue is one cell with the number of the next task, taken by a transition; the
-agent that takes it makes the cell of the task.
+compare-and-swap, in one transaction with the note. An agent that loses the
+race looks for the next open one; an agent that wins it opens one more, until
+all tasks were on the board. The queue holds a job for each of so many tasks: a
+claim takes the next one, the note puts another job, and the transaction that
+does the task acks it.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import inmem
-from workers.fleet.lifecycle import claims, job_name, open_tasks, task_name
+from workers.fleet.lifecycle import QUEUE, claims, open_tasks, task_name
 from workers.fleet.plan import FleetRuns, FleetSpec
 from workers.fleet.reports import StoreFault
 from workers.judge.checks import Record
 
 OPEN = {"state": "open"}
+LEASE_S = 120.0  # of a job: longer than a step takes on any machine
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A task that an agent has; its cell is at this version."""
+    """A task that an agent has: a cell of the board at this version, or a job."""
 
     number: int
-    cell: str
-    version: int
+    cell: str = ""
+    version: int = 0
+    job: Any = None
 
 
 class TaskClaims:
@@ -47,8 +49,8 @@ class TaskClaims:
         transact: Callable[[str, Callable[[Any], Any]], Any],
     ) -> None:
         self._db = db
-        self._ahead = open_tasks(spec)
-        self._total = spec.workers * claims(spec, "board")
+        self._ahead = {source: open_tasks(spec, source) for source in ("board", "queue")}
+        self._total = {source: spec.workers * claims(spec, source) for source in ("board", "queue")}
         self._own, self._shared = runs.of(worker), runs.shared
         self._worker = worker
         self._transact = transact
@@ -65,7 +67,11 @@ class TaskClaims:
 
     def finish(self, txn: Any, claim: Claim) -> None:
         """Mark a task as done, in the transaction that does it."""
-        txn.at(self._shared).cells.cas(claim.cell, claim.version, self._mine("done"))
+        shared = txn.at(self._shared)
+        if claim.job is not None:
+            shared.queues.ack(claim.job, self._mine("done") | {"task": claim.number})
+        else:
+            shared.cells.cas(claim.cell, claim.version, self._mine("done"))
 
     def _mine(self, state: str) -> dict[str, Any]:
         return {"state": state, "by": self._worker}
@@ -85,8 +91,8 @@ class TaskClaims:
             def take(txn: Any, name: str = name, number: int = number, version: int = version) -> int:
                 cells = txn.at(self._shared).cells
                 claimed: int = cells.cas(name, version, self._mine("claimed"))
-                if number + self._ahead < self._total:
-                    cells.init(task_name(number + self._ahead), OPEN)
+                if (ahead := number + self._ahead["board"]) < self._total["board"]:
+                    cells.init(task_name(ahead), OPEN)
                 self._note(txn, "board", number, event)
                 return claimed
 
@@ -105,16 +111,15 @@ class TaskClaims:
             self._from += 1
 
     def _from_queue(self, event: Record) -> Claim:
-        def following(state: inmem.State) -> tuple[Any, int]:
-            number: int = state.value["next"]
-            return {"next": number + 1}, number
+        job = self._db.queues.claim(self._shared, QUEUE, lease_s=LEASE_S, wait_s=LEASE_S)
+        if job is None:
+            raise StoreFault(f"agent {self._worker} is due a task, but the queue is empty")
+        number = job.payload
 
-        def take(txn: Any) -> Claim:
-            cells = txn.at(self._shared).cells
-            number = cells.transition("queue", following)
-            version = cells.init(job_name(number), self._mine("claimed"))
+        def note(txn: Any) -> None:
+            if (ahead := number + self._ahead["queue"]) < self._total["queue"]:
+                txn.at(self._shared).queues.put(QUEUE, ahead)
             self._note(txn, "queue", number, event)
-            return Claim(number, job_name(number), version)
 
-        claim: Claim = self._transact(self._own, take)
-        return claim
+        self._transact(self._own, note)
+        return Claim(number, job=job)

@@ -145,7 +145,7 @@ def verify(
     check_queries(of.records, db, runs, records)
     check_statistics(statistics, db, records)
     noted = [state.value if (state := db.cells.read(run, "tasks")) else None for run in agents]
-    check_board(board, spec, reports, noted, read_cells(db.cells, runs.shared))
+    check_board(board, db, runs.shared, spec, reports, noted, read_cells(db.cells, runs.shared))
     check_totals(totals, shared, reports)
     credits = sum(db.kv.get(run, "credits", 0) for run in agents)  # handing over conserves the sum
     totals.equal(credits, START_CREDITS * spec.workers, "the sum of credits")

@@ -108,12 +108,14 @@ def check_statistics(check: Check, db: Any, wanted: dict[str, ExpectedRun]) -> N
 
 def check_board(
     check: Check,
+    db: Any,
+    run: str,
     spec: FleetSpec,
     reports: Sequence[AgentReport],
     own: Sequence[Any],
     cells: dict[str, tuple[Any, int]],
 ) -> None:
-    """Every task has one owner: the cell, the agent's own note and its report say the same."""
+    """Every task has one owner: its cell or job, the agent's own note and its report say the same."""
     owners: dict[str, dict[int, int]] = {"board": {}, "queue": {}}
     for report in reports:
         for source, numbers in report.tasks.items():
@@ -130,14 +132,23 @@ def check_board(
         noted = own[report.worker] if report.worker < len(own) else None
         check.equal(noted, report.tasks, f"what agent {report.worker} noted")
     left = dict(cells)
-    for source, name, version in (("board", lifecycle.task_name, 3), ("queue", lifecycle.job_name, 2)):
-        for number in range(spec.workers * lifecycle.claims(spec, source)):
-            owner = owners[source].get(number)
-            done = {"state": "done", "by": owner}
-            check.equal(left.pop(name(number), None), (done, version), f"task {number} of the {source}")
-    taken = spec.workers * lifecycle.claims(spec, "queue")
-    check.equal(left.pop("queue", None), ({"next": taken}, 1 + taken), "the queue")
+    for number in range(spec.workers * lifecycle.claims(spec, "board")):
+        done = {"state": "done", "by": owners["board"].get(number)}
+        found = left.pop(lifecycle.task_name(number), None)
+        check.equal(found, (done, 3), f"task {number} of the board")
     check.require(not left, f"cells that should not be there: {shorten(sorted(left))}")
+    tasks = spec.workers * lifecycle.claims(spec, "queue")
+    jobs = [db.queues.get(run, lifecycle.job_id(number)) for number in range(tasks)]
+    results = {job.result["task"]: (job.result, job.attempt) for job in jobs if job and job.state == "done"}
+    for number in range(tasks):
+        did = {"state": "done", "by": owners["queue"].get(number), "task": number}
+        check.equal(results.get(number), (did, 1), f"task {number} of the queue")
+    counts = db.queues.counts(run, lifecycle.QUEUE)
+    check.require(
+        not (counts.ready or counts.delayed or counts.claimed or counts.dead)
+        and db.queues.get(run, lifecycle.job_id(tasks)) is None,
+        f"the queue has other tasks than those that were taken: {counts}",
+    )
 
 
 def digest_of_run(db: Any, run: str) -> str:

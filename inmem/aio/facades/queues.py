@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, NoReturn
 
 from inmem.aio.wrapping import AsyncFacade, documented
 from inmem.pending import Pending
@@ -19,10 +19,10 @@ from inmem.primitives.queues.facade import (
     TransactionQueues,
 )
 from inmem.primitives.queues.held import HeldJob
-from inmem.primitives.queues.job import Job, JobId, JobInfo
+from inmem.primitives.queues.job import JobId
 from inmem.primitives.queues.putting import I, PendingJobId, QueuePuts
 from inmem.primitives.queues.reads import QueueReads
-from inmem.primitives.queues.rules import QueueCounts
+from inmem.primitives.queues.shown import Job, JobInfo, QueueCounts
 
 
 @documented(QueueReads)
@@ -143,6 +143,19 @@ class AsyncRunQueues(AsyncQueues[JobId]):
 @documented(TransactionQueues)
 class AsyncTransactionQueues(AsyncQueues[PendingJobId]):
     __slots__ = ()
+
+    async def claim(self, *_: object, **__: object) -> NoReturn:
+        TransactionQueues.claim(self._sync, *_, **__)
+
+    async def claim_many(self, *_: object, **__: object) -> NoReturn:
+        TransactionQueues.claim_many(self._sync, *_, **__)
+
+    def consume(self, *_: object, **__: object) -> AsyncIterator[HeldJob]:
+        result: AsyncIterator[HeldJob] = self._sync.consume(*_, **__)
+        return result
+
+    async def purge(self, *_: object, **__: object) -> NoReturn:
+        TransactionQueues.purge(self._sync, *_, **__)
 
 
 @documented(PipedQueues)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from inmem.aio.wrapping import AsyncFacade, Each, documented
 from inmem.primitives.byrun import ByRun, Host, OfRun, by_run
+from inmem.primitives.leases.shown import Lease
 from inmem.primitives.runs.facade import TERMINAL, CreateRunOptions, RunIndex, RunRuns, Runs
 from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
@@ -118,6 +120,22 @@ class AsyncRunRuns(AsyncRuns):
         result: RunMetadata = await self._sync.wait(until=until, timeout_s=timeout_s)
         return result
 
+    async def claim(
+        self, *, ttl_s: float | timedelta, holder: str | None = None, wait_s: float | timedelta | None = 0.0
+    ) -> Lease:
+        result: Lease = await self._sync.claim(ttl_s=ttl_s, holder=holder, wait_s=wait_s)
+        return result
+
+    async def stale(self, older_than_s: float | timedelta = 0) -> builtins.list[Lease]:
+        result: builtins.list[Lease] = await self._sync.stale(older_than_s)
+        return result
+
+    async def fail_stale(
+        self, *, error: str = "its owner has left", older_than_s: float | timedelta = 0
+    ) -> builtins.list[str]:
+        result: builtins.list[str] = await self._sync.fail_stale(error=error, older_than_s=older_than_s)
+        return result
+
 
 @documented(RunIndex)
 class AsyncRunIndex(ByRun[AsyncRunRuns]):
@@ -140,6 +158,7 @@ class AsyncRunIndex(ByRun[AsyncRunRuns]):
     update_metadata = by_run(AsyncRuns.update_metadata)
     delete_run = by_run(AsyncRuns.delete_run)
     wait = by_run(AsyncRunRuns.wait)
+    claim = by_run(AsyncRunRuns.claim)
 
     async def create_run(
         self, *, run_id: str | OfRun | None = None, parent_run: str | OfRun | None = None,
@@ -189,4 +208,14 @@ class AsyncRunIndex(ByRun[AsyncRunRuns]):
 
     async def get_stats(self) -> RunStats:
         result: RunStats = await self._sync.get_stats()
+        return result
+
+    async def stale(self, older_than_s: float | timedelta = 0) -> builtins.list[Lease]:
+        result: builtins.list[Lease] = await self._sync.stale(older_than_s)
+        return result
+
+    async def fail_stale(
+        self, *, error: str = "its owner has left", older_than_s: float | timedelta = 0
+    ) -> builtins.list[str]:
+        result: builtins.list[str] = await self._sync.fail_stale(error=error, older_than_s=older_than_s)
         return result

@@ -12,26 +12,44 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 
-from inmem.client.retry import deadline_in
+from inmem.client.retry import resolved_as
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.engines.base import Sink, View
-from inmem.errors import InmemError, InvalidInputError, JobLostError, RunDeletedError, WaitTimeoutError
+from inmem.errors import (
+    CommitUnknownError,
+    InmemError,
+    InvalidInputError,
+    JobLostError,
+    RunDeletedError,
+    WaitTimeoutError,
+)
 from inmem.host.interrupts import let_through
 from inmem.keys import encode_name, shorten
 from inmem.pending import Pending
 from inmem.primitives._common import check_flag, encoded, microseconds
 from inmem.primitives.byrun import ByRun, by_its_run, by_run
 from inmem.primitives.queues import rules
+from inmem.primitives.queues.calls import deadline_of, place_of, storable
 from inmem.primitives.queues.held import HeldJob
-from inmem.primitives.queues.job import Job, JobId, check_job_id
+from inmem.primitives.queues.job import JobId, check_job_id
 from inmem.primitives.queues.putting import I, PendingJobId, QueuePuts
-from inmem.primitives.queues.reads import QueueReads, check_state, encode_queue, stored, takers_name
+from inmem.primitives.queues.reads import (
+    QueueReads,
+    check_state,
+    encode_queue,
+    has_ready_for_one,
+    stored,
+    takers_name,
+)
+from inmem.primitives.queues.shown import Job
 from inmem.steps import FacadeWaits, Inner, Steps, Streamed, Until
 from inmem.values import decode
 
 LEASE_S: Final = 30.0
+_HOST: Final = socket.gethostname()[:60]
 _FOR_EVER_S: Final = 1e9  # more than any wait
 _POISON: Final = "the payload does not decode: {}"
 
@@ -68,18 +86,18 @@ class Queues(QueueReads, QueuePuts[I]):
 
         It is ready again after `delay_s` seconds; without one after a second,
         doubled with each attempt, up to five minutes. `error` is kept with
-        the job, its first 500 characters. After its last attempt, or without
-        `retry`, it is dead.
+        the job, its first 500 characters; those that are none of Unicode (lone
+        surrogates) as escapes. After its last attempt, or without `retry`, it
+        is dead.
 
         Raises:
             JobLostError: as of `ack`.
         """
         if error is not None and type(error) is not str:
             raise InvalidInputError(f"error must be a str, not {shorten(error)}", argument="error")
-        encoded(self._sink, error, "error")
         arguments = [
             *place_of(self._prefix, job), None if delay_s is None else microseconds(delay_s, "delay_s"),
-            (error or "")[: rules.MAX_ERROR_CHARS], check_flag(retry, "retry"),
+            storable(error or ""), check_flag(retry, "retry"),
         ]
         done: None = self._sink.ask("queue.nack", arguments, _none, is_sure=True)
         return done
@@ -91,7 +109,7 @@ class Queues(QueueReads, QueuePuts[I]):
             JobLostError: as of `ack`.
         """
         lease_us = microseconds(lease_s, "lease_s", is_above=True)
-        arguments = [*place_of(self._prefix, job), lease_us]
+        arguments = [*place_of(self._prefix, job, is_end=False), lease_us]
         extended: Job = self._sink.ask("queue.extend", arguments, job.extended)
         return extended
 
@@ -108,15 +126,24 @@ class Queues(QueueReads, QueuePuts[I]):
         return done
 
 
+class _Found(NamedTuple):
+    """What a claim has taken: its answer, the jobs, and the nacks of those whose payload does not decode."""
+
+    answer: builtins.list[Any]
+    jobs: builtins.list[Job]
+    poison: builtins.list[builtins.list[Any]]
+
+
 class RunQueues(Queues[JobId]):
     """One run's queues outside a transaction: each change is a commit of its own."""
 
-    __slots__ = ("_run_id", "_waits")
+    __slots__ = ("_full", "_run_id", "_waits")
 
     def __init__(self, view: View, sink: Sink, prefix: bytes, run_id: str, waits: FacadeWaits) -> None:
         super().__init__(view, sink, prefix)
         self._run_id = run_id
         self._waits = waits
+        self._full: set[bytes] = set()  # queues of which the last claim has left something: no look before
 
     def claim(
         self, queue: str, *, lease_s: float = LEASE_S, wait_s: float | None = 0.0, limit: Literal[1] = 1,
@@ -128,8 +155,8 @@ class RunQueues(Queues[JobId]):
         extend that. If none of it happens the claim has run out, counts as an
         attempt, and the job is ready again without anybody's help. While it
         waits, this sleeps; `wait_s=None` waits for ever. `worker` is shown
-        to who looks, by default host and process. With a `limit` above 1 it
-        returns a list, as `claim_many` does. Cost: a read, one round trip, two reads.
+        to who looks, by default host and process. `limit` is 1: `claim_many`
+        takes more. Cost: a read, one round trip, two reads.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -151,7 +178,10 @@ class RunQueues(Queues[JobId]):
         self, queue: str, limit: int, *, lease_s: float = LEASE_S, wait_s: float | None = 0.0,
         worker: str | None = None,
     ) -> builtins.list[Job]:
-        """Take up to `limit` of the best ready jobs, in one commit; waits for the first only. See `claim`."""
+        """Take up to `limit` of the best ready jobs, in one commit; waits for the first only. See `claim`.
+
+        It takes fewer if more do not fit into a commit, which has room for some 3,500.
+        """
         found: builtins.list[Job] = self._waits.drive(
             self._claims(queue, lease_s, wait_s, limit, worker, is_one=False)
         )
@@ -164,9 +194,10 @@ class RunQueues(Queues[JobId]):
         """Take one job after the other, for ever, or until none comes for `wait_s` seconds.
 
         Each is used with `with`: leaving the block acks it. An exception in
-        the block nacks it, with its text, and goes on from there. The claim
-        is extended meanwhile. It ends when `stop`, an event, is set: it looks
-        at that before each claim, and once in a second while it waits.
+        the block nacks it, with its text, and then leaves the loop as well:
+        catch it around the block if the worker shall live on. The claim is
+        extended meanwhile. It ends when `stop`, an event, is set: it looks at
+        that before each claim, and once in a second while it waits.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -187,7 +218,8 @@ class RunQueues(Queues[JobId]):
     def purge(self, queue: str, *, state: str | None = None) -> int:
         """Remove the jobs of a queue, of one state or all; how many. Cost: one round trip for 1,000 jobs.
 
-        Whoever has claimed one finds out by `JobLostError`. Jobs that are put meanwhile stay.
+        A state is meant as `JobInfo` has it. Whoever has claimed one finds out by `JobLostError`. Jobs that
+        are put meanwhile stay.
         """
         removed: int = self._sink.drive(self._purged(encode_queue(queue), check_state(state)))
         return removed
@@ -221,10 +253,11 @@ class RunQueues(Queues[JobId]):
         is_one: bool,
     ) -> Steps[Any]:
         arguments = self._checked(queue, lease_s, limit, worker)
-        found = yield from self._claimed(arguments, deadline_of(wait_s))
-        if is_one:
-            return found[0] if found else None
-        return found
+        try:
+            found = yield from self._claimed(arguments, deadline_of(wait_s))
+        except CommitUnknownError as error:
+            raise resolved_as(error, _first_of if is_one else _itself) from None
+        return _first_of(found) if is_one else found
 
     def _consumed(self, arguments: builtins.list[Any], stop: Any, wait_s: float | None) -> Streamed[HeldJob]:
         while True:
@@ -237,35 +270,54 @@ class RunQueues(Queues[JobId]):
                 found = yield Inner(self._claimed(arguments, until))
                 if not found and time.monotonic() >= deadline:
                     return
-            yield HeldJob(found[0], self, self._waits, arguments[3], self._view.now_us())
+            give_back = partial(self._given_back, arguments[1], found[0].mark, 1)
+            try:
+                held = HeldJob(
+                    found[0], self, self._waits, give_back, arguments[3], self._view.now_us()
+                )
+            except BaseException:  # interrupted
+                yield Inner(give_back())
+                raise
+            yield held
 
     def _claimed(self, arguments: builtins.list[Any], deadline: float) -> Steps[builtins.list[Job]]:
         """Claim jobs; wait for the first until the deadline."""
         queue = arguments[1].decode()
         name = takers_name(self._prefix, arguments[1])
-        has_slept = False
+        has_slept = has_looked = False
 
         def look(view: Any) -> bool:
-            ready: bool = view.queues.has_ready(queue)
-            return ready
+            return has_ready_for_one(view.queues, queue)
 
         while True:
-            if self.has_ready(queue):
+            if has_looked or arguments[1] in self._full or self.has_ready(queue):
+                has_looked = False
                 mark = int.from_bytes(os.urandom(7), "big")
                 try:
-                    answer = yield self._sink.ask("queue.claim", [*arguments, mark], _itself, alone="claim")
+                    found: _Found = yield self._sink.ask(
+                        "queue.claim", [*arguments, mark], partial(self._found, arguments[1], mark=mark),
+                        alone="claim",
+                    )
+                    yield from self._buried(found.poison)
+                except CommitUnknownError as error:
+                    raise resolved_as(error, _jobs_of) from None
                 except (InmemError, GeneratorExit):
+                    if has_slept:
+                        self._waits.pass_on(name)
                     raise
                 except BaseException:  # cancelled, or interrupted: nobody has got what it may have taken
-                    yield from self._given_back(arguments[1], mark)
+                    yield from self._given_back(arguments[1], mark, arguments[4])
                     raise
-                jobs = yield from self._taken(arguments[1], answer)
-                if has_slept and answer[3]:
+                if found.answer[3]:
+                    self._full.add(arguments[1])
+                else:
+                    self._full.discard(arguments[1])
+                if has_slept and found.answer[3]:
                     self._waits.pass_on(name)  # this one was woken, and others sleep who do not know
-                if jobs:
-                    return jobs
-                if answer[2]:
-                    continue  # what it got was lost meanwhile, or did not decode
+                if found.jobs:
+                    return found.jobs
+                if found.answer[2] or found.answer[3]:
+                    continue  # what it got was lost meanwhile, or did not decode; or more jobs' time has come
             elif self._view.is_deleted(self._prefix):
                 raise RunDeletedError(f"run {self._run_id} was deleted", run_id=self._run_id)
             left_s = deadline - time.monotonic()
@@ -276,47 +328,79 @@ class RunQueues(Queues[JobId]):
             except WaitTimeoutError as error:
                 let_through(error)
                 return []
-            has_slept = True
+            has_slept = has_looked = True
 
-    def _given_back(self, queue: bytes, mark: int) -> Steps[None]:
+    def _given_back(self, queue: bytes, mark: int, limit: int) -> Steps[None]:
         try:
-            yield self._sink.ask("queue.give_back", [self._prefix, queue, mark], _none)
+            while limit > 0:
+                given: int = yield self._sink.ask("queue.give_back", [self._prefix, queue, mark], _itself)
+                if not given:
+                    break
+                limit -= given
         except InmemError as error:  # then it runs out
             let_through(error)
 
-    def _taken(self, queue: bytes, answer: builtins.list[Any]) -> Steps[builtins.list[Job]]:
-        """The jobs of a claim that still hold. One whose payload does not decode is dead from here on."""
+    def _found(self, queue: bytes, answer: builtins.list[Any], mark: int) -> _Found:
+        """What a claim has taken, as far as it still holds."""
         token, until_us, numbers, _ = answer
-        jobs, poison = [], []
+        found = _Found(answer, [], [])
         with self._view.moment() as view:
             for number in numbers:
-                found = stored(view, self._prefix, queue, rules.number_bytes(number))
-                if found is None or found[1].token != token:
+                one = stored(view, self._prefix, queue, rules.number_bytes(number))
+                if one is None or not rules.is_held(one[1], token, mark):
                     continue  # it ran out meanwhile, and another has it
-                body, state = found
+                body, state = one
                 name = queue.decode()
                 try:
                     payload = decode(rules.value_in(body))
                 except ValueError as error:
-                    poison.append([self._prefix, queue, number, token, 0, _POISON.format(error)[:200], False])
+                    reason = _POISON.format(error)[:200]
+                    found.poison.append([self._prefix, queue, number, token, mark, 0, reason, False])
                     continue
-                jobs.append(Job(
+                found.jobs.append(Job(
                     JobId.of(name, number), name, payload, state.attempt, token, until_us,
                     rules.enqueued_in(body), tuple(state.errors), self._run_id, state.priority,
-                    state.max_attempts, state.key.decode() or None, self._prefix,
+                    state.max_attempts, state.key.decode() or None, self._prefix, mark,
                 ))
+        return found
+
+    def _buried(self, poison: builtins.list[builtins.list[Any]]) -> Steps[None]:
+        """Jobs whose payload does not decode are dead from here on."""
         for arguments in poison:
             try:
                 yield self._sink.ask("queue.nack", arguments, _none)
-            except JobLostError as error:
+            except (JobLostError, CommitUnknownError) as error:  # or else it runs out, and is met again
                 let_through(error)
-        return jobs
 
 
 class TransactionQueues(Queues[PendingJobId]):
     """One run's queues inside a transaction: what changes waits for the commit. A claim is none of it."""
 
     __slots__ = ()
+
+    def claim(self, *_: object, **__: object) -> NoReturn:
+        """Not in a transaction: else two workers would run for one job until one of them lost.
+
+        Raises:
+            InvariantError: always.
+        """
+        self._refused("claim")
+
+    def claim_many(self, *_: object, **__: object) -> NoReturn:
+        """Not in a transaction, see `claim`."""
+        self._refused("claim_many")
+
+    def consume(self, *_: object, **__: object) -> Iterator[HeldJob]:
+        """Not in a transaction, see `claim`."""
+        self._refused("consume")
+
+    def purge(self, *_: object, **__: object) -> NoReturn:
+        """Not in a transaction: it may take several commits."""
+        self._refused("purge")
+
+    def _refused(self, name: str) -> NoReturn:
+        self._sink.ask("queue.claim", [], bool, alone=name)
+        raise AssertionError("the sink of a transaction refuses it")
 
 
 class PipedQueues(QueuePuts[PendingJobId]):
@@ -391,30 +475,16 @@ class PipelineQueues(ByRun[PipedQueues]):
     ack = by_its_run(PipedQueues.ack)
 
 
-def deadline_of(wait_s: float | None) -> float:
-    """When a wait ends that may take so long, by `time.monotonic`; None is for ever, and 0 now."""
-    if wait_s is None:
-        return deadline_in(None)
-    return time.monotonic() + microseconds(wait_s, "wait_s") / 1e6
-
-
-def place_of(prefix: bytes, job: object) -> builtins.list[Any]:
-    """Prefix, queue, number and token of a claimed job, as procedures have them.
-
-    Raises:
-        InvalidInputError: it is none, or is of another run.
-    """
-    if not isinstance(job, Job):
-        raise InvalidInputError(f"job must be a Job that was claimed, not {shorten(job)}", argument="job")
-    if isinstance(job, HeldJob):
-        job.end()
-    if job.prefix != prefix:
-        raise InvalidInputError(f"job {job.id} is of another run: {job.run_id}", argument="job")
-    return [prefix, job.queue.encode(), job.id.number, job.token]
-
-
 def _this_process() -> str:
-    return f"{socket.gethostname()[:60]}:{os.getpid()}"
+    return f"{_HOST}:{os.getpid()}"
+
+
+def _jobs_of(found: _Found) -> builtins.list[Job]:
+    return found.jobs
+
+
+def _first_of(jobs: builtins.list[Job]) -> Job | None:
+    return jobs[0] if jobs else None
 
 
 def _itself(result: Any) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from inmem.errors import InvalidInputError
 from inmem.keys import encode_name, shorten
@@ -56,55 +54,3 @@ def check_job_id(job_id: object, queue_bytes: int) -> tuple[bytes, int]:
     raise InvalidInputError(
         f"job_id must be a queue, a slash and a number, not {shorten(job_id)}", argument="job_id"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A job that was claimed: whoever has this does it, until `claimed_until` at least.
-
-    `attempt` counts claims, from 1 on. `token` is of this claim alone. `errors`
-    are the last ones of earlier attempts. Times in microseconds.
-    """
-
-    id: JobId
-    queue: str
-    payload: Any
-    attempt: int
-    token: int
-    claimed_until: int
-    enqueued_at: int
-    errors: tuple[str, ...]
-    run_id: str
-    priority: int = 0
-    max_attempts: int = 0
-    key: str | None = None
-    prefix: bytes = field(default=b"", repr=False)
-
-    def extended(self, claimed_until: int) -> Job:
-        """The same claim, with more time."""
-        return dataclasses.replace(self, claimed_until=claimed_until)
-
-
-@dataclass(frozen=True, slots=True)
-class JobInfo:
-    """A job as it is stored, for who looks at it.
-
-    `state` is one of `ready`, `delayed`, `claimed`, `dead` and `done`, as it
-    was written: the time of a delayed or claimed one may have come since.
-    `result` is that of a done job, which has no payload any more; `time` is
-    when a delayed one is due, a claim runs out, or the job has ended.
-    """
-
-    id: JobId
-    queue: str
-    state: str
-    payload: Any
-    result: Any
-    priority: int
-    attempt: int
-    max_attempts: int
-    key: str | None
-    time: int
-    worker: str
-    enqueued_at: int
-    errors: tuple[str, ...]

@@ -71,7 +71,13 @@ class QueuePuts(Generic[I]):
         self, queue: str, payloads: Iterable[Any], *, delay_s: float = 0.0, priority: int = 0,
         max_attempts: int | None = None,
     ) -> list[I]:
-        """Put a job for each payload, in one commit; their ids. Cost: one round trip, and 10 µs a job."""
+        """Put a job for each payload, in one commit; their ids. Cost: one round trip, and 10 µs a job.
+
+        A commit has room for some 3,500 small jobs.
+
+        Raises:
+            LimitError: they do not fit into one commit; it says how many would.
+        """
         options = _options(delay_s, priority, None, max_attempts)
         if isinstance(payloads, str | bytes) or not isinstance(payloads, Iterable):
             raise InvalidInputError("payloads must be an iterable of values", argument="payloads")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 from itertools import islice
 from typing import Any, Final
 
@@ -11,8 +12,8 @@ from inmem.errors import CorruptionError, InvalidInputError
 from inmem.keys import TypeTag, encode_name, range_of, shorten
 from inmem.primitives._common import check_limit
 from inmem.primitives.queues import rules
-from inmem.primitives.queues.job import STATES, Job, JobId, JobInfo, check_job_id
-from inmem.primitives.queues.rules import QueueCounts
+from inmem.primitives.queues.job import STATES, JobId, check_job_id
+from inmem.primitives.queues.shown import Job, JobInfo, QueueCounts, check_job
 from inmem.record import payload_of
 from inmem.values import decode
 
@@ -71,16 +72,15 @@ class QueueReads:
     def has_ready(self, queue: str) -> bool:
         """Whether a claim would find a job now. Cost: about 4 µs.
 
-        Of those who wait for this, by `db.wait`, only as many are woken as
-        there are new jobs: who is woken takes one, or lets others know.
+        A new job wakes all who wait for this by `db.wait`, and one of those
+        who wait in `claim` or `consume`.
         """
-        name = encode_queue(queue)
-        self._view.for_one(takers_name(self._prefix, name))
-        if self._view.scan(*self._span(TypeTag.JOB_READY, name), limit=1):
+        ready, *timed = _looked_at(self._prefix, encode_queue(queue))[2:]
+        if self._view.scan(*ready, limit=1):
             return True
         now_us = self._view.now_us()
-        for tag in _TIMED:
-            first = self._view.scan(*self._span(tag, name), limit=1)
+        for span in timed:
+            first = self._view.scan(*span, limit=1)
             if first and _time_in(first[0][0]) <= now_us:
                 return True
             _note_time(self._view, first)
@@ -88,10 +88,10 @@ class QueueReads:
 
     def holds(self, job: Job) -> bool:
         """Whether the claim of a job holds: until it is acked, nacked or claimed again, whatever the time."""
-        place = rules.number_bytes(job.id.number)
-        record = self._view.read(rules.head_of(self._prefix, TypeTag.JOB_STATE, job.queue.encode()) + place)
-        state = None if record is None else rules.unpack(payload_of(record))
-        return state is not None and state.state == rules.CLAIMED and state.token == job.token
+        check_job(job, self._prefix)
+        with self._view.moment() as view:
+            found = stored(view, self._prefix, job.queue.encode(), rules.number_bytes(job.id.number))
+        return found is not None and rules.is_held(found[1], job.token, job.mark)
 
     def _span(self, tag: int, queue: bytes) -> tuple[bytes, bytes]:
         return rules.span_of(self._prefix, tag, queue)
@@ -114,6 +114,26 @@ def encode_queue(queue: object) -> bytes:
     return encode_name(queue, "queue", rules.MAX_QUEUE_BYTES)
 
 
+def has_ready_for_one(queues: QueueReads, queue: str) -> bool:
+    """As `has_ready`, for one who takes what is there: of those who wait for it few are woken."""
+    takers, starts, *_ = _looked_at(queues._prefix, encode_queue(queue))
+    queues._view.for_one(takers, starts)
+    return queues.has_ready(queue)
+
+
+@functools.lru_cache(maxsize=256)
+def _looked_at(prefix: bytes, queue: bytes) -> tuple[Any, ...]:
+    """What `has_ready` looks at: what takers wait for, where these ranges start, and each of them."""
+    spans = [rules.span_of(prefix, tag, queue) for tag in (TypeTag.JOB_READY, *_TIMED)]
+    return takers_name(prefix, queue), frozenset(start for start, _ in spans), *spans
+
+
+@functools.lru_cache(maxsize=256)
+def _heads(prefix: bytes, queue: bytes) -> tuple[bytes, bytes]:
+    """What the keys of the two records of each job start with."""
+    return rules.head_of(prefix, TypeTag.JOB, queue), rules.head_of(prefix, TypeTag.JOB_STATE, queue)
+
+
 def takers_name(prefix: bytes, queue: bytes) -> bytes:
     """What those who wait for a job of a queue wait for: see `View.for_one`."""
     return b"%b\0%b" % (prefix, queue)
@@ -131,8 +151,8 @@ def _note_time(view: View, first: builtins.list[tuple[bytes, bytes]]) -> None:
 
 def stored(view: View, prefix: bytes, queue: bytes, number: bytes) -> tuple[bytes, rules.JobState] | None:
     """The payload of JOB and the state of a job."""
-    body = view.read(rules.head_of(prefix, TypeTag.JOB, queue) + number)
-    state = view.read(rules.head_of(prefix, TypeTag.JOB_STATE, queue) + number)
+    bodies, states = _heads(prefix, queue)
+    body, state = view.read(bodies + number), view.read(states + number)
     if body is None or state is None:
         return None
     try:
@@ -149,7 +169,10 @@ def info(view: VersionView, prefix: bytes, queue: bytes, number: bytes) -> JobIn
         return None
     body, state = found
     name = queue.decode()
-    value: Any = decode(rules.value_in(body))
+    try:
+        value: Any = decode(rules.value_in(body))
+    except ValueError:  # a claim finds that out, and says why: who looks at dead jobs must see this one too
+        value = None
     is_done = state.state == rules.DONE
     return JobInfo(
         id=JobId.of(name, int.from_bytes(number, "big")), queue=name, state=STATES[state.state],

@@ -18,8 +18,8 @@ and times are big-endian.
 
 from __future__ import annotations
 
+import functools
 import struct
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -36,15 +36,22 @@ DONE: Final = STATES.index("done")
 MAX_QUEUE_BYTES: Final = 100  # with a prefix, a key of a job and its number that makes a key of the store
 MAX_KEY_BYTES: Final = 200  # of a job's own key
 MAX_ATTEMPTS: Final = 5  # by default
+MOST_ATTEMPTS: Final = (1 << 16) - 1  # that can be given, and stored
 MAX_ERRORS: Final = 8  # the last ones of a job are kept
 MAX_ERROR_CHARS: Final = 500
 MAX_PRIORITY: Final = (1 << 31) - 1
+MAX_RANK: Final = 2 * MAX_PRIORITY
+MAX_WORKER_BYTES: Final = 100
+NUMBERS: Final = 1 << 63  # all numbers of jobs are below
+MAX_NEXT: Final = 1 << 62  # of a queue that is imported: as many again are left to it
 MOVED: Final = 16  # jobs whose time has come that one claim moves: what it costs has a bound
+_tuple: Final = tuple.__new__  # that of a NamedTuple is a function of Python, twice as slow
 _BACKOFF_US: Final = 1_000_000  # after the first attempt; doubles
 _BACKOFF_MAX_US: Final = 300_000_000
 
+_ORDERS: Final = (TypeTag.JOB_READY, TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED, TypeTag.JOB_DEAD)  # as in STATES
 _HEAD: Final = struct.Struct(">BIHHQQQ")
-_NUMBER: Final = struct.Struct(">Q")
+_NUMBER_BYTES: Final = 8
 _STAMPED: Final = struct.Struct(">Q")
 
 
@@ -54,7 +61,9 @@ class JobState(NamedTuple):
     `rank` is its priority, the highest first as a number that sorts; `token`
     the version of the commit that claimed it; `time_us` when a delayed job is
     due, a claim runs out, or a job has ended; `mark` what a claim says of
-    itself, so that one nobody has got the answer of can be given back.
+    itself, so that one nobody has got the answer of can be given back, and
+    that none of another database is taken for it. The token of a job that
+    nobody holds is 0.
     """
 
     state: int
@@ -69,9 +78,16 @@ class JobState(NamedTuple):
     errors: list[str]
 
     def pack(self) -> bytes:
-        """The payload of a JOB_STATE record: 33 bytes, then MessagePack `[key, worker, errors]`."""
-        rest: bytes = msgpack.packb(self[7:])
-        return _HEAD.pack(*self[:7]) + rest
+        """The payload of a JOB_STATE record: 33 bytes, then MessagePack `[key, worker, errors]`.
+
+        Raises:
+            ValueError: a field does not fit.
+        """
+        rest = _packed(self.key, self.worker) if self.errors == [] else msgpack.packb(self[7:])
+        try:
+            return _HEAD.pack(*self[:7]) + rest
+        except struct.error as error:  # nothing else would refuse the commit, and it would end the writer
+            raise ValueError(f"no state of a job: {error}") from None
 
     @property
     def priority(self) -> int:
@@ -91,15 +107,52 @@ def unpack(payload: bytes) -> JobState:
         ValueError: it did not pack this.
     """
     try:
-        state = JobState(*_HEAD.unpack_from(payload), *msgpack.unpackb(payload[_HEAD.size :]))
+        state: JobState = _tuple(JobState, _HEAD.unpack_from(payload) + _unpacked(payload[_HEAD.size :]))
     except (struct.error, TypeError) as error:
         raise ValueError(f"no state of a job: {error}") from None
-    if not (
-        state.state < len(STATES) and type(state.key) is bytes and type(state.worker) is str
-        and type(state.errors) is list and all(type(each) is str for each in state.errors)
-    ):
+    if state[0] >= len(STATES):
         raise ValueError("no state of a job")
     return state
+
+
+def problem_of(state: JobState) -> str | None:
+    """What a state says that no job of this store can come to; None if it is sound."""
+    attempt, most = state.attempt, state.max_attempts
+    if not 1 <= most <= MOST_ATTEMPTS:
+        return f"max_attempts is not from 1 to {MOST_ATTEMPTS:,}"
+    if (attempt >= most and state.state in (READY, DELAYED)) or (attempt > most and state.state == CLAIMED):
+        return f"it is {STATES[state.state]} after attempt {attempt}, and has {most} at most"
+    if state.state == CLAIMED and not (attempt and state.token):
+        return "it is claimed, and has no attempt or no token"
+    if state.rank > MAX_RANK:
+        return f"priority is below {-MAX_PRIORITY}"
+    if len(state.key) > MAX_KEY_BYTES or 0 in state.key:
+        return f"key is longer than {MAX_KEY_BYTES} bytes, or has NUL"
+    if len(state.worker.encode()) > MAX_WORKER_BYTES:
+        return f"worker is longer than {MAX_WORKER_BYTES} bytes"
+    if len(state.errors) > MAX_ERRORS or any(len(each) > MAX_ERROR_CHARS for each in state.errors):
+        return f"errors are more than {MAX_ERRORS}, or one is longer than {MAX_ERROR_CHARS} characters"
+    return None
+
+
+# Jobs of one queue have few different ones of these, so each is kept for a while. Nobody changes the list.
+
+
+@functools.lru_cache(maxsize=512)
+def _packed(key: bytes, worker: str) -> bytes:
+    rest: bytes = msgpack.packb((key, worker, []))
+    return rest
+
+
+@functools.lru_cache(maxsize=512)
+def _unpacked(rest: bytes) -> tuple[bytes, str, list[str]]:
+    key, worker, errors = msgpack.unpackb(rest)
+    if not (
+        type(key) is bytes and type(worker) is str and type(errors) is list
+        and all(type(each) is str for each in errors)
+    ):
+        raise ValueError("no state of a job")
+    return key, worker, errors
 
 
 def rank_of(priority: int) -> int:
@@ -111,8 +164,12 @@ def rank_of(priority: int) -> int:
 
 
 def number_bytes(number: int) -> bytes:
-    """The number of a job in a key."""
-    return _NUMBER.pack(number)
+    """The number of a job in a key.
+
+    Raises:
+        OverflowError: it has more than 8 bytes.
+    """
+    return number.to_bytes(8, "big")
 
 
 def head_of(prefix: bytes, tag: int, queue: bytes) -> bytes:
@@ -138,19 +195,24 @@ def split_rest(rest: bytes) -> tuple[bytes, int]:
         ValueError: they are not there.
     """
     queue, found, number = rest.partition(b"\0")
-    if not queue or not found or len(number) != _NUMBER.size:
+    if not queue or not found or len(number) != _NUMBER_BYTES:
         raise ValueError("not the place of a job")
     return queue, int.from_bytes(number, "big")
 
 
-def place_in_order(prefix: bytes, queue: bytes, number: bytes, state: JobState) -> bytes | None:
+def orders_of(prefix: bytes, queue: bytes) -> tuple[bytes, ...]:
+    """What the keys of each order of a queue start with, by the state that it is of."""
+    return tuple(head_of(prefix, tag, queue) for tag in _ORDERS)
+
+
+def place_in_order(orders: tuple[bytes, ...], number: bytes, state: JobState) -> bytes | None:
     """Where the order that a state says has the job; None for a done one, which is in no order."""
-    if state.state == READY:
-        return head_of(prefix, TypeTag.JOB_READY, queue) + state.rank.to_bytes(4, "big") + number
-    if state.state in (DELAYED, CLAIMED):
-        tag = TypeTag.JOB_DUE if state.state == DELAYED else TypeTag.JOB_CLAIMED
-        return head_of(prefix, tag, queue) + _NUMBER.pack(state.time_us) + number
-    return head_of(prefix, TypeTag.JOB_DEAD, queue) + number if state.state == DEAD else None
+    which = state.state
+    if which == READY:
+        return orders[READY] + state.rank.to_bytes(4, "big") + number
+    if which in (DELAYED, CLAIMED):
+        return orders[which] + state.time_us.to_bytes(8, "big") + number
+    return orders[DEAD] + number if which == DEAD else None
 
 
 def key_head(prefix: bytes, queue: bytes, key: bytes) -> bytes:
@@ -158,9 +220,11 @@ def key_head(prefix: bytes, queue: bytes, key: bytes) -> bytes:
     return head_of(prefix, TypeTag.JOB_BY_KEY, queue) + key + b"\0"
 
 
-def entries(prefix: bytes, queue: bytes, number: bytes, state: JobState) -> list[bytes]:
+def entries(
+    prefix: bytes, queue: bytes, orders: tuple[bytes, ...], number: bytes, state: JobState
+) -> list[bytes]:
     """The index keys of one job."""
-    place = place_in_order(prefix, queue, number, state)
+    place = place_in_order(orders, number, state)
     found = [] if place is None else [place]
     if state.key and state.is_live:
         found.append(key_head(prefix, queue, state.key) + number)
@@ -170,7 +234,7 @@ def entries(prefix: bytes, queue: bytes, number: bytes, state: JobState) -> list
 def index_keys(prefix: bytes, rest: bytes, payload: bytes) -> list[bytes]:
     """The index keys of one JOB_STATE record."""
     queue, number = split_rest(rest)
-    return entries(prefix, queue, number_bytes(number), unpack(payload))
+    return entries(prefix, queue, orders_of(prefix, queue), number_bytes(number), unpack(payload))
 
 
 # --- the payload of JOB ---------------------------------------------------------------------------
@@ -200,25 +264,39 @@ def value_in(payload: bytes) -> bytes:
 # --- changes --------------------------------------------------------------------------------------
 
 
-def held(queue: str, number: int, state: JobState | None, token: int) -> JobState:
-    """The state of a job if a claim still holds.
+def held(queue: str, number: int, state: JobState | None, token: int, mark: int) -> JobState:
+    """The state of a job if a claim still holds: it was not ended, nor the job taken again.
 
     Raises:
         JobLostError: it does not.
     """
-    if state is None or state.state != CLAIMED or state.token != token:
-        job_id = JobId.of(queue, number)
-        raise JobLostError(
-            f"job {job_id} is not held under token {token} any more", job_id=job_id, token=token
-        )
+    if state is None or not is_held(state, token, mark):
+        raise lost(queue, number, token)
     return state
 
 
-def claimed(state: JobState, *, version: int, until_us: int, mark: int, worker: str) -> JobState:
-    """A job that is taken."""
-    return state._replace(
-        state=CLAIMED, attempt=state.attempt + 1, token=version, time_us=until_us, mark=mark, worker=worker
+def is_held(state: JobState, token: int, mark: int) -> bool:
+    """Whether a claim holds a job."""
+    return token != 0 and (state.token, state.mark) == (token, mark)
+
+
+def lost(queue: str, number: int, token: int) -> JobLostError:
+    """The error of who does not hold a job any more."""
+    job_id = JobId.of(queue, number)
+    return JobLostError(
+        f"job {job_id} is not held under token {token} any more", job_id=job_id, token=token
     )
+
+
+def has_attempts_left(state: JobState) -> bool:
+    """Whether a job that is to be taken may be."""
+    return state.attempt < state.max_attempts
+
+
+def claimed(state: JobState, *, version: int, until_us: int, mark: int, worker: str) -> JobState:
+    """A job that is taken. It has attempts left."""
+    _, rank, attempt, max_attempts, _, _, _, key, _, errors = state
+    return JobState(CLAIMED, rank, attempt + 1, max_attempts, version, until_us, mark, key, worker, errors)
 
 
 def with_error(state: JobState, error: str) -> JobState:
@@ -228,18 +306,21 @@ def with_error(state: JobState, error: str) -> JobState:
 
 
 def given_up(state: JobState, now_us: int, due_us: int) -> JobState:
-    """A claimed job whose attempt has failed: ready at a time, or dead after its last attempt."""
+    """A job whose attempt has failed: ready at a time, or dead after its last attempt."""
     if state.attempt >= state.max_attempts:
         return state._replace(state=DEAD, time_us=now_us)
     return state._replace(state=DELAYED if due_us > now_us else READY, time_us=due_us)
 
 
 def ran_out(state: JobState) -> JobState:
-    """A job whose time has come: ready, or dead if a claim ran out that was its last attempt."""
+    """A job whose time has come: ready, or dead if a claim ran out that was its last attempt.
+
+    Its token stays: until it is taken again, who has held it may still end it.
+    """
     if state.state == CLAIMED:
         state = with_error(state, f"the claim of {state.worker or 'a worker'} ran out")
         return given_up(state, state.time_us, state.time_us)
-    return state._replace(state=READY)
+    return state if state.state == READY else state._replace(state=READY)
 
 
 def backoff_us(attempt: int) -> int:
@@ -257,19 +338,6 @@ def check_requeue(job_id: str, state: JobState) -> None:
         raise InvalidInputError(
             f"job {shorten(job_id)} is {STATES[state.state]}: only a dead one is put back", argument="job_id"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class QueueCounts:
-    """How many jobs a queue has in each state, by the clock.
-
-    A delayed job whose time has come, and one whose claim ran out, are ready.
-    """
-
-    ready: int
-    delayed: int
-    claimed: int
-    dead: int
 
 
 Item = list[Any]  # of a put: encoded payload, delay_us, rank, key, max_attempts

@@ -8,8 +8,10 @@ under the namespace, apart from what the runs store.
 from __future__ import annotations
 
 import builtins
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final
 
 from inmem import values
@@ -24,7 +26,9 @@ from inmem.errors import (
 from inmem.keys import RunId
 from inmem.primitives._common import check_flag, check_metadata, check_tags, encoded
 from inmem.primitives.byrun import ByRun, Host, OfRun, by_run
+from inmem.primitives.leases.shown import Lease
 from inmem.primitives.runs import rules
+from inmem.primitives.runs.owners import OWNER, check_older, failing, finding
 from inmem.primitives.runs.reads import RunQuery, RunReads
 from inmem.primitives.runs.rules import DeletedRun, RunMetadata, RunStats, RunStatus
 from inmem.record import expires_at
@@ -246,6 +250,52 @@ class RunRuns(Runs):
         run: RunMetadata = self._waits.wait(look, timeout_s, _itself)
         return run
 
+    def claim(
+        self, *, ttl_s: float | timedelta, holder: str | None = None,
+        wait_s: float | timedelta | None = 0.0,
+    ) -> Lease:
+        """Own the run for `ttl_s` seconds: acquire its lease `@run`; that `Lease`.
+
+        See `leases.acquire`, whose arguments and errors these are. It is
+        renewed, released and checked as any lease.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     run = db.runs.create_run(run_id="triage-7")
+        ...     lease = db.runs.claim("triage-7", ttl_s=30)
+        ...     run = db.transact("triage-7", lambda txn: txn.runs.complete_run(), lease=lease)
+        ...     run.status
+        <RunStatus.COMPLETED: 'completed'>
+        """
+        leases = self._host.run(self._own()).leases
+        lease: Lease = leases.acquire(OWNER, ttl_s=ttl_s, holder=holder, wait_s=wait_s)
+        return lease
+
+    def stale(self, older_than_s: float | timedelta = 0) -> builtins.list[Lease]:
+        """The leases of active runs that ran out so long ago, the first of them first. See `claim`.
+
+        A run that nobody has claimed, or whose owner has released it, is not
+        among them. Cost: about 30 µs for each active run.
+        """
+        leases: builtins.list[Lease] = self._waits.wait(
+            finding(self._view, check_older(older_than_s)), None, operator.itemgetter(0)
+        )
+        return leases
+
+    def fail_stale(
+        self, *, error: str = "its owner has left", older_than_s: float | timedelta = 0
+    ) -> builtins.list[str]:
+        """Fail the runs that `stale` finds; their ids. Cost: that of `stale`, and a transaction for each.
+
+        Each transaction looks at run and lease again, so an owner who renews
+        in between keeps his run. It releases the lease: what an owner who
+        wakes up later commits under it is refused.
+        """
+        older_us = check_older(older_than_s)
+        steps = failing(self._host, self._view, _required_error(error), older_us)
+        failed: builtins.list[str] = self._waits.drive(steps)
+        return failed
+
 
 class RunIndex(ByRun[RunRuns]):
     """The runs of a namespace: creation, status, tags, queries, deletion.
@@ -315,6 +365,7 @@ class RunIndex(ByRun[RunRuns]):
     update_metadata = by_run(Runs.update_metadata)
     delete_run = by_run(Runs.delete_run)
     wait = by_run(RunRuns.wait)
+    claim = by_run(RunRuns.claim)
 
     def get_run(self, run_id: str | OfRun) -> RunMetadata | None:
         """A run's record, None if it was never created. Cost: about 5 µs."""
@@ -371,6 +422,25 @@ class RunIndex(ByRun[RunRuns]):
     def get_stats(self) -> RunStats:
         """How many runs there are, by status. Cost: about 0.3 µs a run."""
         return self._any().get_stats()
+
+    def stale(self, older_than_s: float | timedelta = 0) -> builtins.list[Lease]:
+        """The leases of active runs that ran out so long ago, the first of them first. See `claim`.
+
+        A run that nobody has claimed, or whose owner has released it, is not
+        among them. Cost: about 30 µs for each active run.
+        """
+        return self._any().stale(older_than_s)
+
+    def fail_stale(
+        self, *, error: str = "its owner has left", older_than_s: float | timedelta = 0
+    ) -> builtins.list[str]:
+        """Fail the runs that `stale` finds; their ids. Cost: that of `stale`, and a transaction for each.
+
+        Each transaction looks at run and lease again, so an owner who renews
+        in between keeps his run. It releases the lease: what an owner who
+        wakes up later commits under it is refused.
+        """
+        return self._any().fail_stale(error=error, older_than_s=older_than_s)
 
     def _any(self) -> RunRuns:
         return self._of("-")  # the call concerns all runs: any run's facade will do

@@ -40,6 +40,6 @@ def _parser(fields: LineFields, _chain: int) -> Callable[[Document], list[Any]]:
 NOTES: Final = RecordType(
     tag=rules.NOTE, name="note", counted="notes", check=check_each(_check),
     index_tags=frozenset({rules.NOTE_BY_COLOR}), index_keys=rules.index_keys,
-    lines=LineForm("note", "import.notes", _documents, _parser, since=2),
+    lines=LineForm("note", "import.notes", _documents, _parser, since=3),
 )
 RECORD_TYPES: Final = (NOTES,)

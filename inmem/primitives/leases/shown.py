@@ -1,0 +1,31 @@
+"""Leases, as users see them. The writer does not load this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from inmem.primitives.leases.rules import LeaseRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease as it was acquired or renewed. Times in microseconds since the epoch, by the store's clock.
+
+    `token` is above those of all earlier holders of this name: hand it on to
+    whatever the lease protects, so that it can refuse who comes late.
+    """
+
+    name: str
+    holder: str
+    token: int
+    acquired_at: int
+    expires_at: int
+    run_id: str
+    prefix: bytes = field(repr=False)
+
+
+def lease_of(prefix: bytes, run_id: str, name: str, record: LeaseRecord) -> Lease:
+    """What users get."""
+    return Lease(
+        name, record.holder.decode(), record.token, record.acquired_at, record.expires_at, run_id, prefix
+    )
