@@ -16,7 +16,8 @@ from inmem.callables import check_callable
 from inmem.client.retry import check_timeout
 from inmem.config import REPAIR_LIMIT
 from inmem.engines.base import Engine
-from inmem.engines.local import open_local
+from inmem.engines.local import LocalEngine
+from inmem.engines.opening import open_engine
 from inmem.errors import ClosedError, InvalidInputError, RunDeletedError, SnapshotTooOldError
 from inmem.host.paths import check_path
 from inmem.keys import Namespace, check_run_id
@@ -125,15 +126,16 @@ class Database(DatabaseFacades):
         self.settings = engine.settings
         self.namespace = namespace
         self.namespace_prefix = namespace.prefix()  # the facades of each transaction and snapshot have it
-        self.path = engine.path
+        self.name = engine.name  # its path, or its URL without secrets
+        self._path = engine.path if isinstance(engine, LocalEngine) else None
         super().__init__(self)
 
     def __repr__(self) -> str:
         state = "" if self._engine is not None else ", closed"
-        return f"Database({str(self.path)!r}, {str(self.namespace)!r}{state})"
+        return f"Database({self.name!r}, {str(self.namespace)!r}{state})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self._reopen)
+        return _reopen, (self.name, self._reopen)
 
     @property
     def engine(self) -> Engine:
@@ -146,6 +148,17 @@ class Database(DatabaseFacades):
         if engine is None:
             raise ClosedError("the database is closed")
         return engine
+
+    @property
+    def path(self) -> Path:
+        """The data directory.
+
+        Raises:
+            InvalidInputError: the store is on a server.
+        """
+        if self._path is None:
+            raise InvalidInputError(f"{self.name} is on a server, and has no path", argument="database")
+        return self._path
 
     # --- scopes -----------------------------------------------------------------------
 
@@ -454,7 +467,7 @@ def _open(
     if default is not None:
         check_callable(default, "default")
     arguments = {"durability": durability, "timeout_s": timeout_s}
-    engine = open_local(
+    engine = open_engine(
         path, config=config, arguments=arguments, autostart=bool(autostart), create=bool(create), known=known,
         default=default,
     )
@@ -462,7 +475,7 @@ def _open(
         "tenant": tenant, "app": app, "agent": agent, "autostart": autostart,
         "timeout_s": engine.settings.timeout_s,
         "config": os.path.abspath(config) if config is not None else None,
-        "known": engine.attachment.database_id,
+        "known": engine.database_id,
         "default": default,
     }
     return Database(engine, namespace, reopen)

@@ -51,6 +51,7 @@ class AsyncDatabase(AsyncDatabaseFacades):
         self.settings = handle.settings
         self.namespace = handle.namespace
         self.namespace_prefix = handle.namespace_prefix
+        self.name = handle.name
         self.path = handle.path
         attachment = attachment_of(engine)
         self.session = LoopSession(attachment)
@@ -61,7 +62,7 @@ class AsyncDatabase(AsyncDatabaseFacades):
 
     def __repr__(self) -> str:
         state = "" if self._engine is not None else ", closed"
-        return f"AsyncDatabase({str(self.path)!r}, {str(self.namespace)!r}{state})"
+        return f"AsyncDatabase({self.name!r}, {str(self.namespace)!r}{state})"
 
     def __reduce__(self) -> NoReturn:
         raise InvalidInputError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from inmem.config import Settings
@@ -190,7 +189,8 @@ class Engine(Protocol):
     """What serves a database."""
 
     settings: Settings  # of this handle
-    path: Path  # where the store is
+    name: str  # of the store: its path, or its URL without secrets; `inmem.open` takes it
+    database_id: bytes
 
     @property
     def durability(self) -> str:
@@ -221,7 +221,7 @@ class Engine(Protocol):
         """Every prefix that has records, in order."""
 
     def check_there(self) -> None:
-        """Raise DatabaseGoneError if what is at `path` is not this store any more."""
+        """Raise DatabaseGoneError if what is there by its name is not this store any more."""
 
     def is_same_store(self, other: Engine) -> bool:
         """Whether both serve one and the same store."""

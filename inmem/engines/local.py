@@ -55,6 +55,8 @@ class LocalEngine:
         self._hold = hold
         self.settings = settings
         self.path = attachment.directory.path
+        self.name = str(self.path)
+        self.database_id = attachment.database_id
         self._now_us = attachment.image.now_us
         self._chain = CHAIN_IDS[attachment.settings.chain]
         self._is_closed = False
@@ -104,7 +106,7 @@ class LocalEngine:
         self.attachment.waiting.wait(watched, deadline, lambda: self._is_closed)
 
     def walks(self, snapshot: object) -> Recent:
-        """What is known, in later snapshots, of writes since this one: nothing, so each record is looked at."""
+        """Later snapshots know nothing of the writes since this one, so each record is looked at."""
         return WALK
 
     def pipeline(self, *, sync: bool) -> PipelinedWrites:

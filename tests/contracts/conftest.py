@@ -11,7 +11,6 @@ from postgres_server import PostgresServer, binaries
 from sqlite_engine import SqliteEngine, SqliteStore
 
 import inmem
-from inmem.config import Settings
 
 # What the engine on SQLite is not held to, by a part of the test's name, and why.
 NOT_ON_SQLITE = {
@@ -67,13 +66,10 @@ class PostgresHome(Home):
         self.conninfo = server.conninfo
         PostgresHome.number += 1
         self.schema = f"home_{self.number}"
+        self.url = f"{server.url}?schema={self.schema}"
 
     def open(self, **namespace: Any) -> inmem.Database:
-        from inmem.engines.postgres.engine import PostgresEngine, Store
-
-        store = Store.shared(self.conninfo, self.schema, 10.0)
-        engine = PostgresEngine(store, Settings(durability="sync"), self.schema)
-        return inmem.Database(engine, inmem.Namespace(**namespace), {})
+        return inmem.open(self.url, **namespace)
 
     def close(self) -> None:
         import psycopg

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 USERS = ("postgres", "nobody")  # of whom one runs the server where the tests run as root, which it refuses
 
@@ -50,7 +52,9 @@ class PostgresServer:
         self.start()
 
     def _run(self, program: str, *words: str) -> None:
-        more = {} if self._user is None else {"user": self._user[0], "group": self._user[1], "extra_groups": []}
+        more: dict[str, Any] = {}
+        if self._user is not None:
+            more = {"user": self._user[0], "group": self._user[1], "extra_groups": []}
         done = subprocess.run(
             [str(self._programs / program), *words], cwd=self.place, capture_output=True, text=True,
             check=False, stdin=subprocess.DEVNULL, **more,
@@ -60,7 +64,8 @@ class PostgresServer:
     def start(self) -> None:
         """Start it."""
         words = " ".join(f"'{word}'" for word in self.options)
-        self._run("pg_ctl", "-D", str(self.place / "data"), "-o", words, "-l", str(self.place / "log"), "-w", "start")
+        data, log = str(self.place / "data"), str(self.place / "log")
+        self._run("pg_ctl", "-D", data, "-o", words, "-l", log, "-w", "start")
 
     def stop(self, mode: str = "immediate") -> None:
         """Stop it."""
@@ -70,6 +75,11 @@ class PostgresServer:
     def conninfo(self) -> str:
         """How to connect to it."""
         return f"host={self.place} port=5432 user=inmem dbname=postgres"
+
+    @property
+    def url(self) -> str:
+        """The same, as a URL."""
+        return f"postgresql://inmem@{quote(str(self.place), safe='')}:5432/postgres"
 
     def remove(self) -> None:
         """Stop it, and remove its files."""

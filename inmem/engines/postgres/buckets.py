@@ -56,7 +56,8 @@ def buckets_of_call(name: str, arguments: list[Any]) -> Iterable[bytes]:
             return [bucket for each in ranges for bucket in buckets_of_range(*each)]
         prefix = arguments[0]
         if name.startswith("run."):
-            return [*buckets_of_prefix(b"%b/%b" % (prefix, arguments[1].encode())), b"%b\0%c" % (prefix, _RUN)]
+            run = b"%b/%b" % (prefix, arguments[1].encode())
+            return [*buckets_of_prefix(run), b"%b\0%c" % (prefix, _RUN)]
         if name.startswith("queue."):
             return [b"%b\0%c" % (prefix, _JOB)]
         return [*buckets_of_prefix(prefix), b"%b\0%c" % (prefix.rpartition(b"/")[0], _RUN)]

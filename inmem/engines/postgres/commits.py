@@ -14,17 +14,16 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgpack
 import psycopg
 import xxhash
 
-from inmem.changes import DELETE, PUT, Op, Table
+from inmem.changes import Table
 from inmem.client.applied import Applied
 from inmem.commit.decide import Effects, decide
-from inmem.engines.base import Item
 from inmem.engines.postgres.buckets import (
     buckets_of,
     is_of_one_prefix,
@@ -33,7 +32,8 @@ from inmem.engines.postgres.buckets import (
     registry_of,
 )
 from inmem.engines.postgres.connections import CLOCK, Connections, is_lost
-from inmem.engines.postgres.moment import Seen, pages
+from inmem.engines.postgres.moment import Seen
+from inmem.engines.postgres.stored import Changes, Fences, Stored
 from inmem.errors import (
     CommitUnknownError,
     ConflictError,
@@ -43,7 +43,6 @@ from inmem.errors import (
     WriterUnavailableError,
 )
 from inmem.keys import fence_of
-from inmem.primitives.import_mark import is_mark
 from inmem.primitives.server import PROCEDURES
 from inmem.record import expires_at
 from inmem.writeset import OP_CALL, MalformedError, WriteSet, decode
@@ -54,60 +53,6 @@ _LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError)
 _PAUSE_S: Final = 0.01
 
 Told = Callable[[], dict[bytes, int]]  # the versions of the buckets that a transaction has read in
-
-
-class Stored:
-    """The state under the locks of a commit."""
-
-    def __init__(self, connection: psycopg.Connection[Any], known: dict[bytes, bytes | None]) -> None:
-        self._connection = connection
-        self._known = known
-
-    def _ask(self, query: str, arguments: tuple[Any, ...]) -> list[Any]:
-        return self._connection.execute(query, arguments, binary=True).fetchall()
-
-    def get(self, key: bytes) -> bytes | None:
-        """The record under a key."""
-        if key not in self._known:
-            found = self._ask("select record from records where key = %s", (key,))
-            self._known[key] = found[0][0] if found else None
-        return self._known[key]
-
-    def fence(self, digest: bytes) -> bytes | None:
-        """What is known of a run by its digest."""
-        found = self._ask("select fence from fences where digest = %s", (digest,))
-        return found[0][0] if found else None
-
-    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
-        """Keys and records of a range."""
-        return pages(self._ask, start, end, reverse)
-
-
-class Fences(Mapping[bytes, bytes]):
-    """Deleted runs, or with `marks` those that are being imported, by digest: looked up when asked for."""
-
-    def __init__(self, stored: Stored, known: dict[bytes, bytes | None], *, marks: bool) -> None:
-        self._stored = stored
-        self._known = known  # shared by both kinds
-        self._marks = marks
-
-    def __contains__(self, digest: object) -> bool:
-        assert isinstance(digest, bytes)
-        if digest not in self._known:
-            self._known[digest] = self._stored.fence(digest)
-        fence = self._known[digest]
-        return fence is not None and is_mark(fence) is self._marks
-
-    def __getitem__(self, digest: bytes) -> bytes:
-        if digest not in self:
-            raise KeyError(digest)
-        return self._known[digest] or b""
-
-    def __iter__(self) -> Iterator[bytes]:
-        return (digest for digest in [*self._known] if digest in self)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 class Session:
@@ -223,7 +168,8 @@ class Session:
                     (self._id,), binary=True,
                 )
                 locked = connection.execute(
-                    f"select bucket, version from buckets where bucket = any(%s) {also} order by bucket for update",
+                    f"select bucket, version from buckets where bucket = any(%s) {also}"
+                    " order by bucket for update",
                     (buckets, *(each for start, end, _ in wide for each in (start, end))), binary=True,
                 )
                 clock = connection.execute(f"select {CLOCK}", binary=True)
@@ -269,8 +215,9 @@ class Session:
     def _create(
         self, connection: psycopg.Connection[Any], missing: list[bytes], told: dict[bytes, int]
     ) -> None:
-        """Make rows of buckets, in a transaction of its own. The registries of their namespaces change before.
+        """Make rows of buckets, in a transaction of its own.
 
+        The registries of their namespaces change before.
         If that was all that has changed since a transaction has read them, it is told so.
         """
         registries = sorted({registry_of(bucket) for bucket in missing})
@@ -280,14 +227,14 @@ class Session:
                 (registries,), binary=True,
             ).fetchall())
             after = dict(connection.execute(
-                f"insert into buckets as b (bucket, version) select each, {CLOCK} from unnest(%s::bytea[]) each"
-                " order by each on conflict (bucket) do update"
+                f"insert into buckets as b (bucket, version) select each, {CLOCK}"
+                " from unnest(%s::bytea[]) each order by each on conflict (bucket) do update"
                 f" set version = greatest(b.version + 1, {CLOCK}) returning bucket, version",
                 (registries,), binary=True,
             ).fetchall())
             connection.execute(
-                "insert into buckets (bucket, version) select each, 0 from unnest(%s::bytea[]) each order by each"
-                " on conflict do nothing", (missing,),
+                "insert into buckets (bucket, version) select each, 0 from unnest(%s::bytea[]) each"
+                " order by each on conflict do nothing", (missing,),
             )
         for registry in registries:
             if told.get(registry, -1) == before.get(registry, 0):
@@ -313,7 +260,7 @@ class Session:
         changes = Changes(effects.ops)
         # A range may cover buckets of a run that were never made: nothing can be in them.
         if unlocked and not changes.ranges:
-            raise InvariantError(f"a commit writes in a bucket that it has not locked: {sorted(unlocked)[0]!r}")
+            raise InvariantError(f"a commit writes in buckets that it has not locked: {sorted(unlocked)!r}")
         with connection.pipeline():
             for start, end in changes.ranges:
                 connection.execute("delete from records where key >= %s and key < %s", (start, end))
@@ -356,31 +303,6 @@ def _between(versions: Mapping[bytes, int], start: bytes, end: bytes) -> dict[by
     }
 
 
-class Changes:
-    """What the operations of a commit come to."""
-
-    def __init__(self, ops: Any) -> None:
-        self.ranges: list[tuple[bytes, bytes]] = []
-        self.put: dict[bytes, bytes] = {}
-        self.fences: dict[bytes, bytes | None] = {}
-        deleted: dict[bytes, None] = {}
-        op: Op
-        for op in ops:
-            key = op[2]
-            if op[1] != _DATA:
-                self.fences[key] = op[3] if op[0] == PUT else None
-            elif op[0] == PUT:
-                self.put[key] = op[3]
-                deleted.pop(key, None)
-            elif op[0] == DELETE:
-                self.put.pop(key, None)
-                deleted[key] = None
-            else:
-                self.ranges.append((key, op[3]))
-                self.put = {k: record for k, record in self.put.items() if not key <= k < op[3]}
-        self.deleted = [*deleted]
-
-
 class Sessions:
     """The sessions of an engine: one for each commit that is under way, kept for the next one."""
 
@@ -418,3 +340,8 @@ class Sessions:
             free, self._free = self._free, []
         for session in free:
             session.close()
+
+    def after_fork_in_child(self) -> None:
+        """Those of the parent are its own."""
+        self._lock = threading.Lock()
+        self._free = []

@@ -11,21 +11,31 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 
-from inmem.errors import ClosedError, InmemError, PermissionDeniedError, WriterUnavailableError
+from inmem.engines.postgres.address import Address
+from inmem.errors import (
+    ClosedError,
+    InmemError,
+    InvalidInputError,
+    PermissionDeniedError,
+    StoreFullError,
+    WriterUnavailableError,
+)
 
 T = TypeVar("T")
 
 CLOCK: Final = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
 _PAUSE_S: Final = 0.05  # between two attempts to connect
+# What libpq says without a state of SQL, where trying again is of no use.
+_LASTING: Final = ("authentication failed", "no pg_hba.conf entry", "does not exist", "no password supplied")
 
 
 class Connections:
     """Where connections come from."""
 
-    def __init__(self, conninfo: str, schema: str, timeout_s: float) -> None:
-        self._conninfo = conninfo
-        self._schema = schema
+    def __init__(self, address: Address, timeout_s: float) -> None:
+        self._address = address
         self._timeout_s = timeout_s
+        self.durability = "sync"  # of the store: what is asked of the server for each commit
         self._free: list[psycopg.Connection[Any]] = []
         self._all: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -33,7 +43,7 @@ class Connections:
         self.ahead_us = 0  # of the server's clock, as it was seen last
 
     def __repr__(self) -> str:
-        return f"Connections({self._schema!r})"  # never what is in the connection string
+        return f"Connections({self._address.shown!r})"
 
     def now_us(self) -> int:
         """The server's clock, as far as it is known here."""
@@ -55,18 +65,26 @@ class Connections:
                 raise ClosedError("the database is closed")
             try:
                 connection = psycopg.connect(
-                    self._conninfo, autocommit=True, prepare_threshold=2,
+                    self._address.conninfo, autocommit=True, prepare_threshold=2,
                     connect_timeout=max(1, round(min(self._timeout_s, deadline - time.monotonic()))),
-                    options=f"-c search_path={self._schema} -c idle_in_transaction_session_timeout=60000",
                 )
-            except psycopg.OperationalError as error:
-                refused = error.sqlstate is not None and error.sqlstate[:2] in ("28", "3D")
-                if refused or time.monotonic() + _PAUSE_S >= deadline:
-                    raise _as_ours(error, refused) from None
+                self._prepare(connection)
+            except psycopg.Error as error:
+                if not is_passing(error) or time.monotonic() + _PAUSE_S >= deadline:
+                    raise as_ours(error) from None
                 time.sleep(_PAUSE_S)
             else:
                 self._all.add(connection)
                 return connection
+
+    def _prepare(self, connection: psycopg.Connection[Any]) -> None:
+        """Settings of a connection, by a statement: a pooling proxy takes no options."""
+        waits = "" if self.durability == "sync" else ", set_config('synchronous_commit', 'off', false)"
+        connection.execute(
+            "select set_config('search_path', %s, false),"
+            f" set_config('idle_in_transaction_session_timeout', '60s', false){waits}",
+            (self._address.schema,),
+        )
 
     def take(self, deadline: float | None = None) -> psycopg.Connection[Any]:
         """A connection that nobody else uses."""
@@ -94,7 +112,7 @@ class Connections:
             self.give_back(connection)
 
     def read(self, ask: Callable[[psycopg.Connection[Any]], T]) -> T:
-        """What `ask` gets of a connection. It changes nothing, so it is done again if the connection is lost."""
+        """What `ask` gets of a connection; asked again if that is lost, as it changes nothing."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             connection = self.take(deadline)
@@ -102,13 +120,13 @@ class Connections:
                 return ask(connection)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 if time.monotonic() >= deadline or not is_lost(error, connection):
-                    raise _as_ours(error, False) from None
+                    raise as_ours(error) from None
                 connection.close()
             finally:
                 self.give_back(connection)
 
     def close(self) -> None:
-        """Close all, and those that come back later. What is under way in one ends, as if its connection was lost."""
+        """Close all, and those that come back later. What is under way ends, as if a connection was lost."""
         self.is_closed = True
         every = [*self._all]  # before those that are free go
         with self._lock:
@@ -116,19 +134,42 @@ class Connections:
         for connection in every:
             connection.close()
 
+    def after_fork_in_child(self) -> None:
+        """The parent's are not touched: psycopg ends none that another process has made."""
+        self._lock = threading.Lock()
+        self._free = []
+        self._all = weakref.WeakSet()
+
 
 def is_lost(error: psycopg.Error, connection: psycopg.Connection[Any]) -> bool:
     """Whether an error says that the connection is gone, or the server is not to be written to now."""
+    return connection.closed or connection.broken or is_passing(error)
+
+
+def is_passing(error: psycopg.Error) -> bool:
+    """Whether it may be better in a moment: no server, too many connections, one that only reads."""
     state = error.sqlstate
-    return connection.closed or connection.broken or state is None or state[:2] in ("08", "57") or state == "25006"
+    if state is None:
+        said = str(error)
+        return not any(part in said for part in _LASTING)
+    return state[:2] in ("08", "53", "57") or state == "25006"
 
 
-def _as_ours(error: psycopg.Error, refused: bool) -> InmemError:
+def as_ours(error: psycopg.Error) -> InmemError:
     """An error of the server's as one of ours, without what the connection string says."""
     said = str(error).strip().splitlines()
     text = said[-1][:300] if said else type(error).__name__
-    if refused:
+    state = error.sqlstate or ""
+    if state[:2] == "28" or any(part in text for part in _LASTING):
         return PermissionDeniedError(
             f"the server refused the connection: {text}", hint="Check user, password and database."
         )
+    if state == "42501":
+        return PermissionDeniedError(
+            f"the server's user may not do this: {text}", hint="Who may create tables runs: inmem init -d URL"
+        )
+    if state[:2] == "3D":
+        return InvalidInputError(f"the server has no such database: {text}", argument="path")
+    if state == "53100":
+        return StoreFullError(f"the server's disk is full: {text}")
     return WriterUnavailableError(f"no server could be reached: {text}", hint="Is PostgreSQL running?")

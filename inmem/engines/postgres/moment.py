@@ -15,6 +15,7 @@ from inmem.errors import ClosedError, SnapshotTooOldError, WriterUnavailableErro
 
 _FIRST_PAGE: Final = 64
 _MAX_PAGE: Final = 4096
+_VERSIONS: Final = "select bucket, version from buckets where"
 
 
 class Moment:
@@ -77,11 +78,9 @@ class Moment:
         buckets = [each for each in buckets_of_range(start, end) if each not in self.seen]
         if buckets:
             self.seen.update(dict.fromkeys(buckets, 0))
-            self.seen.update(self._ask("select bucket, version from buckets where bucket = any(%s)", (buckets,)))
+            self.seen.update(self._ask(f"{_VERSIONS} bucket = any(%s)", (buckets,)))
         if not is_of_one_prefix(start, end):
-            self.seen.update(
-                self._ask("select bucket, version from buckets where bucket >= %s and bucket < %s", (start, end))
-            )
+            self.seen.update(self._ask(f"{_VERSIONS} bucket >= %s and bucket < %s", (start, end)))
         return pages(self._ask, start, end, reverse)
 
     def close(self) -> None:

@@ -52,7 +52,8 @@ def create(connection: Any, schema: str, database_id: bytes, chain: int, durabil
             connection.execute(sql.SQL(statement).format(schema=name))
         connection.execute(
             sql.SQL(
-                "insert into {}.meta (id, format, chain, durability) values (%s, %s, %s, %s) on conflict do nothing"
+                "insert into {}.meta (id, format, chain, durability) values (%s, %s, %s, %s)"
+                " on conflict do nothing"
             ).format(name),
             (database_id, FORMAT, chain, durability),
         )
