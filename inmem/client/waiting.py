@@ -36,7 +36,7 @@ _SLACK_S: Final = 0.001  # by which a sleep may end before its time
 # How long after the time of what is due takers look, who know it of themselves: at once only who was told.
 _LATER_US: Final = (0, 10_000)
 _MUCH_LATER_US: Final = (20_000, 200_000)  # those who have slept on, and know it by their look
-WALK: Final = RecentWrites(1 << 64)  # nothing is known of what was written of late: look
+_WALK: Final = RecentWrites(1 << 64)  # nothing is known of what was written of late: look
 
 
 class Watched:
@@ -130,6 +130,14 @@ class Waits(Protocol):
         """What is known, in later snapshots, of writes since this one."""
 
     def wait(self, watched: Watched, deadline: float) -> None: ...
+
+
+class WalksAll:
+    """Whose snapshots know nothing of the writes since an earlier one: each record is looked at."""
+
+    def walks(self, snapshot: object) -> Recent:
+        """See `Waits.walks`."""
+        return _WALK
 
 
 class Waiting:

@@ -12,8 +12,7 @@ from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView, closed
-from inmem.client.waiting import WALK, Watched
-from inmem.commit.validation import Recent
+from inmem.client.waiting import WalksAll, Watched
 from inmem.config import Settings
 from inmem.engines.base import Engine
 from inmem.errors import InvalidInputError
@@ -44,7 +43,7 @@ def attachment_of(engine: Engine) -> Attachment:
     return engine.attachment
 
 
-class LocalEngine:
+class LocalEngine(WalksAll):
     """What this process shares of one store, with the settings of one handle."""
 
     def __init__(
@@ -104,10 +103,6 @@ class LocalEngine:
     def wait(self, watched: Watched, deadline: float) -> None:
         """Sleep until something that a transaction has read has changed. See `Waiting.wait`."""
         self.attachment.waiting.wait(watched, deadline, lambda: self._is_closed)
-
-    def walks(self, snapshot: object) -> Recent:
-        """Later snapshots know nothing of the writes since this one, so each record is looked at."""
-        return WALK
 
     def pipeline(self, *, sync: bool) -> PipelinedWrites:
         """Writes without waiting for each."""

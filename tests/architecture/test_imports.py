@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("client",),
     ("primitives.facades",),
     ("reading",),
+    ("engines.postgres",),
     ("engines",),
     ("maintenance",),
     ("scopes", "database", "transactional"),
@@ -44,6 +45,7 @@ NEVER: dict[str, frozenset[str]] = {
     "storage": frozenset({"commit", "primitives", "wire"}),  # knows bytes: no type tags, no messages
     "client": frozenset({"writer"}),
     "engines": frozenset({"commit", "writer"}),
+    "engines.postgres": frozenset({"writer", "storage"}),  # it decides commits itself
     "primitives.facades": frozenset({"commit", "writer"}),
     "scopes": frozenset({"commit", "writer"}),
     "database": frozenset({"commit", "writer"}),
@@ -77,6 +79,7 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "msgpack": None,
     "sortedcontainers": None,
     "xxhash": None,
+    "psycopg": frozenset({"engines.postgres"}),  # of the extra `postgres`
     "typer": frozenset({"cli"}),  # of the extra `cli`: the core must not need them
     "rich": frozenset({"cli"}),
 }
@@ -121,8 +124,8 @@ def part_of(module: str) -> str:
     Facades are a part of their own, above the client: the writer does not load them.
     """
     part, _, name = module.removeprefix("inmem.").partition(".")
-    if part == "engines" and name == "base":
-        return "engines.base"
+    if part == "engines" and name.partition(".")[0] in ("base", "postgres"):
+        return f"engines.{name.partition('.')[0]}"
     is_facade = part == "primitives" and name.rpartition(".")[2] in FACADE_MODULES
     return "primitives.facades" if is_facade else part
 

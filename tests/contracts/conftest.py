@@ -8,15 +8,11 @@ from typing import Any
 
 import pytest
 from postgres_server import PostgresServer, binaries
-from sqlite_engine import SqliteEngine, SqliteStore
 
 import inmem
 
-# What the engine on SQLite is not held to, by a part of the test's name, and why.
-NOT_ON_SQLITE = {
-    "test_at_every_line_of_a_transaction[sqlite-nested]":
-        "a commit is decided by its caller, under a lock: a handler in the middle of it cannot commit too",
-    "test_invariant_21_every_index": "`check` reads image and log of a data directory: this engine has none",
+# What the engine on PostgreSQL is not held to, by a part of the test's name, and why.
+NOT_ON_POSTGRES = {
 }
 
 
@@ -41,21 +37,6 @@ class LocalHome(Home):
 
     def close(self) -> None:
         self.database.close()
-
-
-class SqliteHome(Home):
-    name = "sqlite"
-
-    def __init__(self) -> None:
-        self.store = SqliteStore()
-
-    def open(self, **namespace: Any) -> inmem.Database:
-        return inmem.Database(
-            SqliteEngine(self.store), inmem.Namespace(**namespace), {}
-        )
-
-    def close(self) -> None:
-        self.store.remove()
 
 
 class PostgresHome(Home):
@@ -89,7 +70,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     server.remove()
 
 
-HOMES = [LocalHome, SqliteHome, PostgresHome]
+HOMES = [LocalHome, PostgresHome]
 
 
 @pytest.fixture(scope="module", params=HOMES, ids=lambda home: str(home.name))
@@ -112,7 +93,7 @@ def shared_db(home: Home) -> Iterator[inmem.Database]:
 @pytest.fixture(autouse=True)
 def only_what_is_asked_of_an_engine(request: pytest.FixtureRequest) -> None:
     """Skip what an engine is not held to."""
-    if "home" in request.fixturenames and request.getfixturevalue("home").name == "sqlite":
-        for part, reason in NOT_ON_SQLITE.items():
+    if "home" in request.fixturenames and request.getfixturevalue("home").name == "postgres":
+        for part, reason in NOT_ON_POSTGRES.items():
             if part in request.node.nodeid:
                 pytest.skip(reason)

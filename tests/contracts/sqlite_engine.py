@@ -24,9 +24,9 @@ from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
-from inmem.client.waiting import WALK, Watched, timed_out
+from inmem.client.waiting import WalksAll, Watched, timed_out
 from inmem.commit.decide import decide
-from inmem.commit.validation import Recent, RecentWrites
+from inmem.commit.validation import RecentWrites
 from inmem.config import Settings
 from inmem.engines.base import Engine, Item
 from inmem.errors import ClosedError, InmemError, InvalidInputError
@@ -184,14 +184,11 @@ class SqliteStore:
         shutil.rmtree(self.path)
 
 
-class Polling:
+class Polling(WalksAll):
     """Who waits looks again and again."""
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
-
-    def walks(self, snapshot: object) -> Recent:
-        return WALK
 
     def wait(self, watched: Watched, deadline: float) -> None:
         while time.monotonic() < deadline:
