@@ -32,8 +32,8 @@ from inmem.engines.postgres.buckets import (
     registry_of,
 )
 from inmem.engines.postgres.connections import CLOCK, Connections, is_lost
-from inmem.engines.postgres.moment import Seen
-from inmem.engines.postgres.stored import Changes, Fences, Stored
+from inmem.engines.postgres.moment import SeenBuckets
+from inmem.engines.postgres.stored import Changes, Fences, LockedState
 from inmem.errors import (
     CommitUnknownError,
     ConflictError,
@@ -55,7 +55,7 @@ _PAUSE_S: Final = 0.01
 Told = Callable[[], dict[bytes, int]]  # the versions of the buckets that a transaction has read in
 
 
-class Session:
+class ServerSession:
     """Whose commits have numbers; it has a connection of its own. One call at a time."""
 
     def __init__(self, connections: Connections, chain: int) -> None:
@@ -199,9 +199,9 @@ class Session:
             if _between(versions, start, end) != _between(told, start, end):
                 raise ConflictError("runs were written since they were read", key=start)
         request.ranges = [each for each in request.ranges if each not in wide]
-        state = Stored(connection, known)
+        state = LockedState(connection, known)
         effects = decide(
-            request, state, Seen(versions, told), PROCEDURES, version=now_us + 1, now_us=now_us,
+            request, state, SeenBuckets(versions, told), PROCEDURES, version=now_us + 1, now_us=now_us,
             fences=Fences(state, closed, marks=False), marks=Fences(state, closed, marks=True),
             chain=self._chain,
         )
@@ -303,23 +303,23 @@ def _between(versions: Mapping[bytes, int], start: bytes, end: bytes) -> dict[by
     }
 
 
-class Sessions:
+class ServerSessions:
     """The sessions of an engine: one for each commit that is under way, kept for the next one."""
 
     def __init__(self, connections: Connections, chain: int) -> None:
         self._connections = connections
         self._chain = chain
-        self._free: list[Session] = []
+        self._free: list[ServerSession] = []
         self._lock = threading.Lock()
 
-    def take(self) -> Session:
+    def take(self) -> ServerSession:
         """One that nobody else uses."""
         with self._lock:
             if self._free:
                 return self._free.pop()
-        return Session(self._connections, self._chain)
+        return ServerSession(self._connections, self._chain)
 
-    def give_back(self, session: Session) -> None:
+    def give_back(self, session: ServerSession) -> None:
         """It is free again."""
         with self._lock:
             self._free.append(session)
@@ -327,7 +327,7 @@ class Sessions:
     def commit(
         self, body: bytes, *, sync: bool, timeout_s: float, told: dict[bytes, int] | None = None
     ) -> Applied:
-        """Make a commit; see `Session.commit`."""
+        """Make a commit; see `ServerSession.commit`."""
         session = self.take()
         try:
             return session.commit(body, told or {}, sync=sync, timeout_s=timeout_s)

@@ -15,9 +15,9 @@ from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
-from inmem.engines.postgres.moment import Moment
+from inmem.engines.postgres.moment import ServerMoment
 from inmem.engines.postgres.pipelined import PipelinedSession
-from inmem.engines.postgres.store import Store
+from inmem.engines.postgres.store import ServerStore
 from inmem.engines.postgres.waiting import ServerWaits
 from inmem.errors import ClosedError, InvalidInputError
 from inmem.wire import STATUS, SYNC
@@ -27,9 +27,9 @@ class PostgresEngine:
     """One handle's engine over a store on a server."""
 
     def __init__(
-        self, store: Store, settings: Settings, default: Callable[[Any], Any] | None = None
+        self, store: ServerStore, settings: Settings, default: Callable[[Any], Any] | None = None
     ) -> None:
-        self._store: Store | None = store
+        self._store: ServerStore | None = store
         self._let_go = weakref.finalize(self, store.let_go)
         self._default = default
         self.settings = settings
@@ -40,7 +40,7 @@ class PostgresEngine:
         self._direct = DirectSink(lambda: self.store.sessions, settings.timeout_s, default)
 
     @property
-    def store(self) -> Store:
+    def store(self) -> ServerStore:
         """What is shared.
 
         Raises:
@@ -79,9 +79,9 @@ class PostgresEngine:
     def transaction(self, *, timeout_s: float | None, sync: bool) -> OptimisticTransaction:
         """A transaction that reads from now on."""
         store = self.store
-        begun: list[Moment] = []
+        begun: list[ServerMoment] = []
 
-        def begin() -> Moment:
+        def begin() -> ServerMoment:
             begun.append(self.store.moment())
             return begun[-1]
 

@@ -18,7 +18,7 @@ _MAX_PAGE: Final = 4096
 _VERSIONS: Final = "select bucket, version from buckets where"
 
 
-class Moment:
+class ServerMoment:
     """A snapshot. It remembers of which version the buckets were whose ranges were read in it."""
 
     def __init__(self, connections: Connections, max_age_s: float) -> None:
@@ -117,7 +117,7 @@ def pages(ask: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[Item]:
         limit = min(2 * limit, _MAX_PAGE)
 
 
-class Seen:
+class SeenBuckets:
     """What is known of the last writes of buckets, to who has locked or looked at them: see `Recent`."""
 
     def __init__(self, now: dict[bytes, int], seen: dict[bytes, int]) -> None:

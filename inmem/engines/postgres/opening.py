@@ -9,7 +9,7 @@ from typing import Any
 from inmem.config import load
 from inmem.engines.postgres import address
 from inmem.engines.postgres.engine import PostgresEngine
-from inmem.engines.postgres.store import MAX_AGE_S, Store
+from inmem.engines.postgres.store import MAX_AGE_S, ServerStore
 
 
 def open_postgres(
@@ -21,7 +21,9 @@ def open_postgres(
     asked = {name: getattr(configuration.settings, name) for name in ("durability", "chain")}
     asked = {name: value for name, value in asked.items() if configuration.origins[name] != "default"}
     place = address.parse(url)
-    store = Store.shared(place, configuration.settings.timeout_s, create=create, known=known, asked=asked)
+    store = ServerStore.shared(
+        place, configuration.settings.timeout_s, create=create, known=known, asked=asked
+    )
     try:
         stored = {"durability": store.durability, "chain": store.chain_name}
         settings = configuration.with_stored(stored).settings

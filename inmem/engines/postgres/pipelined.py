@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from inmem.client.applied import Applied
-from inmem.engines.postgres.commits import Sessions
+from inmem.engines.postgres.commits import ServerSessions
 from inmem.errors import InmemError
 
 
 class PipelinedSession:
     """What a pipeline submits to: each commit is made at once, and its outcome kept."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: ServerSessions) -> None:
         self._sessions = sessions
         self._outcomes: dict[int, Applied | InmemError] = {}
         self.next_sequence = 1

@@ -11,9 +11,9 @@ import psycopg
 
 from inmem.engines.postgres import schema
 from inmem.engines.postgres.address import Address
-from inmem.engines.postgres.commits import Sessions
+from inmem.engines.postgres.commits import ServerSessions
 from inmem.engines.postgres.connections import Connections, as_ours
-from inmem.engines.postgres.moment import Moment
+from inmem.engines.postgres.moment import ServerMoment
 from inmem.errors import (
     ConfigMismatchError,
     DatabaseGoneError,
@@ -29,7 +29,7 @@ _STRENGTH: Final = ("memory", "buffered", "sync")  # durabilities, the weakest f
 _CHAIN_NAMES: Final = {number: name for name, number in CHAIN_IDS.items()}
 
 
-class Store:
+class ServerStore:
     """What this process shares of one store."""
 
     def __init__(
@@ -47,12 +47,12 @@ class Store:
                 raise as_ours(error) from None
         self.database_id, self.chain, self.durability = found
         self.connections.durability = self.durability
-        self.sessions = Sessions(self.connections, self.chain)
+        self.sessions = ServerSessions(self.connections, self.chain)
         self.moment().close()  # which tells the server's time
         _alive.add(self)
 
     @classmethod
-    def shared(cls, address: Address, timeout_s: float, **arguments: Any) -> Store:
+    def shared(cls, address: Address, timeout_s: float, **arguments: Any) -> ServerStore:
         """That of this process, for one more handle; see `let_go`. `arguments` are those of a new one.
 
         Raises:
@@ -84,9 +84,9 @@ class Store:
                 del _stores[place]
         self.close()
 
-    def moment(self) -> Moment:
+    def moment(self) -> ServerMoment:
         """A snapshot of now."""
-        return Moment(self.connections, MAX_AGE_S)
+        return ServerMoment(self.connections, MAX_AGE_S)
 
     def close(self) -> None:
         """Close all connections that are free."""
@@ -100,9 +100,9 @@ class Store:
         self.sessions.after_fork_in_child()
 
 
-_stores: dict[tuple[str, str], Store] = {}  # those that handles of this process have
+_stores: dict[tuple[str, str], ServerStore] = {}  # those that handles of this process have
 _lock = threading.Lock()
-_alive: Final[Living[Store]] = Living()
+_alive: Final[Living[ServerStore]] = Living()
 
 
 def _found_or_made(

@@ -15,7 +15,7 @@ from inmem.primitives.import_mark import is_mark
 _DATA: Final = int(Table.DATA)
 
 
-class Stored:
+class LockedState:
     """The state under the locks of a commit."""
 
     def __init__(self, connection: psycopg.Connection[Any], known: dict[bytes, bytes | None]) -> None:
@@ -45,7 +45,7 @@ class Stored:
 class Fences(Mapping[bytes, bytes]):
     """Deleted runs, or with `marks` those that are being imported, by digest: looked up when asked for."""
 
-    def __init__(self, stored: Stored, known: dict[bytes, bytes | None], *, marks: bool) -> None:
+    def __init__(self, stored: LockedState, known: dict[bytes, bytes | None], *, marks: bool) -> None:
         self._stored = stored
         self._known = known  # shared by both kinds
         self._marks = marks

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from inmem.client.waiting import Watched, timed_out
 from inmem.commit.validation import Recent
-from inmem.engines.postgres.moment import Seen
-from inmem.engines.postgres.store import Store
+from inmem.engines.postgres.moment import SeenBuckets
+from inmem.engines.postgres.store import ServerStore
 
 _POLL_S: Final = 0.002
 _POLL_MAX_S: Final = 0.02
@@ -18,12 +18,12 @@ _POLL_MAX_S: Final = 0.02
 class ServerWaits:
     """Who waits looks again and again."""
 
-    def __init__(self, store: Callable[[], Store]) -> None:
+    def __init__(self, store: Callable[[], ServerStore]) -> None:
         self._store = store
 
     def walks(self, snapshot: Any) -> Recent:
         """Versions of the buckets that were read in a snapshot."""
-        return Seen({}, snapshot.seen)
+        return SeenBuckets({}, snapshot.seen)
 
     def wait(self, watched: Watched, deadline: float) -> None:
         """Sleep until something has changed."""
