@@ -29,6 +29,13 @@ _PAUSE_S: Final = 0.05  # between two attempts to connect
 _LASTING: Final = ("authentication failed", "no pg_hba.conf entry", "does not exist", "no password supplied")
 
 
+class ServerConnection(psycopg.Connection[Any]):
+    """A connection that is closed when nobody has it any more."""
+
+    def __del__(self, *_: Any) -> None:
+        """psycopg warns here. An interrupt between two lines may drop one: libpq ends it with its object."""
+
+
 class Connections:
     """Where connections come from."""
 
@@ -64,7 +71,7 @@ class Connections:
             if self.is_closed:
                 raise ClosedError("the database is closed")
             try:
-                connection = psycopg.connect(
+                connection = ServerConnection.connect(
                     self._address.conninfo, autocommit=True, prepare_threshold=2,
                     connect_timeout=max(1, round(min(self._timeout_s, deadline - time.monotonic()))),
                 )

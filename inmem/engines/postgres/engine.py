@@ -15,6 +15,7 @@ from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
+from inmem.engines.postgres.buckets import REGISTRY
 from inmem.engines.postgres.moment import ServerMoment
 from inmem.engines.postgres.pipelined import PipelinedSession
 from inmem.engines.postgres.store import ServerStore
@@ -106,7 +107,10 @@ class PostgresEngine:
     def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
         """The version; what a status says beyond it is about a writer, which there is not."""
         found = self.store.connections.read(
-            lambda connection: connection.execute("select coalesce(max(version), 0) from buckets").fetchone()
+            lambda connection: connection.execute(
+                "select coalesce(max(version), 0) from buckets where substr(bucket, length(bucket)) <> %s",
+                (REGISTRY[-1:],),
+            ).fetchone()
         )
         version: int = found[0] if found else 0
         if kind == SYNC:
