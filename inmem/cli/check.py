@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from inmem.cli.common import FAILED, Where, command, console, print_json, size
-from inmem.maintenance.check_report import CheckReport, check_in_process
+from inmem.maintenance.check_report import check_in_process
+from inmem.reports import CheckReport
 
 
 @command(old="none")
