@@ -118,7 +118,7 @@ def _found_or_made(
         if not create:
             raise InvalidInputError(
                 f"{address.shown} holds no inmem database, and create is off", argument="path",
-                hint="Correct the URL, or open it with create=True.",
+                hint="Correct the URL, or make a store: inmem init -d URL.",
             )
         durability = asked.get("durability", strongest)
         _check_strength(durability, strongest)
