@@ -17,8 +17,9 @@ from exporting import exported, fill, fill_little
 from support import wait_until
 
 import inmem
-from inmem.errors import InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
-from inmem.exchange import count_runs, export_runs, import_runs
+from inmem.errors import BusyError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
+from inmem.exchange import count_runs, discard_import, export_runs, import_runs, unfinished_imports
+from inmem.exchange.import_ import RunLoader
 from workers.judge.values import same
 
 GOLDEN = Path(__file__).parents[1] / "fleet" / "export_v1.jsonl"  # what `fill` makes, from the first release
@@ -207,3 +208,43 @@ class TestThere:
         assert caught.value.run_id == "b" and "--rename" in caught.value.hint
         assert db.runs.list_runs() == []
         assert import_runs(db, file, rename={"b": "b2"}).runs == 2
+
+    def test_one_that_was_killed_is_begun_anew_or_discarded(
+        self, file: Path, two: Two, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, db = two
+
+        class Killed(BaseException):
+            pass
+
+        def killed(*_: object) -> None:
+            raise Killed
+
+        with monkeypatch.context() as patched:
+            patched.setattr(RunLoader, "finish", killed)
+            patched.setattr(RunLoader, "abort", lambda *_: None)
+            patched.setattr("inmem.exchange.import_._GROUP", 1)
+            for _ in range(2):
+                with pytest.raises(Killed):
+                    import_runs(db, file)
+                assert unfinished_imports(db) == ["a"] and count_runs(db) == 1
+        with pytest.raises(BusyError):
+            db.kv.put("a", "mine", 1)
+        with pytest.raises(BusyError):
+            export_runs(db, file.with_name("no.jsonl"), ["a"])
+        assert db.check().problems == []
+        assert import_runs(db, file).cleared == ["a"]
+        assert exported(db) == file.read_bytes()
+        db.runs.delete_run("b")
+        with monkeypatch.context() as patched:
+            patched.setattr(RunLoader, "finish", killed)
+            patched.setattr(RunLoader, "abort", lambda *_: None)
+            patched.setattr("inmem.exchange.import_._GROUP", 1)
+            with pytest.raises(Killed):
+                import_runs(db, file, rename={"a": "c", "b": "d"})
+        discard_import(db, "c")
+        assert unfinished_imports(db) == []
+        with pytest.raises(RunNotFoundError):
+            discard_import(db, "c")
+        db.kv.put("c", "free", 1)
+        assert db.check().problems == []
