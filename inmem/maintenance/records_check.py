@@ -13,7 +13,7 @@ class RecordsCheck:
 
     def __init__(self, findings: Findings) -> None:
         self._findings = findings
-        self._known = {*server.RECORD_TYPES, *server.INDEX_TAGS}
+        self.known = {*server.RECORD_TYPES, *server.INDEX_TAGS}  # type tags
         self._place = PrefixCheck()
         findings.counts.update(dict.fromkeys(("records", "logs", "events"), 0))
 
@@ -24,7 +24,7 @@ class RecordsCheck:
             prefix, tag, rest = Key(key).split_key()
         except (ValueError, IndexError):
             prefix, tag, rest = b"", -1, b""
-        if tag not in self._known:
+        if tag not in self.known:
             self._findings.problem(f"{key!r} is no key")
             return None
         begun = None

@@ -67,8 +67,9 @@ class StoreCheck:
         for key, record, expires in pages(moment.ask, start, end, False, columns="key, record, expires"):
             place = key[: len(prefix) + 2]
             if place not in versions:
-                versions[place] = max(map(moment.seen, buckets_of_range(key, key + b"\0")), default=0)
-                if not versions[place]:
+                is_key = place[-1] in self._records.known and len(place) == len(prefix) + 2
+                versions[place] = max(map(moment.seen, buckets_of_range(key, key + b"\0"))) if is_key else 0
+                if is_key and not versions[place]:
                     problem(f"{Key(key)!r}: its bucket has no row, or was never written")
             self._records.take(key, record, versions[place] or 1 << 63)
             if len(record) >= 24 and expires != (expires_at(record) or None):
