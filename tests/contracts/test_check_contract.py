@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import msgpack
 import pytest
 from checking import problem_of
-from contracts.conftest import HOMES, LocalHome, PostgresHome
+from contracts.conftest import HOMES, Home, LocalHome, PostgresHome
 from damaging import BRIEF, EVENT, HOME, KEY, RUN, DamagedImage, DamagedTables
 
+import inmem
 from inmem.engines.postgres.buckets import buckets_of_range
 from inmem.keys import Key, TypeTag
 from inmem.primitives.events import rules as event_log
+from inmem.primitives.server import INDEX_TAGS
 from inmem.record import pack, payload_of
 from inmem.storage.environment import Table
 from inmem.storage.wal.format import DELETE, PUT
@@ -135,6 +138,56 @@ class TestRecords:
         report = damaged.check()
         assert len(report.problems) == 1001
         assert report.problems[-1] == "500 more problems"
+
+
+class TestRepair:
+    def test_what_is_missing_and_what_is_wrong(self, damaged: Damaged) -> None:
+        indices = {key: Key(key).split_key()[1] for key in damaged.all_keys()}
+        last = {tag: key for key, tag in indices.items() if tag in INDEX_TAGS}  # of each index
+        strays = [Key.of(Key(key).split_key()[0], tag, b"stray\0" + bytes(8)) for tag, key in last.items()]
+        damaged.change(
+            *((DELETE, Table.DATA, key) for key in last.values()),
+            *((PUT, Table.DATA, key, pack(1, 1, 0, b"")) for key in strays),
+        )
+        assert len(damaged.check().problems) == len(last) >= 8
+        prefixes = {Key(key).split_key()[0].decode() for key in last.values()}
+        with inmem.open(damaged.place) as db:
+            report = db.repair_indices()
+            assert (report.added, report.removed) == (len(last), len(strays))
+            assert set(report.repaired) == prefixes
+            assert db.check().problems == []
+            assert db.repair_indices().repaired == []
+            assert db.repair_indices(RUN).repaired == []
+
+    def test_beside_writers(self, home: Home) -> None:
+        """An entry that was wrong when it was seen, and was written anew since, is left."""
+        over = threading.Event()
+        with home.open() as db:
+
+            def write(name: str) -> None:
+                run, number = f"mended-{name}", 0
+                db.runs.create_run(run_id=run)
+                while not over.is_set():
+                    number += 1
+                    db.runs.pause_run(run)
+                    db.events.append(run, name, 1)
+                    db.runs.resume_run(run)
+                    db.kv.put(f"{name}-{number}", "k", 1, ttl=3600)
+                    db.traces.record(f"{name}-{number}", inmem.Thought("x"), tags=["a"])
+                    if number % 2:
+                        db.runs.delete_run(f"{name}-{number}")
+
+            threads = [threading.Thread(target=write, args=[name]) for name in "xy"]
+            for thread in threads:
+                thread.start()
+            try:
+                for _ in range(10):
+                    assert db.repair_indices().repaired == []
+                    assert db.check().problems == []
+            finally:
+                over.set()
+                for thread in threads:
+                    thread.join()
 
 
 class TestTables:

@@ -71,13 +71,18 @@ class DamagedImage:
     """What `fill` makes, in the image that a killed writer has left."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = self.place = path
         fill(path)
         kill_writer(path)
 
     def stored(self, key: bytes) -> bytes:
         """The record under a key."""
         return stored(self.path, key)
+
+    def all_keys(self) -> list[bytes]:
+        """All keys, in order."""
+        with image_of(self.path) as store:
+            return [bytes(key) for key, _ in store.items(Table.DATA)]
 
     def change(self, *ops: tuple[Any, ...]) -> None:
         """Put and delete entries."""
@@ -97,7 +102,7 @@ class DamagedTables:
     """The same in the tables of a server."""
 
     def __init__(self, url: str, connection: Any) -> None:
-        self.url = url
+        self.place = url
         self._connection = connection  # in its schema
         fill(url)
 
@@ -105,6 +110,10 @@ class DamagedTables:
         """The record under a key."""
         found = self.ask("select record from records where key = %s", key)
         return bytes(found[0][0])
+
+    def all_keys(self) -> list[bytes]:
+        """All keys, in order."""
+        return [key for (key,) in self.ask("select key from records order by key")]
 
     def ask(self, query: str, *arguments: Any) -> Any:
         """What a statement gives, if it gives anything."""
@@ -129,5 +138,5 @@ class DamagedTables:
 
     def check(self) -> CheckReport:
         """What a check finds."""
-        with inmem.open(self.url) as db:
+        with inmem.open(self.place) as db:
             return db.check()
