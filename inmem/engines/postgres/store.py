@@ -40,11 +40,14 @@ class ServerStore:
         self.address = address
         self.incarnation = 0  # how often the process was forked
         self.connections = Connections(address, timeout_s)
-        with self.connections.one() as connection:
-            try:
+        try:
+            with self.connections.one() as connection:
                 found = _found_or_made(connection, address, create, known, asked)
-            except psycopg.Error as error:
+        except BaseException as error:
+            self.connections.close()
+            if isinstance(error, psycopg.Error):
                 raise as_ours(error) from None
+            raise
         self.database_id, self.chain, self.durability = found
         self.connections.durability = self.durability
         self.sessions = ServerSessions(self.connections, self.chain)
