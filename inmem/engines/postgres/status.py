@@ -16,8 +16,11 @@ _NONE: Final = dict.fromkeys((
     "writer_pid", "epoch", "generation", "quota_bytes", "wal_bytes", "memory_free_bytes", "conflicts",
     "failures", "batches", "repeated", "expired",
 ), 0)  # fmt: skip
+# Of the last commit: rows of registries change beside commits, see `buckets`.
+_VERSION: Final = """select coalesce(max(version), 0) from buckets
+    where substr(bucket, length(bucket)) <> '\\xff'::bytea"""
 _STATUS: Final = f"""
-    select (select coalesce(max(version), 0) from buckets), {CLOCK}, (select count(*) from sessions),
+    select ({_VERSION}), {CLOCK}, (select count(*) from sessions),
         (select coalesce(sum(n_tup_upd), 0)::bigint from pg_stat_user_tables
             where schemaname = current_schema() and relname = 'sessions'),
         (select count(distinct application_name) from pg_stat_activity
@@ -50,7 +53,7 @@ def status(connection: psycopg.Connection[Any], schema: str, durability: str) ->
 
 def sync(connection: psycopg.Connection[Any], durability: str) -> int:
     """Make every commit so far durable; the newest version."""
-    found = connection.execute("select coalesce(max(version), 0) from buckets").fetchone()
+    found = connection.execute(_VERSION).fetchone()
     version: int = found[0] if found else 0
     if durability == "buffered":  # a commit that waits for the log waits for all that is in it before
         with connection.transaction():
