@@ -254,6 +254,10 @@ def chaos(
             callback=_directory, help="Where the store is put. Default: as for any temporary file."
         ),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A store on a server, which stays: only workers are disturbed."),
+    ] = None,
     quiet: Quiet = False,
     json: Annotated[
         Path | None,
@@ -291,7 +295,7 @@ def chaos(
     options = ChaosOptions(
         random.SystemRandom().randrange(1 << 31) if seed is None else seed, minutes, workers, durability,
         rates, quota_mib, rate, disk_mib if disk else None,
-        None if directory is None else str(directory.resolve()),
+        None if directory is None else str(directory.resolve()), store=store,
     )  # fmt: skip
     # First of all, so that it is known whatever comes.
     print(f"seed {options.seed}; again: {options.command()}", flush=True)
