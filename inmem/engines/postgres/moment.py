@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any, Final
@@ -11,7 +12,7 @@ import psycopg
 from inmem.engines.base import Item
 from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, owner_bucket
 from inmem.engines.postgres.connections import CLOCK, Connections
-from inmem.errors import ClosedError, SnapshotTooOldError, WriterUnavailableError
+from inmem.errors import ClosedError, ForkError, SnapshotTooOldError, WriterUnavailableError
 
 _FIRST_PAGE: Final = 64
 _MAX_PAGE: Final = 4096
@@ -25,13 +26,20 @@ class ServerMoment:
         self._connections = connections
         self._max_age_s = max_age_s
         self._born = time.monotonic()
+        self._process = os.getpid()
         self._ended_by: str | None = None
         self._connection: psycopg.Connection[Any] | None = connections.take()
         self.seen: dict[bytes, int] = {}
         connection = self._connection
-        with connection.pipeline():
-            connection.execute("begin isolation level repeatable read read only")
-            found = connection.execute(f"select {CLOCK}")
+        try:
+            with connection.pipeline():
+                connection.execute("begin isolation level repeatable read read only")
+                found = connection.execute(f"select {CLOCK}")
+        except psycopg.OperationalError as error:
+            self.close()
+            if connections.is_closed:
+                raise ClosedError("the database is closed") from None
+            raise unavailable(error) from None
         self.now_us: int = found.fetchone()[0]  # type: ignore[index]
         connections.saw(self.now_us)
 
@@ -48,7 +56,11 @@ class ServerMoment:
 
     def _open(self) -> psycopg.Connection[Any]:
         connection = self._connection
+        if self._process != os.getpid():
+            raise ForkError("the snapshot was open when this process was forked: it is its parent's")
         if connection is None:
+            if self._connections.is_closed:
+                raise ClosedError("the database is closed")
             if self._ended_by is not None:
                 raise SnapshotTooOldError(self._ended_by)
             raise ClosedError("the snapshot is closed")
@@ -65,6 +77,8 @@ class ServerMoment:
             return connection.execute(query, arguments, binary=True).fetchall()
         except psycopg.OperationalError as error:
             self.close()
+            if self._connections.is_closed:
+                raise ClosedError("the database is closed") from None
             self._ended_by = "the connection of this snapshot was lost"
             raise SnapshotTooOldError(self._ended_by) from error
 
@@ -95,7 +109,7 @@ class ServerMoment:
     def close(self) -> None:
         """End it."""
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is not None and self._process == os.getpid():
             try:
                 connection.execute("rollback")
             except psycopg.Error:
