@@ -12,13 +12,13 @@ from inmem.writeset import OP_CALL, WriteSet
 
 OWNERS: Final = tuple(sorted({int(tag) & 0x0F for tag in TypeTag}))
 _RUN: Final = int(TypeTag.RUN)
-_REGISTRY: Final = b"\0\xff"  # no type tag
+REGISTRY: Final = b"\0\xff"  # no type tag
 _JOB: Final = int(TypeTag.JOB)
 
 
 def owner_bucket(bucket: bytes) -> bytes:
     """The bucket that a primitive shares with its indices, of a prefix and any of its tags."""
-    return bucket if bucket.endswith(_REGISTRY) else bucket[:-1] + bytes([bucket[-1] & 0x0F])
+    return bucket if bucket.endswith(REGISTRY) else bucket[:-1] + bytes([bucket[-1] & 0x0F])
 
 
 def buckets_of_prefix(prefix: bytes) -> list[bytes]:
@@ -28,7 +28,7 @@ def buckets_of_prefix(prefix: bytes) -> list[bytes]:
 
 def registry_of(start: bytes) -> bytes:
     """The row that changes whenever a run of a namespace gets its first bucket; of a range over its runs."""
-    return start.partition(b"\0")[0].rpartition(b"/")[0] + _REGISTRY
+    return start.partition(b"\0")[0].rpartition(b"/")[0] + REGISTRY
 
 
 def is_of_one_prefix(start: bytes, end: bytes) -> bool:

@@ -37,6 +37,13 @@ def application_of(schema: str) -> str:
     return f"inmem {schema[:24]} "
 
 
+class ServerConnection(psycopg.Connection[Any]):
+    """A connection that is closed when nobody has it any more."""
+
+    def __del__(self, *_: Any) -> None:
+        """psycopg warns here. An interrupt between two lines may drop one: libpq ends it with its object."""
+
+
 class Connections:
     """Where connections come from."""
 
@@ -72,7 +79,7 @@ class Connections:
             if self.is_closed:
                 raise ClosedError("the database is closed")
             try:
-                connection = psycopg.connect(
+                connection = ServerConnection.connect(
                     self._address.conninfo, autocommit=True, prepare_threshold=2,
                     fallback_application_name=f"{application_of(self._address.schema)}{os.getpid()}@{HOST}",
                     connect_timeout=max(1, round(min(self._timeout_s, deadline - time.monotonic()))),

@@ -11,7 +11,7 @@ import psycopg
 
 from inmem.engines.base import Item
 from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, owner_bucket
-from inmem.engines.postgres.connections import CLOCK, Connections
+from inmem.engines.postgres.connections import CLOCK, Connections, as_ours
 from inmem.errors import ClosedError, ForkError, SnapshotTooOldError, WriterUnavailableError
 
 _FIRST_PAGE: Final = 64
@@ -35,7 +35,7 @@ class ServerMoment:
             with connection.pipeline():
                 connection.execute("begin isolation level repeatable read read only")
                 found = connection.execute(f"select {CLOCK}")
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             self.close()
             if connections.is_closed:
                 raise ClosedError("the database is closed") from None
@@ -75,10 +75,12 @@ class ServerMoment:
         connection = self._open()
         try:
             return connection.execute(query, arguments, binary=True).fetchall()
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             self.close()
             if self._connections.is_closed:
                 raise ClosedError("the database is closed") from None
+            if not isinstance(error, psycopg.OperationalError):
+                raise as_ours(error) from None
             self._ended_by = "the connection of this snapshot was lost"
             raise SnapshotTooOldError(self._ended_by) from error
 
