@@ -16,18 +16,16 @@ from inmem.callables import check_callable
 from inmem.client.retry import check_timeout
 from inmem.config import REPAIR_LIMIT
 from inmem.engines.base import Engine
-from inmem.engines.local import LocalEngine
 from inmem.engines.opening import open_engine
 from inmem.errors import ClosedError, InvalidInputError, RunDeletedError, SnapshotTooOldError
 from inmem.host.paths import check_path
 from inmem.keys import Namespace, check_run_id
-from inmem.maintenance.backup_report import BackupReport, backup_in_process
-from inmem.maintenance.check_report import CheckReport, check_in_process
 from inmem.pending import Pending
 from inmem.primitives.facades import DatabaseFacades
 from inmem.primitives.index_repair import differences
 from inmem.primitives.leases.calls import LeaseHolder
 from inmem.primitives.leases.shown import Lease
+from inmem.reports import BackupReport, CheckReport
 from inmem.scopes import (
     MAX_ATTEMPTS,
     TRANSACT_TIMEOUT_S,
@@ -126,8 +124,8 @@ class Database(DatabaseFacades):
         self.settings = engine.settings
         self.namespace = namespace
         self.namespace_prefix = namespace.prefix()  # the facades of each transaction and snapshot have it
+        self._path = engine.path
         self.name = engine.name  # its path, or its URL without secrets
-        self._path = engine.path if isinstance(engine, LocalEngine) else None
         super().__init__(self)
 
     def __repr__(self) -> str:
@@ -348,16 +346,14 @@ class Database(DatabaseFacades):
             CorruptionError: what is there is damaged.
             StoreFullError: the disk has no room.
         """
-        self.engine.check_there()
-        return backup_in_process(self.path, Path(check_path(path)))
+        return self.engine.backup(Path(check_path(path)))
 
     def check(self) -> CheckReport:
         """Verify image, log, chains and indices in a process of its own; changes nothing.
 
         Cost: reads everything once, about 5 µs a record. Commits go on meanwhile.
         """
-        self.engine.check_there()
-        return check_in_process(self.path)
+        return self.engine.check()
 
     def repair_indices(self, run_id: str | RunScope | None = None) -> RepairReport:
         """Make the indices of one run (default: of everything) what the records say.
@@ -393,13 +389,13 @@ class Database(DatabaseFacades):
         """How many entries of a prefix were added and removed."""
         sink = self.engine.direct()
         try:
-            version, slices = differences(self.engine.latest(), prefix)
+            slices = differences(self.engine.latest(), prefix)
         except SnapshotTooOldError:  # so large that others have to wait for it
             found = [sink.ask("index.repair", [prefix], tuple)]
             while sum(found[-1]) >= REPAIR_LIMIT:
                 found.append(sink.ask("index.repair", [prefix], tuple))
         else:
-            found = [sink.ask("index.mend", [prefix, version, *one], tuple) for one in slices]
+            found = [sink.ask("index.mend", [prefix, *one], tuple) for one in slices]
         return sum(more for more, _ in found), sum(fewer for _, fewer in found)
 
     def close(self) -> None:

@@ -21,11 +21,10 @@ from inmem.aio.waiting import LoopWaiting
 from inmem.database import CHECKPOINT_TIMEOUT_S, CheckpointReport, Database, RepairReport, Status
 from inmem.engines.local import LocalEngine, attachment_of
 from inmem.errors import ClosedError, InvalidInputError
-from inmem.maintenance.backup_report import BackupReport
-from inmem.maintenance.check_report import CheckReport
 from inmem.pending import Pending
 from inmem.primitives.leases.calls import LeaseHolder
 from inmem.primitives.leases.shown import Lease
+from inmem.reports import BackupReport, CheckReport
 from inmem.scopes import MAX_ATTEMPTS, TRANSACT_TIMEOUT_S, Snapshot, Transaction, wants_sync
 
 T = TypeVar("T")

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from inmem.client.applied import Applied
 from inmem.client.attachment import Attachment, Hold, attach
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
+from inmem.client.thread_sessions import ThreadSessions
 from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView, closed
 from inmem.client.waiting import WalksAll, Watched
 from inmem.config import Settings
-from inmem.engines.base import Engine
+from inmem.engines.base import WHOLE_RUN_S, Engine
 from inmem.errors import InvalidInputError
 from inmem.keys import MAX_KEY_BYTES
+from inmem.maintenance.backup_report import backup_in_process
+from inmem.maintenance.check_report import check_in_process
 from inmem.primitives.events.rules import CHAIN_IDS
+from inmem.reports import BackupReport, CheckReport
 from inmem.storage.snapshot import ImageSnapshot
 
 
@@ -53,7 +58,7 @@ class LocalEngine(WalksAll):
         attachment = self.attachment = hold.attachment
         self._hold = hold
         self.settings = settings
-        self.path = attachment.directory.path
+        self.path: Path = attachment.directory.path
         self.name = str(self.path)
         self.database_id = attachment.database_id
         self._now_us = attachment.image.now_us
@@ -111,6 +116,14 @@ class LocalEngine(WalksAll):
         self.attachment.note(pipeline)
         return pipeline
 
+    def session(self) -> ThreadSessions:
+        """Where commits go that somebody has put together himself."""
+        return self.attachment.session()
+
+    def stored(self) -> ImageSnapshot:
+        """One version to read whole runs of."""
+        return self.attachment.image.snapshot(WHOLE_RUN_S)
+
     def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
         """A question about the store as a whole: see `wire`."""
         answer: tuple[int, Mapping[str, Any]] = self.attachment.session().request(kind, timeout_s)
@@ -135,6 +148,16 @@ class LocalEngine(WalksAll):
     def check_there(self) -> None:
         """Raise DatabaseGoneError if what is at `path` is not this store any more."""
         self.attachment.check_there()
+
+    def check(self) -> CheckReport:
+        """Verify image, log, chains and indices in a process of its own."""
+        self.check_there()
+        return check_in_process(self.path)
+
+    def backup(self, file: Path) -> BackupReport:
+        """Copy one moment of the store to a new file, in a process of its own."""
+        self.check_there()
+        return backup_in_process(self.path, file)
 
     def is_same_store(self, other: Engine) -> bool:
         """Whether both serve one and the same store."""

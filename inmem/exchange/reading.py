@@ -11,7 +11,6 @@ from pathlib import Path
 
 from inmem.client.attachment import attached
 from inmem.database import Database
-from inmem.engines.local import attachment_of
 from inmem.errors import CorruptionError, InvalidInputError
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
@@ -22,8 +21,9 @@ from inmem.scopes import RunScope
 
 
 def source_of(database: Database) -> Source:
-    """An open database: its image, opened once for the process."""
-    return shared(attachment_of(database.engine).image)
+    """An open database, whichever engine serves it."""
+    engine = database.engine
+    return Source("server" if engine.path is None else "image", engine.stored, engine.latest().now_us)
 
 
 def run_id_of(database: Database | Path | str, run: str | RunScope) -> str:

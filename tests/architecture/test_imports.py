@@ -16,7 +16,7 @@ from architecture.modules import COMPUTED, imports_of, real_modules
 
 # From the ground up. A name is a module, or a package with all of it that has no layer of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config", "version", "conversions"),
+    ("errors", "config", "version", "conversions", "reports"),
     ("record", "changes", "keys", "values", "writeset", "wire", "jsonvalues", "callables", "pending",
      "steps"),
     ("host",),
@@ -28,9 +28,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("client",),
     ("primitives.facades",),
     ("reading",),
+    ("maintenance",),
     ("engines.postgres",),
     ("engines",),
-    ("maintenance",),
     ("scopes", "database", "transactional"),
     ("aio",),
     ("exchange",),

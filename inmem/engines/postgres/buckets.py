@@ -55,7 +55,7 @@ def buckets_of_call(name: str, arguments: list[Any]) -> Iterable[bytes]:
             ranges: tuple[Range, ...] = sum(footprint(*arguments), ())
             return [bucket for each in ranges for bucket in buckets_of_range(*each)]
         prefix = arguments[0]
-        if name.startswith("run."):
+        if _names_run(name, arguments):
             run = b"%b/%b" % (prefix, arguments[1].encode())
             return [*buckets_of_prefix(run), b"%b\0%c" % (prefix, _RUN)]
         if name.startswith("queue."):
@@ -63,6 +63,11 @@ def buckets_of_call(name: str, arguments: list[Any]) -> Iterable[bytes]:
         return [*buckets_of_prefix(prefix), b"%b\0%c" % (prefix.rpartition(b"/")[0], _RUN)]
     except (TypeError, ValueError, LookupError, AttributeError):
         return []
+
+
+def _names_run(name: str, arguments: list[Any]) -> bool:
+    """Whether a procedure is given a namespace and the id of a run in it."""
+    return name.startswith(("run.", "import.")) and [*map(type, arguments[:2])] == [bytes, str]
 
 
 def buckets_of(request: WriteSet) -> list[bytes]:
@@ -82,8 +87,6 @@ def owners_of(request: WriteSet, buckets: list[bytes]) -> set[bytes]:
     """The runs and namespaces that a commit concerns, whose deletion it must know of."""
     found = {bucket[:-2] for bucket in buckets}
     for op in request.ops:
-        if op[0] == OP_CALL and op[1].startswith("run.") and len(op[2]) > 1:
-            prefix, run_id = op[2][:2]
-            if type(prefix) is bytes and type(run_id) is str:
-                found.add(prefix + b"/" + run_id.encode())
+        if op[0] == OP_CALL and _names_run(op[1], op[2]):
+            found.add(op[2][0] + b"/" + op[2][1].encode())
     return found

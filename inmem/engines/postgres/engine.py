@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import psycopg
 
@@ -15,13 +16,29 @@ from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
-from inmem.engines.postgres.buckets import REGISTRY
+from inmem.engines.postgres import status
 from inmem.engines.postgres.moment import ServerMoment
 from inmem.engines.postgres.pipelined import PipelinedSession
 from inmem.engines.postgres.store import ServerStore
 from inmem.engines.postgres.waiting import ServerWaits
+from inmem.engines.postgres.whole import WholeMoment
 from inmem.errors import ClosedError, InvalidInputError
+from inmem.reports import BackupReport, CheckReport
 from inmem.wire import STATUS, SYNC
+
+# The first key of each prefix: one look at the index for each, whatever it holds. A key without NUL is none.
+_PREFIXES: Final = """
+    with recursive firsts (key) as (
+        (select key from records where key >= %s order by key limit 1)
+        union all
+        select (
+            select key from records where key >= case position('\\x00'::bytea in firsts.key)
+                when 0 then firsts.key || '\\x00'::bytea
+                else substring(firsts.key for position('\\x00'::bytea in firsts.key) - 1) || '\\x01'::bytea
+            end order by key limit 1)
+        from firsts where firsts.key is not null
+    ) select key from firsts where key is not null limit 1000
+"""
 
 
 class PostgresEngine:
@@ -35,6 +52,7 @@ class PostgresEngine:
         self._default = default
         self.settings = settings
         self.name = store.address.shown
+        self.path = None
         self.database_id = store.database_id
         self._waits = ServerWaits(lambda: self.store)
         self._latest = LatestView(self._get, self.snapshot, store.connections.now_us)
@@ -104,42 +122,53 @@ class PostgresEngine:
         pipeline.default = self._default
         return pipeline
 
+    def session(self) -> PipelinedSession:
+        """Where commits go that somebody has put together himself."""
+        return PipelinedSession(self.store.sessions)
+
+    def stored(self) -> WholeMoment:
+        """One version to read whole runs of."""
+        return WholeMoment(self.store.connections)
+
     def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
-        """The version; what a status says beyond it is about a writer, which there is not."""
-        found = self.store.connections.read(
-            lambda connection: connection.execute(
-                "select coalesce(max(version), 0) from buckets where substr(bucket, length(bucket)) <> %s",
-                (REGISTRY[-1:],),
-            ).fetchone()
-        )
-        version: int = found[0] if found else 0
+        """A question about the store as a whole: see `wire`."""
+        store = self.store
         if kind == SYNC:
-            return version, {}
+            return store.connections.read(lambda one: status.sync(one, store.durability)), {}
         if kind != STATUS:
-            raise InvalidInputError("this engine has no log")
-        counts = dict.fromkeys((
-            "writer_pid", "epoch", "generation", "durable_version", "image_bytes", "image_file_bytes",
-            "quota_bytes", "wal_bytes", "memory_free_bytes", "clients", "sessions", "commits", "conflicts",
-            "failures", "batches", "repeated", "expired",
-        ), 0)
-        return version, {
-            **counts, "version": version, "durability": self.durability, "oldest_snapshot_age_s": None
-        }
+            raise status.refused(kind)
+        fields = store.connections.read(
+            lambda one: status.status(one, store.address.schema, store.durability)
+        )
+        return fields["version"], fields
+
+    def check(self) -> CheckReport:
+        """Verify records, chains and indices, and the tables beside them."""
+        from inmem.engines.postgres.checking import check  # which nobody else has to load
+
+        return check(self.store.connections, self.request(SYNC, self.settings.timeout_s)[0])
+
+    def backup(self, file: Path) -> BackupReport:
+        """The server's own means.
+
+        Raises:
+            InvalidInputError: always.
+        """
+        raise InvalidInputError(
+            f"{self.name} is on a server, which is backed up by its own means", argument="database",
+            hint=f"pg_dump --schema={self.store.address.schema}, or a base backup with its log; "
+            "runs as files: inmem export",
+        )
 
     def pass_on(self, name: bytes) -> None:
         """Who waits looks again and again."""
 
     def prefixes(self) -> Iterator[bytes]:
-        """Every prefix that has records, in order."""
-        moment = self.store.moment()
-        try:
-            start = b""
-            while item := next(moment.scan(start, b"\xff" * 8), None):
-                prefix = item[0][: item[0].index(0)]
-                yield prefix
-                start = prefix + b"\1"
-        finally:
-            moment.close()
+        """Every prefix that has records, in order; some at a time, so no snapshot grows old meanwhile."""
+        start = b""
+        while found := self.store.connections.read(lambda one: _prefixes(one, start)):  # noqa: B023
+            yield from (key.partition(b"\0")[0] for key in found)
+            start = found[-1].partition(b"\0")[0] + b"\1"
 
     def check_there(self) -> None:
         """Raise if the store cannot be reached."""
@@ -155,3 +184,8 @@ class PostgresEngine:
         self._latest.close()
         self._direct.close()
         self._let_go()
+
+
+def _prefixes(connection: psycopg.Connection[Any], start: bytes) -> list[bytes]:
+    """The first key of each of some prefixes."""
+    return [key for (key,) in connection.execute(_PREFIXES, (start,), binary=True).fetchall()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any, Final
@@ -10,8 +11,8 @@ import psycopg
 
 from inmem.engines.base import Item
 from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, owner_bucket
-from inmem.engines.postgres.connections import CLOCK, Connections
-from inmem.errors import ClosedError, SnapshotTooOldError, WriterUnavailableError
+from inmem.engines.postgres.connections import CLOCK, Connections, as_ours
+from inmem.errors import ClosedError, ForkError, SnapshotTooOldError, WriterUnavailableError
 
 _FIRST_PAGE: Final = 64
 _MAX_PAGE: Final = 4096
@@ -25,13 +26,20 @@ class ServerMoment:
         self._connections = connections
         self._max_age_s = max_age_s
         self._born = time.monotonic()
+        self._process = os.getpid()
         self._ended_by: str | None = None
         self._connection: psycopg.Connection[Any] | None = connections.take()
         self.seen: dict[bytes, int] = {}
         connection = self._connection
-        with connection.pipeline():
-            connection.execute("begin isolation level repeatable read read only")
-            found = connection.execute(f"select {CLOCK}")
+        try:
+            with connection.pipeline():
+                connection.execute("begin isolation level repeatable read read only")
+                found = connection.execute(f"select {CLOCK}")
+        except psycopg.Error as error:
+            self.close()
+            if connections.is_closed:
+                raise ClosedError("the database is closed") from None
+            raise unavailable(error) from None
         self.now_us: int = found.fetchone()[0]  # type: ignore[index]
         connections.saw(self.now_us)
 
@@ -41,9 +49,18 @@ class ServerMoment:
         self._open()
         return self.now_us
 
+    @property
+    def age_s(self) -> float:
+        """How long ago it was taken."""
+        return time.monotonic() - self._born
+
     def _open(self) -> psycopg.Connection[Any]:
         connection = self._connection
+        if self._process != os.getpid():
+            raise ForkError("the snapshot was open when this process was forked: it is its parent's")
         if connection is None:
+            if self._connections.is_closed:
+                raise ClosedError("the database is closed")
             if self._ended_by is not None:
                 raise SnapshotTooOldError(self._ended_by)
             raise ClosedError("the snapshot is closed")
@@ -58,10 +75,18 @@ class ServerMoment:
         connection = self._open()
         try:
             return connection.execute(query, arguments, binary=True).fetchall()
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             self.close()
+            if self._connections.is_closed:
+                raise ClosedError("the database is closed") from None
+            if not isinstance(error, psycopg.OperationalError):
+                raise as_ours(error) from None
             self._ended_by = "the connection of this snapshot was lost"
             raise SnapshotTooOldError(self._ended_by) from error
+
+    def ask(self, query: str, arguments: tuple[Any, ...]) -> list[Any]:
+        """What a statement gives; nobody remembers what that reads."""
+        return self._ask(query, arguments)
 
     def get(self, key: bytes) -> bytes | None:
         """The record under a key."""
@@ -86,7 +111,7 @@ class ServerMoment:
     def close(self) -> None:
         """End it."""
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is not None and self._process == os.getpid():
             try:
                 connection.execute("rollback")
             except psycopg.Error:
@@ -98,13 +123,15 @@ class ServerMoment:
         self.close()
 
 
-def pages(ask: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[Item]:
+def pages(
+    ask: Any, start: bytes, end: bytes, reverse: bool, columns: str = "key, record"
+) -> Iterator[Any]:
     """Keys and records of a range, page by page; pages grow."""
     limit = _FIRST_PAGE
     order = "desc" if reverse else "asc"
     while True:
         page = ask(
-            f"select key, record from records where key >= %s and key < %s order by key {order} limit %s",
+            f"select {columns} from records where key >= %s and key < %s order by key {order} limit %s",
             (start, end, limit),
         )
         yield from page

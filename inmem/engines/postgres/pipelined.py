@@ -19,6 +19,10 @@ class PipelinedSession:
         """It is its pipeline's alone."""
         return self
 
+    def commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied:
+        """Make a commit that is none of the others."""
+        return self._sessions.commit(body, sync=sync, timeout_s=timeout_s)
+
     def give_back(self, session: object) -> None:
         """It goes with its pipeline."""
 

@@ -47,7 +47,9 @@ def create(connection: Any, schema: str, database_id: bytes, chain: int, durabil
     name = sql.Identifier(schema)
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
-        connection.execute(sql.SQL("create schema if not exists {}").format(name))
+        there = "select from pg_namespace where nspname = %s"  # who owns a schema may make none
+        if connection.execute(there, (schema,)).fetchone() is None:
+            connection.execute(sql.SQL("create schema {}").format(name))
         for statement in _TABLES:
             connection.execute(sql.SQL(statement).format(schema=name))
         connection.execute(

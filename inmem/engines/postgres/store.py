@@ -40,11 +40,14 @@ class ServerStore:
         self.address = address
         self.incarnation = 0  # how often the process was forked
         self.connections = Connections(address, timeout_s)
-        with self.connections.one() as connection:
-            try:
+        try:
+            with self.connections.one() as connection:
                 found = _found_or_made(connection, address, create, known, asked)
-            except psycopg.Error as error:
+        except BaseException as error:
+            self.connections.close()
+            if isinstance(error, psycopg.Error):
                 raise as_ours(error) from None
+            raise
         self.database_id, self.chain, self.durability = found
         self.connections.durability = self.durability
         self.sessions = ServerSessions(self.connections, self.chain)
@@ -118,7 +121,7 @@ def _found_or_made(
         if not create:
             raise InvalidInputError(
                 f"{address.shown} holds no inmem database, and create is off", argument="path",
-                hint="Correct the URL, or open it with create=True.",
+                hint="Correct the URL, or make a store: inmem init -d URL.",
             )
         durability = asked.get("durability", strongest)
         _check_strength(durability, strongest)
