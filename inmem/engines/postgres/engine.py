@@ -6,8 +6,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import psycopg
-
 from inmem.client.applied import Applied
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
@@ -15,6 +13,7 @@ from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
+from inmem.engines.postgres.connections import ServerConnection
 from inmem.engines.postgres.moment import ServerMoment
 from inmem.engines.postgres.pipelined import PipelinedSession
 from inmem.engines.postgres.store import ServerStore
@@ -56,7 +55,7 @@ class PostgresEngine:
         return self.store.durability
 
     def _get(self, key: bytes) -> bytes | None:
-        def ask(connection: psycopg.Connection[Any]) -> bytes | None:
+        def ask(connection: ServerConnection) -> bytes | None:
             found = connection.execute(
                 "select record from records where key = %s", (key,), binary=True
             ).fetchone()

@@ -10,8 +10,8 @@ import psycopg
 
 from inmem.engines.base import Item
 from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, owner_bucket
-from inmem.engines.postgres.connections import CLOCK, Connections
-from inmem.errors import ClosedError, SnapshotTooOldError, WriterUnavailableError
+from inmem.engines.postgres.connections import CLOCK, Connections, ServerConnection, as_ours, is_lost
+from inmem.errors import ClosedError, SnapshotTooOldError
 
 _FIRST_PAGE: Final = 64
 _MAX_PAGE: Final = 4096
@@ -26,13 +26,9 @@ class ServerMoment:
         self._max_age_s = max_age_s
         self._born = time.monotonic()
         self._ended_by: str | None = None
-        self._connection: psycopg.Connection[Any] | None = connections.take()
+        self._connection: ServerConnection | None = None
+        self._connection, self.now_us = connections.held(_begin)
         self.seen: dict[bytes, int] = {}
-        connection = self._connection
-        with connection.pipeline():
-            connection.execute("begin isolation level repeatable read read only")
-            found = connection.execute(f"select {CLOCK}")
-        self.now_us: int = found.fetchone()[0]  # type: ignore[index]
         connections.saw(self.now_us)
 
     @property
@@ -41,7 +37,7 @@ class ServerMoment:
         self._open()
         return self.now_us
 
-    def _open(self) -> psycopg.Connection[Any]:
+    def _open(self) -> ServerConnection:
         connection = self._connection
         if connection is None:
             if self._ended_by is not None:
@@ -56,10 +52,14 @@ class ServerMoment:
 
     def _ask(self, query: str, arguments: tuple[Any, ...]) -> list[Any]:
         connection = self._open()
+        connection.deadline = self._connections.deadline()
         try:
             return connection.execute(query, arguments, binary=True).fetchall()
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
+            is_over = not is_lost(error, connection)
             self.close()
+            if is_over:
+                raise as_ours(error) from None
             self._ended_by = "the connection of this snapshot was lost"
             raise SnapshotTooOldError(self._ended_by) from error
 
@@ -96,6 +96,15 @@ class ServerMoment:
     def leave(self) -> None:
         """End it, whoever reads it."""
         self.close()
+
+
+def _begin(connection: ServerConnection) -> int:
+    """Begin a snapshot; the server's time."""
+    with connection.pipeline():
+        connection.execute("begin isolation level repeatable read read only")
+        found = connection.execute(f"select {CLOCK}")
+    now_us: int = found.fetchone()[0]  # type: ignore[index]
+    return now_us
 
 
 def pages(ask: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[Item]:
@@ -135,8 +144,3 @@ class SeenBuckets:
     def is_unwritten_since(self, bucket: bytes, time_us: int) -> bool:
         """Versions are times."""
         return self.last(bucket) <= time_us
-
-
-def unavailable(error: psycopg.Error) -> WriterUnavailableError:
-    """The server cannot be used now."""
-    return WriterUnavailableError(f"the server cannot be used: {type(error).__name__}")
