@@ -31,15 +31,10 @@ from inmem.engines.postgres.buckets import (
     owners_of,
     registry_of,
 )
-from inmem.engines.postgres.connections import (
-    CLOCK,
-    Connections,
-    ServerConnection,
-    as_ours,
-    is_gone,
-    is_lost,
-)
+from inmem.engines.postgres.connections import CLOCK, Connections
+from inmem.engines.postgres.failures import as_ours, is_gone, is_lost
 from inmem.engines.postgres.moment import SeenBuckets
+from inmem.engines.postgres.patience import PatientConnection
 from inmem.engines.postgres.stored import Changes, Fences, LockedState
 from inmem.errors import (
     CommitUnknownError,
@@ -72,7 +67,7 @@ class ServerSession:
     def __init__(self, connections: Connections, chain: int) -> None:
         self._connections = connections
         self._chain = chain
-        self._connection: ServerConnection | None = None
+        self._connection: PatientConnection | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -135,7 +130,7 @@ class ServerSession:
             time.sleep(random.uniform(0, pause_s))
             pause_s = min(1.0, pause_s * 2)
 
-    def _forgotten(self, connection: ServerConnection) -> bool:
+    def _forgotten(self, connection: PatientConnection) -> bool:
         """Whether the server now refuses whatever still comes of this session."""
         try:
             connection.execute("delete from sessions where session = %s", (self._id,))
@@ -153,14 +148,14 @@ class ServerSession:
         error.resender = resend
         return error
 
-    def _connected(self, deadline: float) -> ServerConnection:
+    def _connected(self, deadline: float) -> PatientConnection:
         connection = self._connection
         if connection is None or connection.closed:
             connection = self._connection = self._connections.connect(deadline)
         connection.deadline = deadline
         return connection
 
-    def _ended(self, connection: ServerConnection) -> None:
+    def _ended(self, connection: PatientConnection) -> None:
         """No transaction is open any more."""
         try:
             connection.execute("rollback")
@@ -173,7 +168,7 @@ class ServerSession:
             self._connection.close()
 
     def _attempt(
-        self, connection: ServerConnection, request: WriteSet, told: dict[bytes, int], sequence: int,
+        self, connection: PatientConnection, request: WriteSet, told: dict[bytes, int], sequence: int,
         digest: int, sync: bool,
     ) -> Applied:
         if not self._is_stored:
@@ -242,7 +237,7 @@ class ServerSession:
         return Applied(now_us + 1, results)
 
     def _create(
-        self, connection: ServerConnection, missing: list[bytes], told: dict[bytes, int]
+        self, connection: PatientConnection, missing: list[bytes], told: dict[bytes, int]
     ) -> None:
         """Make rows of buckets, in a transaction of its own.
 
@@ -271,7 +266,7 @@ class ServerSession:
         told.update({bucket: 0 for bucket in missing if bucket not in told})
 
     def _known(
-        self, connection: ServerConnection, row: tuple[Any, ...] | None, sequence: int, digest: int
+        self, connection: PatientConnection, row: tuple[Any, ...] | None, sequence: int, digest: int
     ) -> Applied:
         """The outcome of a commit that was made by an earlier attempt."""
         if row is None:
@@ -291,7 +286,7 @@ class ServerSession:
         return Applied(row[2], results)
 
     def _write(
-        self, connection: ServerConnection, effects: Effects, version: int, sequence: int, digest: int,
+        self, connection: PatientConnection, effects: Effects, version: int, sequence: int, digest: int,
         locked: set[bytes],
     ) -> None:
         written = sorted({owner_bucket(bucket) for bucket in effects.buckets} & locked)

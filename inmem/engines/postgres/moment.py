@@ -10,7 +10,9 @@ import psycopg
 
 from inmem.engines.base import Item
 from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, owner_bucket
-from inmem.engines.postgres.connections import CLOCK, Connections, ServerConnection, as_ours, is_lost
+from inmem.engines.postgres.connections import CLOCK, Connections
+from inmem.engines.postgres.failures import as_ours, is_lost
+from inmem.engines.postgres.patience import PatientConnection
 from inmem.errors import ClosedError, SnapshotTooOldError
 
 _FIRST_PAGE: Final = 64
@@ -26,7 +28,7 @@ class ServerMoment:
         self._max_age_s = max_age_s
         self._born = time.monotonic()
         self._ended_by: str | None = None
-        self._connection: ServerConnection | None = None
+        self._connection: PatientConnection | None = None
         self._connection, self.now_us = connections.held(_begin)
         self.seen: dict[bytes, int] = {}
         connections.saw(self.now_us)
@@ -37,7 +39,7 @@ class ServerMoment:
         self._open()
         return self.now_us
 
-    def _open(self) -> ServerConnection:
+    def _open(self) -> PatientConnection:
         connection = self._connection
         if connection is None:
             if self._ended_by is not None:
@@ -98,7 +100,7 @@ class ServerMoment:
         self.close()
 
 
-def _begin(connection: ServerConnection) -> int:
+def _begin(connection: PatientConnection) -> int:
     """Begin a snapshot; the server's time."""
     with connection.pipeline():
         connection.execute("begin isolation level repeatable read read only")
