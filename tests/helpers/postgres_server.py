@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from support import alive, wait_until
+
 USERS = ("postgres", "nobody")  # of whom one runs the server where the tests run as root, which it refuses
 SESSION = "INMEM_TEST_SESSION"  # whose processes are looked for at the end: see `left_behind`
 
@@ -111,7 +113,10 @@ class PostgresServer:
         return done.stdout
 
     def start(self) -> None:
-        """Start it."""
+        """Start it. Who was killed may be a zombie, which a server takes for a running one."""
+        if (pid := self.pid()) and not alive(pid):
+            for stale in (self.data / "postmaster.pid", self.place / ".s.PGSQL.5432.lock"):
+                stale.unlink(missing_ok=True)
         words = " ".join(f"'{word}'" for word in self.options)
         self.run("pg_ctl", "-D", str(self.data), "-o", words, "-l", str(self.place / "log"), "-w", "start")
 
@@ -139,6 +144,8 @@ class PostgresServer:
 
     def signal(self, number: int) -> None:
         """Send all its processes a signal; SIGKILL: and wait until they are gone."""
+        if number == signal.SIGKILL and self.pid():
+            os.kill(self.pid(), signal.SIGSTOP)  # it starts no more
         pids = self.pids()
         for pid in pids:
             try:
@@ -146,8 +153,6 @@ class PostgresServer:
             except ProcessLookupError:
                 pass
         if number == signal.SIGKILL:
-            from support import alive, wait_until
-
             wait_until(lambda: not any(map(alive, pids)), "the server's processes end")
 
     def log(self) -> str:

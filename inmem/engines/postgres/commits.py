@@ -68,6 +68,7 @@ class ServerSession:
         self._connections = connections
         self._chain = chain
         self._connection: PatientConnection | None = None
+        self._resending = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
@@ -75,8 +76,11 @@ class ServerSession:
         self._sequence = 0
         self._is_stored = False
 
-    def commit(self, body: bytes, told: dict[bytes, int], *, sync: bool, timeout_s: float) -> Applied:
-        """Decide one commit and make it.
+    def commit(
+        self, body: bytes, told: dict[bytes, int], *, sync: bool, timeout_s: float,
+        resent: int | None = None,
+    ) -> Applied:
+        """Decide one commit and make it. `resent` is the number under which it was sent before.
 
         Raises:
             CommitUnknownError: the connection was lost, and no server came back in time.
@@ -87,17 +91,17 @@ class ServerSession:
             request = decode(body)
         except MalformedError as error:
             raise InvalidInputError(str(error)) from None
-        sequence = self._sequence + 1
+        sequence = self._sequence + 1 if resent is None else resent
         digest = xxhash.xxh3_64_intdigest(body) - (1 << 63)
         deadline = time.monotonic() + timeout_s
-        was_sent = False
+        was_sent = resent is not None
         pause_s = _PAUSE_S / 2
         while True:
             try:
                 connection = self._connected(deadline)
             except WriterUnavailableError:
                 if was_sent:
-                    raise self._unknown(body, told, sync) from None
+                    raise self._unknown(body, told, sync, sequence) from None
                 raise
             try:
                 applied = self._attempt(connection, request, told, sequence, digest, sync)
@@ -114,14 +118,15 @@ class ServerSession:
                 was_sent |= is_gone(connection)
                 self._ended(connection)
                 if is_lasting or time.monotonic() >= deadline:
-                    raise (self._unknown(body, told, sync) if was_sent else as_ours(error)) from None
+                    unknown = self._unknown(body, told, sync, sequence)
+                    raise (unknown if was_sent else as_ours(error)) from None
                 connection.close()
             except BaseException as error:
                 self._ended(connection)
                 if was_sent or not isinstance(error, InmemError):
                     # What was sent before may still be on its way: it finds another session, or none.
                     if isinstance(error, InmemError) and not self._forgotten(connection):
-                        raise self._unknown(body, told, sync) from None
+                        raise self._unknown(body, told, sync, sequence) from None
                     self._begin()
                 raise
             else:
@@ -139,11 +144,21 @@ class ServerSession:
             return False
         return True
 
-    def _unknown(self, body: bytes, told: dict[bytes, int], sync: bool) -> CommitUnknownError:
+    def _unknown(
+        self, body: bytes, told: dict[bytes, int], sync: bool, sequence: int
+    ) -> CommitUnknownError:
+        """From now on the session is this commit's alone: nothing else may have its number."""
         error = CommitUnknownError("the connection was lost, and it is not known whether the commit was made")
 
         def resend(timeout_s: float | None) -> Applied:
-            return self.commit(body, told, sync=sync, timeout_s=10.0 if timeout_s is None else timeout_s)
+            with self._resending:
+                try:
+                    return self.commit(
+                        body, told, sync=sync, timeout_s=10.0 if timeout_s is None else timeout_s,
+                        resent=sequence,
+                    )
+                finally:
+                    self.close()
 
         error.resender = resend
         return error
@@ -362,11 +377,17 @@ class ServerSessions:
         self, body: bytes, *, sync: bool, timeout_s: float, told: dict[bytes, int] | None = None
     ) -> Applied:
         """Make a commit; see `ServerSession.commit`."""
-        session = self.take()
+        session: ServerSession | None = self.take()
+        assert session is not None
         try:
             return session.commit(body, told or {}, sync=sync, timeout_s=timeout_s)
+        except CommitUnknownError:
+            session.close()
+            session = None  # its error has it
+            raise
         finally:
-            self.give_back(session)
+            if session is not None:
+                self.give_back(session)
 
     def close(self) -> None:
         """Close those that are free."""

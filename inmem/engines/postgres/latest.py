@@ -6,7 +6,7 @@ So is what is read after a commit to tell what that has taken: the commit is mad
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from inmem.client.applied import Applied
 from inmem.client.direct import DirectSink
@@ -16,6 +16,8 @@ from inmem.engines.base import Item
 from inmem.errors import CommitUnknownError, SnapshotTooOldError, WriterUnavailableError
 
 T = TypeVar("T")
+
+_TRIES: Final = 3  # of a read that takes longer than a snapshot may: the server may have stood still
 
 
 class ServerLatest(LatestView):
@@ -61,9 +63,11 @@ class ServerSink(DirectSink):
 
 def again(read: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """What a read gives. Its snapshot waits for a server until the deadline each time."""
+    tries = 0
     while True:
         try:
             return read(*arguments, **options)
         except SnapshotTooOldError as error:
-            if error.age_s is not None:
-                raise  # it took too long, and would again
+            tries += error.age_s is not None
+            if tries == _TRIES:
+                raise

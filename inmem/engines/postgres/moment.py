@@ -26,10 +26,10 @@ class ServerMoment:
     def __init__(self, connections: Connections, max_age_s: float) -> None:
         self._connections = connections
         self._max_age_s = max_age_s
-        self._born = time.monotonic()
         self._ended_by: str | None = None
         self._connection: PatientConnection | None = None
         self._connection, self.now_us = connections.held(_begin)
+        self._born = time.monotonic()
         self.seen: dict[bytes, int] = {}
         connections.saw(self.now_us)
 
