@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from postgres_server import PostgresServer, binaries
+from postgres_server import PostgresServer
 
 import inmem
 
@@ -46,7 +47,7 @@ class PostgresHome(Home):
     def __init__(self, server: PostgresServer) -> None:
         self.conninfo = server.conninfo
         PostgresHome.number += 1
-        self.schema = f"home_{self.number}"
+        self.schema = f"home_{os.getpid()}_{PostgresHome.number}"
         self.url = f"{server.url}?schema={self.schema}"
 
     def open(self, **namespace: Any) -> inmem.Database:
@@ -57,17 +58,6 @@ class PostgresHome(Home):
 
         with psycopg.connect(self.conninfo, autocommit=True) as connection:
             connection.execute(f"drop schema if exists {self.schema} cascade")
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """A server for all tests that need one."""
-    if binaries() is None:
-        pytest.skip("PostgreSQL is not installed")
-    pytest.importorskip("psycopg")
-    server = PostgresServer("-F")  # no fsync: nobody cuts the power of it
-    yield server
-    server.remove()
 
 
 HOMES = [LocalHome, PostgresHome]

@@ -31,12 +31,15 @@ from inmem.engines.postgres.buckets import (
     owners_of,
     registry_of,
 )
-from inmem.engines.postgres.connections import CLOCK, Connections, is_lost
+from inmem.engines.postgres.connections import CLOCK, Connections
+from inmem.engines.postgres.failures import as_ours, is_gone, is_lost
 from inmem.engines.postgres.moment import SeenBuckets
+from inmem.engines.postgres.patience import PatientConnection
 from inmem.engines.postgres.stored import Changes, Fences, LockedState
 from inmem.errors import (
     CommitUnknownError,
     ConflictError,
+    CorruptionError,
     InmemError,
     InvalidInputError,
     InvariantError,
@@ -49,10 +52,13 @@ from inmem.writeset import OP_CALL, MalformedError, WriteSet, decode
 
 _DATA: Final = int(Table.DATA)
 _AGAIN: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
-_LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError)
 _PAUSE_S: Final = 0.01
 
 Told = Callable[[], dict[bytes, int]]  # the versions of the buckets that a transaction has read in
+
+
+class _Forgotten(Exception):
+    """The server has no row of a session."""
 
 
 class ServerSession:
@@ -61,7 +67,8 @@ class ServerSession:
     def __init__(self, connections: Connections, chain: int) -> None:
         self._connections = connections
         self._chain = chain
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: PatientConnection | None = None
+        self._resending = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
@@ -69,8 +76,11 @@ class ServerSession:
         self._sequence = 0
         self._is_stored = False
 
-    def commit(self, body: bytes, told: dict[bytes, int], *, sync: bool, timeout_s: float) -> Applied:
-        """Decide one commit and make it.
+    def commit(
+        self, body: bytes, told: dict[bytes, int], *, sync: bool, timeout_s: float,
+        resent: int | None = None,
+    ) -> Applied:
+        """Decide one commit and make it. `resent` is the number under which it was sent before.
 
         Raises:
             CommitUnknownError: the connection was lost, and no server came back in time.
@@ -81,34 +91,43 @@ class ServerSession:
             request = decode(body)
         except MalformedError as error:
             raise InvalidInputError(str(error)) from None
-        sequence = self._sequence + 1
+        sequence = self._sequence + 1 if resent is None else resent
         digest = xxhash.xxh3_64_intdigest(body) - (1 << 63)
         deadline = time.monotonic() + timeout_s
-        was_sent = False
+        was_sent = resent is not None
         pause_s = _PAUSE_S / 2
         while True:
             try:
                 connection = self._connected(deadline)
             except WriterUnavailableError:
                 if was_sent:
-                    raise self._unknown(body, told, sync) from None
+                    raise self._unknown(body, told, sync, sequence) from None
                 raise
             try:
                 applied = self._attempt(connection, request, told, sequence, digest, sync)
             except _AGAIN:
                 self._ended(connection)
-            except _LOST as error:
-                if not is_lost(error, connection):
-                    self._ended(connection)
-                    raise InmemError(f"the server refused a statement: {error}") from error
-                was_sent = True
-                connection.close()
-                if time.monotonic() >= deadline:
-                    raise self._unknown(body, told, sync) from None
-            except BaseException:
-                self._ended(connection)
+            except _Forgotten:
+                self._begin()
                 if was_sent:
-                    self._begin()  # what was sent before may still be on its way: it finds another session
+                    raise CommitUnknownError("the server does not know this session any more") from None
+                sequence = 1
+                continue
+            except psycopg.Error as error:
+                is_lasting = not is_lost(error, connection)
+                was_sent |= is_gone(connection)
+                self._ended(connection)
+                if is_lasting or time.monotonic() >= deadline:
+                    unknown = self._unknown(body, told, sync, sequence)
+                    raise (unknown if was_sent else as_ours(error)) from None
+                connection.close()
+            except BaseException as error:
+                self._ended(connection)
+                if was_sent or not isinstance(error, InmemError):
+                    # What was sent before may still be on its way: it finds another session, or none.
+                    if isinstance(error, InmemError) and not self._forgotten(connection):
+                        raise self._unknown(body, told, sync, sequence) from None
+                    self._begin()
                 raise
             else:
                 self._sequence = sequence
@@ -116,22 +135,42 @@ class ServerSession:
             time.sleep(random.uniform(0, pause_s))
             pause_s = min(1.0, pause_s * 2)
 
-    def _unknown(self, body: bytes, told: dict[bytes, int], sync: bool) -> CommitUnknownError:
+    def _forgotten(self, connection: PatientConnection) -> bool:
+        """Whether the server now refuses whatever still comes of this session."""
+        try:
+            connection.execute("delete from sessions where session = %s", (self._id,))
+        except psycopg.Error:
+            connection.close()
+            return False
+        return True
+
+    def _unknown(
+        self, body: bytes, told: dict[bytes, int], sync: bool, sequence: int
+    ) -> CommitUnknownError:
+        """From now on the session is this commit's alone: nothing else may have its number."""
         error = CommitUnknownError("the connection was lost, and it is not known whether the commit was made")
 
         def resend(timeout_s: float | None) -> Applied:
-            return self.commit(body, told, sync=sync, timeout_s=10.0 if timeout_s is None else timeout_s)
+            with self._resending:
+                try:
+                    return self.commit(
+                        body, told, sync=sync, timeout_s=10.0 if timeout_s is None else timeout_s,
+                        resent=sequence,
+                    )
+                finally:
+                    self.close()
 
         error.resender = resend
         return error
 
-    def _connected(self, deadline: float) -> psycopg.Connection[Any]:
+    def _connected(self, deadline: float) -> PatientConnection:
         connection = self._connection
         if connection is None or connection.closed:
             connection = self._connection = self._connections.connect(deadline)
+        connection.deadline = deadline
         return connection
 
-    def _ended(self, connection: psycopg.Connection[Any]) -> None:
+    def _ended(self, connection: PatientConnection) -> None:
         """No transaction is open any more."""
         try:
             connection.execute("rollback")
@@ -144,7 +183,7 @@ class ServerSession:
             self._connection.close()
 
     def _attempt(
-        self, connection: psycopg.Connection[Any], request: WriteSet, told: dict[bytes, int], sequence: int,
+        self, connection: PatientConnection, request: WriteSet, told: dict[bytes, int], sequence: int,
         digest: int, sync: bool,
     ) -> Applied:
         if not self._is_stored:
@@ -160,7 +199,7 @@ class ServerSession:
         also = " or bucket >= %s and bucket < %s" * len(wide)
         while True:
             with connection.pipeline():
-                connection.execute("begin")
+                connection.execute("begin isolation level read committed")
                 if sync:
                     connection.execute("set local synchronous_commit = on")
                 session = connection.execute(
@@ -213,7 +252,7 @@ class ServerSession:
         return Applied(now_us + 1, results)
 
     def _create(
-        self, connection: psycopg.Connection[Any], missing: list[bytes], told: dict[bytes, int]
+        self, connection: PatientConnection, missing: list[bytes], told: dict[bytes, int]
     ) -> None:
         """Make rows of buckets, in a transaction of its own.
 
@@ -242,17 +281,27 @@ class ServerSession:
         told.update({bucket: 0 for bucket in missing if bucket not in told})
 
     def _known(
-        self, connection: psycopg.Connection[Any], row: tuple[Any, ...] | None, sequence: int, digest: int
+        self, connection: PatientConnection, row: tuple[Any, ...] | None, sequence: int, digest: int
     ) -> Applied:
         """The outcome of a commit that was made by an earlier attempt."""
-        connection.execute("rollback")
-        if row is None or row[0] != sequence or row[1] != digest:
+        if row is None:
+            connection.execute("rollback")
+            raise _Forgotten
+        if row[0] != sequence or row[1] != digest:
+            connection.execute("rollback")
             self._begin()
-            raise CommitUnknownError("the server does not know this session any more")
-        return Applied(row[2], msgpack.unpackb(row[3]))
+            raise CommitUnknownError("this session has made another commit under this number")
+        try:
+            results = msgpack.unpackb(row[3])
+        except ValueError:
+            raise CorruptionError("the result of a commit is damaged") from None
+        # A server that was restarted shows what its standby may not have; this waits for that.
+        connection.execute("update sessions set active = now() where session = %s", (self._id,))
+        connection.execute("commit")
+        return Applied(row[2], results)
 
     def _write(
-        self, connection: psycopg.Connection[Any], effects: Effects, version: int, sequence: int, digest: int,
+        self, connection: PatientConnection, effects: Effects, version: int, sequence: int, digest: int,
         locked: set[bytes],
     ) -> None:
         written = sorted({owner_bucket(bucket) for bucket in effects.buckets} & locked)
@@ -328,11 +377,17 @@ class ServerSessions:
         self, body: bytes, *, sync: bool, timeout_s: float, told: dict[bytes, int] | None = None
     ) -> Applied:
         """Make a commit; see `ServerSession.commit`."""
-        session = self.take()
+        session: ServerSession | None = self.take()
+        assert session is not None
         try:
             return session.commit(body, told or {}, sync=sync, timeout_s=timeout_s)
+        except CommitUnknownError:
+            session.close()
+            session = None  # its error has it
+            raise
         finally:
-            self.give_back(session)
+            if session is not None:
+                self.give_back(session)
 
     def close(self) -> None:
         """Close those that are free."""

@@ -9,39 +9,28 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import psycopg
+import psycopg.conninfo
 
 from inmem.engines.postgres.address import Address
-from inmem.errors import (
-    ClosedError,
-    InmemError,
-    InvalidInputError,
-    PermissionDeniedError,
-    StoreFullError,
-    WriterUnavailableError,
-)
+from inmem.engines.postgres.failures import as_ours, is_lost, is_passing
+from inmem.engines.postgres.patience import PatientConnection
+from inmem.engines.postgres.settings import prepare
+from inmem.errors import ClosedError
 
 T = TypeVar("T")
 
 CLOCK: Final = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
 HOST: Final = socket.gethostname()
 _PAUSE_S: Final = 0.05  # between two attempts to connect
-# What libpq says without a state of SQL, where trying again is of no use.
-_LASTING: Final = ("authentication failed", "no pg_hba.conf entry", "does not exist", "no password supplied")
+_ONE_OF_MANY_S: Final = 2  # for each of several hosts to answer, of which one may stand still
 
 
 def application_of(schema: str) -> str:
     """How the names of the programs begin that a server shows of a store, unless these name themselves."""
     return f"inmem {schema[:24]} "
-
-
-class ServerConnection(psycopg.Connection[Any]):
-    """A connection that is closed when nobody has it any more."""
-
-    def __del__(self, *_: Any) -> None:
-        """psycopg warns here. An interrupt between two lines may drop one: libpq ends it with its object."""
 
 
 class Connections:
@@ -50,9 +39,11 @@ class Connections:
     def __init__(self, address: Address, timeout_s: float) -> None:
         self._address = address
         self._timeout_s = timeout_s
+        hosts = str(psycopg.conninfo.conninfo_to_dict(address.conninfo).get("host", ""))
+        self._one_host_s = _ONE_OF_MANY_S if "," in hosts else round(timeout_s)
         self.durability = "sync"  # of the store: what is asked of the server for each commit
-        self._free: list[psycopg.Connection[Any]] = []
-        self._all: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()
+        self._free: list[PatientConnection] = []
+        self._all: weakref.WeakSet[PatientConnection] = weakref.WeakSet()
         self._lock = threading.Lock()
         self.is_closed = False
         self.ahead_us = 0  # of the server's clock, as it was seen last
@@ -68,7 +59,7 @@ class Connections:
         """The server has said what time it is, a moment ago."""
         self.ahead_us = clock_us - time.time_ns() // 1000
 
-    def connect(self, deadline: float) -> psycopg.Connection[Any]:
+    def connect(self, deadline: float) -> PatientConnection:
         """A new connection.
 
         Raises:
@@ -78,38 +69,47 @@ class Connections:
         while True:
             if self.is_closed:
                 raise ClosedError("the database is closed")
+            left_s = min(self._timeout_s, deadline - time.monotonic())
+            connection = None
             try:
-                connection = ServerConnection.connect(
+                connection = PatientConnection.connect(
                     self._address.conninfo, autocommit=True, prepare_threshold=2,
                     fallback_application_name=f"{application_of(self._address.schema)}{os.getpid()}@{HOST}",
-                    connect_timeout=max(1, round(min(self._timeout_s, deadline - time.monotonic()))),
+                    connect_timeout=max(1, min(round(left_s), self._one_host_s)),
                 )
-                self._prepare(connection)
-            except psycopg.Error as error:
+                connection.deadline = max(deadline, time.monotonic() + 1.0)
+                connection.add_notice_handler(connection.noticed)
+                prepare(connection, self._address.schema, self.durability)
+            except BaseException as error:
+                if connection is not None:
+                    connection.close()
+                if not isinstance(error, psycopg.Error):
+                    raise
                 if not is_passing(error) or time.monotonic() + _PAUSE_S >= deadline:
                     raise as_ours(error) from None
                 time.sleep(_PAUSE_S)
+                with self._lock:
+                    if self._free:  # where the server takes no more, one may have come back
+                        return self._free.pop()
             else:
                 self._all.add(connection)
                 return connection
 
-    def _prepare(self, connection: psycopg.Connection[Any]) -> None:
-        """Settings of a connection, by a statement: a pooling proxy takes no options."""
-        waits = "" if self.durability == "sync" else ", set_config('synchronous_commit', 'off', false)"
-        connection.execute(
-            "select set_config('search_path', %s, false),"
-            f" set_config('idle_in_transaction_session_timeout', '60s', false){waits}",
-            (self._address.schema,),
-        )
-
-    def take(self, deadline: float | None = None) -> psycopg.Connection[Any]:
+    def take(self, deadline: float | None = None) -> PatientConnection:
         """A connection that nobody else uses."""
+        deadline = self.deadline() if deadline is None else deadline
         with self._lock:
-            if self._free:
-                return self._free.pop()
-        return self.connect(time.monotonic() + self._timeout_s if deadline is None else deadline)
+            connection = self._free.pop() if self._free else None
+        if connection is None:
+            connection = self.connect(deadline)
+        connection.deadline = deadline
+        return connection
 
-    def give_back(self, connection: psycopg.Connection[Any]) -> None:
+    def deadline(self) -> float:
+        """Of a call that begins now."""
+        return time.monotonic() + self._timeout_s
+
+    def give_back(self, connection: PatientConnection) -> None:
         """It is free again; one that is broken is dropped."""
         status = connection.info.transaction_status
         if status != psycopg.pq.TransactionStatus.IDLE or self.is_closed:
@@ -119,7 +119,7 @@ class Connections:
             self._free.append(connection)
 
     @contextmanager
-    def one(self) -> Iterator[psycopg.Connection[Any]]:
+    def one(self) -> Iterator[PatientConnection]:
         """A connection for a block."""
         connection = self.take()
         try:
@@ -127,19 +127,28 @@ class Connections:
         finally:
             self.give_back(connection)
 
-    def read(self, ask: Callable[[psycopg.Connection[Any]], T]) -> T:
+    def read(self, ask: Callable[[PatientConnection], T]) -> T:
         """What `ask` gets of a connection; asked again if that is lost, as it changes nothing."""
-        deadline = time.monotonic() + self._timeout_s
+        connection, found = self.held(ask)
+        self.give_back(connection)
+        return found
+
+    def held(self, ask: Callable[[PatientConnection], T]) -> tuple[PatientConnection, T]:
+        """The same, and the connection that it was asked of, which the caller has from then on."""
+        deadline = self.deadline()
         while True:
             connection = self.take(deadline)
             try:
-                return ask(connection)
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                if time.monotonic() >= deadline or not is_lost(error, connection):
-                    raise as_ours(error) from None
+                return connection, ask(connection)
+            except psycopg.Error as error:
+                is_over = time.monotonic() >= deadline or not is_lost(error, connection)
                 connection.close()
-            finally:
-                self.give_back(connection)
+                if is_over:
+                    raise as_ours(error) from None
+            except BaseException:
+                connection.close()
+                raise
+            time.sleep(_PAUSE_S / 10)
 
     def close(self) -> None:
         """Close all, and those that come back later. What is under way ends, as if a connection was lost."""
@@ -155,37 +164,3 @@ class Connections:
         self._lock = threading.Lock()
         self._free = []
         self._all = weakref.WeakSet()
-
-
-def is_lost(error: psycopg.Error, connection: psycopg.Connection[Any]) -> bool:
-    """Whether an error says that the connection is gone, or the server is not to be written to now."""
-    return connection.closed or connection.broken or is_passing(error)
-
-
-def is_passing(error: psycopg.Error) -> bool:
-    """Whether it may be better in a moment: no server, too many connections, one that only reads."""
-    state = error.sqlstate
-    if state is None:
-        said = str(error)
-        return not any(part in said for part in _LASTING)
-    return state[:2] in ("08", "53", "57") or state == "25006"
-
-
-def as_ours(error: psycopg.Error) -> InmemError:
-    """An error of the server's as one of ours, without what the connection string says."""
-    said = str(error).strip().splitlines()
-    text = said[-1][:300] if said else type(error).__name__
-    state = error.sqlstate or ""
-    if state[:2] == "28" or any(part in text for part in _LASTING):
-        return PermissionDeniedError(
-            f"the server refused the connection: {text}", hint="Check user, password and database."
-        )
-    if state == "42501":
-        return PermissionDeniedError(
-            f"the server's user may not do this: {text}", hint="Who may create tables runs: inmem init -d URL"
-        )
-    if state[:2] == "3D":
-        return InvalidInputError(f"the server has no such database: {text}", argument="path")
-    if state == "53100":
-        return StoreFullError(f"the server's disk is full: {text}")
-    return WriterUnavailableError(f"no server could be reached: {text}", hint="Is PostgreSQL running?")

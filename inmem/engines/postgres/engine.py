@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import psycopg
-
 from inmem.client.applied import Applied
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
@@ -17,7 +15,9 @@ from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
 from inmem.engines.postgres import status
+from inmem.engines.postgres.latest import ServerLatest, ServerSink
 from inmem.engines.postgres.moment import ServerMoment
+from inmem.engines.postgres.patience import PatientConnection
 from inmem.engines.postgres.pipelined import PipelinedSession
 from inmem.engines.postgres.store import ServerStore
 from inmem.engines.postgres.waiting import ServerWaits
@@ -55,8 +55,8 @@ class PostgresEngine:
         self.path = None
         self.database_id = store.database_id
         self._waits = ServerWaits(lambda: self.store)
-        self._latest = LatestView(self._get, self.snapshot, store.connections.now_us)
-        self._direct = DirectSink(lambda: self.store.sessions, settings.timeout_s, default)
+        self._latest = ServerLatest(self._get, self.snapshot, store.connections.now_us)
+        self._direct = ServerSink(lambda: self.store.sessions, settings.timeout_s, default)
 
     @property
     def store(self) -> ServerStore:
@@ -75,7 +75,7 @@ class PostgresEngine:
         return self.store.durability
 
     def _get(self, key: bytes) -> bytes | None:
-        def ask(connection: psycopg.Connection[Any]) -> bytes | None:
+        def ask(connection: PatientConnection) -> bytes | None:
             found = connection.execute(
                 "select record from records where key = %s", (key,), binary=True
             ).fetchone()

@@ -11,8 +11,10 @@ import psycopg
 
 from inmem.engines.base import Item
 from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, owner_bucket
-from inmem.engines.postgres.connections import CLOCK, Connections, as_ours
-from inmem.errors import ClosedError, ForkError, SnapshotTooOldError, WriterUnavailableError
+from inmem.engines.postgres.connections import CLOCK, Connections
+from inmem.engines.postgres.failures import as_ours, is_lost
+from inmem.engines.postgres.patience import PatientConnection
+from inmem.errors import ClosedError, ForkError, SnapshotTooOldError
 
 _FIRST_PAGE: Final = 64
 _MAX_PAGE: Final = 4096
@@ -25,22 +27,12 @@ class ServerMoment:
     def __init__(self, connections: Connections, max_age_s: float) -> None:
         self._connections = connections
         self._max_age_s = max_age_s
-        self._born = time.monotonic()
         self._process = os.getpid()
         self._ended_by: str | None = None
-        self._connection: psycopg.Connection[Any] | None = connections.take()
+        self._connection: PatientConnection | None = None
+        self._connection, self.now_us = connections.held(_begin)
+        self._born = time.monotonic()
         self.seen: dict[bytes, int] = {}
-        connection = self._connection
-        try:
-            with connection.pipeline():
-                connection.execute("begin isolation level repeatable read read only")
-                found = connection.execute(f"select {CLOCK}")
-        except psycopg.Error as error:
-            self.close()
-            if connections.is_closed:
-                raise ClosedError("the database is closed") from None
-            raise unavailable(error) from None
-        self.now_us: int = found.fetchone()[0]  # type: ignore[index]
         connections.saw(self.now_us)
 
     @property
@@ -54,7 +46,7 @@ class ServerMoment:
         """How long ago it was taken."""
         return time.monotonic() - self._born
 
-    def _open(self) -> psycopg.Connection[Any]:
+    def _open(self) -> PatientConnection:
         connection = self._connection
         if self._process != os.getpid():
             raise ForkError("the snapshot was open when this process was forked: it is its parent's")
@@ -73,13 +65,15 @@ class ServerMoment:
 
     def _ask(self, query: str, arguments: tuple[Any, ...]) -> list[Any]:
         connection = self._open()
+        connection.deadline = self._connections.deadline()
         try:
             return connection.execute(query, arguments, binary=True).fetchall()
         except psycopg.Error as error:
+            is_over = not is_lost(error, connection)
             self.close()
             if self._connections.is_closed:
                 raise ClosedError("the database is closed") from None
-            if not isinstance(error, psycopg.OperationalError):
+            if is_over:
                 raise as_ours(error) from None
             self._ended_by = "the connection of this snapshot was lost"
             raise SnapshotTooOldError(self._ended_by) from error
@@ -123,6 +117,15 @@ class ServerMoment:
         self.close()
 
 
+def _begin(connection: PatientConnection) -> int:
+    """Begin a snapshot; the server's time."""
+    with connection.pipeline():
+        connection.execute("begin isolation level repeatable read read only")
+        found = connection.execute(f"select {CLOCK}")
+    now_us: int = found.fetchone()[0]  # type: ignore[index]
+    return now_us
+
+
 def pages(
     ask: Any, start: bytes, end: bytes, reverse: bool, columns: str = "key, record"
 ) -> Iterator[Any]:
@@ -162,8 +165,3 @@ class SeenBuckets:
     def is_unwritten_since(self, bucket: bytes, time_us: int) -> bool:
         """Versions are times."""
         return self.last(bucket) <= time_us
-
-
-def unavailable(error: psycopg.Error) -> WriterUnavailableError:
-    """The server cannot be used now."""
-    return WriterUnavailableError(f"the server cannot be used: {type(error).__name__}")

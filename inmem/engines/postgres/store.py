@@ -12,7 +12,8 @@ import psycopg
 from inmem.engines.postgres import schema
 from inmem.engines.postgres.address import Address
 from inmem.engines.postgres.commits import ServerSessions
-from inmem.engines.postgres.connections import Connections, as_ours
+from inmem.engines.postgres.connections import Connections
+from inmem.engines.postgres.failures import as_ours
 from inmem.engines.postgres.moment import ServerMoment
 from inmem.errors import (
     ConfigMismatchError,
