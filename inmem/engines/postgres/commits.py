@@ -168,7 +168,7 @@ class ServerSession:
                     (self._id,), binary=True,
                 )
                 locked = connection.execute(
-                    f"select bucket, version from buckets where bucket = any(%s) {also}"
+                    f"select bucket, version, waiting from buckets where bucket = any(%s) {also}"
                     " order by bucket for update",
                     (buckets, *(each for start, end, _ in wide for each in (start, end))), binary=True,
                 )
@@ -179,7 +179,8 @@ class ServerSession:
                 fences = connection.execute(
                     "select digest, fence from fences where digest = any(%s)", (digests,), binary=True
                 )
-            versions: dict[bytes, int] = dict(locked.fetchall())
+            rows = locked.fetchall()
+            versions: dict[bytes, int] = {bucket: version for bucket, version, _ in rows}
             missing = [bucket for bucket in buckets if bucket not in versions]
             if not missing:
                 break
@@ -210,6 +211,8 @@ class ServerSession:
             connection.execute("rollback")
             return Applied(now_us, results)
         self._write(connection, effects, now_us + 1, sequence, digest, set(versions))
+        if waited := [bucket for bucket, _, waiting in rows if waiting > clock_us]:
+            self._connections.hints.give(connection, waited)
         return Applied(now_us + 1, results)
 
     def _create(

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 
 from inmem.engines.postgres.address import Address
+from inmem.engines.postgres.hints import Hints
 from inmem.errors import (
     ClosedError,
     InmemError,
@@ -40,6 +41,7 @@ class Connections:
         self._all: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()
         self._lock = threading.Lock()
         self.is_closed = False
+        self.hints = Hints()
         self.ahead_us = 0  # of the server's clock, as it was seen last
 
     def __repr__(self) -> str:

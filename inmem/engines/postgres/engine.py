@@ -123,7 +123,8 @@ class PostgresEngine:
         }
 
     def pass_on(self, name: bytes) -> None:
-        """Who waits looks again and again."""
+        """Wake one more of those who wait by `View.for_one`."""
+        self.store.poller.pass_on(name)
 
     def prefixes(self) -> Iterator[bytes]:
         """Every prefix that has records, in order."""
@@ -147,6 +148,8 @@ class PostgresEngine:
 
     def close(self) -> None:
         """Give it back."""
+        if self._store is not None:
+            self._store.poller.close(self._waits)
         self._store = None
         self._latest.close()
         self._direct.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import psycopg
@@ -16,6 +16,7 @@ from inmem.errors import ClosedError, SnapshotTooOldError, WriterUnavailableErro
 _FIRST_PAGE: Final = 64
 _MAX_PAGE: Final = 4096
 _VERSIONS: Final = "select bucket, version from buckets where"
+SUM: Final = "select coalesce(sum(version), 0)::text from buckets where bucket >= %s and bucket < %s"
 
 
 class ServerMoment:
@@ -73,12 +74,26 @@ class ServerMoment:
         found = self._ask("select fence from fences where digest = %s", (digest,))
         return found[0][0] if found else None
 
+    def get_many(self, keys: list[bytes]) -> dict[bytes, bytes | None]:
+        """The records under some keys."""
+        found: dict[bytes, bytes | None] = dict.fromkeys(keys)
+        found.update(self._ask("select key, record from records where key = any(%s)", (keys,)))
+        return found
+
+    def see(self, buckets: Iterable[bytes]) -> None:
+        """Note of which version some buckets are."""
+        unseen = [each for each in buckets if each not in self.seen]
+        if unseen:
+            self.seen.update(dict.fromkeys(unseen, 0))
+            self.seen.update(self._ask(f"{_VERSIONS} bucket = any(%s)", (unseen,)))
+
+    def sum_of(self, start: bytes, end: bytes) -> int:
+        """What grows with each commit in the buckets of a range over several runs."""
+        return int(self._ask(SUM, (start, end))[0][0])
+
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
         """Keys and records of a range, as far as they are asked for."""
-        buckets = [each for each in buckets_of_range(start, end) if each not in self.seen]
-        if buckets:
-            self.seen.update(dict.fromkeys(buckets, 0))
-            self.seen.update(self._ask(f"{_VERSIONS} bucket = any(%s)", (buckets,)))
+        self.see(buckets_of_range(start, end))
         if not is_of_one_prefix(start, end):
             self.seen.update(self._ask(f"{_VERSIONS} bucket >= %s and bucket < %s", (start, end)))
         return pages(self._ask, start, end, reverse)

@@ -14,6 +14,7 @@ from inmem.engines.postgres.address import Address
 from inmem.engines.postgres.commits import ServerSessions
 from inmem.engines.postgres.connections import Connections, as_ours
 from inmem.engines.postgres.moment import ServerMoment
+from inmem.engines.postgres.polling import Poller
 from inmem.errors import (
     ConfigMismatchError,
     DatabaseGoneError,
@@ -48,6 +49,8 @@ class ServerStore:
         self.database_id, self.chain, self.durability = found
         self.connections.durability = self.durability
         self.sessions = ServerSessions(self.connections, self.chain)
+        self.listens = True  # for hints
+        self.poller = Poller(self)
         self.moment().close()  # which tells the server's time
         _alive.add(self)
 
@@ -92,12 +95,14 @@ class ServerStore:
         """Close all connections that are free."""
         self.sessions.close()
         self.connections.close()
+        self.poller.end()
 
     def after_fork_in_child(self) -> None:
         """The parent's connections and sessions are its own."""
         self.incarnation += 1
         self.connections.after_fork_in_child()
         self.sessions.after_fork_in_child()
+        self.poller.after_fork_in_child()
 
 
 _stores: dict[tuple[str, str], ServerStore] = {}  # those that handles of this process have
