@@ -32,6 +32,7 @@ from inmem.engines.postgres.buckets import (
     registry_of,
 )
 from inmem.engines.postgres.connections import CLOCK, Connections, is_lost
+from inmem.engines.postgres.green import pause
 from inmem.engines.postgres.moment import SeenBuckets
 from inmem.engines.postgres.stored import Changes, Fences, LockedState
 from inmem.errors import (
@@ -113,7 +114,7 @@ class ServerSession:
             else:
                 self._sequence = sequence
                 return applied
-            time.sleep(random.uniform(0, pause_s))
+            pause(random.uniform(0, pause_s))
             pause_s = min(1.0, pause_s * 2)
 
     def _unknown(self, body: bytes, told: dict[bytes, int], sync: bool) -> CommitUnknownError:

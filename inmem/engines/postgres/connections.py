@@ -7,11 +7,13 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import psycopg
 
 from inmem.engines.postgres.address import Address
+from inmem.engines.postgres.green import Connection, in_thread, pause
 from inmem.engines.postgres.hints import Hints
 from inmem.errors import (
     ClosedError,
@@ -66,18 +68,22 @@ class Connections:
             if self.is_closed:
                 raise ClosedError("the database is closed")
             try:
-                connection = psycopg.connect(
-                    self._address.conninfo, autocommit=True, prepare_threshold=2,
-                    connect_timeout=max(1, round(min(self._timeout_s, deadline - time.monotonic()))),
-                )
-                self._prepare(connection)
+                connection = in_thread(partial(self._connect, deadline), Connection.close)
             except psycopg.Error as error:
                 if not is_passing(error) or time.monotonic() + _PAUSE_S >= deadline:
                     raise as_ours(error) from None
-                time.sleep(_PAUSE_S)
+                pause(_PAUSE_S)
             else:
                 self._all.add(connection)
                 return connection
+
+    def _connect(self, deadline: float) -> Connection:
+        connection = Connection.connect(
+            self._address.conninfo, autocommit=True, prepare_threshold=2,
+            connect_timeout=max(1, round(min(self._timeout_s, deadline - time.monotonic()))),
+        )
+        self._prepare(connection)
+        return connection
 
     def _prepare(self, connection: psycopg.Connection[Any]) -> None:
         """Settings of a connection, by a statement: a pooling proxy takes no options."""

@@ -35,7 +35,7 @@ class PostgresEngine:
         self.settings = settings
         self.name = store.address.shown
         self.database_id = store.database_id
-        self._waits = ServerWaits(lambda: self.store)
+        self.waits = ServerWaits(lambda: self.store)
         self._latest = LatestView(self._get, self.snapshot, store.connections.now_us)
         self._direct = DirectSink(lambda: self.store.sessions, settings.timeout_s, default)
 
@@ -90,7 +90,7 @@ class PostgresEngine:
             return self.store.sessions.commit(body, sync=sync, timeout_s=timeout_s, told=told)
 
         draft = OptimisticTransaction(
-            begin, commit, store.connections.now_us, store, self._waits, chain=store.chain,
+            begin, commit, store.connections.now_us, store, self.waits, chain=store.chain,
             timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
         )
         if self._default is not None:
@@ -149,7 +149,7 @@ class PostgresEngine:
     def close(self) -> None:
         """Give it back."""
         if self._store is not None:
-            self._store.poller.close(self._waits)
+            self._store.poller.close(self.waits)
         self._store = None
         self._latest.close()
         self._direct.close()
