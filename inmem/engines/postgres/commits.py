@@ -32,7 +32,7 @@ from inmem.engines.postgres.buckets import (
     registry_of,
 )
 from inmem.engines.postgres.connections import CLOCK, Connections, is_lost
-from inmem.engines.postgres.green import pause
+from inmem.engines.postgres.green import Connection, pause
 from inmem.engines.postgres.moment import SeenBuckets
 from inmem.engines.postgres.stored import Changes, Fences, LockedState
 from inmem.errors import (
@@ -57,12 +57,12 @@ Told = Callable[[], dict[bytes, int]]  # the versions of the buckets that a tran
 
 
 class ServerSession:
-    """Whose commits have numbers; it has a connection of its own. One call at a time."""
+    """Whose commits have numbers; it has a connection for each. One call at a time."""
 
     def __init__(self, connections: Connections, chain: int) -> None:
         self._connections = connections
         self._chain = chain
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Connection | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -126,13 +126,20 @@ class ServerSession:
         error.resender = resend
         return error
 
-    def _connected(self, deadline: float) -> psycopg.Connection[Any]:
-        connection = self._connection
-        if connection is None or connection.closed:
-            connection = self._connection = self._connections.connect(deadline)
-        return connection
+    def _connected(self, deadline: float) -> Connection:
+        if self._connection is not None and self._connection.closed:
+            self.rest()
+        if self._connection is None:
+            self._connection = self._connections.take(deadline)
+        return self._connection
 
-    def _ended(self, connection: psycopg.Connection[Any]) -> None:
+    def rest(self) -> None:
+        """Give its connection back until the next commit."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._connections.give_back(connection)
+
+    def _ended(self, connection: Connection) -> None:
         """No transaction is open any more."""
         try:
             connection.execute("rollback")
@@ -145,7 +152,7 @@ class ServerSession:
             self._connection.close()
 
     def _attempt(
-        self, connection: psycopg.Connection[Any], request: WriteSet, told: dict[bytes, int], sequence: int,
+        self, connection: Connection, request: WriteSet, told: dict[bytes, int], sequence: int,
         digest: int, sync: bool,
     ) -> Applied:
         if not self._is_stored:
@@ -217,7 +224,7 @@ class ServerSession:
         return Applied(now_us + 1, results)
 
     def _create(
-        self, connection: psycopg.Connection[Any], missing: list[bytes], told: dict[bytes, int]
+        self, connection: Connection, missing: list[bytes], told: dict[bytes, int]
     ) -> None:
         """Make rows of buckets, in a transaction of its own.
 
@@ -246,7 +253,7 @@ class ServerSession:
         told.update({bucket: 0 for bucket in missing if bucket not in told})
 
     def _known(
-        self, connection: psycopg.Connection[Any], row: tuple[Any, ...] | None, sequence: int, digest: int
+        self, connection: Connection, row: tuple[Any, ...] | None, sequence: int, digest: int
     ) -> Applied:
         """The outcome of a commit that was made by an earlier attempt."""
         connection.execute("rollback")
@@ -256,7 +263,7 @@ class ServerSession:
         return Applied(row[2], msgpack.unpackb(row[3]))
 
     def _write(
-        self, connection: psycopg.Connection[Any], effects: Effects, version: int, sequence: int, digest: int,
+        self, connection: Connection, effects: Effects, version: int, sequence: int, digest: int,
         locked: set[bytes],
     ) -> None:
         written = sorted({owner_bucket(bucket) for bucket in effects.buckets} & locked)
@@ -325,6 +332,7 @@ class ServerSessions:
 
     def give_back(self, session: ServerSession) -> None:
         """It is free again."""
+        session.rest()
         with self._lock:
             self._free.append(session)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +15,7 @@ import psycopg
 from inmem.engines.postgres.address import Address
 from inmem.engines.postgres.green import Connection, in_thread, pause
 from inmem.engines.postgres.hints import Hints
+from inmem.engines.postgres.turns import Turns
 from inmem.errors import (
     ClosedError,
     InmemError,
@@ -27,6 +28,9 @@ from inmem.errors import (
 T = TypeVar("T")
 
 CLOCK: Final = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
+AT_ONCE: Final = 16  # connections in use, by the threads of a process, and by the coroutines of each loop
+KEPT: Final = 2  # that are free, however long
+IDLE_S: Final = 10.0  # for which others are kept
 _PAUSE_S: Final = 0.05  # between two attempts to connect
 # What libpq says without a state of SQL, where trying again is of no use.
 _LASTING: Final = ("authentication failed", "no pg_hba.conf entry", "does not exist", "no password supplied")
@@ -39,9 +43,9 @@ class Connections:
         self._address = address
         self._timeout_s = timeout_s
         self.durability = "sync"  # of the store: what is asked of the server for each commit
-        self._free: list[psycopg.Connection[Any]] = []
-        self._all: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        self._free: deque[Connection] = deque()  # the one that was used last is taken first
+        self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._turns = self._all_free()
         self.is_closed = False
         self.hints = Hints()
         self.ahead_us = 0  # of the server's clock, as it was seen last
@@ -57,7 +61,10 @@ class Connections:
         """The server has said what time it is, a moment ago."""
         self.ahead_us = clock_us - time.time_ns() // 1000
 
-    def connect(self, deadline: float) -> psycopg.Connection[Any]:
+    def _all_free(self) -> Turns:
+        return Turns(self._address.connections or AT_ONCE)
+
+    def connect(self, deadline: float) -> Connection:
         """A new connection.
 
         Raises:
@@ -85,7 +92,7 @@ class Connections:
         self._prepare(connection)
         return connection
 
-    def _prepare(self, connection: psycopg.Connection[Any]) -> None:
+    def _prepare(self, connection: Connection) -> None:
         """Settings of a connection, by a statement: a pooling proxy takes no options."""
         waits = "" if self.durability == "sync" else ", set_config('synchronous_commit', 'off', false)"
         connection.execute(
@@ -94,24 +101,48 @@ class Connections:
             (self._address.schema,),
         )
 
-    def take(self, deadline: float | None = None) -> psycopg.Connection[Any]:
+    def take(self, deadline: float | None = None) -> Connection:
         """A connection that nobody else uses."""
-        with self._lock:
-            if self._free:
-                return self._free.pop()
-        return self.connect(time.monotonic() + self._timeout_s if deadline is None else deadline)
+        deadline = time.monotonic() + self._timeout_s if deadline is None else deadline
+        turn = self._turns.take(deadline)
+        try:
+            try:
+                connection = self._free.pop()
+            except IndexError:
+                connection = self.connect(deadline)
+        except BaseException:
+            self._turns.give_back(turn)
+            raise
+        connection.turn = turn
+        return connection
 
-    def give_back(self, connection: psycopg.Connection[Any]) -> None:
+    def give_back(self, connection: Connection) -> None:
         """It is free again; one that is broken is dropped."""
-        status = connection.info.transaction_status
-        if status != psycopg.pq.TransactionStatus.IDLE or self.is_closed:
+        turn, connection.turn = connection.turn, None
+        if connection.closed or self.is_closed or not _is_idle(connection):
             connection.close()
-            return
-        with self._lock:
+        else:
+            connection.free_since = time.monotonic()
             self._free.append(connection)
+            if self.is_closed:
+                connection.close()
+        if turn is not None:
+            self._turns.give_back(turn)
+
+    def close_idle(self, idle_s: float = IDLE_S) -> None:
+        """Close those that nobody has used for a while, but for a few."""
+        while len(self._free) > KEPT:
+            try:
+                oldest = self._free.popleft()
+            except IndexError:
+                return
+            if time.monotonic() - oldest.free_since < idle_s:
+                self._free.appendleft(oldest)
+                return
+            oldest.close()
 
     @contextmanager
-    def one(self) -> Iterator[psycopg.Connection[Any]]:
+    def one(self) -> Iterator[Connection]:
         """A connection for a block."""
         connection = self.take()
         try:
@@ -119,7 +150,7 @@ class Connections:
         finally:
             self.give_back(connection)
 
-    def read(self, ask: Callable[[psycopg.Connection[Any]], T]) -> T:
+    def read(self, ask: Callable[[Connection], T]) -> T:
         """What `ask` gets of a connection; asked again if that is lost, as it changes nothing."""
         deadline = time.monotonic() + self._timeout_s
         while True:
@@ -137,19 +168,22 @@ class Connections:
         """Close all, and those that come back later. What is under way ends, as if a connection was lost."""
         self.is_closed = True
         every = [*self._all]  # before those that are free go
-        with self._lock:
-            self._free = []
+        self._free.clear()
         for connection in every:
             connection.close()
 
     def after_fork_in_child(self) -> None:
         """The parent's are not touched: psycopg ends none that another process has made."""
-        self._lock = threading.Lock()
-        self._free = []
+        self._free = deque()
         self._all = weakref.WeakSet()
+        self._turns = self._all_free()
 
 
-def is_lost(error: psycopg.Error, connection: psycopg.Connection[Any]) -> bool:
+def _is_idle(connection: Connection) -> bool:
+    return connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+
+def is_lost(error: psycopg.Error, connection: Connection) -> bool:
     """Whether an error says that the connection is gone, or the server is not to be written to now."""
     return connection.closed or connection.broken or is_passing(error)
 

@@ -128,6 +128,8 @@ async def _in_thread(call: Callable[[], T], drop: Callable[[T], None]) -> T:
 class Connection(psycopg.Connection[Any]):
     """A connection that waits as whoever uses it does. One call at a time."""
 
+    turn: Any = None  # of who uses it: see `turns`
+    free_since = 0.0
     waiter: asyncio.Future[int] | None = None
     blocked = 0  # how often a loop's thread had to wait: for tests
 

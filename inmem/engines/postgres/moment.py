@@ -11,6 +11,7 @@ import psycopg
 from inmem.engines.base import Item
 from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, owner_bucket
 from inmem.engines.postgres.connections import CLOCK, Connections
+from inmem.engines.postgres.green import Connection
 from inmem.errors import ClosedError, SnapshotTooOldError, WriterUnavailableError
 
 _FIRST_PAGE: Final = 64
@@ -27,12 +28,17 @@ class ServerMoment:
         self._max_age_s = max_age_s
         self._born = time.monotonic()
         self._ended_by: str | None = None
-        self._connection: psycopg.Connection[Any] | None = connections.take()
+        self._connection: Connection | None = connections.take()
         self.seen: dict[bytes, int] = {}
         connection = self._connection
-        with connection.pipeline():
-            connection.execute("begin isolation level repeatable read read only")
-            found = connection.execute(f"select {CLOCK}")
+        try:
+            with connection.pipeline():
+                connection.execute("begin isolation level repeatable read read only")
+                found = connection.execute(f"select {CLOCK}")
+        except BaseException:
+            connection.close()
+            connections.give_back(connection)
+            raise
         self.now_us: int = found.fetchone()[0]  # type: ignore[index]
         connections.saw(self.now_us)
 
@@ -42,7 +48,7 @@ class ServerMoment:
         self._open()
         return self.now_us
 
-    def _open(self) -> psycopg.Connection[Any]:
+    def _open(self) -> Connection:
         connection = self._connection
         if connection is None:
             if self._ended_by is not None:

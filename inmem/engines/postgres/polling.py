@@ -29,6 +29,7 @@ from inmem.client.tracking import StoredVersion
 from inmem.client.waiting import Watched, check_not_deleted
 from inmem.engines.base import Item
 from inmem.engines.postgres.connections import CLOCK, Connections
+from inmem.engines.postgres.green import Connection
 from inmem.engines.postgres.hints import LISTEN, is_hint_for
 from inmem.engines.postgres.moment import SUM, ServerMoment
 from inmem.errors import ClosedError, InmemError, LimitError, WriterUnavailableError
@@ -213,7 +214,7 @@ class _Watch:
 
     def __init__(self, store: Begins) -> None:
         self.waiters: dict[Waiter, None] = {}
-        self.connection: psycopg.Connection[Any] | None = None
+        self.connection: Connection | None = None
         self.statements = 0
         self._store = store
         self._at: dict[bytes | Wide, dict[Waiter, None]] = {}  # in the order in which they came
