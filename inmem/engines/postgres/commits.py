@@ -63,6 +63,7 @@ class ServerSession:
         self._connections = connections
         self._chain = chain
         self._connection: Connection | None = None
+        self._used_at = time.monotonic()
         self._begin()
 
     def _begin(self) -> None:
@@ -82,6 +83,10 @@ class ServerSession:
             request = decode(body)
         except MalformedError as error:
             raise InvalidInputError(str(error)) from None
+        now = time.monotonic()
+        if now - self._used_at > self._connections.session_ttl_s / 2:
+            self._begin()  # it may have been trimmed
+        self._used_at = now
         sequence = self._sequence + 1
         digest = xxhash.xxh3_64_intdigest(body) - (1 << 63)
         deadline = time.monotonic() + timeout_s

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 
+from inmem.config import Settings
 from inmem.engines.postgres.address import Address
 from inmem.engines.postgres.green import Connection, in_thread, pause
 from inmem.engines.postgres.hints import Hints
@@ -47,6 +48,8 @@ class Connections:
         self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._turns = self._all_free()
         self.is_closed = False
+        self.session_ttl_s = Settings().session_ttl_s
+        self.on_connect: Callable[[], None] = lambda: None
         self.hints = Hints()
         self.ahead_us = 0  # of the server's clock, as it was seen last
 
@@ -82,6 +85,7 @@ class Connections:
                 pause(_PAUSE_S)
             else:
                 self._all.add(connection)
+                self.on_connect()
                 return connection
 
     def _connect(self, deadline: float) -> Connection:
