@@ -45,19 +45,15 @@ class _Turn:
         self._lock = asyncio.Lock()
         self._owner: asyncio.Task[Any] | None = None
 
-    async def taken(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    async def taken(self, spawned: Spawned[T]) -> T:
         """What it gives, run when it is its turn."""
         me = asyncio.current_task()
         if self._owner is me:
-            return await Spawned(coroutine)
-        try:
-            await self._lock.acquire()
-        except BaseException:
-            coroutine.close()
-            raise
+            return await spawned
+        await self._lock.acquire()
         self._owner = me
         try:
-            return await Spawned(coroutine)
+            return await spawned
         finally:
             self._owner = None
             self._lock.release()
@@ -84,8 +80,12 @@ async def _awaits(awaitable: Any) -> Any:
     return await awaitable
 
 
-async def _spawned(coroutine: Coroutine[Any, Any, T], turn: _Turn | None) -> T:
-    return await (Spawned(coroutine) if turn is None else turn.taken(coroutine))
+async def _given_later(spawned: Spawned[T], turn: _Turn | None) -> T:
+    return await (spawned if turn is None else turn.taken(spawned))
+
+
+def _spawned(coroutine: Coroutine[Any, Any, T], turn: _Turn | None) -> Coroutine[Any, Any, T]:
+    return _given_later(Spawned(coroutine), turn)
 
 
 def _given(result: Any, turn: _Turn | None) -> Any:

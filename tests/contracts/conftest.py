@@ -20,6 +20,7 @@ class Home:
     """A store, and handles of it."""
 
     name = ""
+    place: Any = ""  # what `inmem.open` takes
 
     def open(self, **namespace: Any) -> inmem.Database:
         """A handle, by default of the default namespace; others open more of the same store."""
@@ -31,6 +32,7 @@ class LocalHome(Home):
 
     def __init__(self) -> None:
         self.database = inmem.open()
+        self.place = self.database.path
 
     def open(self, **namespace: Any) -> inmem.Database:
         return inmem.open(self.database.path, **namespace)
@@ -47,7 +49,7 @@ class PostgresHome(Home):
         self.conninfo = server.conninfo
         PostgresHome.number += 1
         self.schema = f"home_{self.number}"
-        self.url = f"{server.url}?schema={self.schema}"
+        self.place = self.url = f"{server.url}?schema={self.schema}"
 
     def open(self, **namespace: Any) -> inmem.Database:
         return inmem.open(self.url, **namespace)
@@ -88,6 +90,26 @@ def shared_db(home: Home) -> Iterator[inmem.Database]:
     """One handle for all tests of a module."""
     with home.open() as database:
         yield database
+
+
+class Fresh:
+    """Gives what to open, of a store on one of the engines: a namespace that nobody has used."""
+
+    number = 0
+
+    def __init__(self, home: Home) -> None:
+        self.engine = home.name
+        self._place = home.place
+
+    def __call__(self) -> dict[str, Any]:
+        Fresh.number += 1
+        return {"path": self._place, "agent": f"fresh-{Fresh.number}"}
+
+
+@pytest.fixture
+def fresh(home: Home) -> Fresh:
+    """Namespaces that nobody has used."""
+    return Fresh(home)
 
 
 @pytest.fixture(autouse=True)

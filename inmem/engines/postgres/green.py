@@ -43,6 +43,9 @@ class Spawned(Generic[T]):
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
 
+    def __del__(self) -> None:
+        self._coroutine.close()  # if nobody has awaited it
+
     def __await__(self) -> Generator[Any, Any, T]:
         here = getcurrent()
         if type(here) is _Green:
@@ -132,6 +135,9 @@ class Connection(psycopg.Connection[Any]):
     free_since = 0.0
     waiter: asyncio.Future[int] | None = None
     blocked = 0  # how often a loop's thread had to wait: for tests
+
+    def __del__(self) -> None:
+        """psycopg warns here. An interrupt between two lines may drop one: libpq ends it with its object."""
 
     def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
         """Wait for the server."""
