@@ -18,7 +18,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from types import FunctionType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -62,18 +62,48 @@ class _Turn:
 class _Stream(AsyncIterator[T]):
     """What an asynchronous iterator gives; each step is spawned."""
 
-    __slots__ = ("_items", "_turn")
+    __slots__ = ("_begun", "_items", "_turn")
 
-    def __init__(self, items: Any, turn: _Turn | None) -> None:
+    def __init__(self, items: Any, turn: _Turn | None, begun: _Begun | None = None) -> None:
         self._items = items
         self._turn = turn
+        self._begun = begun
 
     async def __anext__(self) -> T:
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            self._items = await begun
         return await _spawned(_awaits(self._items.__anext__()), self._turn)
 
     async def aclose(self) -> None:
         """End it, as `contextlib.aclosing` does."""
-        await _spawned(_awaits(self._items.aclose()), self._turn)
+        self._begun = None
+        if self._items is not None:
+            await _spawned(_awaits(self._items.aclose()), self._turn)
+
+
+class _Begun:
+    """A call that was begun outside of what can wait: the rest of it."""
+
+    __slots__ = ("_step", "_steps")
+
+    def __init__(self, step: Any, steps: Generator[Any, Any, Any]) -> None:
+        self._step = step
+        self._steps = steps
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        step = self._step
+        while True:
+            try:
+                yield step
+            except BaseException as error:
+                go_on = functools.partial(self._steps.throw, error)
+            else:
+                go_on = functools.partial(self._steps.send, None)
+            try:
+                step = go_on()
+            except StopIteration as end:
+                return end.value
 
 
 async def _awaits(awaitable: Any) -> Any:
@@ -100,9 +130,19 @@ def _given(result: Any, turn: _Turn | None) -> Any:
 
 
 def _wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+    streams = str(method.__annotations__.get("return", "")).startswith("AsyncIterator")
+
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _given(method(self, *args, **kwargs), getattr(self, "_turn", None))
+        turn = getattr(self, "_turn", None)
+        if not streams:
+            return _given(method(self, *args, **kwargs), turn)
+        steps = Spawned(_called(functools.partial(method, self, *args, **kwargs))).__await__()
+        try:
+            step = steps.send(None)
+        except StopIteration as end:  # as nearly always: it is the first item that is waited for
+            return _given(end.value, turn)
+        return _Stream(None, turn, _Begun(step, steps))
 
     return call
 

@@ -32,7 +32,6 @@ class LocalHome(Home):
 
     def __init__(self) -> None:
         self.database = inmem.open()
-        self.place = self.database.path
 
     def open(self, **namespace: Any) -> inmem.Database:
         return inmem.open(self.database.path, **namespace)
@@ -93,23 +92,28 @@ def shared_db(home: Home) -> Iterator[inmem.Database]:
 
 
 class Fresh:
-    """Gives what to open, of a store on one of the engines: a namespace that nobody has used."""
+    """Gives what to open: a store of its own, or a namespace that nobody has used."""
 
     number = 0
 
     def __init__(self, home: Home) -> None:
         self.engine = home.name
+        self.opened = ExitStack()
         self._place = home.place
 
     def __call__(self) -> dict[str, Any]:
+        if self.engine == "local":
+            return {"path": self.opened.enter_context(inmem.open()).path}
         Fresh.number += 1
-        return {"path": self._place, "agent": f"fresh-{Fresh.number}"}
+        return {"path": self._place, "agent": f"fresh-{Fresh.number:05}"}
 
 
 @pytest.fixture
-def fresh(home: Home) -> Fresh:
-    """Namespaces that nobody has used."""
-    return Fresh(home)
+def fresh(home: Home) -> Iterator[Fresh]:
+    """What nobody has used."""
+    found = Fresh(home)
+    with found.opened:
+        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,6 @@ from typing import Any, Final, Protocol
 
 import psycopg
 
-from inmem.client.tracking import StoredVersion
 from inmem.client.waiting import Watched, check_not_deleted
 from inmem.engines.base import Item
 from inmem.engines.postgres.connections import CLOCK, Connections
