@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from inmem.client.tracking import StoredVersion, TrackedReads
 from inmem.client.views import closed
@@ -53,9 +53,9 @@ class Watched:
         self.checked = reads.snapshot().version  # up to this version nothing has changed
         self._waits = waits
         self.expiry_us = reads.expiry_us
-        self._walks = waits.walks(reads.snapshot())
         ranges = [(s, e, n) for s, e, n in reads.ranges]
-        self._seen = WriteSet(reads.snapshot().version, reads.expiry_us, reads.reads, ranges, [])
+        self.reads = WriteSet(reads.snapshot().version, reads.expiry_us, reads.reads, ranges, [])
+        self.walks = waits.walks(reads.snapshot(), self.reads, prefix)
         places = {place_of(key) for key in reads.reads}
         for start, end, _ in reads.ranges:
             bucket = bucket_of(start)
@@ -81,7 +81,7 @@ class Watched:
         check_not_deleted(snapshot, self.prefix)
         self.checked = snapshot.version
         try:
-            validate(self._seen, snapshot, self._walks, snapshot.now_us)
+            validate(self.reads, snapshot, self.walks, snapshot.now_us)
         except ConflictError as error:
             let_through(error)
             return True
@@ -126,8 +126,8 @@ def check_not_deleted(snapshot: StoredVersion, prefix: bytes) -> None:
 class Waits(Protocol):
     """Who lets callers sleep until something has changed: see `Waiting.wait`."""
 
-    def walks(self, snapshot: StoredVersion) -> Recent:
-        """What is known, in later snapshots, of writes since this one."""
+    def walks(self, snapshot: Any, reads: WriteSet, prefix: bytes) -> Recent:
+        """What is known, in later snapshots, of writes since this one, in which so much was read."""
 
     def wait(self, watched: Watched, deadline: float) -> None: ...
 
@@ -135,7 +135,7 @@ class Waits(Protocol):
 class WalksAll:
     """Whose snapshots know nothing of the writes since an earlier one: each record is looked at."""
 
-    def walks(self, snapshot: object) -> Recent:
+    def walks(self, snapshot: object, reads: WriteSet, prefix: bytes) -> Recent:
         """See `Waits.walks`."""
         return _WALK
 

@@ -21,6 +21,7 @@ class Home:
     """A store, and handles of it."""
 
     name = ""
+    place: Any = ""  # what `inmem.open` takes
 
     def open(self, **namespace: Any) -> inmem.Database:
         """A handle, by default of the default namespace; others open more of the same store."""
@@ -48,7 +49,7 @@ class PostgresHome(Home):
         self.conninfo = server.conninfo
         PostgresHome.number += 1
         self.schema = f"home_{os.getpid()}_{PostgresHome.number}"
-        self.url = f"{server.url}?schema={self.schema}"
+        self.place = self.url = f"{server.url}?schema={self.schema}"
 
     def open(self, **namespace: Any) -> inmem.Database:
         return inmem.open(self.url, **namespace)
@@ -78,6 +79,31 @@ def shared_db(home: Home) -> Iterator[inmem.Database]:
     """One handle for all tests of a module."""
     with home.open() as database:
         yield database
+
+
+class Fresh:
+    """Gives what to open: a store of its own, or a namespace that nobody has used."""
+
+    number = 0
+
+    def __init__(self, home: Home) -> None:
+        self.engine = home.name
+        self.opened = ExitStack()
+        self._place = home.place
+
+    def __call__(self) -> dict[str, Any]:
+        if self.engine == "local":
+            return {"path": self.opened.enter_context(inmem.open()).path}
+        Fresh.number += 1
+        return {"path": self._place, "agent": f"fresh-{Fresh.number:05}"}
+
+
+@pytest.fixture
+def fresh(home: Home) -> Iterator[Fresh]:
+    """What nobody has used."""
+    found = Fresh(home)
+    with found.opened:
+        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
-"""The address of a store on a server: `postgresql://…` as libpq takes it, with one word more.
+"""The address of a store on a server: `postgresql://…` as libpq takes it, with two words more.
 
 `schema=NAME` among the words after `?` names the schema that the store's tables
-are in, `inmem` by default. All else is libpq's: several hosts, `sslmode`,
+are in, `inmem` by default; `connections=N` says how many connections the threads
+of a process use at once, and the coroutines of each loop, 16 by default. All else is libpq's: several hosts, `sslmode`,
 `passfile`, `service`, `target_session_attrs` and the rest.
 """
 
@@ -29,6 +30,7 @@ class Address:
     schema: str
     shown: str
     """The URL without passwords: what is printed, logged and pickled."""
+    connections: int = 0  # at once, by the threads of a process and by the coroutines of a loop; 0: not said
 
 
 def parse(url: str) -> Address:
@@ -46,8 +48,11 @@ def parse(url: str) -> Address:
     schema = dict(words).get("schema", SCHEMA)
     if _NAME.fullmatch(schema) is None or schema.startswith("pg_"):
         raise _refused(f"schema is {schema!r}: 1-63 of a-z, 0-9 and _, not a digit first, nor pg_")
+    connections = dict(words).get("connections", "0")
+    if re.fullmatch("[0-9]{1,4}", connections) is None:
+        raise _refused("connections is not a number of 1-9999")
     # As libpq decodes them: it knows %20, and no +.
-    words = [(name, value) for name, value in words if name != "schema"]
+    words = [(name, value) for name, value in words if name not in ("schema", "connections")]
     conninfo = urlunsplit(parts._replace(query=urlencode(words, quote_via=quote), fragment=""))
     try:
         known: dict[str, Any] = psycopg.conninfo.conninfo_to_dict(conninfo)
@@ -57,9 +62,11 @@ def parse(url: str) -> Address:
     shown_words = [(name, value) for name, value in words if name not in _SECRET]
     if schema != SCHEMA:
         shown_words.append(("schema", schema))
+    if int(connections):
+        shown_words.append(("connections", connections))
     place = user.partition(":")[0] + at + hosts
     shown = urlunsplit(("postgresql", place, parts.path, urlencode(shown_words, quote_via=quote), ""))
-    return Address(psycopg.conninfo.make_conninfo(**known), schema, shown)
+    return Address(psycopg.conninfo.make_conninfo(**known), schema, shown, int(connections))
 
 
 def _without(text: str, url: str) -> str:

@@ -26,6 +26,11 @@ def buckets_of_prefix(prefix: bytes) -> list[bytes]:
     return [b"%b\0%c" % (prefix, tag) for tag in OWNERS]
 
 
+def quiet_bucket(prefix: bytes) -> bytes:
+    """One of a run's that changes when the run is deleted, and hardly else."""
+    return b"%b\0%c" % (prefix, _RUN)
+
+
 def registry_of(start: bytes) -> bytes:
     """The row that changes whenever a run of a namespace gets its first bucket; of a range over its runs."""
     return start.partition(b"\0")[0].rpartition(b"/")[0] + REGISTRY
@@ -70,11 +75,17 @@ def _names_run(name: str, arguments: list[Any]) -> bool:
     return name.startswith(("run.", "import.")) and [*map(type, arguments[:2])] == [bytes, str]
 
 
-def buckets_of(request: WriteSet) -> list[bytes]:
-    """All that a commit locks, in order."""
+def buckets_of_reads(request: WriteSet) -> set[bytes]:
+    """Those that change when something changes that was read."""
     found = {owner_bucket(bucket_of(key)) for key in request.reads}
     for start, end, _ in request.ranges:
         found.update(buckets_of_range(start, end))
+    return found
+
+
+def buckets_of(request: WriteSet) -> list[bytes]:
+    """All that a commit locks, in order."""
+    found = buckets_of_reads(request)
     for op in request.ops:
         if op[0] == OP_CALL:
             found.update(buckets_of_call(op[1], op[2]))

@@ -33,8 +33,8 @@ from inmem.engines.postgres.buckets import (
 )
 from inmem.engines.postgres.connections import CLOCK, Connections
 from inmem.engines.postgres.failures import as_ours, is_gone, is_lost
+from inmem.engines.postgres.green import Connection, pause
 from inmem.engines.postgres.moment import SeenBuckets
-from inmem.engines.postgres.patience import PatientConnection
 from inmem.engines.postgres.stored import Changes, Fences, LockedState
 from inmem.errors import (
     CommitUnknownError,
@@ -62,12 +62,13 @@ class _Forgotten(Exception):
 
 
 class ServerSession:
-    """Whose commits have numbers; it has a connection of its own. One call at a time."""
+    """Whose commits have numbers; it has a connection for each. One call at a time."""
 
     def __init__(self, connections: Connections, chain: int) -> None:
         self._connections = connections
         self._chain = chain
-        self._connection: PatientConnection | None = None
+        self._connection: Connection | None = None
+        self._used_at = time.monotonic()
         self._resending = threading.Lock()
         self._begin()
 
@@ -91,6 +92,10 @@ class ServerSession:
             request = decode(body)
         except MalformedError as error:
             raise InvalidInputError(str(error)) from None
+        now = time.monotonic()
+        if resent is None and now - self._used_at > self._connections.session_ttl_s / 2:
+            self._begin()  # it may have been trimmed
+        self._used_at = now
         sequence = self._sequence + 1 if resent is None else resent
         digest = xxhash.xxh3_64_intdigest(body) - (1 << 63)
         deadline = time.monotonic() + timeout_s
@@ -132,10 +137,10 @@ class ServerSession:
             else:
                 self._sequence = sequence
                 return applied
-            time.sleep(random.uniform(0, pause_s))
+            pause(random.uniform(0, pause_s))
             pause_s = min(1.0, pause_s * 2)
 
-    def _forgotten(self, connection: PatientConnection) -> bool:
+    def _forgotten(self, connection: Connection) -> bool:
         """Whether the server now refuses whatever still comes of this session."""
         try:
             connection.execute("delete from sessions where session = %s", (self._id,))
@@ -163,14 +168,21 @@ class ServerSession:
         error.resender = resend
         return error
 
-    def _connected(self, deadline: float) -> PatientConnection:
-        connection = self._connection
-        if connection is None or connection.closed:
-            connection = self._connection = self._connections.connect(deadline)
-        connection.deadline = deadline
-        return connection
+    def _connected(self, deadline: float) -> Connection:
+        if self._connection is not None and self._connection.closed:
+            self.rest()
+        if self._connection is None:
+            self._connection = self._connections.take(deadline)
+        self._connection.deadline = deadline
+        return self._connection
 
-    def _ended(self, connection: PatientConnection) -> None:
+    def rest(self) -> None:
+        """Give its connection back until the next commit."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._connections.give_back(connection)
+
+    def _ended(self, connection: Connection) -> None:
         """No transaction is open any more."""
         try:
             connection.execute("rollback")
@@ -183,7 +195,7 @@ class ServerSession:
             self._connection.close()
 
     def _attempt(
-        self, connection: PatientConnection, request: WriteSet, told: dict[bytes, int], sequence: int,
+        self, connection: Connection, request: WriteSet, told: dict[bytes, int], sequence: int,
         digest: int, sync: bool,
     ) -> Applied:
         if not self._is_stored:
@@ -207,7 +219,7 @@ class ServerSession:
                     (self._id,), binary=True,
                 )
                 locked = connection.execute(
-                    f"select bucket, version from buckets where bucket = any(%s) {also}"
+                    f"select bucket, version, waiting from buckets where bucket = any(%s) {also}"
                     " order by bucket for update",
                     (buckets, *(each for start, end, _ in wide for each in (start, end))), binary=True,
                 )
@@ -218,7 +230,8 @@ class ServerSession:
                 fences = connection.execute(
                     "select digest, fence from fences where digest = any(%s)", (digests,), binary=True
                 )
-            versions: dict[bytes, int] = dict(locked.fetchall())
+            rows = locked.fetchall()
+            versions: dict[bytes, int] = {bucket: version for bucket, version, _ in rows}
             missing = [bucket for bucket in buckets if bucket not in versions]
             if not missing:
                 break
@@ -249,10 +262,12 @@ class ServerSession:
             connection.execute("rollback")
             return Applied(now_us, results)
         self._write(connection, effects, now_us + 1, sequence, digest, set(versions))
+        if waited := [bucket for bucket, _, waiting in rows if waiting > clock_us]:
+            self._connections.hints.give(connection, waited)
         return Applied(now_us + 1, results)
 
     def _create(
-        self, connection: PatientConnection, missing: list[bytes], told: dict[bytes, int]
+        self, connection: Connection, missing: list[bytes], told: dict[bytes, int]
     ) -> None:
         """Make rows of buckets, in a transaction of its own.
 
@@ -281,7 +296,7 @@ class ServerSession:
         told.update({bucket: 0 for bucket in missing if bucket not in told})
 
     def _known(
-        self, connection: PatientConnection, row: tuple[Any, ...] | None, sequence: int, digest: int
+        self, connection: Connection, row: tuple[Any, ...] | None, sequence: int, digest: int
     ) -> Applied:
         """The outcome of a commit that was made by an earlier attempt."""
         if row is None:
@@ -301,7 +316,7 @@ class ServerSession:
         return Applied(row[2], results)
 
     def _write(
-        self, connection: PatientConnection, effects: Effects, version: int, sequence: int, digest: int,
+        self, connection: Connection, effects: Effects, version: int, sequence: int, digest: int,
         locked: set[bytes],
     ) -> None:
         written = sorted({owner_bucket(bucket) for bucket in effects.buckets} & locked)
@@ -370,6 +385,7 @@ class ServerSessions:
 
     def give_back(self, session: ServerSession) -> None:
         """It is free again."""
+        session.rest()
         with self._lock:
             self._free.append(session)
 

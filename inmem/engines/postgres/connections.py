@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final, TypeVar
 
 import psycopg
 import psycopg.conninfo
 
+from inmem.config import Settings
 from inmem.engines.postgres.address import Address
 from inmem.engines.postgres.failures import as_ours, is_lost, is_passing
-from inmem.engines.postgres.patience import PatientConnection
+from inmem.engines.postgres.green import Connection, in_thread, pause
+from inmem.engines.postgres.hints import Hints
 from inmem.engines.postgres.settings import prepare
+from inmem.engines.postgres.turns import Turns
 from inmem.errors import ClosedError
 
 T = TypeVar("T")
 
 CLOCK: Final = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
 HOST: Final = socket.gethostname()
+AT_ONCE: Final = 16  # connections in use, by the threads of a process, and by the coroutines of each loop
+KEPT: Final = 2  # that are free, however long
+IDLE_S: Final = 10.0  # for which others are kept
 _PAUSE_S: Final = 0.05  # between two attempts to connect
 _ONE_OF_MANY_S: Final = 2  # for each of several hosts to answer, of which one may stand still
 
@@ -42,10 +49,13 @@ class Connections:
         hosts = str(psycopg.conninfo.conninfo_to_dict(address.conninfo).get("host", ""))
         self._one_host_s = _ONE_OF_MANY_S if "," in hosts else round(timeout_s)
         self.durability = "sync"  # of the store: what is asked of the server for each commit
-        self._free: list[PatientConnection] = []
-        self._all: weakref.WeakSet[PatientConnection] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        self._free: deque[Connection] = deque()  # the one that was used last is taken first
+        self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._turns = self._all_free()
         self.is_closed = False
+        self.session_ttl_s = Settings().session_ttl_s
+        self.on_connect: Callable[[], None] = lambda: None
+        self.hints = Hints()
         self.ahead_us = 0  # of the server's clock, as it was seen last
 
     def __repr__(self) -> str:
@@ -59,7 +69,10 @@ class Connections:
         """The server has said what time it is, a moment ago."""
         self.ahead_us = clock_us - time.time_ns() // 1000
 
-    def connect(self, deadline: float) -> PatientConnection:
+    def _all_free(self) -> Turns:
+        return Turns(self._address.connections or AT_ONCE)
+
+    def connect(self, deadline: float) -> Connection:
         """A new connection.
 
         Raises:
@@ -69,39 +82,48 @@ class Connections:
         while True:
             if self.is_closed:
                 raise ClosedError("the database is closed")
-            left_s = min(self._timeout_s, deadline - time.monotonic())
-            connection = None
             try:
-                connection = PatientConnection.connect(
-                    self._address.conninfo, autocommit=True, prepare_threshold=2,
-                    fallback_application_name=f"{application_of(self._address.schema)}{os.getpid()}@{HOST}",
-                    connect_timeout=max(1, min(round(left_s), self._one_host_s)),
-                )
-                connection.deadline = max(deadline, time.monotonic() + 1.0)
-                connection.add_notice_handler(connection.noticed)
-                prepare(connection, self._address.schema, self.durability)
-            except BaseException as error:
-                if connection is not None:
-                    connection.close()
-                if not isinstance(error, psycopg.Error):
-                    raise
+                connection = in_thread(partial(self._connect, deadline), Connection.close)
+            except psycopg.Error as error:
                 if not is_passing(error) or time.monotonic() + _PAUSE_S >= deadline:
                     raise as_ours(error) from None
-                time.sleep(_PAUSE_S)
-                with self._lock:
-                    if self._free:  # where the server takes no more, one may have come back
-                        return self._free.pop()
+                pause(_PAUSE_S)
+                if self._free:  # where the server takes no more, one may have come back
+                    return self._free.pop()
             else:
                 self._all.add(connection)
+                self.on_connect()
                 return connection
 
-    def take(self, deadline: float | None = None) -> PatientConnection:
+    def _connect(self, deadline: float) -> Connection:
+        left_s = min(self._timeout_s, deadline - time.monotonic())
+        connection = Connection.connect(
+            self._address.conninfo, autocommit=True, prepare_threshold=2,
+            fallback_application_name=f"{application_of(self._address.schema)}{os.getpid()}@{HOST}",
+            connect_timeout=max(1, min(round(left_s), self._one_host_s)),
+        )
+        try:
+            connection.deadline = max(deadline, time.monotonic() + 1.0)
+            connection.add_notice_handler(connection.noticed)
+            prepare(connection, self._address.schema, self.durability)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def take(self, deadline: float | None = None) -> Connection:
         """A connection that nobody else uses."""
         deadline = self.deadline() if deadline is None else deadline
-        with self._lock:
-            connection = self._free.pop() if self._free else None
-        if connection is None:
-            connection = self.connect(deadline)
+        turn = self._turns.take(deadline)
+        try:
+            try:
+                connection = self._free.pop()
+            except IndexError:
+                connection = self.connect(deadline)
+        except BaseException:
+            self._turns.give_back(turn)
+            raise
+        connection.turn = turn
         connection.deadline = deadline
         return connection
 
@@ -109,17 +131,33 @@ class Connections:
         """Of a call that begins now."""
         return time.monotonic() + self._timeout_s
 
-    def give_back(self, connection: PatientConnection) -> None:
+    def give_back(self, connection: Connection) -> None:
         """It is free again; one that is broken is dropped."""
-        status = connection.info.transaction_status
-        if status != psycopg.pq.TransactionStatus.IDLE or self.is_closed:
+        turn, connection.turn = connection.turn, None
+        if connection.closed or self.is_closed or not _is_idle(connection):
             connection.close()
-            return
-        with self._lock:
+        else:
+            connection.free_since = time.monotonic()
             self._free.append(connection)
+            if self.is_closed:
+                connection.close()
+        if turn is not None:
+            self._turns.give_back(turn)
+
+    def close_idle(self, idle_s: float = IDLE_S) -> None:
+        """Close those that nobody has used for a while, but for a few."""
+        while len(self._free) > KEPT:
+            try:
+                oldest = self._free.popleft()
+            except IndexError:
+                return
+            if time.monotonic() - oldest.free_since < idle_s:
+                self._free.appendleft(oldest)
+                return
+            oldest.close()
 
     @contextmanager
-    def one(self) -> Iterator[PatientConnection]:
+    def one(self) -> Iterator[Connection]:
         """A connection for a block."""
         connection = self.take()
         try:
@@ -127,13 +165,13 @@ class Connections:
         finally:
             self.give_back(connection)
 
-    def read(self, ask: Callable[[PatientConnection], T]) -> T:
+    def read(self, ask: Callable[[Connection], T]) -> T:
         """What `ask` gets of a connection; asked again if that is lost, as it changes nothing."""
         connection, found = self.held(ask)
         self.give_back(connection)
         return found
 
-    def held(self, ask: Callable[[PatientConnection], T]) -> tuple[PatientConnection, T]:
+    def held(self, ask: Callable[[Connection], T]) -> tuple[Connection, T]:
         """The same, and the connection that it was asked of, which the caller has from then on."""
         deadline = self.deadline()
         while True:
@@ -142,25 +180,33 @@ class Connections:
                 return connection, ask(connection)
             except psycopg.Error as error:
                 is_over = time.monotonic() >= deadline or not is_lost(error, connection)
-                connection.close()
+                self.drop(connection)
                 if is_over:
                     raise as_ours(error) from None
             except BaseException:
-                connection.close()
+                self.drop(connection)
                 raise
-            time.sleep(_PAUSE_S / 10)
+            pause(_PAUSE_S / 10)
+
+    def drop(self, connection: Connection) -> None:
+        """It is in an unknown state: nobody uses it again."""
+        connection.close()
+        self.give_back(connection)
 
     def close(self) -> None:
         """Close all, and those that come back later. What is under way ends, as if a connection was lost."""
         self.is_closed = True
         every = [*self._all]  # before those that are free go
-        with self._lock:
-            self._free = []
+        self._free.clear()
         for connection in every:
             connection.close()
 
     def after_fork_in_child(self) -> None:
         """The parent's are not touched: psycopg ends none that another process has made."""
-        self._lock = threading.Lock()
-        self._free = []
+        self._free = deque()
         self._all = weakref.WeakSet()
+        self._turns = self._all_free()
+
+
+def _is_idle(connection: Connection) -> bool:
+    return connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE

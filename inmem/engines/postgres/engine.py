@@ -15,9 +15,9 @@ from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
 from inmem.engines.postgres import status
+from inmem.engines.postgres.green import Connection
 from inmem.engines.postgres.latest import ServerLatest, ServerSink
 from inmem.engines.postgres.moment import ServerMoment
-from inmem.engines.postgres.patience import PatientConnection
 from inmem.engines.postgres.pipelined import PipelinedSession
 from inmem.engines.postgres.store import ServerStore
 from inmem.engines.postgres.waiting import ServerWaits
@@ -54,7 +54,7 @@ class PostgresEngine:
         self.name = store.address.shown
         self.path = None
         self.database_id = store.database_id
-        self._waits = ServerWaits(lambda: self.store)
+        self.waits = ServerWaits(lambda: self.store)
         self._latest = ServerLatest(self._get, self.snapshot, store.connections.now_us)
         self._direct = ServerSink(lambda: self.store.sessions, settings.timeout_s, default)
 
@@ -75,7 +75,7 @@ class PostgresEngine:
         return self.store.durability
 
     def _get(self, key: bytes) -> bytes | None:
-        def ask(connection: PatientConnection) -> bytes | None:
+        def ask(connection: Connection) -> bytes | None:
             found = connection.execute(
                 "select record from records where key = %s", (key,), binary=True
             ).fetchone()
@@ -109,7 +109,7 @@ class PostgresEngine:
             return self.store.sessions.commit(body, sync=sync, timeout_s=timeout_s, told=told)
 
         draft = OptimisticTransaction(
-            begin, commit, store.connections.now_us, store, self._waits, chain=store.chain,
+            begin, commit, store.connections.now_us, store, self.waits, chain=store.chain,
             timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
         )
         if self._default is not None:
@@ -161,7 +161,8 @@ class PostgresEngine:
         )
 
     def pass_on(self, name: bytes) -> None:
-        """Who waits looks again and again."""
+        """Wake one more of those who wait by `View.for_one`."""
+        self.store.poller.pass_on(name)
 
     def prefixes(self) -> Iterator[bytes]:
         """Every prefix that has records, in order; some at a time, so no snapshot grows old meanwhile."""
@@ -180,12 +181,14 @@ class PostgresEngine:
 
     def close(self) -> None:
         """Give it back."""
+        if self._store is not None:
+            self._store.poller.close(self.waits)
         self._store = None
         self._latest.close()
         self._direct.close()
         self._let_go()
 
 
-def _prefixes(connection: psycopg.Connection[Any], start: bytes) -> list[bytes]:
+def _prefixes(connection: Connection, start: bytes) -> list[bytes]:
     """The first key of each of some prefixes."""
     return [key for (key,) in connection.execute(_PREFIXES, (start,), binary=True).fetchall()]

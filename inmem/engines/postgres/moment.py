@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import psycopg
@@ -13,12 +13,13 @@ from inmem.engines.base import Item
 from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, owner_bucket
 from inmem.engines.postgres.connections import CLOCK, Connections
 from inmem.engines.postgres.failures import as_ours, is_lost
-from inmem.engines.postgres.patience import PatientConnection
+from inmem.engines.postgres.green import Connection
 from inmem.errors import ClosedError, ForkError, SnapshotTooOldError
 
 _FIRST_PAGE: Final = 64
 _MAX_PAGE: Final = 4096
 _VERSIONS: Final = "select bucket, version from buckets where"
+SUM: Final = "select coalesce(sum(version), 0)::text from buckets where bucket >= %s and bucket < %s"
 
 
 class ServerMoment:
@@ -29,7 +30,7 @@ class ServerMoment:
         self._max_age_s = max_age_s
         self._process = os.getpid()
         self._ended_by: str | None = None
-        self._connection: PatientConnection | None = None
+        self._connection: Connection | None = None
         self._connection, self.now_us = connections.held(_begin)
         self._born = time.monotonic()
         self.seen: dict[bytes, int] = {}
@@ -46,7 +47,7 @@ class ServerMoment:
         """How long ago it was taken."""
         return time.monotonic() - self._born
 
-    def _open(self) -> PatientConnection:
+    def _open(self) -> Connection:
         connection = self._connection
         if self._process != os.getpid():
             raise ForkError("the snapshot was open when this process was forked: it is its parent's")
@@ -92,12 +93,26 @@ class ServerMoment:
         found = self._ask("select fence from fences where digest = %s", (digest,))
         return found[0][0] if found else None
 
+    def get_many(self, keys: list[bytes]) -> dict[bytes, bytes | None]:
+        """The records under some keys."""
+        found: dict[bytes, bytes | None] = dict.fromkeys(keys)
+        found.update(self._ask("select key, record from records where key = any(%s)", (keys,)))
+        return found
+
+    def see(self, buckets: Iterable[bytes]) -> None:
+        """Note of which version some buckets are."""
+        unseen = [each for each in buckets if each not in self.seen]
+        if unseen:
+            self.seen.update(dict.fromkeys(unseen, 0))
+            self.seen.update(self._ask(f"{_VERSIONS} bucket = any(%s)", (unseen,)))
+
+    def sum_of(self, start: bytes, end: bytes) -> int:
+        """What grows with each commit in the buckets of a range over several runs."""
+        return int(self._ask(SUM, (start, end))[0][0])
+
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
         """Keys and records of a range, as far as they are asked for."""
-        buckets = [each for each in buckets_of_range(start, end) if each not in self.seen]
-        if buckets:
-            self.seen.update(dict.fromkeys(buckets, 0))
-            self.seen.update(self._ask(f"{_VERSIONS} bucket = any(%s)", (buckets,)))
+        self.see(buckets_of_range(start, end))
         if not is_of_one_prefix(start, end):
             self.seen.update(self._ask(f"{_VERSIONS} bucket >= %s and bucket < %s", (start, end)))
         return pages(self._ask, start, end, reverse)
@@ -117,7 +132,7 @@ class ServerMoment:
         self.close()
 
 
-def _begin(connection: PatientConnection) -> int:
+def _begin(connection: Connection) -> int:
     """Begin a snapshot; the server's time."""
     with connection.pipeline():
         connection.execute("begin isolation level repeatable read read only")

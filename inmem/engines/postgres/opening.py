@@ -30,6 +30,7 @@ def open_postgres(
         settings = replace(
             settings, snapshot_max_age_s=min(settings.snapshot_max_age_s, MAX_AGE_S)
         )
+        store.connections.session_ttl_s = settings.session_ttl_s
         return PostgresEngine(store, settings, default)
     except BaseException:
         store.let_go()

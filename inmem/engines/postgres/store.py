@@ -15,6 +15,8 @@ from inmem.engines.postgres.commits import ServerSessions
 from inmem.engines.postgres.connections import Connections
 from inmem.engines.postgres.failures import as_ours
 from inmem.engines.postgres.moment import ServerMoment
+from inmem.engines.postgres.polling import Poller
+from inmem.engines.postgres.tidying import Tidying
 from inmem.errors import (
     ConfigMismatchError,
     DatabaseGoneError,
@@ -52,6 +54,11 @@ class ServerStore:
         self.database_id, self.chain, self.durability = found
         self.connections.durability = self.durability
         self.sessions = ServerSessions(self.connections, self.chain)
+        self.listens = True  # for hints
+        self.tidying = Tidying(self)
+        self.connections.on_connect = self.tidying.start
+        self.tidying.start()
+        self.poller = Poller(self)
         self.moment().close()  # which tells the server's time
         _alive.add(self)
 
@@ -96,12 +103,16 @@ class ServerStore:
         """Close all connections that are free."""
         self.sessions.close()
         self.connections.close()
+        self.poller.end()
+        self.tidying.end()
 
     def after_fork_in_child(self) -> None:
         """The parent's connections and sessions are its own."""
         self.incarnation += 1
         self.connections.after_fork_in_child()
         self.sessions.after_fork_in_child()
+        self.poller.after_fork_in_child()
+        self.tidying.after_fork_in_child()
 
 
 _stores: dict[tuple[str, str], ServerStore] = {}  # those that handles of this process have

@@ -1,0 +1,170 @@
+"""How many connections a process uses at once: its threads together, and the coroutines of each loop.
+
+Who has one gets more without waiting for a turn: he would wait for himself. So
+does who has waited a while in which nobody gave one back: those who have them
+may be waiting for him. Then there are more connections for a while, and no deadlock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from inmem.engines.postgres.green import awaited, is_green
+from inmem.errors import BusyError
+
+_PATIENCE_S: Final = 1.0
+
+
+class Turn:
+    """Who has connections, and how many; whether he had to wait for the first one as others do."""
+
+    __slots__ = ("count", "of", "whose")
+
+    def __init__(self, whose: object, of: _Turns | None) -> None:
+        self.whose = whose
+        self.of = of
+        self.count = 1
+
+
+class Turns:
+    """The turns of one process for one store."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._threads = _ThreadTurns(limit)
+        self._loops: WeakKeyDictionary[Any, _LoopTurns] = WeakKeyDictionary()
+        self._had: dict[object, Turn] = {}
+
+    def take(self, deadline: float) -> Turn:
+        """Wait for a turn.
+
+        Raises:
+            BusyError: all connections are in use until the deadline.
+        """
+        green = is_green()
+        whose = asyncio.current_task() if green else threading.get_ident()
+        turn = self._had.get(whose)
+        if turn is not None:
+            turn.count += 1
+            return turn
+        if green:
+            loop = asyncio.get_running_loop()
+            turns = self._loops.get(loop)
+            if turns is None:
+                turns = self._loops[loop] = _LoopTurns(self._limit)
+            of = turns if turns.is_free() or awaited(turns.take(deadline)) else None
+        else:
+            of = self._threads if self._threads.take(deadline) else None
+        turn = self._had[whose] = Turn(whose, of)
+        return turn
+
+    def give_back(self, turn: Turn) -> None:
+        """A connection is free again."""
+        turn.count -= 1
+        if not turn.count:
+            self._had.pop(turn.whose, None)
+            if turn.of is not None:
+                turn.of.give_back()
+
+
+class _Turns:
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._moved_at = 0.0  # when one was given back, or somebody went on without
+
+    def give_back(self) -> None:
+        raise NotImplementedError
+
+    def _may_go_on(self, deadline: float) -> bool:
+        """Whether nothing has moved for a while, so that one may go on without a turn."""
+        now = time.monotonic()
+        if now >= deadline:
+            raise BusyError(
+                f"all {self.limit} connections of this process are in use", what="connections",
+                limit=self.limit, hint="A larger limit: ?connections=N in the URL.",
+            )
+        if now - self._moved_at < _PATIENCE_S:
+            return False
+        self._moved_at = now
+        return True
+
+
+class _ThreadTurns(_Turns):
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(limit):
+            self._free.put(None)
+
+    def take(self, deadline: float) -> bool:
+        """Whether it is a turn, or going on without."""
+        while True:
+            try:
+                self._free.get(timeout=max(0.0, min(_PATIENCE_S, deadline - time.monotonic())))
+            except Empty:
+                if self._may_go_on(deadline):
+                    return False
+            else:
+                return True
+
+    def give_back(self) -> None:
+        """It is another's turn."""
+        self._moved_at = time.monotonic()
+        self._free.put(None)
+
+
+class _LoopTurns(_Turns):
+    """All of it runs in the thread of its loop."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._left = limit
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def is_free(self) -> bool:
+        """Whether there was a turn at once."""
+        if self._left and not self._waiting:
+            self._left -= 1
+            return True
+        return False
+
+    async def take(self, deadline: float) -> bool:
+        """Whether it is a turn, or going on without."""
+        future = self._loop.create_future()
+        self._waiting.append(future)
+        try:
+            while not future.done():
+                await asyncio.wait((future,), timeout=max(0.0, min(_PATIENCE_S, deadline - time.monotonic())))
+                if not future.done() and self._may_go_on(deadline):
+                    future.cancel()
+                    return False
+        except BaseException:
+            if future.done() and not future.cancelled():
+                self._next()
+            else:
+                future.cancel()
+            raise
+        return True
+
+    def give_back(self) -> None:
+        """It is another's turn."""
+        if asyncio._get_running_loop() is self._loop:
+            self._next()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._next)
+
+    def _next(self) -> None:
+        self._moved_at = time.monotonic()
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+                return
+        self._left += 1
