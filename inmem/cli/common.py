@@ -162,11 +162,10 @@ class Where:
                 yield source
 
     @contextmanager
-    def exported(self) -> Iterator[Database | Path]:
+    def exported(self) -> Iterator[Path | str]:
         """What an export reads."""
         if self.is_server:
-            with self.open() as database:
-                yield database
+            yield self.named
         else:
             with self.served() as directory:
                 yield directory.path

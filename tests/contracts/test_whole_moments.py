@@ -12,7 +12,7 @@ from contracts.conftest import PostgresHome
 from exporting import exported
 
 import inmem
-from inmem.exchange import export_runs
+from inmem.exchange import count_runs, export_runs
 
 
 @pytest.fixture
@@ -91,6 +91,12 @@ def test_an_export_beside_writers_is_of_one_moment(db: inmem.Database, impatient
     finally:
         over.set()
         thread.join()
+
+
+def test_a_url_is_exported_as_a_path_is(db: inmem.Database, request: pytest.FixtureRequest) -> None:
+    assert exported(db.name) == exported(db) and count_runs(db.name) == 1
+    with pytest.raises(inmem.InvalidInputError, match="holds no inmem database"):
+        exported(db.name + "_not")
 
 
 def test_nobody_s_snapshot_grows_old(db: inmem.Database, impatient: None) -> None:
