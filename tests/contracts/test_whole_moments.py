@@ -28,6 +28,8 @@ def db(request: pytest.FixtureRequest) -> Iterator[inmem.Database]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each statement looks whether it may go over."""
     monkeypatch.setattr("inmem.engines.postgres.whole._RENEW_S", 0.0)
+    monkeypatch.setattr("inmem.engines.postgres.whole._FIRST_PAGE", 10)
+    monkeypatch.setattr("inmem.engines.postgres.whole._MAX_PAGE", 40)
 
 
 def numbers_of(items: Any) -> list[int]:
@@ -46,8 +48,8 @@ def test_it_goes_over_while_nobody_writes_what_it_reads(db: inmem.Database, impa
         for number, _ in enumerate(moment.scan(*range_of(db, "r"))):
             if number % 50 == 0:
                 db.kv.put("another", "k", number)
-            if moment._moment not in begun:
-                begun.append(moment._moment)
+            if moment._snapshot not in begun:
+                begun.append(moment._snapshot)
         assert number == 499 and len(begun) > 2
     finally:
         moment.close()
@@ -123,3 +125,27 @@ def test_prefixes_are_told_in_order_whatever_their_number(db: inmem.Database) ->
     found = [prefix.rpartition(b"/")[2].decode() for prefix in db.engine.prefixes()]
     assert found == sorted(found) and {f"many-{n:04}" for n in range(1100)} < set(found)
     assert db.repair_indices().repaired == [] and db.check().problems == []
+
+
+def test_large_values_make_small_pages(db: inmem.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inmem.engines.postgres.whole._FIRST_PAGE", 4096)
+    values = {f"{n:02}": bytes([n]) * 1_000_000 for n in range(12)}
+    for key, value in values.items():
+        db.kv.put("large", key, value)
+    moment: Any = db.engine.stored()
+    sizes = []
+    ask = moment.ask
+
+    def asked(query: str, *arguments: Any) -> Any:
+        found = ask(query, *arguments)
+        sizes.append(len(found))
+        return found
+
+    moment.ask = asked
+    try:
+        for reverse in (False, True):
+            found = moment.scan(*range_of(db, "large"), reverse=reverse)
+            assert [int(key[-2:]) for key, _ in found] == sorted(range(12), reverse=reverse)
+    finally:
+        moment.close()
+    assert max(sizes) <= 5
