@@ -214,7 +214,7 @@ def command(
         @functools.wraps(function)
         def run(**given: Any) -> None:
             names = ("as_json", "no_writer", "tenant", "app", "agent")
-            where = Where(given.pop("directory") or None, **{n: given.pop(n) for n in names if n in added})
+            where = Where(given.pop("directory"), **{n: given.pop(n) for n in names if n in added})
             before = given.pop("old", None)
             try:
                 if before is not None and old == "first":
