@@ -7,7 +7,9 @@ are in, `inmem` by default. All else is libpq's: several hosts, `sslmode`,
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -17,6 +19,7 @@ import psycopg.conninfo
 from inmem.errors import InvalidInputError
 
 SCHEMA: Final = "inmem"
+_HOST: Final = socket.gethostname()
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _SECRET: Final = frozenset({"password", "sslpassword", "passfile", "sslkey"})  # also paths of secrets
 
@@ -29,6 +32,15 @@ class Address:
     schema: str
     shown: str
     """The URL without passwords: what is printed, logged and pickled."""
+
+    @property
+    def programs(self) -> str:
+        """How the names begin that the server shows of a store's programs, unless these name themselves."""
+        return f"inmem {self.schema[:24]} "
+
+    def program(self) -> str:
+        """The name of this one."""
+        return f"{self.programs}{os.getpid()}@{_HOST}"
 
 
 def parse(url: str) -> Address:

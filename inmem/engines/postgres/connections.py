@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 import weakref
@@ -26,15 +24,9 @@ from inmem.errors import (
 T = TypeVar("T")
 
 CLOCK: Final = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
-HOST: Final = socket.gethostname()
 _PAUSE_S: Final = 0.05  # between two attempts to connect
 # What libpq says without a state of SQL, where trying again is of no use.
 _LASTING: Final = ("authentication failed", "no pg_hba.conf entry", "does not exist", "no password supplied")
-
-
-def application_of(schema: str) -> str:
-    """How the names of the programs begin that a server shows of a store, unless these name themselves."""
-    return f"inmem {schema[:24]} "
 
 
 class ServerConnection(psycopg.Connection[Any]):
@@ -81,7 +73,7 @@ class Connections:
             try:
                 connection = ServerConnection.connect(
                     self._address.conninfo, autocommit=True, prepare_threshold=2,
-                    fallback_application_name=f"{application_of(self._address.schema)}{os.getpid()}@{HOST}",
+                    fallback_application_name=self._address.program(),
                     connect_timeout=max(1, round(min(self._timeout_s, deadline - time.monotonic()))),
                 )
                 self._prepare(connection)
