@@ -48,6 +48,12 @@ _MAX_SCOPES = 8192  # bound scopes kept for reuse
 class Status:
     """What a writer says of itself. Sizes in bytes, counters since it started.
 
+    A store on a server has no writer: `writer_pid`, `epoch`, `generation`, `quota_bytes`, `wal_bytes`,
+    `memory_free_bytes`, what was refused and what groups took are 0 there. `image_bytes` is then of its
+    tables and `image_file_bytes` of these with their indices, `commits` as the server has counted them,
+    `durable_version` 0 unless durability is "sync", and `clients` those processes whose connections the
+    user may see.
+
     `memory_free_bytes` is what is left of the memory that the image is in: a
     switch of generation needs as much as the image holds.
     `oldest_snapshot_age_s` is for how long the oldest open snapshot has not
@@ -295,7 +301,10 @@ class Database(DatabaseFacades):
     # --- the database as a whole ----------------------------------------------------------
 
     def status(self) -> Status:
-        """What the writer says of itself. Starts one if none runs. Cost: one round trip."""
+        """What the writer, or the server, says of the store. Starts a writer if none runs.
+
+        Cost: one round trip.
+        """
         _, fields = self.engine.request(STATUS, self.settings.timeout_s)
         return Status(**fields)
 
@@ -320,7 +329,7 @@ class Database(DatabaseFacades):
         True
 
         Raises:
-            InvalidInputError: durability is "memory": there is no log.
+            InvalidInputError: durability is "memory": there is no log; or the store is on a server.
             StoreFullError: the disk has no room; the old checkpoint and the log are as they were.
             WriterUnavailableError: not done within `timeout_s` (seconds); it may be done later.
         """
@@ -342,7 +351,8 @@ class Database(DatabaseFacades):
 
         Raises:
             AlreadyExistsError: there is something of that name: a backup replaces nothing.
-            InvalidInputError: the path cannot be one, or what it lies in is not there.
+            InvalidInputError: the path cannot be one, or what it lies in is not there; or the store is on
+                a server, which has its own means.
             CorruptionError: what is there is damaged.
             StoreFullError: the disk has no room.
         """
@@ -351,6 +361,7 @@ class Database(DatabaseFacades):
     def check(self) -> CheckReport:
         """Verify image, log, chains and indices in a process of its own; changes nothing.
 
+        Of a store on a server, records, chains, indices and tables: here, each run in a snapshot of its own.
         Cost: reads everything once, about 5 µs a record. Commits go on meanwhile.
         """
         return self.engine.check()
@@ -422,7 +433,9 @@ def open(
     """Open a database, creating it and starting its writer if need be.
 
     The same call works in every process. Without a path it is a private,
-    throw-away database in memory, removed when its last holder leaves.
+    throw-away database in memory, removed when its last holder leaves. A
+    `postgresql://` URL is a store on a server, for the processes of many
+    machines; it needs the extra `postgres`.
     What the directory lies in must be there; with `create` off, a database too.
     `tenant`, `app` and `agent` are the namespace. `timeout_s` (seconds,
     default 10) bounds opening and is the default deadline of a commit.
@@ -443,8 +456,8 @@ def open(
         WriterUnavailableError: no writer before the deadline, or none runs
             and `autostart` is off.
         FormatVersionError, CorruptionError: what is there cannot be used.
-        InvalidInputError: an argument is wrong; the path is a URL, or has `~`, a variable or spaces that
-            nobody can have meant; or there is no database, and none may be created.
+        InvalidInputError: an argument is wrong; the path is another URL, or has `~`, a variable or spaces
+            that nobody can have meant; or there is no database, and none may be created.
     """
     return _open(
         path, durability=durability, tenant=tenant, app=app, agent=agent, config=config, autostart=autostart,

@@ -162,11 +162,10 @@ class Where:
                 yield source
 
     @contextmanager
-    def exported(self) -> Iterator[Database | Path]:
+    def exported(self) -> Iterator[Path | str]:
         """What an export reads."""
         if self.is_server:
-            with self.open() as database:
-                yield database
+            yield self.named
         else:
             with self.served() as directory:
                 yield directory.path
@@ -215,7 +214,7 @@ def command(
         @functools.wraps(function)
         def run(**given: Any) -> None:
             names = ("as_json", "no_writer", "tenant", "app", "agent")
-            where = Where(given.pop("directory") or None, **{n: given.pop(n) for n in names if n in added})
+            where = Where(given.pop("directory"), **{n: given.pop(n) for n in names if n in added})
             before = given.pop("old", None)
             try:
                 if before is not None and old == "first":

@@ -197,3 +197,11 @@ def test_no_password_is_shown(server: Any, scratch: Path) -> None:
     place.said("status", name="postgresql://inmem:geheim@[/x", code=1)
     old = CliRunner().invoke(app, ["runs", name])  # the older form
     assert old.exit_code == 0 and SECRET not in old.output and SECRET not in old.stderr
+
+
+def test_without_psycopg_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['psycopg'] = None; from inmem.cli import main; main()"
+    words = [sys.executable, "-c", code, "status", "-d", f"postgresql://a:{SECRET}@b/c"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and "pip install 'inmem[postgres]'" in done.stderr
+    assert SECRET not in done.stderr and "Traceback" not in done.stderr

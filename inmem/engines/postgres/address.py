@@ -8,7 +8,9 @@ of a process use at once, and the coroutines of each loop, 16 by default. All el
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -18,6 +20,7 @@ import psycopg.conninfo
 from inmem.errors import InvalidInputError
 
 SCHEMA: Final = "inmem"
+_HOST: Final = socket.gethostname()
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 _SECRET: Final = frozenset({"password", "sslpassword", "passfile", "sslkey"})  # also paths of secrets
 
@@ -31,6 +34,15 @@ class Address:
     shown: str
     """The URL without passwords: what is printed, logged and pickled."""
     connections: int = 0  # at once, by the threads of a process and by the coroutines of a loop; 0: not said
+
+    @property
+    def programs(self) -> str:
+        """How the names begin that the server shows of a store's programs, unless these name themselves."""
+        return f"inmem {self.schema[:24]} "
+
+    def program(self) -> str:
+        """The name of this one."""
+        return f"{self.programs}{os.getpid()}@{_HOST}"
 
 
 def parse(url: str) -> Address:

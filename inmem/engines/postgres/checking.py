@@ -12,7 +12,6 @@ import msgpack
 from inmem.changes import Table
 from inmem.engines.postgres.buckets import buckets_of_range
 from inmem.engines.postgres.connections import Connections
-from inmem.engines.postgres.moment import pages
 from inmem.engines.postgres.whole import WholeMoment
 from inmem.keys import Key, fence_of
 from inmem.maintenance.findings import Findings
@@ -46,7 +45,7 @@ class StoreCheck:
         """Look at the first prefix from a key on; where the next one begins, None at the end."""
         moment = WholeMoment(self._connections)
         try:
-            found = moment.ask("select key from records where key >= %s order by key limit 1", (start,))
+            found = moment.ask("select key from records where key >= %s order by key limit 1", start)
             if not found:
                 return None
             key: bytes = found[0][0]
@@ -64,7 +63,7 @@ class StoreCheck:
         start, end = prefix + b"\0", prefix + b"\1"
         moment.look(start, end)
         versions: dict[bytes, int] = {}  # of buckets, by the beginning of their keys
-        for key, record, expires in pages(moment.ask, start, end, False, columns="key, record, expires"):
+        for key, record, expires in moment.rows(start, end):
             place = key[: len(prefix) + 2]
             if place not in versions:
                 is_key = place[-1] in self._records.known and len(place) == len(prefix) + 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 import weakref
 from collections import deque
@@ -27,17 +25,11 @@ from inmem.errors import ClosedError
 T = TypeVar("T")
 
 CLOCK: Final = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
-HOST: Final = socket.gethostname()
 AT_ONCE: Final = 16  # connections in use, by the threads of a process, and by the coroutines of each loop
 KEPT: Final = 2  # that are free, however long
 IDLE_S: Final = 10.0  # for which others are kept
 _PAUSE_S: Final = 0.05  # between two attempts to connect
 _ONE_OF_MANY_S: Final = 2  # for each of several hosts to answer, of which one may stand still
-
-
-def application_of(schema: str) -> str:
-    """How the names of the programs begin that a server shows of a store, unless these name themselves."""
-    return f"inmem {schema[:24]} "
 
 
 class Connections:
@@ -99,7 +91,7 @@ class Connections:
         left_s = min(self._timeout_s, deadline - time.monotonic())
         connection = Connection.connect(
             self._address.conninfo, autocommit=True, prepare_threshold=2,
-            fallback_application_name=f"{application_of(self._address.schema)}{os.getpid()}@{HOST}",
+            fallback_application_name=self._address.program(),
             connect_timeout=max(1, min(round(left_s), self._one_host_s)),
         )
         try:

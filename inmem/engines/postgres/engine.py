@@ -138,7 +138,7 @@ class PostgresEngine:
         if kind != STATUS:
             raise status.refused(kind)
         fields = store.connections.read(
-            lambda one: status.status(one, store.address.schema, store.durability)
+            lambda one: status.status(one, store.address.programs, store.durability)
         )
         return fields["version"], fields
 

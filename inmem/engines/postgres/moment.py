@@ -42,11 +42,6 @@ class ServerMoment:
         self._open()
         return self.now_us
 
-    @property
-    def age_s(self) -> float:
-        """How long ago it was taken."""
-        return time.monotonic() - self._born
-
     def _open(self) -> Connection:
         connection = self._connection
         if self._process != os.getpid():
@@ -78,10 +73,6 @@ class ServerMoment:
                 raise as_ours(error) from None
             self._ended_by = "the connection of this snapshot was lost"
             raise SnapshotTooOldError(self._ended_by) from error
-
-    def ask(self, query: str, arguments: tuple[Any, ...]) -> list[Any]:
-        """What a statement gives; nobody remembers what that reads."""
-        return self._ask(query, arguments)
 
     def get(self, key: bytes) -> bytes | None:
         """The record under a key."""
@@ -141,15 +132,13 @@ def _begin(connection: Connection) -> int:
     return now_us
 
 
-def pages(
-    ask: Any, start: bytes, end: bytes, reverse: bool, columns: str = "key, record"
-) -> Iterator[Any]:
+def pages(ask: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[Item]:
     """Keys and records of a range, page by page; pages grow."""
     limit = _FIRST_PAGE
     order = "desc" if reverse else "asc"
     while True:
         page = ask(
-            f"select {columns} from records where key >= %s and key < %s order by key {order} limit %s",
+            f"select key, record from records where key >= %s and key < %s order by key {order} limit %s",
             (start, end, limit),
         )
         yield from page

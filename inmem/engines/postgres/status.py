@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import psycopg
 
-from inmem.engines.postgres.connections import CLOCK, application_of
+from inmem.engines.postgres.connections import CLOCK
 from inmem.errors import InvalidInputError
 from inmem.wire import CHECKPOINT, SET_BACK
 
@@ -38,9 +38,9 @@ _NOT_HERE: Final = {
 }
 
 
-def status(connection: psycopg.Connection[Any], schema: str, durability: str) -> Mapping[str, Any]:
-    """The fields of a status."""
-    found = connection.execute(_STATUS, (application_of(schema),)).fetchone()
+def status(connection: psycopg.Connection[Any], programs: str, durability: str) -> Mapping[str, Any]:
+    """The fields of a status; `programs` is how the names of a store's begin."""
+    found = connection.execute(_STATUS, (programs,)).fetchone()
     assert found is not None
     version, clock_us, sessions, commits, clients, age_s, table_bytes, all_bytes = found
     return {
