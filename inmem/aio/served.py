@@ -147,11 +147,16 @@ def _wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@functools.cache
 def _twin(cls: Any) -> Any:
+    return _made_twin(cls)
+
+
+@functools.cache
+def _made_twin(cls: Any) -> Any:
     if getattr(cls, "is_served", False):
         return cls
-    own: dict[str, Any] = {"__slots__": (), "__module__": cls.__module__, "__doc__": cls.__doc__, "is_served": True}
+    own: dict[str, Any] = {"__slots__": (), "__module__": cls.__module__, "__doc__": cls.__doc__}
+    own["is_served"] = True
     for name in dir(cls):
         method = inspect.getattr_static(cls, name)
         is_public = not name.startswith("_") or name in ("__aenter__", "__aexit__")

@@ -16,7 +16,7 @@ from inmem.config import Settings
 from inmem.engines.postgres.address import Address
 from inmem.engines.postgres.green import Connection, in_thread, pause
 from inmem.engines.postgres.hints import Hints
-from inmem.engines.postgres.turns import Turns
+from inmem.engines.postgres.turns import ConnectionTurns
 from inmem.errors import (
     ClosedError,
     InmemError,
@@ -64,8 +64,8 @@ class Connections:
         """The server has said what time it is, a moment ago."""
         self.ahead_us = clock_us - time.time_ns() // 1000
 
-    def _all_free(self) -> Turns:
-        return Turns(self._address.connections or AT_ONCE)
+    def _all_free(self) -> ConnectionTurns:
+        return ConnectionTurns(self._address.connections or AT_ONCE)
 
     def connect(self, deadline: float) -> Connection:
         """A new connection.

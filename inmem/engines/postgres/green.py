@@ -26,7 +26,7 @@ _R: Final = int(Wait.R)
 _W: Final = int(Wait.W)
 
 
-class _Green(greenlet):
+class _Green(greenlet):  # type: ignore[misc]  # it has no types
     """A stack of a coroutine's own."""
 
 
@@ -136,7 +136,7 @@ class Connection(psycopg.Connection[Any]):
     waiter: asyncio.Future[int] | None = None
     blocked = 0  # how often a loop's thread had to wait: for tests
 
-    def __del__(self) -> None:
+    def __del__(self, *_: Any) -> None:
         """psycopg warns here. An interrupt between two lines may drop one: libpq ends it with its object."""
 
     def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
@@ -213,7 +213,8 @@ def _at_once(number: int) -> int:
     found = polled.poll(0)
     if not found:
         return 0
-    return int(Ready.R) * bool(found[0][1] & ~select.POLLOUT) | int(Ready.W) * bool(found[0][1] & select.POLLOUT)
+    came = found[0][1]
+    return int(Ready.R) * bool(came & ~select.POLLOUT) | int(Ready.W) * bool(came & select.POLLOUT)
 
 
 def _told(future: asyncio.Future[Any], ready: int | None) -> None:

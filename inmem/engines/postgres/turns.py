@@ -21,7 +21,7 @@ from inmem.errors import BusyError
 _PATIENCE_S: Final = 1.0
 
 
-class Turn:
+class ConnectionTurn:
     """Who has connections, and how many; whether he had to wait for the first one as others do."""
 
     __slots__ = ("count", "of", "whose")
@@ -32,16 +32,16 @@ class Turn:
         self.count = 1
 
 
-class Turns:
+class ConnectionTurns:
     """The turns of one process for one store."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._threads = _ThreadTurns(limit)
         self._loops: WeakKeyDictionary[Any, _LoopTurns] = WeakKeyDictionary()
-        self._had: dict[object, Turn] = {}
+        self._had: dict[object, ConnectionTurn] = {}
 
-    def take(self, deadline: float) -> Turn:
+    def take(self, deadline: float) -> ConnectionTurn:
         """Wait for a turn.
 
         Raises:
@@ -58,13 +58,13 @@ class Turns:
             turns = self._loops.get(loop)
             if turns is None:
                 turns = self._loops[loop] = _LoopTurns(self._limit)
-            of = turns if turns.is_free() or awaited(turns.take(deadline)) else None
+            of: _Turns | None = turns if turns.is_free() or awaited(turns.take(deadline)) else None
         else:
             of = self._threads if self._threads.take(deadline) else None
-        turn = self._had[whose] = Turn(whose, of)
+        turn = self._had[whose] = ConnectionTurn(whose, of)
         return turn
 
-    def give_back(self, turn: Turn) -> None:
+    def give_back(self, turn: ConnectionTurn) -> None:
         """A connection is free again."""
         turn.count -= 1
         if not turn.count:
