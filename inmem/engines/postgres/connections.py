@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections import deque
@@ -106,9 +107,9 @@ class Connections:
         )
 
     def take(self, deadline: float | None = None) -> Connection:
-        """A connection that nobody else uses."""
+        """A connection that nobody else uses. Without a deadline it is waited for until others are done."""
+        turn = self._turns.take(math.inf if deadline is None else deadline)
         deadline = time.monotonic() + self._timeout_s if deadline is None else deadline
-        turn = self._turns.take(deadline)
         try:
             try:
                 connection = self._free.pop()
@@ -156,9 +157,10 @@ class Connections:
 
     def read(self, ask: Callable[[Connection], T]) -> T:
         """What `ask` gets of a connection; asked again if that is lost, as it changes nothing."""
-        deadline = time.monotonic() + self._timeout_s
+        deadline = None
         while True:
             connection = self.take(deadline)
+            deadline = deadline or time.monotonic() + self._timeout_s
             try:
                 return ask(connection)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:

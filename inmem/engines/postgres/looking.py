@@ -30,6 +30,7 @@ _SAID_US: Final = 30_000_000  # for how long that holds
 _SAY_AGAIN_S: Final = 2.0  # where it could not be said: there is no row, or somebody was writing it
 _RETRY_S: Final = 0.25  # where there is no server
 _CONNECT_S: Final = 2.0
+_CLOCK_S: Final = 5.0  # between two looks at the server's clock
 _LATER_US: Final = 20_000  # after the first of several takers whose reads have expired
 Wide = tuple[bytes, bytes]  # a range over several runs
 
@@ -76,6 +77,7 @@ class WaitersOfStore:
         self._numbers = itertools.count()
         self._pause_s = _FIRST_S
         self._changed_at = -math.inf
+        self._clock_at = 0.0
         self._said: dict[bytes, float] = {}  # until when, in buckets' rows
 
     def add(self, waiter: ServerWaiter) -> None:
@@ -195,6 +197,9 @@ class WaitersOfStore:
             now = time.monotonic()
             if now - self._changed_at >= _CALM_S and any(self._said.get(b, 0.0) < now for b in buckets):
                 self._say(buckets, now)
+            if now >= self._clock_at:  # this machine's clock may be set meanwhile
+                self._clock_at = now + _CLOCK_S
+                self._store.connections.saw(self._ask(f"select {CLOCK}")[0][0])
             found.update(self._ask("select bucket, version from buckets where bucket = any(%s)", buckets))
         for each in self._at:
             if type(each) is tuple:

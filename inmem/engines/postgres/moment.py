@@ -26,9 +26,9 @@ class ServerMoment:
     def __init__(self, connections: Connections, max_age_s: float) -> None:
         self._connections = connections
         self._max_age_s = max_age_s
-        self._born = time.monotonic()
         self._ended_by: str | None = None
         self._connection: Connection | None = connections.take()
+        self._born = time.monotonic()
         self.seen: dict[bytes, int] = {}
         connection = self._connection
         try:
@@ -112,7 +112,8 @@ class ServerMoment:
                 connection.execute("rollback")
             except psycopg.Error:
                 connection.close()
-            self._connections.give_back(connection)
+            finally:
+                self._connections.give_back(connection)
 
     def leave(self) -> None:
         """End it, whoever reads it."""

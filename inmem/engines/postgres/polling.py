@@ -43,6 +43,7 @@ class Poller:
         self._threads: dict[int, threading.Thread] = {}  # under 0, the last one that was started
         self._bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.statements = 0  # that were sent, for measuring
+        self.waiting = 0  # how many wait, as of the last look
 
     def add(self, waiter: ServerWaiter) -> None:
         """Somebody waits.
@@ -101,6 +102,7 @@ class Poller:
         try:
             while True:
                 self._take(watch)
+                self.waiting = len(watch.waiters)
                 if self._store.connections.is_closed:
                     watch.end_all(ClosedError("the database was closed"))
                 if watch.waiters:
