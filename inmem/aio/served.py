@@ -111,7 +111,10 @@ async def _awaits(awaitable: Any) -> Any:
 
 
 async def _given_later(spawned: Spawned[T], turn: _Turn | None) -> T:
-    return await (spawned if turn is None else turn.taken(spawned))
+    try:
+        return await (spawned if turn is None else turn.taken(spawned))
+    finally:
+        spawned.close()
 
 
 def _spawned(coroutine: Coroutine[Any, Any, T], turn: _Turn | None) -> Coroutine[Any, Any, T]:
@@ -199,7 +202,11 @@ class ServedSide:
     async def commit(self, draft: OptimisticTransaction, *, sync: bool, timeout_s: float) -> None:
         """See `LoopSide`."""
         draft.check_open()
-        await self.session.made(draft.commit, _itself)
+        try:
+            await self.session.made(draft.commit, _itself)
+        finally:
+            if not draft.is_over:  # cancelled before it began
+                draft.abort()
 
     def in_order(self) -> ServedCommits:
         """See `LoopSide`."""

@@ -1,4 +1,4 @@
-"""Clients whose clocks are hours apart agree on what has expired and on who has a lease: the server's clock counts."""
+"""Clients whose clocks are hours apart agree on what has expired and on who has a lease."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What expires on a server goes, in slices and under the locks of commits; old sessions and connections too."""
+"""What expires on a server goes, in slices, under the locks of commits; old sessions and connections too."""
 
 from __future__ import annotations
 
@@ -141,7 +141,12 @@ def test_a_session_that_may_have_been_forgotten_is_not_used_again(there: Postgre
 def test_idle_connections_are_closed(there: PostgresHome) -> None:
     with there.open() as db:
         db.kv.put(RUN, "k", 1)
-        threads = [threading.Thread(target=lambda: [db.kv.get(RUN, "k") for _ in range(50)]) for _ in range(40)]
+
+        def read() -> None:
+            for _ in range(50):
+                db.kv.get(RUN, "k")
+
+        threads = [threading.Thread(target=read) for _ in range(40)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -129,12 +129,13 @@ def test_a_change_wakes_soon_with_hints_and_without(there: PostgresHome, listens
             begun = threading.Event()
             at: list[float] = []
 
-            def wait(number: int = number, begun: Any = begun, at: Any = at) -> None:
+            version = db.kv.get_versioned(RUN, "k").version  # type: ignore[union-attr]
+
+            def wait(version: int = version, begun: Any = begun, at: Any = at) -> None:
                 begun.set()
                 db.kv.wait(RUN, "k", after=version, timeout_s=LONG_S)
                 at.append(time.monotonic())
 
-            version = db.kv.get_versioned(RUN, "k").version  # type: ignore[union-attr]
             thread = threading.Thread(target=wait)
             thread.start()
             begun.wait()

@@ -124,7 +124,10 @@ class Connections:
     def give_back(self, connection: Connection) -> None:
         """It is free again; one that is broken is dropped."""
         turn, connection.turn = connection.turn, None
-        if connection.closed or self.is_closed or not _is_idle(connection):
+        if (
+            connection.closed or self.is_closed or not _is_idle(connection)
+            or len(self._free) >= self._turns.limit  # some went on without a turn
+        ):
             connection.close()
         else:
             connection.free_since = time.monotonic()

@@ -43,8 +43,11 @@ class Spawned(Generic[T]):
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
 
-    def __del__(self) -> None:
-        self._coroutine.close()  # if nobody has awaited it
+    def close(self) -> None:
+        """If nobody has awaited it, nobody will."""
+        self._coroutine.close()
+
+    __del__ = close
 
     def __await__(self) -> Generator[Any, Any, T]:
         here = getcurrent()

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from inmem.engines.postgres.green import awaited, is_green
 from inmem.errors import BusyError
 
-_PATIENCE_S: Final = 0.25
+_PATIENCE_S: Final = 0.5
 
 
 class ConnectionTurn:
@@ -37,7 +37,7 @@ class ConnectionTurns:
     """The turns of one process for one store."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._threads = _ThreadTurns(limit)
         self._loops: WeakKeyDictionary[Any, _LoopTurns] = WeakKeyDictionary()
         self._had: dict[object, ConnectionTurn] = {}
@@ -58,7 +58,7 @@ class ConnectionTurns:
             loop = asyncio.get_running_loop()
             turns = self._loops.get(loop)
             if turns is None:
-                turns = self._loops[loop] = _LoopTurns(self._limit)
+                turns = self._loops[loop] = _LoopTurns(self.limit)
             of: _Turns | None = turns if turns.is_free() or awaited(turns.take(deadline)) else None
         else:
             of = self._threads if self._threads.take(deadline) else None
@@ -157,7 +157,8 @@ class _LoopTurns(_Turns):
         if not future.done():
             future.cancel()
             raise self._busy()
-        return future.result()
+        is_turn: bool = future.result()
+        return is_turn
 
     def _look(self) -> None:
         """If nothing moves, let one go on."""
