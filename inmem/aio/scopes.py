@@ -22,8 +22,8 @@ from inmem.aio.facade_sets import (
     AsyncTransactionFacades,
 )
 from inmem.aio.facade_waits import LoopWaits
-from inmem.aio.sides import LoopCommits, LoopSide, LoopWaiters
-from inmem.aio.sink import AwaitedSink, AwaitedWrites, Done
+from inmem.aio.sides import LoopSide, LoopWaiters
+from inmem.aio.sink import AwaitedSink, AwaitedWrites, Done, LoopCommits
 from inmem.callables import check_callable, check_result
 from inmem.client.applied import Applied
 from inmem.client.pipeline import PipelinedWrites

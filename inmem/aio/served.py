@@ -111,7 +111,10 @@ async def _awaits(awaitable: Any) -> Any:
 
 
 async def _given_later(spawned: Spawned[T], turn: _Turn | None) -> T:
-    return await (spawned if turn is None else turn.taken(spawned))
+    try:
+        return await (spawned if turn is None else turn.taken(spawned))
+    finally:
+        spawned.close()
 
 
 def _spawned(coroutine: Coroutine[Any, Any, T], turn: _Turn | None) -> Coroutine[Any, Any, T]:
@@ -147,11 +150,16 @@ def _wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-@functools.cache
 def _twin(cls: Any) -> Any:
+    return _made_twin(cls)
+
+
+@functools.cache
+def _made_twin(cls: Any) -> Any:
     if getattr(cls, "is_served", False):
         return cls
-    own: dict[str, Any] = {"__slots__": (), "__module__": cls.__module__, "__doc__": cls.__doc__, "is_served": True}
+    own: dict[str, Any] = {"__slots__": (), "__module__": cls.__module__, "__doc__": cls.__doc__}
+    own["is_served"] = True
     for name in dir(cls):
         method = inspect.getattr_static(cls, name)
         is_public = not name.startswith("_") or name in ("__aenter__", "__aexit__")
@@ -194,7 +202,11 @@ class ServedSide:
     async def commit(self, draft: OptimisticTransaction, *, sync: bool, timeout_s: float) -> None:
         """See `LoopSide`."""
         draft.check_open()
-        await self.session.made(draft.commit, _itself)
+        try:
+            await self.session.made(draft.commit, _itself)
+        finally:
+            if not draft.is_over:  # cancelled before it began
+                draft.abort()
 
     def in_order(self) -> ServedCommits:
         """See `LoopSide`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, TypeVar
 
 from inmem.aio.session import LoopSession
+from inmem.aio.sink import LoopCommits
 from inmem.aio.waiting import LoopWaiting
 from inmem.client.applied import Applied
 from inmem.client.retry import resolved_as
@@ -15,20 +16,6 @@ from inmem.engines.local import LocalEngine, attachment_of
 from inmem.errors import CommitUnknownError, InmemError
 
 C = TypeVar("C", bound=type)
-
-
-class LoopCommits(Protocol):
-    """Commits of an event loop; what `commit` gives is to be awaited."""
-
-    loop: Any
-
-    def commit(self, body: bytes, convert: Any, *, sync: bool, timeout_s: float) -> Any: ...
-
-    def close(self) -> None: ...
-
-    def abandon(self) -> None: ...
-
-    async def closed(self) -> None: ...
 
 
 class LoopWaiters(Protocol):
@@ -43,8 +30,12 @@ class LoopSide(Protocol):
     """What an event loop has of an engine."""
 
     engine: Any
-    session: LoopCommits
-    waits: LoopWaiters
+
+    @property
+    def session(self) -> LoopCommits: ...
+
+    @property
+    def waits(self) -> LoopWaiters: ...
 
     def twin(self, cls: C) -> C:
         """The class whose coroutines run where what they read is awaited; itself if reads do not wait."""

@@ -80,6 +80,7 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "sortedcontainers": None,
     "xxhash": None,
     "psycopg": frozenset({"engines.postgres"}),  # of the extra `postgres`
+    "greenlet": frozenset({"engines.postgres"}),
     "typer": frozenset({"cli"}),  # of the extra `cli`: the core must not need them
     "rich": frozenset({"cli"}),
 }

@@ -2,8 +2,9 @@
 
 `schema=NAME` among the words after `?` names the schema that the store's tables
 are in, `inmem` by default; `connections=N` says how many connections the threads
-of a process use at once, and the coroutines of each loop, 16 by default. All else is libpq's: several hosts, `sslmode`,
-`passfile`, `service`, `target_session_attrs` and the rest.
+of a process use at once, and the coroutines of each loop, 16 by default. All
+else is libpq's: several hosts, `sslmode`, `passfile`, `service`,
+`target_session_attrs` and the rest.
 """
 
 from __future__ import annotations

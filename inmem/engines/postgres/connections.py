@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import weakref
 from collections import deque
@@ -19,7 +20,7 @@ from inmem.engines.postgres.failures import as_ours, is_lost, is_passing
 from inmem.engines.postgres.green import Connection, in_thread, pause
 from inmem.engines.postgres.hints import Hints
 from inmem.engines.postgres.settings import prepare
-from inmem.engines.postgres.turns import Turns
+from inmem.engines.postgres.turns import ConnectionTurns
 from inmem.errors import ClosedError
 
 T = TypeVar("T")
@@ -61,8 +62,8 @@ class Connections:
         """The server has said what time it is, a moment ago."""
         self.ahead_us = clock_us - time.time_ns() // 1000
 
-    def _all_free(self) -> Turns:
-        return Turns(self._address.connections or AT_ONCE)
+    def _all_free(self) -> ConnectionTurns:
+        return ConnectionTurns(self._address.connections or AT_ONCE)
 
     def connect(self, deadline: float) -> Connection:
         """A new connection.
@@ -104,9 +105,9 @@ class Connections:
         return connection
 
     def take(self, deadline: float | None = None) -> Connection:
-        """A connection that nobody else uses."""
+        """A connection that nobody else uses. Without a deadline it is waited for until others are done."""
+        turn = self._turns.take(math.inf if deadline is None else deadline)
         deadline = self.deadline() if deadline is None else deadline
-        turn = self._turns.take(deadline)
         try:
             try:
                 connection = self._free.pop()
@@ -126,7 +127,10 @@ class Connections:
     def give_back(self, connection: Connection) -> None:
         """It is free again; one that is broken is dropped."""
         turn, connection.turn = connection.turn, None
-        if connection.closed or self.is_closed or not _is_idle(connection):
+        if (
+            connection.closed or self.is_closed or not _is_idle(connection)
+            or len(self._free) >= self._turns.limit  # some went on without a turn
+        ):
             connection.close()
         else:
             connection.free_since = time.monotonic()
@@ -165,9 +169,10 @@ class Connections:
 
     def held(self, ask: Callable[[Connection], T]) -> tuple[Connection, T]:
         """The same, and the connection that it was asked of, which the caller has from then on."""
-        deadline = self.deadline()
+        deadline = None
         while True:
             connection = self.take(deadline)
+            deadline = deadline or time.monotonic() + self._timeout_s
             try:
                 return connection, ask(connection)
             except psycopg.Error as error:

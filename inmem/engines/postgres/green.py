@@ -29,7 +29,7 @@ _R: Final = int(Wait.R)
 _W: Final = int(Wait.W)
 
 
-class _Green(greenlet):
+class _Green(greenlet):  # type: ignore[misc]  # it has no types
     """A stack of a coroutine's own."""
 
 
@@ -46,8 +46,11 @@ class Spawned(Generic[T]):
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
 
-    def __del__(self) -> None:
-        self._coroutine.close()  # if nobody has awaited it
+    def close(self) -> None:
+        """If nobody has awaited it, nobody will."""
+        self._coroutine.close()
+
+    __del__ = close
 
     def __await__(self) -> Generator[Any, Any, T]:
         here = getcurrent()
@@ -219,7 +222,8 @@ def _at_once(number: int) -> int:
     found = polled.poll(0)
     if not found:
         return 0
-    return int(Ready.R) * bool(found[0][1] & ~select.POLLOUT) | int(Ready.W) * bool(found[0][1] & select.POLLOUT)
+    came = found[0][1]
+    return int(Ready.R) * bool(came & ~select.POLLOUT) | int(Ready.W) * bool(came & select.POLLOUT)
 
 
 def _told(future: asyncio.Future[Any], ready: int | None) -> None:

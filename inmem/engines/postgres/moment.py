@@ -116,7 +116,8 @@ class ServerMoment:
                 connection.execute("rollback")
             except psycopg.Error:
                 connection.close()
-            self._connections.give_back(connection)
+            finally:
+                self._connections.give_back(connection)
 
     def leave(self) -> None:
         """End it, whoever reads it."""

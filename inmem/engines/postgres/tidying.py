@@ -25,7 +25,7 @@ SLICE: Final = 1000
 _LOOK_S: Final = 5.0  # between two looks at idle connections
 _SWEEP_S: Final = 20.0  # between two sweeps of a process, on average
 _SESSIONS_S: Final = 600.0
-_LOCK: Final = 0x696E7377  # of who sweeps; the other half is of the schema
+LOCK: Final = 0x696E7377  # of who sweeps; the other half is of the schema
 _WAIT_MS: Final = 200  # for a bucket that is always locked
 # Of the transaction: a clock that goes on would keep the index from being used.
 _NOW: Final = "(extract(epoch from now()) * 1000000)::bigint"
@@ -124,7 +124,7 @@ def trim_sessions(connections: Connections, ttl_s: float) -> int:
 def _alone(connection: psycopg.Connection[Any]) -> bool:
     """Whether nobody else tidies this store now."""
     found = connection.execute(
-        "select pg_try_advisory_xact_lock(%s, hashtext(current_schema()))", (_LOCK,)
+        "select pg_try_advisory_xact_lock(%s, hashtext(current_schema()))", (LOCK,)
     ).fetchone()
     return found is not None and found[0] is True
 

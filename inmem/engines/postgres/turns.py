@@ -8,6 +8,7 @@ may be waiting for him. Then there are more connections for a while, and no dead
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -18,10 +19,10 @@ from weakref import WeakKeyDictionary
 from inmem.engines.postgres.green import awaited, is_green
 from inmem.errors import BusyError
 
-_PATIENCE_S: Final = 1.0
+_PATIENCE_S: Final = 0.5
 
 
-class Turn:
+class ConnectionTurn:
     """Who has connections, and how many; whether he had to wait for the first one as others do."""
 
     __slots__ = ("count", "of", "whose")
@@ -32,16 +33,16 @@ class Turn:
         self.count = 1
 
 
-class Turns:
+class ConnectionTurns:
     """The turns of one process for one store."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._threads = _ThreadTurns(limit)
         self._loops: WeakKeyDictionary[Any, _LoopTurns] = WeakKeyDictionary()
-        self._had: dict[object, Turn] = {}
+        self._had: dict[object, ConnectionTurn] = {}
 
-    def take(self, deadline: float) -> Turn:
+    def take(self, deadline: float) -> ConnectionTurn:
         """Wait for a turn.
 
         Raises:
@@ -57,14 +58,14 @@ class Turns:
             loop = asyncio.get_running_loop()
             turns = self._loops.get(loop)
             if turns is None:
-                turns = self._loops[loop] = _LoopTurns(self._limit)
-            of = turns if turns.is_free() or awaited(turns.take(deadline)) else None
+                turns = self._loops[loop] = _LoopTurns(self.limit)
+            of: _Turns | None = turns if turns.is_free() or awaited(turns.take(deadline)) else None
         else:
             of = self._threads if self._threads.take(deadline) else None
-        turn = self._had[whose] = Turn(whose, of)
+        turn = self._had[whose] = ConnectionTurn(whose, of)
         return turn
 
-    def give_back(self, turn: Turn) -> None:
+    def give_back(self, turn: ConnectionTurn) -> None:
         """A connection is free again."""
         turn.count -= 1
         if not turn.count:
@@ -81,14 +82,15 @@ class _Turns:
     def give_back(self) -> None:
         raise NotImplementedError
 
-    def _may_go_on(self, deadline: float) -> bool:
+    def _busy(self) -> BusyError:
+        return BusyError(
+            f"all {self.limit} connections of this process are in use", what="connections",
+            limit=self.limit, hint="A larger limit: ?connections=N in the URL.",
+        )
+
+    def _stands_still(self) -> bool:
         """Whether nothing has moved for a while, so that one may go on without a turn."""
         now = time.monotonic()
-        if now >= deadline:
-            raise BusyError(
-                f"all {self.limit} connections of this process are in use", what="connections",
-                limit=self.limit, hint="A larger limit: ?connections=N in the URL.",
-            )
         if now - self._moved_at < _PATIENCE_S:
             return False
         self._moved_at = now
@@ -108,7 +110,9 @@ class _ThreadTurns(_Turns):
             try:
                 self._free.get(timeout=max(0.0, min(_PATIENCE_S, deadline - time.monotonic())))
             except Empty:
-                if self._may_go_on(deadline):
+                if time.monotonic() >= deadline:
+                    raise self._busy() from None
+                if self._stands_still():
                     return False
             else:
                 return True
@@ -126,7 +130,8 @@ class _LoopTurns(_Turns):
         super().__init__(limit)
         self._left = limit
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._watch: asyncio.TimerHandle | None = None
 
     def is_free(self) -> bool:
         """Whether there was a turn at once."""
@@ -139,19 +144,31 @@ class _LoopTurns(_Turns):
         """Whether it is a turn, or going on without."""
         future = self._loop.create_future()
         self._waiting.append(future)
+        if self._watch is None:
+            self._watch = self._loop.call_later(_PATIENCE_S, self._look)
         try:
-            while not future.done():
-                await asyncio.wait((future,), timeout=max(0.0, min(_PATIENCE_S, deadline - time.monotonic())))
-                if not future.done() and self._may_go_on(deadline):
-                    future.cancel()
-                    return False
+            left_s = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            await asyncio.wait((future,), timeout=left_s)
         except BaseException:
-            if future.done() and not future.cancelled():
+            if future.done() and future.result():
                 self._next()
-            else:
-                future.cancel()
+            future.cancel()
             raise
-        return True
+        if not future.done():
+            future.cancel()
+            raise self._busy()
+        is_turn: bool = future.result()
+        return is_turn
+
+    def _look(self) -> None:
+        """If nothing moves, let one go on."""
+        self._watch = None
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft()
+        if self._waiting:
+            if self._stands_still():
+                self._waiting.popleft().set_result(False)
+            self._watch = self._loop.call_later(_PATIENCE_S, self._look)
 
     def give_back(self) -> None:
         """It is another's turn."""
@@ -165,6 +182,6 @@ class _LoopTurns(_Turns):
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
-                future.set_result(None)
+                future.set_result(True)
                 return
         self._left += 1

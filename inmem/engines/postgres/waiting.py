@@ -11,8 +11,8 @@ from typing import Any
 
 from inmem.client.waiting import Watched, check_not_deleted, timed_out
 from inmem.engines.postgres.buckets import buckets_of_reads, is_of_one_prefix, quiet_bucket
+from inmem.engines.postgres.looking import ServerWaiter, Wide
 from inmem.engines.postgres.moment import SeenBuckets, ServerMoment
-from inmem.engines.postgres.polling import Waiter, Wide
 from inmem.engines.postgres.store import ServerStore
 from inmem.errors import InmemError, RunDeletedError
 from inmem.primitives.holding import ring
@@ -47,16 +47,16 @@ class ServerWaits:
         """See `Waits.walks`."""
         return _Watches(snapshot, reads, prefix)
 
-    def begin(self, watched: Watched, tell: Callable[[InmemError | None], None]) -> Waiter:
+    def begin(self, watched: Watched, tell: Callable[[InmemError | None], None]) -> ServerWaiter:
         """Have `tell` called once, in another thread, when something has changed; see `end`."""
         assert isinstance(watched.walks, _Watches)
         if watched.walks.deleted is not None:
             raise watched.walks.deleted
-        waiter = Waiter(watched, dict(watched.walks.versions), self, tell)
+        waiter = ServerWaiter(watched, dict(watched.walks.versions), self, tell)
         self._store().poller.add(waiter)
         return waiter
 
-    def end(self, waiter: Waiter, *, was_interrupted: bool) -> None:
+    def end(self, waiter: ServerWaiter, *, was_interrupted: bool) -> None:
         """He waits no more. If he was interrupted, another takes what he was told of, if he was."""
         poller = self._store().poller
         poller.discard(waiter)
