@@ -19,7 +19,8 @@ import psycopg
 from inmem.changes import Table
 from inmem.engines.base import WHOLE_RUN_S, Item
 from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix
-from inmem.engines.postgres.connections import CLOCK, Connections, as_ours, is_lost
+from inmem.engines.postgres.connections import CLOCK, Connections
+from inmem.engines.postgres.failures import as_ours, is_lost
 from inmem.errors import ClosedError, ForkError, SnapshotTooOldError
 
 _RENEW_S: Final = 1.0
