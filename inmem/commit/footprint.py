@@ -31,6 +31,7 @@ class Footprint(NamedTuple):
 
     looks_at: tuple[Range, ...]
     changes: tuple[Range, ...]
+    ends: tuple[Range, ...] = ()  # the ranges of which it looks at the last record only, as far as that is known
 
     @classmethod
     def of(cls, *ranges: Range) -> Footprint:

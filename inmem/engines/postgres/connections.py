@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 
 from inmem.engines.postgres.address import Address
+from inmem.engines.postgres.asking import Ask, AskedConnection, Row
 from inmem.errors import (
     ClosedError,
     InmemError,
@@ -24,9 +24,17 @@ from inmem.errors import (
 T = TypeVar("T")
 
 CLOCK: Final = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
+_FRESH_US: Final = 10_000_000
 _PAUSE_S: Final = 0.05  # between two attempts to connect
 # What libpq says without a state of SQL, where trying again is of no use.
 _LASTING: Final = ("authentication failed", "no pg_hba.conf entry", "does not exist", "no password supplied")
+
+
+class ServerConnection(AskedConnection):
+    """A connection that is closed when nobody has it any more."""
+
+    def __del__(self, *_: Any) -> None:
+        """psycopg warns here. An interrupt between two lines may drop one: libpq ends it with its object."""
 
 
 class Connections:
@@ -36,24 +44,29 @@ class Connections:
         self._address = address
         self._timeout_s = timeout_s
         self.durability = "sync"  # of the store: what is asked of the server for each commit
-        self._free: list[psycopg.Connection[Any]] = []
-        self._all: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        self._free: list[ServerConnection] = []
+        self._all: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
         self.is_closed = False
+        self._seen_at = 0
         self.ahead_us = 0  # of the server's clock, as it was seen last
 
     def __repr__(self) -> str:
         return f"Connections({self._address.shown!r})"
 
     def now_us(self) -> int:
-        """The server's clock, as far as it is known here."""
-        return time.time_ns() // 1000 + self.ahead_us
+        """The server's clock, as far as it is known here: it goes on as this machine's own does."""
+        return time.monotonic_ns() // 1000 + self.ahead_us
 
     def saw(self, clock_us: int) -> None:
         """The server has said what time it is, a moment ago."""
-        self.ahead_us = clock_us - time.time_ns() // 1000
+        self._seen_at = now_us = time.monotonic_ns() // 1000
+        self.ahead_us = clock_us - now_us
 
-    def connect(self, deadline: float) -> psycopg.Connection[Any]:
+    def is_fresh(self) -> bool:
+        """Whether the server's clock was seen so lately that a commit may take its time from here."""
+        return time.monotonic_ns() // 1000 - self._seen_at < _FRESH_US
+
+    def connect(self, deadline: float) -> ServerConnection:
         """A new connection.
 
         Raises:
@@ -64,7 +77,7 @@ class Connections:
             if self.is_closed:
                 raise ClosedError("the database is closed")
             try:
-                connection = psycopg.connect(
+                connection = ServerConnection.connect(
                     self._address.conninfo, autocommit=True, prepare_threshold=2,
                     connect_timeout=max(1, round(min(self._timeout_s, deadline - time.monotonic()))),
                 )
@@ -77,7 +90,7 @@ class Connections:
                 self._all.add(connection)
                 return connection
 
-    def _prepare(self, connection: psycopg.Connection[Any]) -> None:
+    def _prepare(self, connection: ServerConnection) -> None:
         """Settings of a connection, by a statement: a pooling proxy takes no options."""
         waits = "" if self.durability == "sync" else ", set_config('synchronous_commit', 'off', false)"
         connection.execute(
@@ -86,62 +99,84 @@ class Connections:
             (self._address.schema,),
         )
 
-    def take(self, deadline: float | None = None) -> psycopg.Connection[Any]:
-        """A connection that nobody else uses."""
-        with self._lock:
-            if self._free:
-                return self._free.pop()
-        return self.connect(time.monotonic() + self._timeout_s if deadline is None else deadline)
+    def take(self, deadline: float | None = None) -> ServerConnection:
+        """A connection that nobody else uses, the one that was given back last."""
+        try:
+            return self._free.pop()  # a list's own methods are safe among threads
+        except IndexError:
+            return self.connect(time.monotonic() + self._timeout_s if deadline is None else deadline)
 
-    def give_back(self, connection: psycopg.Connection[Any]) -> None:
+    def give_back(self, connection: ServerConnection) -> None:
         """It is free again; one that is broken is dropped."""
-        status = connection.info.transaction_status
-        if status != psycopg.pq.TransactionStatus.IDLE or self.is_closed:
+        if self.is_closed or not connection.is_free:
             connection.close()
             return
-        with self._lock:
-            self._free.append(connection)
+        self._free.append(connection)
+        if self.is_closed:
+            self.close()
 
     @contextmanager
-    def one(self) -> Iterator[psycopg.Connection[Any]]:
-        """A connection for a block."""
+    def one(self) -> Iterator[ServerConnection]:
+        """A connection for a block, which uses psycopg's own methods."""
         connection = self.take()
         try:
+            connection.settle()
             yield connection
         finally:
             self.give_back(connection)
 
-    def read(self, ask: Callable[[psycopg.Connection[Any]], T]) -> T:
-        """What `ask` gets of a connection; asked again if that is lost, as it changes nothing."""
+    def ask(self, *asked: Ask) -> list[list[Row]]:
+        """What some statements show that change nothing; asked again if a connection is lost."""
+
+        def ask(connection: ServerConnection) -> list[list[Row]]:
+            found = connection.ask(*asked)
+            self.give_back(connection)
+            return found
+
+        return self.held(ask)
+
+    def read(self, ask: Callable[[ServerConnection], T]) -> T:
+        """What `ask` gets of a connection by psycopg's own methods; asked again if that is lost."""
+
+        def settled(connection: ServerConnection) -> T:
+            connection.settle()
+            found = ask(connection)
+            self.give_back(connection)
+            return found
+
+        return self.held(settled)
+
+    def held(self, ask: Callable[[ServerConnection], T]) -> T:
+        """What `ask` gets of a connection, which it keeps; asked again if that is lost, as it changes nothing."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             connection = self.take(deadline)
             try:
                 return ask(connection)
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                if time.monotonic() >= deadline or not is_lost(error, connection):
-                    raise as_ours(error) from None
+                is_over = time.monotonic() >= deadline or not is_lost(error, connection)
                 connection.close()
-            finally:
-                self.give_back(connection)
+                if is_over:
+                    raise as_ours(error) from None
+            except BaseException:
+                connection.close()
+                raise
 
     def close(self) -> None:
         """Close all, and those that come back later. What is under way ends, as if a connection was lost."""
         self.is_closed = True
         every = [*self._all]  # before those that are free go
-        with self._lock:
-            self._free = []
+        self._free.clear()
         for connection in every:
             connection.close()
 
     def after_fork_in_child(self) -> None:
         """The parent's are not touched: psycopg ends none that another process has made."""
-        self._lock = threading.Lock()
         self._free = []
         self._all = weakref.WeakSet()
 
 
-def is_lost(error: psycopg.Error, connection: psycopg.Connection[Any]) -> bool:
+def is_lost(error: psycopg.Error, connection: ServerConnection) -> bool:
     """Whether an error says that the connection is gone, or the server is not to be written to now."""
     return connection.closed or connection.broken or is_passing(error)
 

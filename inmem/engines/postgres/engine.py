@@ -6,8 +6,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import psycopg
-
 from inmem.client.applied import Applied
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
@@ -15,7 +13,7 @@ from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
-from inmem.engines.postgres.moment import ServerMoment
+from inmem.engines.postgres.moment import GET, ServerMoment
 from inmem.engines.postgres.pipelined import PipelinedSession
 from inmem.engines.postgres.store import ServerStore
 from inmem.engines.postgres.waiting import ServerWaits
@@ -36,7 +34,7 @@ class PostgresEngine:
         self.name = store.address.shown
         self.database_id = store.database_id
         self._waits = ServerWaits(lambda: self.store)
-        self._latest = LatestView(self._get, self.snapshot, store.connections.now_us)
+        self._latest = LatestView(self._get, self._moment, store.connections.now_us)
         self._direct = DirectSink(lambda: self.store.sessions, settings.timeout_s, default)
 
     @property
@@ -56,13 +54,8 @@ class PostgresEngine:
         return self.store.durability
 
     def _get(self, key: bytes) -> bytes | None:
-        def ask(connection: psycopg.Connection[Any]) -> bytes | None:
-            found = connection.execute(
-                "select record from records where key = %s", (key,), binary=True
-            ).fetchone()
-            return found[0] if found else None
-
-        return self.store.connections.read(ask)
+        [found] = self.store.connections.ask((GET, (key,)))
+        return found[0][0] if found else None
 
     def latest(self) -> LatestView:
         """The newest version at each call."""
@@ -72,9 +65,14 @@ class PostgresEngine:
         """A commit for each write."""
         return self._direct
 
+    def _moment(self) -> SnapshotView:
+        return SnapshotView(self.store.moment(), self.store.connections.now_us)
+
     def snapshot(self) -> SnapshotView:
         """One version, as of now."""
-        return SnapshotView(self.store.moment(), self.store.connections.now_us)
+        view = self._moment()
+        _ = view.version  # it is taken with the first look
+        return view
 
     def transaction(self, *, timeout_s: float | None, sync: bool) -> OptimisticTransaction:
         """A transaction that reads from now on."""

@@ -3,47 +3,70 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import psycopg
 
 from inmem.engines.base import Item
-from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, owner_bucket
-from inmem.engines.postgres.connections import CLOCK, Connections
-from inmem.errors import ClosedError, SnapshotTooOldError, WriterUnavailableError
+from inmem.engines.postgres.asking import ROLLBACK, Ask, AskedConnection, Query
+from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, row_of, rows_of_bucket
+from inmem.engines.postgres.connections import CLOCK, Connections, ServerConnection
+from inmem.errors import ClosedError, SnapshotTooOldError
 
-_FIRST_PAGE: Final = 64
+FIRST_PAGE: Final = 64
 _MAX_PAGE: Final = 4096
-_VERSIONS: Final = "select bucket, version from buckets where"
+
+
+GET: Final = Query("select record from records where key = $1", "b", "b")
+_GET_MANY: Final = Query("select key, record from records where key = any($1)", "B", "bb")
+_FENCE: Final = Query("select fence from fences where digest = $1", "b", "b")
+_VERSIONS: Final = Query("select bucket, version from buckets where bucket = any($1)", "B", "bi")
+_VERSIONS_BETWEEN: Final = Query(
+    "select bucket, version from buckets where bucket >= $1 and bucket < $2", "bb", "bi"
+)
+_BEGIN: Final = Query("begin isolation level repeatable read read only")
+_CLOCK: Final = Query(f"select {CLOCK}", "", "i")
+_PAGE: Final = "select key, record from records where key >= $1 and key < $2 order by key {} limit $3"
+_PAGES: Final = {
+    False: Query(_PAGE.format("asc"), "bbi", "bb"), True: Query(_PAGE.format("desc"), "bbi", "bb")
+}
 
 
 class ServerMoment:
-    """A snapshot. It remembers of which version the buckets were whose ranges were read in it."""
+    """A snapshot, taken with what is read first. It notes of which version the buckets were that it was read in.
 
-    def __init__(self, connections: Connections, max_age_s: float) -> None:
+    With `notes_all` those of single keys too, and the records: see `Known`.
+    """
+
+    def __init__(self, connections: Connections, max_age_s: float, *, notes_all: bool = False) -> None:
         self._connections = connections
         self._max_age_s = max_age_s
         self._born = time.monotonic()
         self._ended_by: str | None = None
-        self._connection: psycopg.Connection[Any] | None = connections.take()
-        self.seen: dict[bytes, int] = {}
-        connection = self._connection
-        with connection.pipeline():
-            connection.execute("begin isolation level repeatable read read only")
-            found = connection.execute(f"select {CLOCK}")
-        self.now_us: int = found.fetchone()[0]  # type: ignore[index]
-        connections.saw(self.now_us)
+        self._is_closed = False
+        self._connection: ServerConnection | None = None
+        self._now_us = 0
+        self.known = Known()
+        self.seen = self.known.versions
+        self._notes_all = notes_all
+
+    @property
+    def now_us(self) -> int:
+        """The server's time of the snapshot."""
+        if not self._now_us:
+            self._ask()
+        return self._now_us
 
     @property
     def version(self) -> int:
-        """The server's time of the snapshot: every version that it shows is of an earlier decision."""
-        self._open()
+        """The same: every version that it shows is of an earlier decision."""
+        if self._is_closed or time.monotonic() - self._born > self._max_age_s:
+            self._check_open()
         return self.now_us
 
-    def _open(self) -> psycopg.Connection[Any]:
-        connection = self._connection
-        if connection is None:
+    def _check_open(self) -> None:
+        if self._is_closed:
             if self._ended_by is not None:
                 raise SnapshotTooOldError(self._ended_by)
             raise ClosedError("the snapshot is closed")
@@ -52,45 +75,90 @@ class ServerMoment:
             self.close()
             self._ended_by = f"the snapshot is {age:.1f} s old, the limit is {self._max_age_s} s"
             raise SnapshotTooOldError(self._ended_by, age_s=age, max_age_s=self._max_age_s)
-        return connection
 
-    def _ask(self, query: str, arguments: tuple[Any, ...]) -> list[Any]:
-        connection = self._open()
+    def _ask(self, *asked: Ask) -> list[list[Any]]:
+        self._check_open()
+        connection = self._connection
+        if connection is None:
+            return self._begun(asked)
         try:
-            return connection.execute(query, arguments, binary=True).fetchall()
+            return connection.ask(*asked)
         except psycopg.OperationalError as error:
             self.close()
             self._ended_by = "the connection of this snapshot was lost"
             raise SnapshotTooOldError(self._ended_by) from error
 
+    def _begun(self, asked: tuple[Ask, ...]) -> list[list[Any]]:
+        """What is read first, in one round trip with the snapshot's beginning."""
+
+        def begin(connection: ServerConnection) -> list[list[Any]]:
+            found = connection.ask((_BEGIN, ()), (_CLOCK, ()), *asked)
+            self._connection = connection
+            return found
+
+        self._born = time.monotonic()
+        _, clock, *found = self._connections.held(begin)
+        self._now_us = clock[0][0]
+        self._connections.saw(self._now_us)
+        return found
+
     def get(self, key: bytes) -> bytes | None:
         """The record under a key."""
-        found = self._ask("select record from records where key = %s", (key,))
-        return found[0][0] if found else None
+        if not self._notes_all:
+            [found] = self._ask((GET, (key,)))
+        else:
+            found, versions = self._ask((GET, (key,)), (_VERSIONS, ([row_of(key)],)))
+            self.seen.update(versions)
+        record: bytes | None = found[0][0] if found else None
+        if self._notes_all:
+            self.known.records[key] = record
+        return record
+
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The records under some keys, as far as there are any."""
+        asked: list[Ask] = [(_GET_MANY, (keys,))]
+        if self._notes_all:
+            asked.append((_VERSIONS, ([*{row_of(key) for key in keys}],)))
+        rows, *more = self._ask(*asked)
+        found: dict[bytes, bytes] = dict(rows)
+        if more:
+            self.seen.update(more[0])
+            self.known.records.update({key: found.get(key) for key in keys})
+        return found
 
     def fence(self, digest: bytes) -> bytes | None:
         """What is known of a deleted run, or of one that is being imported."""
-        found = self._ask("select fence from fences where digest = %s", (digest,))
+        [found] = self._ask((_FENCE, (digest,)))
         return found[0][0] if found else None
 
-    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
-        """Keys and records of a range, as far as they are asked for."""
+    def scan(
+        self, start: bytes, end: bytes, *, reverse: bool = False, first: int = FIRST_PAGE
+    ) -> Iterator[Item]:
+        """Keys and records of a range, as far as they are asked for. `first` is the size of its first page."""
+        asked: list[Ask] = []
         buckets = [each for each in buckets_of_range(start, end) if each not in self.seen]
         if buckets:
-            self.seen.update(dict.fromkeys(buckets, 0))
-            self.seen.update(self._ask(f"{_VERSIONS} bucket = any(%s)", (buckets,)))
+            asked.append((_VERSIONS, (buckets,)))
         if not is_of_one_prefix(start, end):
-            self.seen.update(self._ask(f"{_VERSIONS} bucket >= %s and bucket < %s", (start, end)))
-        return pages(self._ask, start, end, reverse)
+            asked.append((_VERSIONS_BETWEEN, (start, end)))
+
+        def page(start: bytes, end: bytes, limit: int) -> list[Item]:
+            *versions, found = self._ask(*asked, (_PAGES[reverse], (start, end, limit)))
+            if asked:
+                self.seen.update(dict.fromkeys(buckets, 0))
+                for some in versions:
+                    self.seen.update(some)
+                asked.clear()
+            return found  # type: ignore[return-value]
+
+        return pages(page, start, end, reverse, first)
 
     def close(self) -> None:
-        """End it."""
+        """End it; nobody waits for the server to do so."""
+        self._is_closed = True
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
-                connection.execute("rollback")
-            except psycopg.Error:
-                connection.close()
+            connection.tell(ROLLBACK)
             self._connections.give_back(connection)
 
     def leave(self) -> None:
@@ -98,15 +166,28 @@ class ServerMoment:
         self.close()
 
 
-def pages(ask: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[Item]:
+class Known:
+    """What somebody knows of some buckets, each of one version."""
+
+    __slots__ = ("records", "versions")
+
+    def __init__(self) -> None:
+        self.versions: dict[bytes, int] = {}
+        self.records: dict[bytes, bytes | None] = {}  # in buckets whose versions are known
+
+
+def page_of(connection: AskedConnection, start: bytes, end: bytes, limit: int, reverse: bool) -> list[Item]:
+    """Some first records of a range."""
+    return connection.ask((_PAGES[reverse], (start, end, limit)))[0]  # type: ignore[return-value]
+
+
+def pages(
+    page_of: Callable[[bytes, bytes, int], list[Item]], start: bytes, end: bytes, reverse: bool,
+    limit: int = FIRST_PAGE,
+) -> Iterator[Item]:
     """Keys and records of a range, page by page; pages grow."""
-    limit = _FIRST_PAGE
-    order = "desc" if reverse else "asc"
     while True:
-        page = ask(
-            f"select key, record from records where key >= %s and key < %s order by key {order} limit %s",
-            (start, end, limit),
-        )
+        page = page_of(start, end, limit)
         yield from page
         if len(page) < limit:
             return
@@ -118,7 +199,11 @@ def pages(ask: Any, start: bytes, end: bytes, reverse: bool) -> Iterator[Item]:
 
 
 class SeenBuckets:
-    """What is known of the last writes of buckets, to who has locked or looked at them: see `Recent`."""
+    """What is known of the last writes of buckets, to who has locked or looked at them: see `Recent`.
+
+    Versions order the commits of a row only, so a bucket of several rows is as it was seen
+    only if each of them is.
+    """
 
     def __init__(self, now: dict[bytes, int], seen: dict[bytes, int]) -> None:
         self._now = now
@@ -126,17 +211,17 @@ class SeenBuckets:
 
     def last(self, bucket: bytes) -> int:
         """The version of the last write of a bucket."""
-        return self._now.get(owner_bucket(bucket), 1 << 64)
+        return max(self._now.get(row, 1 << 64) for row in rows_of_bucket(bucket))
 
-    def seen(self, bucket: bytes, snapshot_version: int) -> int:
-        """Its version when it was read."""
-        return self._seen.get(owner_bucket(bucket), 0)
+    def is_as_seen(self, bucket: bytes, snapshot_version: int) -> bool:
+        """Whether nothing was written in it since it was read."""
+        now, seen = self._now, self._seen
+        return all(now.get(row, -1) == seen.get(row, 0) for row in rows_of_bucket(bucket))
+
+    def seen(self, key: bytes, snapshot_version: int) -> int:
+        """The version of the row of a key, when it was read."""
+        return self._seen.get(row_of(key), 0)
 
     def is_unwritten_since(self, bucket: bytes, time_us: int) -> bool:
         """Versions are times."""
         return self.last(bucket) <= time_us
-
-
-def unavailable(error: psycopg.Error) -> WriterUnavailableError:
-    """The server cannot be used now."""
-    return WriterUnavailableError(f"the server cannot be used: {type(error).__name__}")

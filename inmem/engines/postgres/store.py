@@ -48,7 +48,9 @@ class ServerStore:
         self.database_id, self.chain, self.durability = found
         self.connections.durability = self.durability
         self.sessions = ServerSessions(self.connections, self.chain)
-        self.moment().close()  # which tells the server's time
+        moment = self.moment()
+        _ = moment.now_us  # which tells the server's time
+        moment.close()
         _alive.add(self)
 
     @classmethod

@@ -63,7 +63,8 @@ def footprint(prefix: bytes, *_: Any) -> Footprint:
 
 @functools.lru_cache(maxsize=256)  # each append in a transaction asks
 def _log_footprint(prefix: bytes) -> Footprint:
-    return Footprint.of(range_of(prefix, TypeTag.EVENT), range_of(prefix, TypeTag.EVENT_BY_TYPE))
+    log = range_of(prefix, TypeTag.EVENT)
+    return Footprint.of(log, range_of(prefix, TypeTag.EVENT_BY_TYPE))._replace(ends=(log,))
 
 
 def last_event(workspace: Workspace, prefix: bytes) -> event_log.StoredEvent | None:

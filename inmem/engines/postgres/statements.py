@@ -1,0 +1,103 @@
+"""The statements of commits."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from inmem.engines.postgres.asking import Query
+from inmem.engines.postgres.connections import CLOCK
+
+LOCKED: Final = Query(
+    f"select bucket, version, state, {CLOCK} from buckets where bucket = any($1) order by bucket for update",
+    "B", "biii",
+)
+LOCKED_BETWEEN: Final = Query(
+    f"select bucket, version, state, {CLOCK} from buckets"
+    " where bucket = any($1) or bucket >= $2 and bucket < $3 order by bucket for update",
+    "Bbb", "biii",
+)
+SESSION: Final = Query(
+    "select sequence, digest, version, result from sessions where session = $1 for update", "b", "iiib"
+)
+ADD_SESSION: Final = Query(
+    "insert into sessions (session, sequence, digest, version, status, result)"
+    " values ($1, 0, 0, 0, 0, '') on conflict do nothing", "b",
+)
+RECORDS: Final = Query("select key, record from records where key = any($1)", "B", "bb")
+LAST: Final = Query(
+    "select key, record from records where key >= $1 and key < $2 order by key desc limit 1", "bb", "bb"
+)
+FENCES: Final = Query("select digest, fence from fences where digest = any($1)", "B", "bb")
+SYNC_ON: Final = Query("set local synchronous_commit = on")
+
+# Rows of buckets are made in a transaction of their own, after the registries of their namespaces changed.
+REGISTRIES: Final = Query(
+    "select bucket, version from buckets where bucket = any($1) order by bucket for update", "B", "bi"
+)
+CHANGE_REGISTRIES: Final = Query(
+    f"insert into buckets as b (bucket, version) select each, {CLOCK} from unnest($1::bytea[]) each"
+    f" order by each on conflict (bucket) do update set version = greatest(b.version + 1, {CLOCK})"
+    " returning bucket, version", "B", "bi",
+)
+ADD_BUCKETS: Final = Query(
+    "insert into buckets (bucket, version) select each, 0 from unnest($1::bytea[]) each"
+    " order by each on conflict do nothing", "B",
+)
+
+# The session's row is written last of those that are locked; who has not got it writes no record.
+_OUTCOME: Final = "update sessions set sequence = $1, digest = $2, version = {}, result = {}, active = now()"
+_OURS: Final = "where session = $3 and sequence = $1 - 1 returning sessions.version"
+_OVERWRITE: Final = "on conflict (key) do update set record = excluded.record, expires = excluded.expires"
+_NOTHING: Final = r"'\x90'"  # no results, as MessagePack
+
+
+def _hex(number: str) -> str:
+    return f"lpad(to_hex({number}), 16, '0')"
+
+
+_END: Final = "(case when e < 0 then version - 1 - e else e end)"
+_RECORD: Final = f"decode({_hex('version')} || {_hex('version - 1')}, 'hex')"
+_EXPIRING: Final = (
+    f"decode({_hex('(version | (-9223372036854775808))')} || {_hex('version - 1')} || {_hex(_END)}, 'hex')"
+)
+
+# Writes that look at nothing, decided by the server itself: what `decide` makes of plain operations.
+PUT: Final = Query(
+    f"with b as (update buckets set version = greatest(version, {CLOCK}) + 1"
+    " where bucket = $4 and state = 0 returning version),"
+    f" s as ({_OUTCOME.format('b.version', _NOTHING)} from b {_OURS}),"
+    f" p as (insert into records (key, record, expires) select $5, {_RECORD} || $6, null from s {_OVERWRITE})"
+    " select version from s", "iibbbb", "i",
+)
+WRITE_BLIND: Final = Query(
+    "with l as (select version from buckets where bucket = any($4) and state = 0 order by bucket for update),"
+    f" v as (select greatest(max(version), {CLOCK}) + 1 as version from l"
+    " having count(*) = array_length($4, 1)),"
+    " b as (update buckets set version = v.version from v where bucket = any($4)),"
+    f" s as ({_OUTCOME.format('v.version', _NOTHING)} from v {_OURS}),"
+    " p as (insert into records (key, record, expires)"
+    f" select k, case when e = 0 then {_RECORD} else {_EXPIRING} end || p,"
+    f" case when e = 0 then null else {_END} end"
+    f" from s, unnest($5::bytea[], $6::bytea[], $7::bigint[]) x(k, p, e) {_OVERWRITE}),"
+    " d as (delete from records where key = any($8) and exists (select from s))"
+    " select version from s", "iibBBBIB", "i",
+)
+
+# What was decided here.
+_PUT_ALL: Final = (
+    "p as (insert into records (key, record, expires)"
+    " select k, r, e from unnest($7::bytea[], $8::bytea[], $9::bigint[]) x(k, r, e)"
+    f" where exists (select from s) {_OVERWRITE}),"
+    " d as (delete from records where key = any($10) and exists (select from s))"
+)
+WRITE: Final = Query(
+    f"with s as ({_OUTCOME.format('$4', '$5')} {_OURS}),"
+    " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s)),"
+    f" {_PUT_ALL} select version from s", "iibibBBBIB", "i",
+)
+DELETE_RANGE: Final = Query("delete from records where key >= $1 and key < $2", "bb")
+OPEN: Final = Query("delete from fences where digest = $1", "b")
+CLOSE: Final = Query(
+    "insert into fences values ($1, $2) on conflict (digest) do update set fence = excluded.fence", "bb"
+)
+STATE: Final = Query("update buckets set state = $2 where bucket = any($1)", "Bi")
