@@ -104,7 +104,15 @@ class OptimisticTransaction(OneThread):
 
     def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The live records under some keys."""
-        return [self.read(key) for key in keys]
+        self.check_open()
+        for key in keys:
+            if self._late:
+                self._catch_up(looks_at=(exactly(key),))
+            if self._unseen:
+                self._show(exactly(key))
+        work = self._work
+        stored = self._reads.get_many([key for key in keys if not work.has(key)])
+        return [work.own(key) if work.has(key) else stored.get(key) for key in keys]
 
     def scan(
         self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False,
@@ -135,7 +143,7 @@ class OptimisticTransaction(OneThread):
                 size += len(record)
                 is_full = len(found) == limit or (max_bytes is not None and size >= max_bytes)
 
-        for key, record in snapshot.scan(start, end, reverse=reverse):
+        for key, record in snapshot.scan(start, end, reverse=reverse, limit=limit):
             while at < len(own) and not is_full and (own[at] > key if reverse else own[at] < key):
                 take(own[at], work.own(own[at]))
                 at += 1

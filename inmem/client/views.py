@@ -40,7 +40,12 @@ class SnapshotView(OneThread):
 
     def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The live records under some keys."""
-        return [self.read(key) for key in keys]
+        if self.thread != get_ident():
+            self._take_over()
+        found = self._snapshot.get_many(keys)
+        now_us = self._snapshot.now_us
+        live = {key: record for key, record in found.items() if is_live(record, now_us)}
+        return [live.get(key) for key in keys]
 
     def scan(
         self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False,
@@ -53,9 +58,9 @@ class SnapshotView(OneThread):
             return []
         found = []
         size = 0
-        now_us = self._snapshot.now_us
-        for key, record in self._snapshot.scan(start, end, reverse=reverse):
-            if is_live(record, now_us):
+        snapshot = self._snapshot
+        for key, record in snapshot.scan(start, end, reverse=reverse, limit=limit):
+            if is_live(record, snapshot.now_us):
                 found.append((key, record))
                 if len(found) == limit:
                     break
@@ -75,8 +80,8 @@ class SnapshotView(OneThread):
         """How many live records a range has."""
         if self.thread != get_ident():
             self._take_over()
-        now_us = self._snapshot.now_us
-        return sum(is_live(record, now_us) for _, record in self._snapshot.scan(start, end))
+        snapshot = self._snapshot
+        return sum(is_live(record, snapshot.now_us) for _, record in snapshot.scan(start, end))
 
     def is_deleted(self, prefix: bytes) -> bool:
         """Whether the run with this prefix was deleted."""

@@ -14,6 +14,7 @@ from inmem.errors import RunDeletedError
 
 CHUNK: Final = 512  # records of one page: bounds memory and the age of its snapshot
 CHUNK_BYTES: Final = 4 * 1024 * 1024  # as well: records may be large
+_AT_ONCE: Final = 32  # records that are read by their keys together
 
 
 def past(start: bytes, end: bytes, place: bytes | None, reverse: bool) -> tuple[bytes, bytes]:
@@ -52,15 +53,15 @@ def stream(
             last = page[-1][0]
             if record_key is not None:
                 entries, page, size = page, [], 0
-                for last, _ in entries:
-                    key = record_key(last)
-                    record = moment.read(key)
-                    if record is not None:
-                        page.append((key, record))
-                        size += len(record)
-                        if size >= CHUNK_BYTES:
-                            is_cut = True
-                            break
+                for at in range(0, len(entries), _AT_ONCE):
+                    some = [(key, record_key(key)) for key, _ in entries[at : at + _AT_ONCE]]
+                    for (last, key), record in zip(some, moment.read_many([key for _, key in some]), strict=True):
+                        if record is not None:
+                            page.append((key, record))
+                            size += len(record)
+                    if size >= CHUNK_BYTES:
+                        is_cut = True
+                        break
         count += len(page)
         yield from page
         if not is_cut:

@@ -80,7 +80,7 @@ class PostgresEngine:
         begun: list[ServerMoment] = []
 
         def begin() -> ServerMoment:
-            begun.append(self.store.moment())
+            begun.append(self.store.moment(notes=True))
             return begun[-1]
 
         def commit(body: bytes, *, sync: bool, timeout_s: float) -> Applied:
@@ -128,7 +128,7 @@ class PostgresEngine:
         moment = self.store.moment()
         try:
             start = b""
-            while item := next(moment.scan(start, b"\xff" * 8), None):
+            while item := next(moment.scan(start, b"\xff" * 8, limit=1), None):
                 prefix = item[0][: item[0].index(0)]
                 yield prefix
                 start = prefix + b"\1"

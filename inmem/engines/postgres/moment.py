@@ -14,8 +14,9 @@ from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, r
 from inmem.engines.postgres.connections import CLOCK, Connections, ServerConnection
 from inmem.errors import ClosedError, SnapshotTooOldError
 
-FIRST_PAGE: Final = 64
-_MAX_PAGE: Final = 4096
+SMALL_PAGE: Final = 16  # records of a page whose bytes are not counted
+MAX_PAGE: Final = 4096
+_PAGE_BYTES: Final = 4 << 20
 
 
 GET: Final = Query("select record from records where key = $1", "b", "b")
@@ -28,18 +29,21 @@ _VERSIONS_BETWEEN: Final = Query(
 _BEGIN: Final = Query("begin isolation level repeatable read read only")
 _CLOCK: Final = Query(f"select {CLOCK}", "", "i")
 _PAGE: Final = "select key, record from records where key >= $1 and key < $2 order by key {} limit $3"
-_PAGES: Final = {
-    False: Query(_PAGE.format("asc"), "bbi", "bb"), True: Query(_PAGE.format("desc"), "bbi", "bb")
-}
+_PAGES: Final = [Query(_PAGE.format(order), "bbi", "bb") for order in ("asc", "desc")]
+_LARGE_PAGES: Final = [
+    Query(
+        "select key, record from (select key, record, sum(octet_length(record))"
+        f" over (order by key {order} rows unbounded preceding) as size from records"
+        f" where key >= $1 and key < $2 order by key {order} limit $3) page"
+        f" where size - octet_length(record) < {_PAGE_BYTES}", "bbi", "bb",
+    ) for order in ("asc", "desc")
+]
 
 
 class ServerMoment:
-    """A snapshot, taken with what is read first. It notes of which version the buckets were that it was read in.
+    """A snapshot, taken with what is read first. With `notes` it notes what it shows, for who commits on it."""
 
-    With `notes_all` those of single keys too, and the records: see `Known`.
-    """
-
-    def __init__(self, connections: Connections, max_age_s: float, *, notes_all: bool = False) -> None:
+    def __init__(self, connections: Connections, max_age_s: float, *, notes: bool = False) -> None:
         self._connections = connections
         self._max_age_s = max_age_s
         self._born = time.monotonic()
@@ -49,7 +53,7 @@ class ServerMoment:
         self._now_us = 0
         self.known = Known()
         self.seen = self.known.versions
-        self._notes_all = notes_all
+        self._notes = notes
 
     @property
     def now_us(self) -> int:
@@ -104,20 +108,20 @@ class ServerMoment:
 
     def get(self, key: bytes) -> bytes | None:
         """The record under a key."""
-        if not self._notes_all:
+        if not self._notes:
             [found] = self._ask((GET, (key,)))
         else:
             found, versions = self._ask((GET, (key,)), (_VERSIONS, ([row_of(key)],)))
             self.seen.update(versions)
         record: bytes | None = found[0][0] if found else None
-        if self._notes_all:
+        if self._notes:
             self.known.records[key] = record
         return record
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The records under some keys, as far as there are any."""
         asked: list[Ask] = [(_GET_MANY, (keys,))]
-        if self._notes_all:
+        if self._notes:
             asked.append((_VERSIONS, ([*{row_of(key) for key in keys}],)))
         rows, *more = self._ask(*asked)
         found: dict[bytes, bytes] = dict(rows)
@@ -132,18 +136,20 @@ class ServerMoment:
         return found[0][0] if found else None
 
     def scan(
-        self, start: bytes, end: bytes, *, reverse: bool = False, first: int = FIRST_PAGE
+        self, start: bytes, end: bytes, *, reverse: bool = False, limit: int | None = None
     ) -> Iterator[Item]:
-        """Keys and records of a range, as far as they are asked for. `first` is the size of its first page."""
+        """Keys and records of a range, as far as they are asked for; `limit` is about how many will be taken."""
         asked: list[Ask] = []
-        buckets = [each for each in buckets_of_range(start, end) if each not in self.seen]
-        if buckets:
-            asked.append((_VERSIONS, (buckets,)))
-        if not is_of_one_prefix(start, end):
-            asked.append((_VERSIONS_BETWEEN, (start, end)))
+        buckets: list[bytes] = []
+        if self._notes:
+            buckets = [each for each in buckets_of_range(start, end) if each not in self.seen]
+            if buckets:
+                asked.append((_VERSIONS, (buckets,)))
+            if not is_of_one_prefix(start, end):
+                asked.append((_VERSIONS_BETWEEN, (start, end)))
 
         def page(start: bytes, end: bytes, limit: int) -> list[Item]:
-            *versions, found = self._ask(*asked, (_PAGES[reverse], (start, end, limit)))
+            *versions, found = self._ask(*asked, page_asked(start, end, limit, reverse))
             if asked:
                 self.seen.update(dict.fromkeys(buckets, 0))
                 for some in versions:
@@ -151,7 +157,7 @@ class ServerMoment:
                 asked.clear()
             return found  # type: ignore[return-value]
 
-        return pages(page, start, end, reverse, first)
+        return pages(page, start, end, reverse, MAX_PAGE if limit is None else min(limit, MAX_PAGE))
 
     def close(self) -> None:
         """End it; nobody waits for the server to do so."""
@@ -178,24 +184,29 @@ class Known:
 
 def page_of(connection: AskedConnection, start: bytes, end: bytes, limit: int, reverse: bool) -> list[Item]:
     """Some first records of a range."""
-    return connection.ask((_PAGES[reverse], (start, end, limit)))[0]  # type: ignore[return-value]
+    return connection.ask(page_asked(start, end, limit, reverse))[0]  # type: ignore[return-value]
+
+
+def page_asked(start: bytes, end: bytes, limit: int, reverse: bool) -> Ask:
+    """The statement for the first records of a range; of large ones fewer, but one at least."""
+    return (_PAGES if limit <= SMALL_PAGE else _LARGE_PAGES)[reverse], (start, end, limit)
 
 
 def pages(
     page_of: Callable[[bytes, bytes, int], list[Item]], start: bytes, end: bytes, reverse: bool,
-    limit: int = FIRST_PAGE,
+    limit: int = SMALL_PAGE,
 ) -> Iterator[Item]:
-    """Keys and records of a range, page by page; pages grow."""
+    """Keys and records of a range, page by page, the first of so many."""
     while True:
         page = page_of(start, end, limit)
         yield from page
-        if len(page) < limit:
+        if len(page) < limit and sum(len(record) for _, record in page) < _PAGE_BYTES:
             return
         if reverse:
             end = page[-1][0]
         else:
             start = page[-1][0] + b"\0"
-        limit = min(2 * limit, _MAX_PAGE)
+        limit = MAX_PAGE
 
 
 class SeenBuckets:

@@ -86,9 +86,9 @@ class ServerStore:
                 del _stores[place]
         self.close()
 
-    def moment(self) -> ServerMoment:
-        """A snapshot of now."""
-        return ServerMoment(self.connections, MAX_AGE_S)
+    def moment(self, *, notes: bool = False) -> ServerMoment:
+        """A snapshot of now; for who commits on what he reads in it, with `notes`."""
+        return ServerMoment(self.connections, MAX_AGE_S, notes=notes)
 
     def close(self) -> None:
         """Close all connections that are free."""
