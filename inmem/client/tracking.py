@@ -16,14 +16,14 @@ from inmem.keys import fence_of, owner_of
 from inmem.primitives.import_mark import is_mark
 from inmem.record import ABSENT, expires_at, is_live, version_of
 
-
 _FEW: Final = 16  # records of a range that a procedure looks at, mostly
 
 
 class StoredVersion(Protocol):
     """One committed version, as a storage gives it: the expired records too."""
 
-    now_us: int
+    @property
+    def now_us(self) -> int: ...
 
     @property
     def version(self) -> int: ...
@@ -35,7 +35,7 @@ class StoredVersion(Protocol):
     def scan(
         self, start: bytes, end: bytes, *, reverse: bool = False, limit: int | None = None
     ) -> Iterator[Item]:
-        """`limit` is about how many of them will be taken, None for all: what is far away gives so many at once."""
+        """`limit` is about how many will be taken, None for all: what is far away gives so many at once."""
 
     def fence(self, digest: bytes) -> bytes | None: ...
 

@@ -31,7 +31,7 @@ class Footprint(NamedTuple):
 
     looks_at: tuple[Range, ...]
     changes: tuple[Range, ...]
-    ends: tuple[Range, ...] = ()  # the ranges of which it looks at the last record only, as far as that is known
+    ends: tuple[Range, ...] = ()  # the ranges of which it looks at the last record only, as far as known
 
     @classmethod
     def of(cls, *ranges: Range) -> Footprint:

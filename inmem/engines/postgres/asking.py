@@ -20,7 +20,7 @@ from psycopg.errors import error_from_result
 _WAIT_MS: Final = 100  # of one look: another thread may close the connection meanwhile
 _INT: Final = struct.Struct(">q")
 _SIZE: Final = struct.Struct(">i")
-_HEAD: Final = struct.Struct(">iIIii")  # of an array: dimensions, whether it has nulls, type, length, first index
+_HEAD: Final = struct.Struct(">iIIii")  # of an array: dimensions, has nulls, type, length, first index
 _EMPTY: Final = struct.Struct(">iiI")
 _BYTEA: Final = 17
 _INT8: Final = 20

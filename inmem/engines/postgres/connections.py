@@ -147,7 +147,7 @@ class Connections:
         return self.held(settled)
 
     def held(self, ask: Callable[[ServerConnection], T]) -> T:
-        """What `ask` gets of a connection, which it keeps; asked again if that is lost, as it changes nothing."""
+        """What `ask` gets of a connection, which it keeps; asked again if that is lost."""
         deadline = time.monotonic() + self._timeout_s
         while True:
             connection = self.take(deadline)

@@ -84,7 +84,7 @@ class PostgresEngine:
             return begun[-1]
 
         def commit(body: bytes, *, sync: bool, timeout_s: float) -> Applied:
-            told = begun[-1].seen if begun else {}
+            told = begun[-1].told if begun else None
             return self.store.sessions.commit(body, sync=sync, timeout_s=timeout_s, told=told)
 
         draft = OptimisticTransaction(

@@ -12,6 +12,7 @@ from inmem.engines.base import Item
 from inmem.engines.postgres.asking import ROLLBACK, Ask, AskedConnection, Query
 from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, row_of, rows_of_bucket
 from inmem.engines.postgres.connections import CLOCK, Connections, ServerConnection
+from inmem.engines.postgres.known import Told
 from inmem.errors import ClosedError, SnapshotTooOldError
 
 SMALL_PAGE: Final = 16  # records of a page whose bytes are not counted
@@ -41,7 +42,7 @@ _LARGE_PAGES: Final = [
 
 
 class ServerMoment:
-    """A snapshot, taken with what is read first. With `notes` it notes what it shows, for who commits on it."""
+    """A snapshot, taken with what is read first. With `notes` it notes what it shows."""
 
     def __init__(self, connections: Connections, max_age_s: float, *, notes: bool = False) -> None:
         self._connections = connections
@@ -51,8 +52,8 @@ class ServerMoment:
         self._is_closed = False
         self._connection: ServerConnection | None = None
         self._now_us = 0
-        self.known = Known()
-        self.seen = self.known.versions
+        self.told = Told()
+        self.seen = self.told.versions
         self._notes = notes
 
     @property
@@ -111,23 +112,26 @@ class ServerMoment:
         if not self._notes:
             [found] = self._ask((GET, (key,)))
         else:
-            found, versions = self._ask((GET, (key,)), (_VERSIONS, ([row_of(key)],)))
-            self.seen.update(versions)
+            row = row_of(key)
+            found, versions = self._ask((GET, (key,)), (_VERSIONS, ([row],)))
+            self.seen[row] = versions[0][1] if versions else 0
         record: bytes | None = found[0][0] if found else None
         if self._notes:
-            self.known.records[key] = record
+            self.told.records[key] = record
         return record
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The records under some keys, as far as there are any."""
         asked: list[Ask] = [(_GET_MANY, (keys,))]
         if self._notes:
-            asked.append((_VERSIONS, ([*{row_of(key) for key in keys}],)))
+            buckets = [*{row_of(key) for key in keys}]
+            asked.append((_VERSIONS, (buckets,)))
         rows, *more = self._ask(*asked)
         found: dict[bytes, bytes] = dict(rows)
         if more:
+            self.seen.update(dict.fromkeys(buckets, 0))
             self.seen.update(more[0])
-            self.known.records.update({key: found.get(key) for key in keys})
+            self.told.records.update({key: found.get(key) for key in keys})
         return found
 
     def fence(self, digest: bytes) -> bytes | None:
@@ -138,7 +142,7 @@ class ServerMoment:
     def scan(
         self, start: bytes, end: bytes, *, reverse: bool = False, limit: int | None = None
     ) -> Iterator[Item]:
-        """Keys and records of a range, as far as they are asked for; `limit` is about how many will be taken."""
+        """Keys and records of a range, as far as they are asked for. See `StoredVersion.scan`."""
         asked: list[Ask] = []
         buckets: list[bytes] = []
         if self._notes:
@@ -155,7 +159,7 @@ class ServerMoment:
                 for some in versions:
                     self.seen.update(some)
                 asked.clear()
-            return found  # type: ignore[return-value]
+            return found
 
         return pages(page, start, end, reverse, MAX_PAGE if limit is None else min(limit, MAX_PAGE))
 
@@ -172,19 +176,9 @@ class ServerMoment:
         self.close()
 
 
-class Known:
-    """What somebody knows of some buckets, each of one version."""
-
-    __slots__ = ("records", "versions")
-
-    def __init__(self) -> None:
-        self.versions: dict[bytes, int] = {}
-        self.records: dict[bytes, bytes | None] = {}  # in buckets whose versions are known
-
-
 def page_of(connection: AskedConnection, start: bytes, end: bytes, limit: int, reverse: bool) -> list[Item]:
     """Some first records of a range."""
-    return connection.ask(page_asked(start, end, limit, reverse))[0]  # type: ignore[return-value]
+    return connection.ask(page_asked(start, end, limit, reverse))[0]
 
 
 def page_asked(start: bytes, end: bytes, limit: int, reverse: bool) -> Ask:

@@ -95,6 +95,15 @@ WRITE: Final = Query(
     " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s)),"
     f" {_PUT_ALL} select version from s", "iibibBBBIB", "i",
 )
+WRITE_IF_SO: Final = Query(
+    "with l as (select b.bucket from buckets b, unnest($11::bytea[], $12::bigint[]) e(bucket, version)"
+    " where b.bucket = e.bucket and b.state = 0 and b.version < $4"
+    " and (b.version = e.version or e.version < 0) order by b.bucket for update of b),"
+    " o as (select from l having count(*) = array_length($11, 1)),"
+    f" s as ({_OUTCOME.format('$4', '$5')} from o {_OURS}),"
+    " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s)),"
+    f" {_PUT_ALL} select version from s", "iibibBBBIBBI", "i",
+)
 DELETE_RANGE: Final = Query("delete from records where key >= $1 and key < $2", "bb")
 OPEN: Final = Query("delete from fences where digest = $1", "b")
 CLOSE: Final = Query(

@@ -10,7 +10,8 @@ from inmem.changes import DELETE, PUT, Table
 from inmem.commit.footprint import Range
 from inmem.engines.base import Item
 from inmem.engines.postgres.asking import AskedConnection, Query
-from inmem.engines.postgres.moment import GET, page_of, pages
+from inmem.engines.postgres.known import Window
+from inmem.engines.postgres.moment import GET, SMALL_PAGE, page_of, pages
 from inmem.primitives.import_mark import is_mark
 
 _DATA: Final = int(Table.DATA)
@@ -30,6 +31,7 @@ class LockedState:
         self._connection = connection
         self.known = known
         self._ends = ends
+        self.windows: list[Window] = []  # what was read of ranges
         self._changed: dict[bytes, bytes | None] = {}
 
     def get(self, key: bytes) -> bytes | None:
@@ -55,25 +57,32 @@ class LockedState:
         return self._merged(stored, mine, reverse)
 
     def _merged(self, stored: Iterator[Item], mine: list[bytes], reverse: bool) -> Iterator[Item]:
-        both = heapq.merge(
-            ((key, None) for key in mine), ((key, record) for key, record in stored if key not in self._changed),
-            key=lambda item: item[0], reverse=reverse,
-        )  # fmt: skip
+        own = ((key, None) for key in mine)
+        others = ((key, record) for key, record in stored if key not in self._changed)
+        both = heapq.merge(own, others, key=lambda item: item[0], reverse=reverse)
         for key, record in both:
             shown = self._changed[key] if record is None else record
             if shown is not None:
                 yield key, shown
 
     def _stored(self, start: bytes, end: bytes, reverse: bool) -> Iterator[Item]:
-        def page(start: bytes, end: bytes, limit: int) -> list[Item]:
-            return page_of(self._connection, start, end, limit, reverse)
+        def noted(start: bytes, end: bytes, limit: int) -> list[Item]:
+            found = page_of(self._connection, start, end, limit, reverse)
+            window.items += found
+            window.is_whole = len(found) < SMALL_PAGE
+            return found
 
+        window = Window(start, end, reverse)
+        self.windows.append(window)
         last = self._ends.get((start, end)) if reverse else None
         if last is None:
-            yield from pages(page, start, end, reverse)
+            yield from pages(noted, start, end, reverse)
         elif last:
+            window.items += last
             yield last[0]
-            yield from pages(page, start, last[0][0], reverse)
+            yield from pages(noted, start, last[0][0], reverse)
+        else:
+            window.is_whole = True
 
     def made(self, ops: Iterable[Any]) -> None:
         """A commit was decided: it shows in what is read from now on."""
