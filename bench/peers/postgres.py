@@ -204,7 +204,7 @@ class OursOnPostgresClient(Client):
 
 
 class ByHandClient(Client):
-    """A connection that commits each statement, prepared at once. What has no table of its own is an upsert."""
+    """A connection that commits each statement. What has no table of its own is an upsert."""
 
     def __init__(self, conninfo: str, schema: str) -> None:
         import psycopg

@@ -21,9 +21,9 @@ from inmem.changes import DELETE_RANGE as DELETE_RANGE_OP
 from inmem.changes import Table
 from inmem.client.applied import Applied
 from inmem.commit.decide import Effects, decide
-from inmem.commit.footprint import Range
+from inmem.commit.footprint import Looks, Range
 from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES
-from inmem.engines.postgres.asking import BEGIN, COMMIT, ROLLBACK, Ask
+from inmem.engines.postgres.asking import BEGIN, COMMIT, ROLLBACK, Ask, Row
 from inmem.engines.postgres.buckets import (
     buckets_of,
     buckets_of_range,
@@ -35,17 +35,17 @@ from inmem.engines.postgres.buckets import (
     rows_of_bucket,
 )
 from inmem.engines.postgres.connections import Connections, ServerConnection
-from inmem.engines.postgres.known import Bucket, KnownState, Memory, NotKnownError, Told, is_simple
-from inmem.engines.postgres.moment import SeenBuckets
+from inmem.engines.postgres.known import Bucket, KnownState, Memory, NotKnownError, Told, Window, is_simple
+from inmem.engines.postgres.moment import SMALL_PAGE, SeenBuckets, page_asked
 from inmem.engines.postgres.statements import (
     ADD_BUCKETS,
     CHANGE_REGISTRIES,
     CLOSE,
     DELETE_RANGE,
     FENCES,
-    LAST,
     LOCKED,
     LOCKED_BETWEEN,
+    NAMED,
     OPEN,
     PUT,
     RECORDS,
@@ -64,7 +64,7 @@ from inmem.errors import (
     InvariantError,
 )
 from inmem.keys import TypeTag, fence_of
-from inmem.primitives.server import FOOTPRINTS, PROCEDURES
+from inmem.primitives.server import FOOTPRINTS, LOOKS, PROCEDURES
 from inmem.record import expires_at
 from inmem.wire import from_wire, to_wire
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
@@ -257,18 +257,12 @@ class Attempt:
     def _lock(self, commits: list[Commit], told: Told, sync: bool, is_in_doubt: bool) -> Locked:
         """Lock all that some commits concern, and read what they surely look at, in one round trip."""
         buckets = sorted({bucket for commit in commits for bucket in commit.buckets})
-        keys: set[bytes] = set()
-        ends: set[Range] = set()
         owners: set[bytes] = set()
         wide = []
         for commit in commits:
-            request = commit.request
-            owners |= owners_of(request, commit.buckets)
-            keys.update(request.reads)
-            wide += [each[:2] for each in request.ranges if not is_of_one_prefix(*each[:2])]
-            for op in request.ops:
-                if op[0] == OP_CALL:
-                    look_ahead(op[1], op[2], keys, ends)
+            owners |= owners_of(commit.request, commit.buckets)
+            wide += [each[:2] for each in commit.request.ranges if not is_of_one_prefix(*each[:2])]
+        ahead = Ahead(commits)
         unlocked = [fence_of(owner) for owner in owners - {*map(owner_of_row, buckets)}]
         before: list[Ask] = [(BEGIN, ())]
         if sync:
@@ -277,32 +271,29 @@ class Attempt:
         if wide:
             # Rows between two ranges are locked too: that is one statement in the order of rows.
             lock = (LOCKED_BETWEEN, (buckets, min(start for start, _ in wide), max(end for _, end in wide)))
-        looks: list[Ask] = [(RECORDS, ([*keys],))]
-        looks += [(LAST, each) for each in ends]
+        if is_in_doubt:
+            before.append((SESSION, (self._session,)))
+        looks = ahead.asked()
         if unlocked:
             looks.append((FENCES, (unlocked,)))
-        if is_in_doubt:
-            looks.append((SESSION, (self._session,)))
         while True:
             answers = self._connection.ask(*before, lock, *looks)
-            rows, records, *more = answers[len(before) :]
+            rows, *more = answers[len(before) :]
             versions: dict[bytes, int] = {row[0]: row[1] for row in rows}
             missing = [bucket for bucket in buckets if bucket not in versions]
             if not missing:
                 break
             self._create(missing, told.versions)
-        known: dict[bytes, bytes | None] = dict.fromkeys(keys)
-        known.update(records)
-        state = LockedState(self._connection, known, dict(zip(ends, more, strict=False)))
+        state = ahead.state(self._connection, more)
         closed: dict[bytes, bytes | None] = dict.fromkeys(map(fence_of, owners))
         if any(row[2] for row in rows):
             [fences] = self._connection.ask((FENCES, ([*closed],)))
             closed.update(fences)
         elif unlocked:
-            closed.update(more[len(ends)])
+            closed.update(more[-1])
         clock_us = max((row[3] for row in rows), default=0)
         self._connections.saw(clock_us)
-        session = (more[-1] or [(1 << 62, 0)])[0] if is_in_doubt else None
+        session = (answers[len(before) - 1] or [(1 << 62, 0)])[0] if is_in_doubt else None
         return Locked(versions, state, closed, clock_us, session)
 
     def _create(self, missing: list[bytes], told: dict[bytes, int]) -> None:
@@ -410,16 +401,63 @@ def blind_writes(
     )
 
 
-def look_ahead(name: str, arguments: list[Any], keys: set[bytes], ends: set[Range]) -> None:
-    """Add the keys that a procedure looks at, and the ranges of which it looks at the last record."""
-    footprint = FOOTPRINTS.get(name)
-    if footprint is not None:
-        try:
-            found = footprint(*arguments)
-        except (TypeError, ValueError, LookupError, AttributeError):
-            return  # it is refused later
-        keys.update(start for start, end in found.looks_at if end == start + b"\0")
-        ends.update(found.ends)
+class Ahead:
+    """What commits most likely look at, which is read in the same round trip as they are locked."""
+
+    def __init__(self, commits: list[Commit]) -> None:
+        keys: dict[bytes, None] = {}
+        starts: dict[Range, None] = {}
+        ends: dict[Range, None] = {}
+        named: dict[tuple[Range, bytes], None] = {}
+        for commit in commits:
+            keys.update(dict.fromkeys(commit.request.reads))
+            for op in commit.request.ops:
+                if op[0] == OP_CALL:
+                    looks = looks_of(op[1], op[2])
+                    keys.update(dict.fromkeys(looks.keys))
+                    starts.update(dict.fromkeys(looks.starts))
+                    ends.update(dict.fromkeys(looks.ends))
+                    named.update(dict.fromkeys(looks.named))
+        self._keys = [*keys]
+        self._ranges = [(each, False, SMALL_PAGE) for each in starts] + [(each, True, 1) for each in ends]
+        self._named = [*named]
+
+    def asked(self) -> list[Ask]:
+        """The statements."""
+        asked: list[Ask] = [(RECORDS, (self._keys,))] if self._keys else []
+        asked += [page_asked(*place, limit, reverse) for place, reverse, limit in self._ranges]
+        asked += [(NAMED, (*place, head)) for place, head in self._named]
+        return asked
+
+    def state(self, connection: ServerConnection, answers: list[list[Row]]) -> LockedState:
+        """What they found."""
+        known: dict[bytes, bytes | None] = dict.fromkeys(self._keys)
+        at = 0
+        if self._keys:
+            known.update(answers[0])
+            at = 1
+        windows = []
+        for place, reverse, limit in self._ranges:
+            window = Window(*place, reverse)
+            window.add(answers[at], limit)  # type: ignore[arg-type]
+            windows.append(window)
+            at += 1
+        for found in answers[at : at + len(self._named)]:
+            known.update(found)
+        return LockedState(connection, known, windows)
+
+
+def looks_of(name: str, arguments: list[Any]) -> Looks:
+    """What a procedure most likely looks at."""
+    try:
+        if name in LOOKS:
+            return LOOKS[name](*arguments)
+        if name in FOOTPRINTS:
+            looks_at = FOOTPRINTS[name](*arguments).looks_at
+            return Looks(tuple(start for start, end in looks_at if end == start + b"\0"))
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, InmemError):
+        pass  # it is refused later
+    return Looks()
 
 
 def _packed(outcomes: list[Outcome]) -> bytes:

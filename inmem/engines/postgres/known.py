@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from inmem.changes import DELETE, DELETE_RANGE, PUT, Table
+from inmem.changes import DELETE_RANGE, PUT, Table
 from inmem.engines.base import Item
 
 _DATA: Final = int(Table.DATA)
 _MOST_BUCKETS: Final = 256
 _MOST_RECORDS: Final = 256  # of a bucket
+_MOST_WINDOWS: Final = 16
 _MOST_ITEMS: Final = 64  # of a window
 _MOST_BYTES: Final = 4096  # of a record that is remembered
 _AVOIDED_S: Final = 0.05  # for how long nothing is guessed of buckets that others had changed
@@ -38,6 +39,11 @@ class Window:
         self.items: list[Item] = []
         self.is_whole = False
 
+    def add(self, items: list[Item], limit: int) -> None:
+        """What a look at so many of the first has shown."""
+        self.items = items
+        self.is_whole = len(items) < limit
+
     def covers(self, start: bytes, end: bytes, reverse: bool) -> bool:
         """Whether it tells of a range from its first record on."""
         if reverse or self.reverse:
@@ -52,6 +58,19 @@ class Window:
             yield item
         if not self.is_whole:
             raise NotKnownError
+
+    def tells(self, key: bytes) -> bool:
+        """Whether it says what is under a key."""
+        if not self.start <= key < self.end:
+            return False
+        if self.is_whole or not self.items:
+            return self.is_whole
+        last = self.items[-1][0]
+        return key >= last if self.reverse else key <= last
+
+    def get(self, key: bytes) -> bytes | None:
+        """The record under a key of which it tells."""
+        return next((record for k, record in self.items if k == key), None)
 
     def put(self, key: bytes, record: bytes) -> None:
         """A record was written."""
@@ -87,29 +106,24 @@ class Bucket:
         self.is_ours = is_ours  # nobody else has written in it between the last two commits from here
 
     def wrote(self, version: int, ops: Iterable[Any]) -> None:
-        """It was written in from here."""
+        """It was written in from here, by simple operations."""
         self.version = version
-        for op in ops:
-            if op[1] != _DATA:
-                continue
-            key = op[2]
-            if op[0] == PUT:
-                self.records[key] = op[3]
-                for window in self.windows:
-                    window.put(key, op[3])
-            elif op[0] == DELETE:
-                self.records[key] = None
-                for window in self.windows:
-                    window.delete(key)
-        if len(self.records) > _MOST_RECORDS:
-            self.records = dict([*self.records.items()][-_MOST_RECORDS // 2 :])
         records = self.records
-        for key in [key for key, record in records.items() if record and len(record) > _MOST_BYTES]:
-            del records[key]
-        self.windows = [
-            window for window in self.windows
-            if (window.items or window.is_whole) and all(len(item[1]) <= _MOST_BYTES for item in window.items)
-        ][-_MOST_ITEMS:]
+        for op in ops:
+            key = op[2]
+            record = op[3] if op[0] == PUT else None
+            records[key] = record
+            for window in self.windows:
+                if record is None:
+                    window.delete(key)
+                else:
+                    window.put(key, record)
+            if record is not None and len(record) > _MOST_BYTES:
+                del records[key]
+                self.windows = [each for each in self.windows if not each.start <= key < each.end]
+        if len(records) > _MOST_RECORDS:
+            self.records = dict([*records.items()][-_MOST_RECORDS // 2 :])
+        self.windows = [each for each in self.windows if each.items or each.is_whole][-_MOST_WINDOWS:]
 
 
 class Told:
@@ -131,10 +145,12 @@ class KnownState:
 
     def get(self, key: bytes) -> bytes | None:
         """The record under a key."""
-        try:
+        if key in self._records:
             return self._records[key]
-        except KeyError:
-            raise NotKnownError from None
+        for window in self._windows:
+            if window.tells(key):
+                return window.get(key)
+        raise NotKnownError
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
         """Keys and records of a range."""

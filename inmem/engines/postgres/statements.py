@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from inmem.commit.footprint import NAME_BYTES
 from inmem.engines.postgres.asking import Query
 from inmem.engines.postgres.connections import CLOCK
+from inmem.engines.postgres.moment import SMALL_PAGE
 
 LOCKED: Final = Query(
     f"select bucket, version, state, {CLOCK} from buckets where bucket = any($1) order by bucket for update",
@@ -24,8 +26,10 @@ ADD_SESSION: Final = Query(
     " values ($1, 0, 0, 0, 0, '') on conflict do nothing", "b",
 )
 RECORDS: Final = Query("select key, record from records where key = any($1)", "B", "bb")
-LAST: Final = Query(
-    "select key, record from records where key >= $1 and key < $2 order by key desc limit 1", "bb", "bb"
+NAMED: Final = Query(
+    f"select r.key, r.record from (select key from records where key >= $1 and key < $2 order by key"
+    f" limit {SMALL_PAGE}) i join records r on r.key = $3 || substr(i.key, length(i.key) - {NAME_BYTES - 1})",
+    "bbb", "bb",
 )
 FENCES: Final = Query("select digest, fence from fences where digest = any($1)", "B", "bb")
 SYNC_ON: Final = Query("set local synchronous_commit = on")

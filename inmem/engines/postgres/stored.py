@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from inmem.changes import DELETE, PUT, Table
-from inmem.commit.footprint import Range
 from inmem.engines.base import Item
 from inmem.engines.postgres.asking import AskedConnection, Query
 from inmem.engines.postgres.known import Window
-from inmem.engines.postgres.moment import GET, SMALL_PAGE, page_of, pages
+from inmem.engines.postgres.moment import GET, MAX_PAGE, SMALL_PAGE, page_of, pages
 from inmem.primitives.import_mark import is_mark
 
 _DATA: Final = int(Table.DATA)
@@ -24,20 +23,21 @@ class LockedState:
     """The state under the locks of some commits, of which the later see what the earlier do."""
 
     def __init__(
-        self, connection: AskedConnection, known: dict[bytes, bytes | None],
-        ends: Mapping[Range, list[Item]],
+        self, connection: AskedConnection, known: dict[bytes, bytes | None], windows: list[Window]
     ) -> None:
-        """`known` are records that were read already, `ends` the last records of ranges."""
+        """`known` are records that were read already, `windows` what was read of ranges."""
         self._connection = connection
         self.known = known
-        self._ends = ends
-        self.windows: list[Window] = []  # what was read of ranges
+        self.windows = windows
         self._changed: dict[bytes, bytes | None] = {}
 
     def get(self, key: bytes) -> bytes | None:
         """The record under a key."""
         known = self.known
         if key not in known:
+            for window in self.windows:
+                if window.tells(key):
+                    return window.get(key)
             [found] = self._connection.ask((GET, (key,)))
             known[key] = found[0][0] if found else None
         return known[key]
@@ -66,23 +66,23 @@ class LockedState:
                 yield key, shown
 
     def _stored(self, start: bytes, end: bytes, reverse: bool) -> Iterator[Item]:
-        def noted(start: bytes, end: bytes, limit: int) -> list[Item]:
-            found = page_of(self._connection, start, end, limit, reverse)
-            window.items += found
-            window.is_whole = len(found) < SMALL_PAGE
-            return found
+        window = next((each for each in self.windows if each.covers(start, end, reverse)), None)
+        if window is None:
+            window = Window(start, end, reverse)
+            self.windows.append(window)
+            window.add(page_of(self._connection, start, end, SMALL_PAGE, reverse), SMALL_PAGE)
 
-        window = Window(start, end, reverse)
-        self.windows.append(window)
-        last = self._ends.get((start, end)) if reverse else None
-        if last is None:
-            yield from pages(noted, start, end, reverse)
-        elif last:
-            window.items += last
-            yield last[0]
-            yield from pages(noted, start, last[0][0], reverse)
-        else:
-            window.is_whole = True
+        def page(start: bytes, end: bytes, limit: int) -> list[Item]:
+            return page_of(self._connection, start, end, limit, reverse)
+
+        for key, record in window.items:
+            if not start <= key < end:
+                return
+            yield key, record
+        if not window.is_whole:
+            last = window.items[-1][0]
+            place = (start, last) if reverse else (last + b"\0", end)
+            yield from pages(page, *place, reverse, MAX_PAGE)
 
     def made(self, ops: Iterable[Any]) -> None:
         """A commit was decided: it shows in what is read from now on."""

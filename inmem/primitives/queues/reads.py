@@ -152,7 +152,7 @@ def _note_time(view: View, first: builtins.list[tuple[bytes, bytes]]) -> None:
 def stored(view: View, prefix: bytes, queue: bytes, number: bytes) -> tuple[bytes, rules.JobState] | None:
     """The payload of JOB and the state of a job."""
     bodies, states = _heads(prefix, queue)
-    body, state = view.read(bodies + number), view.read(states + number)
+    body, state = view.read_many([bodies + number, states + number])
     if body is None or state is None:
         return None
     try:
