@@ -56,6 +56,7 @@ from inmem.engines.postgres.statements import (
     WRITE,
     WRITE_BLIND,
     WRITE_IF_SO,
+    WRITE_ONE_IF_SO,
 )
 from inmem.engines.postgres.stored import Changes, Fences, LockedState
 from inmem.errors import (
@@ -210,12 +211,16 @@ class Attempt:
             return None
         changes = Changes(effects.ops)
         records = [*changes.put.values()]
-        [found] = self._connection.ask((WRITE_IF_SO, (
-            self._sequence, self._digest, self._session, now_us + 1, effects.results,
-            sorted(rows_of_ops(effects.ops)), [*changes.put], records,
-            [expires_at(record) or None for record in records], changes.deleted, rows,
-            [versions.get(row, -1) for row in rows],
-        )))
+        who = self._sequence, self._digest, self._session, now_us + 1, effects.results
+        put = [*changes.put], records, [expires_at(record) or None for record in records], changes.deleted
+        has_deleted = bool(changes.deleted)
+        what: Ask
+        if len(rows) == 1 and rows[0] in versions:
+            what = WRITE_ONE_IF_SO[has_deleted], (*who, rows[0], *put, versions[rows[0]])
+        else:
+            written = sorted(rows_of_ops(effects.ops))
+            what = WRITE_IF_SO[has_deleted], (*who, written, *put, rows, [versions.get(row, -1) for row in rows])
+        [found] = self._connection.ask(what)
         if not found:
             memory.was_wrong(rows)
             return None
@@ -337,7 +342,7 @@ class Attempt:
             before.append((OPEN, (fenced,)) if fence is None else (CLOSE, (fenced, fence)))
             rows = [row for row in locked.versions if fence_of(owner_of_row(row)) == fenced]
             before.append((STATE, (rows, 0 if fence is None else 1)))
-        write: Ask = (WRITE, (
+        write: Ask = (WRITE[bool(changes.deleted)], (
             self._sequence, self._digest, self._session, version, result, written, [*changes.put], records,
             [expires_at(record) or None for record in records], changes.deleted,
         ))
@@ -439,7 +444,7 @@ class Ahead:
         windows = []
         for place, reverse, limit in self._ranges:
             window = Window(*place, reverse)
-            window.add(answers[at], limit)  # type: ignore[arg-type]
+            window.add(answers[at], limit)
             windows.append(window)
             at += 1
         for found in answers[at : at + len(self._named)]:

@@ -88,25 +88,40 @@ WRITE_BLIND: Final = Query(
 )
 
 # What was decided here.
-_PUT_ALL: Final = (
+_WRITES: Final = (
     "p as (insert into records (key, record, expires)"
     " select k, r, e from unnest($7::bytea[], $8::bytea[], $9::bigint[]) x(k, r, e)"
-    f" where exists (select from s) {_OVERWRITE}),"
-    " d as (delete from records where key = any($10) and exists (select from s))"
+    f" where exists (select from s) {_OVERWRITE})"
 )
-WRITE: Final = Query(
-    f"with s as ({_OUTCOME.format('$4', '$5')} {_OURS}),"
-    " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s)),"
-    f" {_PUT_ALL} select version from s", "iibibBBBIB", "i",
+_DELETES: Final = ", d as (delete from records where key = any($10) and exists (select from s))"
+
+
+def _written(head: str, takes: str) -> dict[bool, Query]:
+    """A statement that writes records; by whether it deletes any: what it does not do costs too."""
+    return {
+        deletes: Query(f"with {head}, {_WRITES}{_DELETES if deletes else ''} select version from s", takes, "i")
+        for deletes in (False, True)
+    }
+
+
+WRITE: Final = _written(
+    f"s as ({_OUTCOME.format('$4', '$5')} {_OURS}),"
+    " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s))",
+    "iibibBBBIB",
 )
-WRITE_IF_SO: Final = Query(
-    "with l as (select b.bucket from buckets b, unnest($11::bytea[], $12::bigint[]) e(bucket, version)"
+WRITE_IF_SO: Final = _written(
+    "l as (select b.bucket from buckets b, unnest($11::bytea[], $12::bigint[]) e(bucket, version)"
     " where b.bucket = e.bucket and b.state = 0 and b.version < $4"
     " and (b.version = e.version or e.version < 0) order by b.bucket for update of b),"
     " o as (select from l having count(*) = array_length($11, 1)),"
     f" s as ({_OUTCOME.format('$4', '$5')} from o {_OURS}),"
-    " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s)),"
-    f" {_PUT_ALL} select version from s", "iibibBBBIBBI", "i",
+    " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s))",
+    "iibibBBBIBBI",
+)
+WRITE_ONE_IF_SO: Final = _written(
+    "b as (update buckets set version = $4 where bucket = $6 and version = $11 and version < $4"
+    " and state = 0 returning version),"
+    f" s as ({_OUTCOME.format('b.version', '$5')} from b {_OURS})", "iibibbBBIBi",
 )
 DELETE_RANGE: Final = Query("delete from records where key >= $1 and key < $2", "bb")
 OPEN: Final = Query("delete from fences where digest = $1", "b")

@@ -461,10 +461,10 @@ def put_footprint(head: list[Any], *_: Any) -> Footprint:
 
 def claim_looks(prefix: bytes, queue: bytes, *_: Any) -> Looks:
     """Of `claim`: who comes first, whose time may have come, and the states of the first."""
-    _, _, _, states, orders = _names(prefix, queue)
-    heads = orders[READY], orders[job.DELAYED], orders[job.CLAIMED]
-    ready, *timed = [(head, head[:-1] + b"\1") for head in heads]
-    return Looks(starts=(ready, *timed), named=((ready, states),))
+    names = _names(prefix, queue)
+    heads = [names[4][state] for state in (READY, job.DELAYED, job.CLAIMED)]
+    starts = tuple((head, head[:-1] + b"\1") for head in heads)
+    return Looks(starts=starts, named=((starts[0], names[3]),))
 
 
 def held_looks(prefix: bytes, queue: bytes, number: int, *_: Any) -> Looks:
@@ -474,8 +474,9 @@ def held_looks(prefix: bytes, queue: bytes, number: int, *_: Any) -> Looks:
 
 def put_looks(head: list[Any], *_: Any) -> Looks:
     """Of `put`: the next number, and that no job has it."""
-    _, head_key, _, states, _ = _names(*head)
-    return Looks(keys=(head_key,), ends=((states, states[:-1] + b"\1"),))
+    prefix, queue = head
+    names = _names(prefix, queue)
+    return Looks(keys=(names[1],), ends=((names[3], names[3][:-1] + b"\1"),))
 
 
 PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
