@@ -254,8 +254,8 @@ class ByHandClient(Client):
         return value
 
     def jobs(self) -> int:
-        [count] = self._cursor.execute("select count(*) from jobs where not taken").fetchone()
-        return int(count)
+        found = self._cursor.execute("select count(*) from jobs where not taken").fetchone()
+        return int(found[0]) if found else 0
 
     def close(self) -> None:
         self.connection.close()

@@ -57,7 +57,7 @@ _DUMPS: Final[dict[str, Callable[[Any], bytes]]] = {
 }
 
 
-class Query:
+class Statement:
     """A statement: `b` stands for bytes, `i` for a number, a capital for a list of such."""
 
     __slots__ = ("dumps", "formats", "is_number", "oids", "text")
@@ -71,10 +71,10 @@ class Query:
         self.is_number = [each == "i" for each in gives]
 
 
-Ask = tuple[Query, tuple[Any, ...]]
-BEGIN: Final = Query("begin")
-COMMIT: Final = Query("commit")
-ROLLBACK: Final = Query("rollback")
+Ask = tuple[Statement, tuple[Any, ...]]
+BEGIN: Final = Statement("begin")
+COMMIT: Final = Statement("commit")
+ROLLBACK: Final = Statement("rollback")
 
 
 class AskedConnection(psycopg.Connection[Any]):
@@ -112,7 +112,7 @@ class AskedConnection(psycopg.Connection[Any]):
             raise error
         return answers
 
-    def tell(self, query: Query) -> None:
+    def tell(self, query: Statement) -> None:
         """A statement whose answer nobody waits for: who asks next takes it in before."""
         try:
             self._send(((query, ()),))

@@ -212,14 +212,16 @@ class Attempt:
         changes = Changes(effects.ops)
         records = [*changes.put.values()]
         who = self._sequence, self._digest, self._session, now_us + 1, effects.results
-        put = [*changes.put], records, [expires_at(record) or None for record in records], changes.deleted
+        ends = [expires_at(record) or None for record in records]
+        put = [*changes.put], records, ends, changes.deleted
         has_deleted = bool(changes.deleted)
         what: Ask
         if len(rows) == 1 and rows[0] in versions:
             what = WRITE_ONE_IF_SO[has_deleted], (*who, rows[0], *put, versions[rows[0]])
         else:
             written = sorted(rows_of_ops(effects.ops))
-            what = WRITE_IF_SO[has_deleted], (*who, written, *put, rows, [versions.get(row, -1) for row in rows])
+            seen = [versions.get(row, -1) for row in rows]
+            what = WRITE_IF_SO[has_deleted], (*who, written, *put, rows, seen)
         [found] = self._connection.ask(what)
         if not found:
             memory.was_wrong(rows)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import psycopg
 
 from inmem.engines.base import Item
-from inmem.engines.postgres.asking import ROLLBACK, Ask, AskedConnection, Query
+from inmem.engines.postgres.asking import ROLLBACK, Ask, AskedConnection, Statement
 from inmem.engines.postgres.buckets import buckets_of_range, is_of_one_prefix, row_of, rows_of_bucket
 from inmem.engines.postgres.connections import CLOCK, Connections, ServerConnection
 from inmem.engines.postgres.known import Told
@@ -20,19 +20,19 @@ MAX_PAGE: Final = 4096
 _PAGE_BYTES: Final = 4 << 20
 
 
-GET: Final = Query("select record from records where key = $1", "b", "b")
-_GET_MANY: Final = Query("select key, record from records where key = any($1)", "B", "bb")
-_FENCE: Final = Query("select fence from fences where digest = $1", "b", "b")
-_VERSIONS: Final = Query("select bucket, version from buckets where bucket = any($1)", "B", "bi")
-_VERSIONS_BETWEEN: Final = Query(
+GET: Final = Statement("select record from records where key = $1", "b", "b")
+_GET_MANY: Final = Statement("select key, record from records where key = any($1)", "B", "bb")
+_FENCE: Final = Statement("select fence from fences where digest = $1", "b", "b")
+_VERSIONS: Final = Statement("select bucket, version from buckets where bucket = any($1)", "B", "bi")
+_VERSIONS_BETWEEN: Final = Statement(
     "select bucket, version from buckets where bucket >= $1 and bucket < $2", "bb", "bi"
 )
-_BEGIN: Final = Query("begin isolation level repeatable read read only")
-_CLOCK: Final = Query(f"select {CLOCK}", "", "i")
+_BEGIN: Final = Statement("begin isolation level repeatable read read only")
+_CLOCK: Final = Statement(f"select {CLOCK}", "", "i")
 _PAGE: Final = "select key, record from records where key >= $1 and key < $2 order by key {} limit $3"
-_PAGES: Final = [Query(_PAGE.format(order), "bbi", "bb") for order in ("asc", "desc")]
+_PAGES: Final = [Statement(_PAGE.format(order), "bbi", "bb") for order in ("asc", "desc")]
 _LARGE_PAGES: Final = [
-    Query(
+    Statement(
         "select key, record from (select key, record, sum(octet_length(record))"
         f" over (order by key {order} rows unbounded preceding) as size from records"
         f" where key >= $1 and key < $2 order by key {order} limit $3) page"

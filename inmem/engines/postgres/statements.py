@@ -5,45 +5,45 @@ from __future__ import annotations
 from typing import Final
 
 from inmem.commit.footprint import NAME_BYTES
-from inmem.engines.postgres.asking import Query
+from inmem.engines.postgres.asking import Statement
 from inmem.engines.postgres.connections import CLOCK
 from inmem.engines.postgres.moment import SMALL_PAGE
 
-LOCKED: Final = Query(
+LOCKED: Final = Statement(
     f"select bucket, version, state, {CLOCK} from buckets where bucket = any($1) order by bucket for update",
     "B", "biii",
 )
-LOCKED_BETWEEN: Final = Query(
+LOCKED_BETWEEN: Final = Statement(
     f"select bucket, version, state, {CLOCK} from buckets"
     " where bucket = any($1) or bucket >= $2 and bucket < $3 order by bucket for update",
     "Bbb", "biii",
 )
-SESSION: Final = Query(
+SESSION: Final = Statement(
     "select sequence, digest, version, result from sessions where session = $1 for update", "b", "iiib"
 )
-ADD_SESSION: Final = Query(
+ADD_SESSION: Final = Statement(
     "insert into sessions (session, sequence, digest, version, status, result)"
     " values ($1, 0, 0, 0, 0, '') on conflict do nothing", "b",
 )
-RECORDS: Final = Query("select key, record from records where key = any($1)", "B", "bb")
-NAMED: Final = Query(
+RECORDS: Final = Statement("select key, record from records where key = any($1)", "B", "bb")
+NAMED: Final = Statement(
     f"select r.key, r.record from (select key from records where key >= $1 and key < $2 order by key"
     f" limit {SMALL_PAGE}) i join records r on r.key = $3 || substr(i.key, length(i.key) - {NAME_BYTES - 1})",
     "bbb", "bb",
 )
-FENCES: Final = Query("select digest, fence from fences where digest = any($1)", "B", "bb")
-SYNC_ON: Final = Query("set local synchronous_commit = on")
+FENCES: Final = Statement("select digest, fence from fences where digest = any($1)", "B", "bb")
+SYNC_ON: Final = Statement("set local synchronous_commit = on")
 
 # Rows of buckets are made in a transaction of their own, after the registries of their namespaces changed.
-REGISTRIES: Final = Query(
+REGISTRIES: Final = Statement(
     "select bucket, version from buckets where bucket = any($1) order by bucket for update", "B", "bi"
 )
-CHANGE_REGISTRIES: Final = Query(
+CHANGE_REGISTRIES: Final = Statement(
     f"insert into buckets as b (bucket, version) select each, {CLOCK} from unnest($1::bytea[]) each"
     f" order by each on conflict (bucket) do update set version = greatest(b.version + 1, {CLOCK})"
     " returning bucket, version", "B", "bi",
 )
-ADD_BUCKETS: Final = Query(
+ADD_BUCKETS: Final = Statement(
     "insert into buckets (bucket, version) select each, 0 from unnest($1::bytea[]) each"
     " order by each on conflict do nothing", "B",
 )
@@ -66,14 +66,14 @@ _EXPIRING: Final = (
 )
 
 # Writes that look at nothing, decided by the server itself: what `decide` makes of plain operations.
-PUT: Final = Query(
+PUT: Final = Statement(
     f"with b as (update buckets set version = greatest(version, {CLOCK}) + 1"
     " where bucket = $4 and state = 0 returning version),"
     f" s as ({_OUTCOME.format('b.version', _NOTHING)} from b {_OURS}),"
     f" p as (insert into records (key, record, expires) select $5, {_RECORD} || $6, null from s {_OVERWRITE})"
     " select version from s", "iibbbb", "i",
 )
-WRITE_BLIND: Final = Query(
+WRITE_BLIND: Final = Statement(
     "with l as (select version from buckets where bucket = any($4) and state = 0 order by bucket for update),"
     f" v as (select greatest(max(version), {CLOCK}) + 1 as version from l"
     " having count(*) = array_length($4, 1)),"
@@ -96,11 +96,11 @@ _WRITES: Final = (
 _DELETES: Final = ", d as (delete from records where key = any($10) and exists (select from s))"
 
 
-def _written(head: str, takes: str) -> dict[bool, Query]:
+def _written(head: str, takes: str) -> dict[bool, Statement]:
     """A statement that writes records; by whether it deletes any: what it does not do costs too."""
     return {
-        deletes: Query(f"with {head}, {_WRITES}{_DELETES if deletes else ''} select version from s", takes, "i")
-        for deletes in (False, True)
+        deletes: Statement(f"with {head}, {_WRITES}{more} select version from s", takes, "i")
+        for deletes, more in ((False, ""), (True, _DELETES))
     }
 
 
@@ -123,9 +123,9 @@ WRITE_ONE_IF_SO: Final = _written(
     " and state = 0 returning version),"
     f" s as ({_OUTCOME.format('b.version', '$5')} from b {_OURS})", "iibibbBBIBi",
 )
-DELETE_RANGE: Final = Query("delete from records where key >= $1 and key < $2", "bb")
-OPEN: Final = Query("delete from fences where digest = $1", "b")
-CLOSE: Final = Query(
+DELETE_RANGE: Final = Statement("delete from records where key >= $1 and key < $2", "bb")
+OPEN: Final = Statement("delete from fences where digest = $1", "b")
+CLOSE: Final = Statement(
     "insert into fences values ($1, $2) on conflict (digest) do update set fence = excluded.fence", "bb"
 )
-STATE: Final = Query("update buckets set state = $2 where bucket = any($1)", "Bi")
+STATE: Final = Statement("update buckets set state = $2 where bucket = any($1)", "Bi")

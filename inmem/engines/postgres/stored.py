@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from inmem.changes import DELETE, PUT, Table
 from inmem.engines.base import Item
-from inmem.engines.postgres.asking import AskedConnection, Query
+from inmem.engines.postgres.asking import AskedConnection, Statement
 from inmem.engines.postgres.known import Window
 from inmem.engines.postgres.moment import GET, MAX_PAGE, SMALL_PAGE, page_of, pages
 from inmem.primitives.import_mark import is_mark
@@ -16,7 +16,7 @@ from inmem.primitives.import_mark import is_mark
 _DATA: Final = int(Table.DATA)
 
 
-_FENCE: Final = Query("select fence from fences where digest = $1", "b", "b")
+_FENCE: Final = Statement("select fence from fences where digest = $1", "b", "b")
 
 
 class LockedState:

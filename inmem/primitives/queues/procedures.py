@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Final
 
 from inmem.commit.arguments import check_name, check_prefix, check_time, check_type
-from inmem.commit.footprint import Footprint, Looks
+from inmem.commit.footprint import Footprint
 from inmem.commit.workspace import Workspace
 from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES, MAX_TRANSACTION_OPS
 from inmem.errors import InvalidInputError, InvariantError, JobNotFoundError, LimitError
@@ -459,26 +459,6 @@ def put_footprint(head: list[Any], *_: Any) -> Footprint:
     return _footprint(prefix, queue)
 
 
-def claim_looks(prefix: bytes, queue: bytes, *_: Any) -> Looks:
-    """Of `claim`: who comes first, whose time may have come, and the states of the first."""
-    names = _names(prefix, queue)
-    heads = [names[4][state] for state in (READY, job.DELAYED, job.CLAIMED)]
-    starts = tuple((head, head[:-1] + b"\1") for head in heads)
-    return Looks(starts=starts, named=((starts[0], names[3]),))
-
-
-def held_looks(prefix: bytes, queue: bytes, number: int, *_: Any) -> Looks:
-    """Of what the holder of a claim does: the state of the job."""
-    return Looks(keys=(_names(prefix, queue)[3] + job.number_bytes(number),))
-
-
-def put_looks(head: list[Any], *_: Any) -> Looks:
-    """Of `put`: the next number, and that no job has it."""
-    prefix, queue = head
-    names = _names(prefix, queue)
-    return Looks(keys=(names[1],), ends=((names[3], names[3][:-1] + b"\1"),))
-
-
 PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
     "import.jobs": import_jobs,
     "import.queues": import_queues,
@@ -495,10 +475,4 @@ PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
 FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = {
     "queue.put": put_footprint,
     **dict.fromkeys(("queue.ack", "queue.extend", "queue.nack", "queue.requeue"), footprint),
-}
-
-LOOKS: Final[Mapping[str, Callable[..., Looks]]] = {
-    "queue.claim": claim_looks,
-    "queue.put": put_looks,
-    **dict.fromkeys(("queue.ack", "queue.extend", "queue.nack"), held_looks),
 }
