@@ -53,8 +53,11 @@ class OptimisticTransaction(OneThread):
     def __init__(
         self, begin: Callable[[], StoredVersion], commit: Callable[..., Applied], now_us: Callable[[], int],
         owner: Owner, waits: Waits, *, chain: int, timeout_s: float, sync: bool,
+        dropped: Callable[[], None] | None = None,
     ) -> None:
+        """`dropped` is called when it ends without a commit that is sent."""
         super().__init__()
+        self._dropped = dropped
         self._commit = commit
         self._owner = owner
         self._waits = waits
@@ -394,6 +397,8 @@ class OptimisticTransaction(OneThread):
         self._is_over = True  # before its writes are taken: a nested call must not add one that is left out
         try:
             if not self._entries:
+                if self._dropped is not None:
+                    self._dropped()
                 return None
             for _, call in self._unseen:
                 call.leave_time()
@@ -427,6 +432,8 @@ class OptimisticTransaction(OneThread):
         if self.thread == get_ident() or not self.is_inside():  # else its snapshot goes with it
             self._end()
             self.refused()
+            if self._dropped is not None:
+                self._dropped()
 
     def watched(self, prefix: bytes) -> Watched:
         """End it; what it has read, to be waited for. `prefix` is that of its run.

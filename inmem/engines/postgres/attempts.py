@@ -122,14 +122,23 @@ class Attempt:
         self._digest = digest
         self.is_made = False
 
-    def make(self, commits: list[Commit], told: Told, *, sync: bool, is_in_doubt: bool) -> list[Outcome]:
-        """Decide some commits in their order, and make those that are not refused, as one transaction."""
-        if len(commits) == 1 and not is_in_doubt and not sync:
+    def make(
+        self, commits: list[Commit], told: Told, *, sync: bool, is_in_doubt: bool,
+        held: frozenset[bytes] = frozenset(),
+    ) -> list[Outcome]:
+        """Decide some commits in their order, and make those that are not refused, as one transaction.
+
+        `held` are rows that this connection has locked before, in a transaction that is open.
+        """
+        if held and not all(held.issuperset(commit.buckets) for commit in commits):
+            self._connection.ask((ROLLBACK, ()))
+            held = frozenset()
+        if len(commits) == 1 and not is_in_doubt and not sync and not held:
             applied = self._blindly(commits[0].request) or self._guessed(commits[0], told)
             if applied is not None:
                 self.is_made = True
                 return [applied]
-        locked = self._lock(commits, told, sync, is_in_doubt)
+        locked = self._lock(commits, told, sync, is_in_doubt, is_begun=bool(held))
         if locked.session is not None and locked.session[0] >= self._sequence:
             self.is_made = True
             return self._known(locked.session, len(commits))
@@ -261,7 +270,9 @@ class Attempt:
             chain=self._chain,
         )
 
-    def _lock(self, commits: list[Commit], told: Told, sync: bool, is_in_doubt: bool) -> Locked:
+    def _lock(
+        self, commits: list[Commit], told: Told, sync: bool, is_in_doubt: bool, *, is_begun: bool
+    ) -> Locked:
         """Lock all that some commits concern, and read what they surely look at, in one round trip."""
         buckets = sorted({bucket for commit in commits for bucket in commit.buckets})
         owners: set[bytes] = set()
@@ -271,7 +282,7 @@ class Attempt:
             wide += [each[:2] for each in commit.request.ranges if not is_of_one_prefix(*each[:2])]
         ahead = Ahead(commits)
         unlocked = [fence_of(owner) for owner in owners - {*map(owner_of_row, buckets)}]
-        before: list[Ask] = [(BEGIN, ())]
+        before: list[Ask] = [] if is_begun else [(BEGIN, ())]
         if sync:
             before.append((SYNC_ON, ()))
         lock: Ask = (LOCKED, (buckets,))
@@ -291,6 +302,8 @@ class Attempt:
             if not missing:
                 break
             self._create(missing, told.versions)
+            if is_begun:
+                before, is_begun = [(BEGIN, ()), *before], False
         state = ahead.state(self._connection, more)
         closed: dict[bytes, bytes | None] = dict.fromkeys(map(fence_of, owners))
         if any(row[2] for row in rows):

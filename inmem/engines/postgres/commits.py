@@ -16,11 +16,11 @@ import psycopg
 import xxhash
 
 from inmem.client.applied import Applied
-from inmem.engines.postgres.asking import ROLLBACK
+from inmem.engines.postgres.asking import BEGIN, ROLLBACK
 from inmem.engines.postgres.attempts import Attempt, Commit, ForgottenError, Outcome
 from inmem.engines.postgres.connections import Connections, ServerConnection, is_lost
 from inmem.engines.postgres.known import Memory, Told
-from inmem.engines.postgres.statements import ADD_SESSION
+from inmem.engines.postgres.statements import ADD_SESSION, LOCKED, SOON_OVER
 from inmem.errors import CommitUnknownError, InmemError, InvalidInputError, WriterUnavailableError
 from inmem.writeset import MalformedError, decode
 
@@ -42,6 +42,7 @@ class ServerSession:
     def _begin(self) -> None:
         self._id = os.urandom(16)
         self._sequence = 0
+        self._held: frozenset[bytes] = frozenset()  # rows that its connection has locked, see `hold`
         self._is_stored = False
         self._is_in_doubt = False  # whether the commit of the next number may have been made
 
@@ -73,6 +74,7 @@ class ServerSession:
         digest = xxhash.xxh3_64_intdigest(b"".join(bodies)) - (1 << 63)
         deadline = time.monotonic() + timeout_s
         was_sent = False
+        held, self._held = self._held, frozenset()
         pause_s = _PAUSE_S / 2
         while True:
             try:
@@ -82,7 +84,7 @@ class ServerSession:
                     raise self._unknown(bodies, told, sync) from None
                 raise
             try:
-                outcomes = self._attempt(connection, commits, told, sequence, digest, sync)
+                outcomes = self._attempt(connection, commits, told, sequence, digest, sync, held)
             except ForgottenError:
                 self._begin()
                 raise CommitUnknownError("the server does not know this session any more") from None
@@ -104,20 +106,24 @@ class ServerSession:
             else:
                 self._is_in_doubt = False
                 return outcomes
+            held = frozenset()
             time.sleep(random.uniform(0, pause_s))
             pause_s = min(1.0, pause_s * 2)
 
     def _attempt(
         self, connection: ServerConnection, commits: list[Commit], told: Told, sequence: int, digest: int,
-        sync: bool,
+        sync: bool, held: frozenset[bytes],
     ) -> list[Outcome]:
         if not self._is_stored:
+            if held:
+                connection.ask((ROLLBACK, ()))
+                held = frozenset()
             connection.ask((ADD_SESSION, (self._id,)))
             self._is_stored = True
         attempt = Attempt(
             connection, self._connections, self._memory, self._chain, self._id, sequence, digest
         )
-        outcomes = attempt.make(commits, told, sync=sync, is_in_doubt=self._is_in_doubt)
+        outcomes = attempt.make(commits, told, sync=sync, is_in_doubt=self._is_in_doubt, held=held)
         if attempt.is_made:
             self._sequence = sequence
         return outcomes
@@ -145,6 +151,25 @@ class ServerSession:
             connection.ask((ROLLBACK, ()))
         except psycopg.Error:
             connection.close()
+
+    def hold(self, rows: list[bytes], timeout_s: float) -> None:
+        """Lock rows of buckets for the next commit, before it is known, and reads after that.
+
+        The server lets them go if nothing comes for a second.
+        """
+        connection = self._connected(time.monotonic() + timeout_s)
+        try:
+            connection.ask((BEGIN, ()), (SOON_OVER, ()), (LOCKED, (rows,)))
+        except psycopg.Error:
+            self._ended(connection)
+        else:
+            self._held = frozenset(rows)
+
+    def let_go(self) -> None:
+        """There is no such commit."""
+        if self._held and self._connection is not None:
+            self._held = frozenset()
+            self._connection.tell(ROLLBACK)
 
     def close(self) -> None:
         """Its connection goes."""
@@ -175,10 +200,11 @@ class ServerSessions:
             self._free.append(session)
 
     def commit(
-        self, body: bytes, *, sync: bool, timeout_s: float, told: Told | None = None
+        self, body: bytes, *, sync: bool, timeout_s: float, told: Told | None = None,
+        held: ServerSession | None = None,
     ) -> Applied:
-        """Make a commit; see `ServerSession.commit`."""
-        session = self.take()
+        """Make a commit; see `ServerSession.commit`. `held` is a session that has locked for it."""
+        session = self.take() if held is None else held
         try:
             return session.commit(body, told or Told(), sync=sync, timeout_s=timeout_s)
         finally:

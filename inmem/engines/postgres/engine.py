@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from inmem.client.applied import Applied
 from inmem.client.direct import DirectSink
@@ -13,12 +14,24 @@ from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
+from inmem.engines.postgres.buckets import buckets_of
+from inmem.engines.postgres.commits import ServerSession
 from inmem.engines.postgres.moment import GET, ServerMoment
 from inmem.engines.postgres.pipelined import PipelinedSession
 from inmem.engines.postgres.store import ServerStore
 from inmem.engines.postgres.waiting import ServerWaits
-from inmem.errors import ClosedError, InvalidInputError
+from inmem.errors import ClosedError, ConflictError, InvalidInputError
 from inmem.wire import STATUS, SYNC
+from inmem.writeset import decode
+
+_LOSSES: Final = 2  # conflicts in a row of one thread, after which a transaction locks before it reads
+
+
+class Losses(threading.local):
+    """Of a thread: what its last transactions concerned, all of which were refused for a conflict."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[bytes]] = []
 
 
 class PostgresEngine:
@@ -30,6 +43,7 @@ class PostgresEngine:
         self._store: ServerStore | None = store
         self._let_go = weakref.finalize(self, store.let_go)
         self._default = default
+        self._losses = Losses()
         self.settings = settings
         self.name = store.address.shown
         self.database_id = store.database_id
@@ -76,20 +90,41 @@ class PostgresEngine:
 
     def transaction(self, *, timeout_s: float | None, sync: bool) -> OptimisticTransaction:
         """A transaction that reads from now on."""
-        store = self.store
+        store, losses = self.store, self._losses
         begun: list[ServerMoment] = []
+        held: list[ServerSession] = []
+        if timeout_s is None:
+            timeout_s = self.settings.timeout_s
 
         def begin() -> ServerMoment:
+            if len(losses.rows) >= _LOSSES:
+                held.append(store.sessions.take())
+                held[-1].hold(losses.rows[-1], timeout_s)
             begun.append(self.store.moment(notes=True))
             return begun[-1]
 
         def commit(body: bytes, *, sync: bool, timeout_s: float) -> Applied:
             told = begun[-1].told if begun else None
-            return self.store.sessions.commit(body, sync=sync, timeout_s=timeout_s, told=told)
+            try:
+                applied = self.store.sessions.commit(
+                    body, sync=sync, timeout_s=timeout_s, told=told, held=held.pop() if held else None
+                )
+            except ConflictError:
+                losses.rows.append(buckets_of(decode(body)))
+                raise
+            losses.rows.clear()
+            return applied
+
+        def dropped() -> None:
+            losses.rows.clear()
+            while held:
+                session = held.pop()
+                session.let_go()
+                store.sessions.give_back(session)
 
         draft = OptimisticTransaction(
             begin, commit, store.connections.now_us, store, self._waits, chain=store.chain,
-            timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
+            timeout_s=timeout_s, sync=sync, dropped=dropped,
         )
         if self._default is not None:
             draft.default = self._default

@@ -32,6 +32,7 @@ NAMED: Final = Statement(
     "bbb", "bb",
 )
 FENCES: Final = Statement("select digest, fence from fences where digest = any($1)", "B", "bb")
+SOON_OVER: Final = Statement("set local idle_in_transaction_session_timeout = '1s'")
 SYNC_ON: Final = Statement("set local synchronous_commit = on")
 
 # Rows of buckets are made in a transaction of their own, after the registries of their namespaces changed.
