@@ -261,3 +261,44 @@ def test_hot_rows_lose_nothing_by_many_threads(db: inmem.Database, url: str) -> 
     assert db.kv.get(run_id, "added") == db.kv.get(run_id, "n") == 60
     assert db.events.count(run_id) == 60
     assert db.events.verify_chain(run_id)
+
+
+def test_who_has_lost_twice_locks_first(db: inmem.Database, url: str, run: Any) -> None:
+    """Then nobody comes in between, and he gives way at once if he does not commit after all."""
+    import threading
+    import time
+
+    run.kv.put("n", 0)
+    attempts = 0
+    late: list[float] = []
+
+    with other_process(url) as other:
+        def write_beside() -> None:
+            other.kv.add(run.run_id, "n")
+            late.append(time.monotonic())
+
+        def add(txn: Any) -> None:
+            nonlocal attempts
+            attempts += 1
+            seen = txn.kv.get("n")
+            if attempts <= 2:
+                write_beside()
+            else:
+                thread.start()
+                time.sleep(0.1)
+            txn.kv.put("n", seen + 1)
+
+        thread = threading.Thread(target=write_beside)
+        run.transact(add)
+        thread.join()
+        assert attempts == 3
+        assert run.kv.get("n") == 4
+
+        attempts = 0
+        thread = threading.Thread(target=write_beside)
+        with pytest.raises(ZeroDivisionError):
+            run.transact(lambda txn: (add(txn), 1 // (attempts < 3)))
+        raised = time.monotonic()
+        thread.join()
+        assert late[-1] - raised < 0.5
+        assert run.kv.get("n") == 7

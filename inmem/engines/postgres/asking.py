@@ -60,7 +60,7 @@ _DUMPS: Final[dict[str, Callable[[Any], bytes]]] = {
 class Statement:
     """A statement: `b` stands for bytes, `i` for a number, a capital for a list of such."""
 
-    __slots__ = ("dumps", "formats", "is_number", "oids", "text")
+    __slots__ = ("begins", "dumps", "ends", "formats", "is_number", "oids", "text")
 
     def __init__(self, text: str, takes: str = "", gives: str = "") -> None:
         """`takes` are the types of `$1` and so on, `gives` those of its columns."""
@@ -69,6 +69,8 @@ class Statement:
         self.oids = [_OIDS[each] for each in takes]
         self.formats = [pq.Format.BINARY] * len(takes)
         self.is_number = [each == "i" for each in gives]
+        self.begins = text.startswith("begin")  # a transaction
+        self.ends = text in ("commit", "rollback")
 
 
 Ask = tuple[Statement, tuple[Any, ...]]
@@ -83,6 +85,7 @@ class AskedConnection(psycopg.Connection[Any]):
     deadline = math.inf  # of the call that uses it, by `time.monotonic`
     is_in_doubt = False  # a standby was not waited for
     _names: dict[bytes, bytes]
+    _poll: select.poll | None = None
     _owed = 0  # answers that nobody has waited for
     round_trips = 0  # how often somebody has waited for an answer of `ask`, by all connections of a process
     in_transaction = False  # one that `ask` has begun
@@ -97,7 +100,7 @@ class AskedConnection(psycopg.Connection[Any]):
                 is lost.
         """
         AskedConnection.round_trips += 1
-        begins = self.in_transaction or any(query.text.startswith(b"begin") for query, _ in asked)
+        was_begun = self.in_transaction
         try:
             new = self._send(asked)
             self._drain()
@@ -108,7 +111,8 @@ class AskedConnection(psycopg.Connection[Any]):
             self.close()  # in the middle of answers
             raise
         if error is not None:
-            self.in_transaction = begins  # a failed one, to be rolled back
+            # It may be a failed one, to be rolled back.
+            self.in_transaction = was_begun or any(query.begins for query, _ in asked)
             raise error
         return answers
 
@@ -164,10 +168,8 @@ class AskedConnection(psycopg.Connection[Any]):
             new.append(None)
             data = [dump(value) for dump, value in zip(query.dumps, values, strict=True)]
             pgconn.send_query_prepared(name, data, query.formats, pq.Format.BINARY)
-            if query.text.startswith(b"begin"):
-                self.in_transaction = True
-            elif query is COMMIT or query is ROLLBACK:
-                self.in_transaction = False
+            if query.begins or query.ends:
+                self.in_transaction = query.begins
         pgconn.pipeline_sync()
         while pgconn.flush():
             self._wait(select.POLLIN | select.POLLOUT)
@@ -176,7 +178,9 @@ class AskedConnection(psycopg.Connection[Any]):
     def _wait(self, events: int = select.POLLIN) -> None:
         """Until something has come, or can be sent."""
         pgconn = self.pgconn
-        poll = select.poll()
+        poll = self._poll
+        if poll is None:
+            poll = self._poll = select.poll()
         poll.register(pgconn.socket, events)
         while not (ready := poll.poll(_WAIT_MS)):
             if self.closed:

@@ -134,7 +134,7 @@ class Attempt:
             self._connection.ask((ROLLBACK, ()))
             held = frozenset()
         if len(commits) == 1 and not is_in_doubt and not sync and not held:
-            applied = self._blindly(commits[0].request) or self._guessed(commits[0], told)
+            applied = self._blindly(commits[0]) or self._guessed(commits[0], told)
             if applied is not None:
                 self.is_made = True
                 return [applied]
@@ -240,12 +240,13 @@ class Attempt:
             memory.give_back(rows[0], bucket)
         return Applied(now_us + 1, msgpack.unpackb(effects.results))
 
-    def _blindly(self, request: WriteSet) -> Applied | None:
+    def _blindly(self, commit: Commit) -> Applied | None:
         """Make a commit that looks at nothing, in one statement. None: it has to be decided."""
-        blind = blind_writes(request)
+        blind = blind_writes(commit.request)
         if blind is None:
             return None
-        buckets, keys, payloads, ends, deleted = blind
+        buckets = commit.buckets
+        keys, payloads, ends, deleted = blind
         what: Ask
         who = self._sequence, self._digest, self._session
         if len(keys) == 1 and not deleted and not ends[0]:
@@ -389,8 +390,8 @@ def rows_of_ops(ops: Iterable[Any]) -> set[bytes]:
 
 def blind_writes(
     request: WriteSet,
-) -> tuple[list[bytes], list[bytes], list[bytes], list[int], list[bytes]] | None:
-    """Buckets, keys, payloads and ends of what a commit puts, and keys that it deletes.
+) -> tuple[list[bytes], list[bytes], list[int], list[bytes]] | None:
+    """Keys, payloads and ends of what a commit puts, and keys that it deletes.
 
     None if it looks at anything, or is not of KV entries alone: those need no procedure.
     """
@@ -399,7 +400,6 @@ def blind_writes(
     put: dict[bytes, tuple[bytes, int]] = {}
     deleted: dict[bytes, None] = {}
     weight = ENTRY_BYTES * len(request.ops)
-    buckets = set()
     for op in request.ops:
         kind, key = op[0], op[1]
         if kind == OP_CALL or key[key.index(0) + 1] != _KV:
@@ -412,11 +412,10 @@ def blind_writes(
         else:
             deleted[key] = None
             put.pop(key, None)
-        buckets.add(row_of(key))
     if weight > MAX_COMMIT_BYTES:
         return None  # which refuses it
     return (
-        sorted(buckets), [*put], [payload for payload, _ in put.values()],
+        [*put], [payload for payload, _ in put.values()],
         [expires for _, expires in put.values()], [*deleted],
     )
 
