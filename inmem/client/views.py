@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import NoReturn, Protocol
@@ -133,14 +133,15 @@ def closed(*_: object) -> NoReturn:
 class LatestView:
     """The newest version at each call; for facades outside transactions.
 
-    `get` reads one record without opening a moment, which is what makes a read cheap.
+    `get` reads one record without opening a moment, which is what makes a read cheap; so may `get_many`.
     """
 
     def __init__(
         self, get: Callable[[bytes], bytes | None], begin: Callable[[], SnapshotView],
-        now_us: Callable[[], int],
+        now_us: Callable[[], int], get_many: Callable[[Sequence[bytes]], Mapping[bytes, bytes]] | None = None,
     ) -> None:
         self._get = get
+        self._get_many = get_many
         self._begin = begin
         self.now_us = now_us
 
@@ -157,8 +158,12 @@ class LatestView:
 
     def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The live records under some keys, all of one version."""
-        with self.moment() as view:
-            return view.read_many(keys)
+        if self._get_many is None:
+            with self.moment() as view:
+                return view.read_many(keys)
+        found, now_us = self._get_many(keys), self.now_us()
+        live = {key: record for key, record in found.items() if is_live(record, now_us)}
+        return [live.get(key) for key in keys]
 
     def scan(
         self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False,

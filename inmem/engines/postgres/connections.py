@@ -23,7 +23,7 @@ from inmem.errors import (
 
 T = TypeVar("T")
 
-CLOCK: Final = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
+CLOCK: Final = "(date_part('epoch', clock_timestamp()) * 1000000)::bigint"  # exact: it is below 2**53
 _FRESH_US: Final = 10_000_000
 _PAUSE_S: Final = 0.05  # between two attempts to connect
 # What libpq says without a state of SQL, where trying again is of no use.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from inmem.client.applied import Applied
@@ -16,7 +16,7 @@ from inmem.config import Settings
 from inmem.engines.base import Engine
 from inmem.engines.postgres.buckets import buckets_of
 from inmem.engines.postgres.commits import ServerSession
-from inmem.engines.postgres.moment import GET, ServerMoment
+from inmem.engines.postgres.moment import GET, GET_MANY, ServerMoment
 from inmem.engines.postgres.pipelined import PipelinedSession
 from inmem.engines.postgres.store import ServerStore
 from inmem.engines.postgres.waiting import ServerWaits
@@ -48,7 +48,9 @@ class PostgresEngine:
         self.name = store.address.shown
         self.database_id = store.database_id
         self._waits = ServerWaits(lambda: self.store)
-        self._latest = LatestView(self._get, self._moment, store.connections.now_us)
+        self._latest = LatestView(
+            self._get, self._moment, store.connections.now_us, self._get_many
+        )
         self._direct = DirectSink(lambda: self.store.sessions, settings.timeout_s, default)
 
     @property
@@ -70,6 +72,10 @@ class PostgresEngine:
     def _get(self, key: bytes) -> bytes | None:
         [found] = self.store.connections.ask((GET, (key,)))
         return found[0][0] if found else None
+
+    def _get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        [found] = self.store.connections.ask((GET_MANY, (keys,))) if keys else [[]]
+        return dict(found)
 
     def latest(self) -> LatestView:
         """The newest version at each call."""

@@ -21,7 +21,7 @@ _PAGE_BYTES: Final = 4 << 20
 
 
 GET: Final = Statement("select record from records where key = $1", "b", "b")
-_GET_MANY: Final = Statement("select key, record from records where key = any($1)", "B", "bb")
+GET_MANY: Final = Statement("select key, record from records where key = any($1)", "B", "bb")
 _FENCE: Final = Statement("select fence from fences where digest = $1", "b", "b")
 _VERSIONS: Final = Statement("select bucket, version from buckets where bucket = any($1)", "B", "bi")
 _VERSIONS_BETWEEN: Final = Statement(
@@ -122,7 +122,9 @@ class ServerMoment:
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The records under some keys, as far as there are any."""
-        asked: list[Ask] = [(_GET_MANY, (keys,))]
+        if not keys:
+            return {}
+        asked: list[Ask] = [(GET_MANY, (keys,))]
         if self._notes:
             buckets = [*{row_of(key) for key in keys}]
             asked.append((_VERSIONS, (buckets,)))
