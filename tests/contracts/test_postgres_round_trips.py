@@ -302,3 +302,15 @@ def test_who_has_lost_twice_locks_first(db: inmem.Database, url: str, run: Any) 
         thread.join()
         assert late[-1] - raised < 0.5
         assert run.kv.get("n") == 7
+
+
+def test_a_session_that_the_server_has_forgotten_is_begun_anew(url: str, run: Any) -> None:
+    import psycopg
+
+    run.kv.put("n", 1)
+    run.kv.add("n")
+    for write in (lambda: run.kv.put("n", 5), lambda: run.kv.add("n"), lambda: run.transact(add_one)):
+        with psycopg.connect(url.partition("?")[0], autocommit=True) as connection:
+            connection.execute("delete from round_trips.sessions")
+        write()
+    assert run.kv.get("n") == 7

@@ -145,7 +145,7 @@ class Attempt:
         outcomes: list[Outcome] = []
         made: list[Effects] = []
         for commit in commits:
-            now_us = max(locked.clock_us, *locked.versions.values())
+            now_us = max([locked.clock_us, *locked.versions.values()])
             try:
                 effects = self._decided(commit.request, locked, told, now_us)
             except InmemError as error:
@@ -290,14 +290,15 @@ class Attempt:
         if wide:
             # Rows between two ranges are locked too: that is one statement in the order of rows.
             lock = (LOCKED_BETWEEN, (buckets, min(start for start, _ in wide), max(end for _, end in wide)))
-        if is_in_doubt:
-            before.append((SESSION, (self._session,)))
         looks = ahead.asked()
+        if is_in_doubt:
+            looks.insert(0, (SESSION, (self._session,)))
         if unlocked:
             looks.append((FENCES, (unlocked,)))
         while True:
             answers = self._connection.ask(*before, lock, *looks)
             rows, *more = answers[len(before) :]
+            session = (more.pop(0) or [(1 << 62, 0)])[0] if is_in_doubt else None
             versions: dict[bytes, int] = {row[0]: row[1] for row in rows}
             missing = [bucket for bucket in buckets if bucket not in versions]
             if not missing:
@@ -313,8 +314,10 @@ class Attempt:
         elif unlocked:
             closed.update(more[-1])
         clock_us = max((row[3] for row in rows), default=0)
-        self._connections.saw(clock_us)
-        session = (answers[len(before) - 1] or [(1 << 62, 0)])[0] if is_in_doubt else None
+        if rows:
+            self._connections.saw(clock_us)
+        else:  # its arguments are no procedure's
+            clock_us = self._connections.now_us()
         return Locked(versions, state, closed, clock_us, session)
 
     def _create(self, missing: list[bytes], told: dict[bytes, int]) -> None:
@@ -368,7 +371,7 @@ class Attempt:
         else:
             found, _ = connection.ask(write, (COMMIT, ()))
         if not found:
-            raise InvariantError("another commit has this number")
+            raise ForgottenError
 
 
 def _between(versions: Mapping[bytes, int], start: bytes, end: bytes) -> dict[bytes, int]:

@@ -74,6 +74,7 @@ class ServerSession:
         deadline = time.monotonic() + timeout_s
         was_sent = False
         held, self._held = self._held, frozenset()
+        sync = sync and self._connections.durability != "sync"  # else each commit is
         pause_s = _PAUSE_S / 2
         while True:
             try:
@@ -85,8 +86,11 @@ class ServerSession:
             try:
                 outcomes = self._attempt(connection, commits, told, sequence, digest, sync, held)
             except ForgottenError:
+                may_be_made = self._is_in_doubt
                 self._begin()
-                raise CommitUnknownError("the server does not know this session any more") from None
+                if may_be_made:
+                    raise CommitUnknownError("the server does not know this session any more") from None
+                sequence = 1
             except _AGAIN:
                 self._ended(connection)
             except _LOST as error:
