@@ -7,12 +7,13 @@ puts of several processes into one run need not wait for each other's.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, Final
 
 import xxhash
 
-from inmem.commit.footprint import Range
+from inmem.commit.footprint import Footprint, Range
 from inmem.keys import TypeTag, successor
 from inmem.primitives.server import FOOTPRINTS
 from inmem.writeset import OP_CALL, WriteSet
@@ -75,13 +76,18 @@ def buckets_of_range(start: bytes, end: bytes) -> list[bytes]:
     return rows_of_bucket(bucket) if end <= successor(bucket) else buckets_of_prefix(start[: cut - 1])
 
 
+@functools.lru_cache(maxsize=1024)
+def _buckets_of_footprint(footprint: Footprint) -> frozenset[bytes]:
+    ranges: set[Range] = {*footprint.looks_at, *footprint.changes}
+    return frozenset(row for each in ranges for row in buckets_of_range(*each))
+
+
 def buckets_of_call(name: str, arguments: list[Any]) -> Iterable[bytes]:
     """Those of a procedure, by its arguments; what is no argument of it is refused later."""
     footprint = FOOTPRINTS.get(name)
     try:
         if footprint is not None:
-            ranges: tuple[Range, ...] = sum(footprint(*arguments)[:2], ())
-            return [row for each in {*ranges} for row in buckets_of_range(*each)]
+            return _buckets_of_footprint(footprint(*arguments))
         prefix = arguments[0]
         if name.startswith("run."):
             run = b"%b/%b" % (prefix, arguments[1].encode())
