@@ -314,3 +314,26 @@ def test_a_session_that_the_server_has_forgotten_is_begun_anew(url: str, run: An
             connection.execute("delete from round_trips.sessions")
         write()
     assert run.kv.get("n") == 7
+
+
+def test_statements_need_not_be_prepared(postgres_server: PostgresServer) -> None:
+    import psycopg
+
+    from inmem.engines.postgres.asking import BEGIN, COMMIT, ROLLBACK, AskedConnection, Statement
+
+    both = Statement("select $1 || 'x', length($1)::bigint", "b", "bi")
+    wrong = Statement("select 1 / $1", "i", "i")
+    for threshold in (5, None):
+        with AskedConnection.connect(postgres_server.conninfo, autocommit=True) as connection:
+            connection.prepare_threshold = threshold
+            for _ in range(3):
+                assert connection.ask((both, (b"a",))) == [[(b"ax", 1)]]
+                assert connection.ask((BEGIN, ()), (both, (b"",)), (COMMIT, ())) == [[], [(b"x", 0)], []]
+                with pytest.raises(psycopg.errors.DivisionByZero):
+                    connection.ask((BEGIN, ()), (wrong, (0,)), (both, (b"",)), (COMMIT, ()))
+                assert not connection.is_free
+                connection.tell(ROLLBACK)
+                assert connection.is_free
+                assert connection.ask((wrong, (1,))) == [[(1,)]]
+                connection.settle()
+                assert connection.execute("select 7").fetchone() == (7,)

@@ -74,7 +74,7 @@ class Statement:
 
 
 Ask = tuple[Statement, tuple[Any, ...]]
-BEGIN: Final = Statement("begin")
+BEGIN: Final = Statement("begin isolation level read committed")
 COMMIT: Final = Statement("commit")
 ROLLBACK: Final = Statement("rollback")
 
@@ -160,16 +160,20 @@ class AskedConnection(psycopg.Connection[Any]):
             names = self._names = {}
         new: list[bytes | None] = []
         for query, values in asked:
+            data = [dump(value) for dump, value in zip(query.dumps, values, strict=True)]
+            if query.begins or query.ends:
+                self.in_transaction = query.begins
+            if self.prepare_threshold is None:  # as for psycopg: a proxy may lose what was prepared
+                pgconn.send_query_params(query.text, data, query.oids, query.formats, pq.Format.BINARY)
+                new.append(None)
+                continue
             name = names.get(query.text)
             if name is None:
                 name = names[query.text] = b"q%d" % len(names)
                 pgconn.send_prepare(name, query.text, query.oids)
                 new.append(query.text)
             new.append(None)
-            data = [dump(value) for dump, value in zip(query.dumps, values, strict=True)]
             pgconn.send_query_prepared(name, data, query.formats, pq.Format.BINARY)
-            if query.begins or query.ends:
-                self.in_transaction = query.begins
         pgconn.pipeline_sync()
         while pgconn.flush():
             self._wait(select.POLLIN | select.POLLOUT)
