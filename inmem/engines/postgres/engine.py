@@ -14,7 +14,7 @@ from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
-from inmem.engines.postgres.buckets import buckets_of
+from inmem.engines.postgres.buckets import REGISTRY, buckets_of
 from inmem.engines.postgres.commits import ServerSession
 from inmem.engines.postgres.moment import GET, GET_MANY, ServerMoment
 from inmem.engines.postgres.pipelined import PipelinedSession
@@ -145,7 +145,10 @@ class PostgresEngine:
     def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
         """The version; what a status says beyond it is about a writer, which there is not."""
         found = self.store.connections.read(
-            lambda connection: connection.execute("select coalesce(max(version), 0) from buckets").fetchone()
+            lambda connection: connection.execute(
+                "select coalesce(max(version), 0) from buckets where substr(bucket, length(bucket)) <> %s",
+                (REGISTRY[-1:],),
+            ).fetchone()
         )
         version: int = found[0] if found else 0
         if kind == SYNC:
