@@ -12,7 +12,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,12 @@ class State:
         row = self.connection.execute("select value from data where key = ?", (key,)).fetchone()
         return row[0] if row else None
 
-    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        return {key: record for key in keys if (record := self.get(key)) is not None}
+
+    def scan(
+        self, start: bytes, end: bytes, *, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[Item]:
         order = "desc" if reverse else "asc"
         yield from self.connection.execute(
             f"select key, value from data where key >= ? and key < ? order by key {order}", (start, end)

@@ -1,29 +1,55 @@
-"""Which buckets a commit locks: those of all that it reads or writes."""
+"""Which rows of `buckets` a commit locks: those of all that it reads or writes.
+
+A bucket is what a run has of a primitive, with its indices. It has one row; that of
+the KV entries has a row for each stripe, and a key's stripe is told by its hash: so
+puts of several processes into one run need not wait for each other's.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, Final
 
-from inmem.commit.footprint import Range
-from inmem.keys import TypeTag, bucket_of, successor
+import xxhash
+
+from inmem.commit.footprint import Footprint, Range
+from inmem.keys import TypeTag, successor
 from inmem.primitives.server import FOOTPRINTS
 from inmem.writeset import OP_CALL, WriteSet
 
 OWNERS: Final = tuple(sorted({int(tag) & 0x0F for tag in TypeTag}))
+STRIPES: Final = 16
+_KV: Final = int(TypeTag.KV)
 _RUN: Final = int(TypeTag.RUN)
 REGISTRY: Final = b"\0\xff"  # no type tag
 _JOB: Final = int(TypeTag.JOB)
+_hash: Final = xxhash.xxh3_64_intdigest
 
 
-def owner_bucket(bucket: bytes) -> bytes:
-    """The bucket that a primitive shares with its indices, of a prefix and any of its tags."""
-    return bucket if bucket.endswith(REGISTRY) else bucket[:-1] + bytes([bucket[-1] & 0x0F])
+def row_of(key: bytes) -> bytes:
+    """The row of the bucket that a key is in."""
+    cut = key.index(0) + 2
+    tag = key[cut - 1]
+    if tag == _KV:
+        return b"%b%c" % (key[:cut], _hash(key) % STRIPES)
+    return b"%b%c" % (key[: cut - 1], tag & 0x0F)
+
+
+def rows_of_bucket(bucket: bytes) -> list[bytes]:
+    """All of a bucket, or of any other that a row of it is told for: a prefix, NUL and a tag."""
+    cut = bucket.index(0) + 1
+    tag = bucket[cut] & 0x0F
+    if bucket.startswith(REGISTRY, cut - 1):
+        return [bucket]
+    if tag == _KV:
+        return [b"%b%c%c" % (bucket[:cut], _KV, stripe) for stripe in range(STRIPES)]
+    return [b"%b%c" % (bucket[:cut], tag)]
 
 
 def buckets_of_prefix(prefix: bytes) -> list[bytes]:
     """All of a run's."""
-    return [b"%b\0%c" % (prefix, tag) for tag in OWNERS]
+    return [row for tag in OWNERS for row in rows_of_bucket(b"%b\0%c" % (prefix, tag))]
 
 
 def quiet_bucket(prefix: bytes) -> bytes:
@@ -46,10 +72,19 @@ def buckets_of_range(start: bytes, end: bytes) -> list[bytes]:
     """Those that a range of one prefix lies in; the registry, for one over several runs."""
     if not is_of_one_prefix(start, end):
         return [registry_of(start)]
-    if start.endswith(b"\0") and start.count(b"\0") == 1:
+    cut = start.index(0) + 1
+    if len(start) == cut:
         return buckets_of_prefix(start[:-1])
-    bucket = bucket_of(start)
-    return [owner_bucket(bucket)] if end <= successor(bucket) else buckets_of_prefix(bucket[:-2])
+    if end == start + b"\0" and len(start) > cut + 1:
+        return [row_of(start)]
+    bucket = start[: cut + 1]
+    return rows_of_bucket(bucket) if end <= successor(bucket) else buckets_of_prefix(start[: cut - 1])
+
+
+@functools.lru_cache(maxsize=1024)
+def _buckets_of_footprint(footprint: Footprint) -> frozenset[bytes]:
+    ranges: set[Range] = {*footprint.looks_at, *footprint.changes}
+    return frozenset(row for each in ranges for row in buckets_of_range(*each))
 
 
 def buckets_of_call(name: str, arguments: list[Any]) -> Iterable[bytes]:
@@ -57,8 +92,7 @@ def buckets_of_call(name: str, arguments: list[Any]) -> Iterable[bytes]:
     footprint = FOOTPRINTS.get(name)
     try:
         if footprint is not None:
-            ranges: tuple[Range, ...] = sum(footprint(*arguments), ())
-            return [bucket for each in ranges for bucket in buckets_of_range(*each)]
+            return _buckets_of_footprint(footprint(*arguments))
         prefix = arguments[0]
         if _names_run(name, arguments):
             run = b"%b/%b" % (prefix, arguments[1].encode())
@@ -77,7 +111,7 @@ def _names_run(name: str, arguments: list[Any]) -> bool:
 
 def buckets_of_reads(request: WriteSet) -> set[bytes]:
     """Those that change when something changes that was read."""
-    found = {owner_bucket(bucket_of(key)) for key in request.reads}
+    found = {row_of(key) for key in request.reads}
     for start, end, _ in request.ranges:
         found.update(buckets_of_range(start, end))
     return found
@@ -90,13 +124,18 @@ def buckets_of(request: WriteSet) -> list[bytes]:
         if op[0] == OP_CALL:
             found.update(buckets_of_call(op[1], op[2]))
         else:
-            found.add(owner_bucket(bucket_of(op[1])))
+            found.add(row_of(op[1]))
     return sorted(found)
 
 
-def owners_of(request: WriteSet, buckets: list[bytes]) -> set[bytes]:
+def owner_of_row(row: bytes) -> bytes:
+    """The run or namespace that a row is of."""
+    return row.partition(b"\0")[0]
+
+
+def owners_of(request: WriteSet, rows: list[bytes]) -> set[bytes]:
     """The runs and namespaces that a commit concerns, whose deletion it must know of."""
-    found = {bucket[:-2] for bucket in buckets}
+    found = {owner_of_row(row) for row in rows}
     for op in request.ops:
         if op[0] == OP_CALL and _names_run(op[1], op[2]):
             found.add(op[2][0] + b"/" + op[2][1].encode())

@@ -16,8 +16,9 @@ import psycopg.conninfo
 
 from inmem.config import Settings
 from inmem.engines.postgres.address import Address
+from inmem.engines.postgres.asking import Ask, AskedConnection, Row
 from inmem.engines.postgres.failures import as_ours, is_lost, is_passing
-from inmem.engines.postgres.green import Connection, in_thread, pause
+from inmem.engines.postgres.green import in_thread, pause
 from inmem.engines.postgres.hints import Hints
 from inmem.engines.postgres.settings import prepare
 from inmem.engines.postgres.turns import ConnectionTurns
@@ -29,8 +30,12 @@ CLOCK: Final = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
 AT_ONCE: Final = 16  # connections in use, by the threads of a process, and by the coroutines of each loop
 KEPT: Final = 2  # that are free, however long
 IDLE_S: Final = 10.0  # for which others are kept
+_FRESH_US: Final = 10_000_000
 _PAUSE_S: Final = 0.05  # between two attempts to connect
 _ONE_OF_MANY_S: Final = 2  # for each of several hosts to answer, of which one may stand still
+
+
+ServerConnection = AskedConnection
 
 
 class Connections:
@@ -42,30 +47,36 @@ class Connections:
         hosts = str(psycopg.conninfo.conninfo_to_dict(address.conninfo).get("host", ""))
         self._one_host_s = _ONE_OF_MANY_S if "," in hosts else round(timeout_s)
         self.durability = "sync"  # of the store: what is asked of the server for each commit
-        self._free: deque[Connection] = deque()  # the one that was used last is taken first
-        self._all: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._free: deque[ServerConnection] = deque()  # the one that was used last is taken first
+        self._all: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
         self._turns = self._all_free()
         self.is_closed = False
         self.session_ttl_s = Settings().session_ttl_s
         self.on_connect: Callable[[], None] = lambda: None
         self.hints = Hints()
+        self._seen_at = 0
         self.ahead_us = 0  # of the server's clock, as it was seen last
 
     def __repr__(self) -> str:
         return f"Connections({self._address.shown!r})"
 
     def now_us(self) -> int:
-        """The server's clock, as far as it is known here."""
-        return time.time_ns() // 1000 + self.ahead_us
+        """The server's clock, as far as it is known here: it goes on as this machine's own does."""
+        return time.monotonic_ns() // 1000 + self.ahead_us
 
     def saw(self, clock_us: int) -> None:
         """The server has said what time it is, a moment ago."""
-        self.ahead_us = clock_us - time.time_ns() // 1000
+        self._seen_at = now_us = time.monotonic_ns() // 1000
+        self.ahead_us = clock_us - now_us
+
+    def is_fresh(self) -> bool:
+        """Whether the server's clock was seen so lately that a commit may take its time from here."""
+        return time.monotonic_ns() // 1000 - self._seen_at < _FRESH_US
 
     def _all_free(self) -> ConnectionTurns:
         return ConnectionTurns(self._address.connections or AT_ONCE)
 
-    def connect(self, deadline: float) -> Connection:
+    def connect(self, deadline: float) -> ServerConnection:
         """A new connection.
 
         Raises:
@@ -76,7 +87,7 @@ class Connections:
             if self.is_closed:
                 raise ClosedError("the database is closed")
             try:
-                connection = in_thread(partial(self._connect, deadline), Connection.close)
+                connection = in_thread(partial(self._connect, deadline), ServerConnection.close)
             except psycopg.Error as error:
                 if not is_passing(error) or time.monotonic() + _PAUSE_S >= deadline:
                     raise as_ours(error) from None
@@ -88,9 +99,9 @@ class Connections:
                 self.on_connect()
                 return connection
 
-    def _connect(self, deadline: float) -> Connection:
+    def _connect(self, deadline: float) -> ServerConnection:
         left_s = min(self._timeout_s, deadline - time.monotonic())
-        connection = Connection.connect(
+        connection = ServerConnection.connect(
             self._address.conninfo, autocommit=True, prepare_threshold=2,
             fallback_application_name=self._address.program(),
             connect_timeout=max(1, min(round(left_s), self._one_host_s)),
@@ -104,7 +115,7 @@ class Connections:
             raise
         return connection
 
-    def take(self, deadline: float | None = None) -> Connection:
+    def take(self, deadline: float | None = None) -> ServerConnection:
         """A connection that nobody else uses. Without a deadline it is waited for until others are done."""
         turn = self._turns.take(math.inf if deadline is None else deadline)
         deadline = self.deadline() if deadline is None else deadline
@@ -124,11 +135,11 @@ class Connections:
         """Of a call that begins now."""
         return time.monotonic() + self._timeout_s
 
-    def give_back(self, connection: Connection) -> None:
+    def give_back(self, connection: ServerConnection) -> None:
         """It is free again; one that is broken is dropped."""
         turn, connection.turn = connection.turn, None
         if (
-            connection.closed or self.is_closed or not _is_idle(connection)
+            connection.closed or self.is_closed or not connection.is_free
             or len(self._free) >= self._turns.limit  # some went on without a turn
         ):
             connection.close()
@@ -153,28 +164,44 @@ class Connections:
             oldest.close()
 
     @contextmanager
-    def one(self) -> Iterator[Connection]:
-        """A connection for a block."""
+    def one(self) -> Iterator[ServerConnection]:
+        """A connection for a block, which uses psycopg's own methods."""
         connection = self.take()
         try:
+            connection.settle()
             yield connection
         finally:
             self.give_back(connection)
 
-    def read(self, ask: Callable[[Connection], T]) -> T:
-        """What `ask` gets of a connection; asked again if that is lost, as it changes nothing."""
-        connection, found = self.held(ask)
-        self.give_back(connection)
-        return found
+    def ask(self, *asked: Ask) -> list[list[Row]]:
+        """What some statements show that change nothing; asked again if a connection is lost."""
 
-    def held(self, ask: Callable[[Connection], T]) -> tuple[Connection, T]:
-        """The same, and the connection that it was asked of, which the caller has from then on."""
+        def ask(connection: ServerConnection) -> list[list[Row]]:
+            found = connection.ask(*asked)
+            self.give_back(connection)
+            return found
+
+        return self.held(ask)
+
+    def read(self, ask: Callable[[ServerConnection], T]) -> T:
+        """What `ask` gets of a connection by psycopg's own methods; asked again if that is lost."""
+
+        def settled(connection: ServerConnection) -> T:
+            connection.settle()
+            found = ask(connection)
+            self.give_back(connection)
+            return found
+
+        return self.held(settled)
+
+    def held(self, ask: Callable[[ServerConnection], T]) -> T:
+        """What `ask` gets of a connection, which it keeps; asked again if that is lost."""
         deadline = None
         while True:
             connection = self.take(deadline)
-            deadline = deadline or time.monotonic() + self._timeout_s
+            deadline = deadline or self.deadline()
             try:
-                return connection, ask(connection)
+                return ask(connection)
             except psycopg.Error as error:
                 is_over = time.monotonic() >= deadline or not is_lost(error, connection)
                 self.drop(connection)
@@ -185,7 +212,7 @@ class Connections:
                 raise
             pause(_PAUSE_S / 10)
 
-    def drop(self, connection: Connection) -> None:
+    def drop(self, connection: ServerConnection) -> None:
         """It is in an unknown state: nobody uses it again."""
         connection.close()
         self.give_back(connection)
@@ -203,7 +230,3 @@ class Connections:
         self._free = deque()
         self._all = weakref.WeakSet()
         self._turns = self._all_free()
-
-
-def _is_idle(connection: Connection) -> bool:
-    return connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,16 +16,28 @@ from inmem.client.views import LatestView, SnapshotView
 from inmem.config import Settings
 from inmem.engines.base import Engine
 from inmem.engines.postgres import status
-from inmem.engines.postgres.green import Connection
+from inmem.engines.postgres.buckets import buckets_of
+from inmem.engines.postgres.commits import ServerSession
+from inmem.engines.postgres.connections import ServerConnection
 from inmem.engines.postgres.latest import ServerLatest, ServerSink
-from inmem.engines.postgres.moment import ServerMoment
+from inmem.engines.postgres.moment import GET, GET_MANY, ServerMoment
 from inmem.engines.postgres.pipelined import PipelinedSession
 from inmem.engines.postgres.store import ServerStore
 from inmem.engines.postgres.waiting import ServerWaits
 from inmem.engines.postgres.whole import WholeMoment
-from inmem.errors import ClosedError, InvalidInputError
+from inmem.errors import ClosedError, ConflictError, InvalidInputError
 from inmem.reports import BackupReport, CheckReport
 from inmem.wire import STATUS, SYNC
+from inmem.writeset import decode
+
+_LOSSES: Final = 2  # conflicts in a row of one thread, after which a transaction locks before it reads
+
+
+class Losses(threading.local):
+    """Of a thread: what its last transactions concerned, all of which were refused for a conflict."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[bytes]] = []
 
 # The first key of each prefix: one look at the index for each, whatever it holds. A key without NUL is none.
 _PREFIXES: Final = """
@@ -50,12 +63,13 @@ class PostgresEngine:
         self._store: ServerStore | None = store
         self._let_go = weakref.finalize(self, store.let_go)
         self._default = default
+        self._losses = Losses()
         self.settings = settings
         self.name = store.address.shown
         self.path = None
         self.database_id = store.database_id
         self.waits = ServerWaits(lambda: self.store)
-        self._latest = ServerLatest(self._get, self.snapshot, store.connections.now_us)
+        self._latest = ServerLatest(self._get, self._moment, store.connections.now_us, self._get_many)
         self._direct = ServerSink(lambda: self.store.sessions, settings.timeout_s, default)
 
     @property
@@ -75,13 +89,12 @@ class PostgresEngine:
         return self.store.durability
 
     def _get(self, key: bytes) -> bytes | None:
-        def ask(connection: Connection) -> bytes | None:
-            found = connection.execute(
-                "select record from records where key = %s", (key,), binary=True
-            ).fetchone()
-            return found[0] if found else None
+        [found] = self.store.connections.ask((GET, (key,)))
+        return found[0][0] if found else None
 
-        return self.store.connections.read(ask)
+    def _get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        [found] = self.store.connections.ask((GET_MANY, (keys,))) if keys else [[]]
+        return dict(found)
 
     def latest(self) -> LatestView:
         """The newest version at each call."""
@@ -91,26 +104,52 @@ class PostgresEngine:
         """A commit for each write."""
         return self._direct
 
+    def _moment(self) -> SnapshotView:
+        return SnapshotView(self.store.moment(), self.store.connections.now_us)
+
     def snapshot(self) -> SnapshotView:
         """One version, as of now."""
-        return SnapshotView(self.store.moment(), self.store.connections.now_us)
+        view = self._moment()
+        _ = view.version  # it is taken with the first look
+        return view
 
     def transaction(self, *, timeout_s: float | None, sync: bool) -> OptimisticTransaction:
         """A transaction that reads from now on."""
-        store = self.store
+        store, losses = self.store, self._losses
         begun: list[ServerMoment] = []
+        held: list[ServerSession] = []
+        if timeout_s is None:
+            timeout_s = self.settings.timeout_s
 
         def begin() -> ServerMoment:
-            begun.append(self.store.moment())
+            if len(losses.rows) >= _LOSSES:
+                held.append(store.sessions.take())
+                held[-1].hold(losses.rows[-1], timeout_s)
+            begun.append(self.store.moment(notes=True))
             return begun[-1]
 
         def commit(body: bytes, *, sync: bool, timeout_s: float) -> Applied:
-            told = begun[-1].seen if begun else {}
-            return self.store.sessions.commit(body, sync=sync, timeout_s=timeout_s, told=told)
+            told = begun[-1].told if begun else None
+            try:
+                applied = self.store.sessions.commit(
+                    body, sync=sync, timeout_s=timeout_s, told=told, held=held.pop() if held else None
+                )
+            except ConflictError:
+                losses.rows.append(buckets_of(decode(body)))
+                raise
+            losses.rows.clear()
+            return applied
+
+        def dropped() -> None:
+            losses.rows.clear()
+            while held:
+                session = held.pop()
+                session.let_go()
+                store.sessions.give_back(session)
 
         draft = OptimisticTransaction(
             begin, commit, store.connections.now_us, store, self.waits, chain=store.chain,
-            timeout_s=self.settings.timeout_s if timeout_s is None else timeout_s, sync=sync,
+            timeout_s=timeout_s, sync=sync, dropped=dropped,
         )
         if self._default is not None:
             draft.default = self._default
@@ -189,6 +228,6 @@ class PostgresEngine:
         self._let_go()
 
 
-def _prefixes(connection: Connection, start: bytes) -> list[bytes]:
+def _prefixes(connection: ServerConnection, start: bytes) -> list[bytes]:
     """The first key of each of some prefixes."""
     return [key for (key,) in connection.execute(_PREFIXES, (start,), binary=True).fetchall()]

@@ -23,7 +23,7 @@ from inmem.engines.postgres.patience import PatientConnection
 
 T = TypeVar("T")
 
-_END_S: Final = 1.0  # for the answer to a statement whose caller was cancelled; then its connection goes
+END_S: Final = 1.0  # for the answer to a statement whose caller was cancelled; then its connection goes
 _LONG_S: Final = 1e6  # a loop takes no infinite time
 _R: Final = int(Wait.R)
 _W: Final = int(Wait.W)
@@ -168,7 +168,7 @@ class Connection(PatientConnection):
         except asyncio.CancelledError:
             # The connection is whole only once the answer is there.
             try:
-                async with asyncio.timeout(_END_S):
+                async with asyncio.timeout(END_S):
                     await self._go_on(gen, state)
             except psycopg.Error:
                 pass
@@ -179,8 +179,43 @@ class Connection(PatientConnection):
             self.close()
             raise
 
-    async def _go_on(self, gen: Any, state: list[int]) -> Any:
+    async def ready(self, also_to_write: bool) -> bool:
+        """Wait until something has come, or may be sent; whether something has come.
+
+        Raises:
+            OperationalError: the connection was closed, or nothing has come until its deadline.
+        """
+        number = self.pgconn.socket
+        ready = _at_once(number) if also_to_write else 0
+        if not ready:
+            ready = await self._until_ready(number, int(Wait.RW) if also_to_write else _R)
+        return bool(ready & int(Ready.R))
+
+    async def _until_ready(self, number: int, wanted: int) -> int:
         loop = asyncio.get_running_loop()
+        future = self.waiter = loop.create_future()
+        if wanted & _R:
+            loop.add_reader(number, _told, future, int(Ready.R))
+        if wanted & _W:
+            loop.add_writer(number, _told, future, int(Ready.W))
+        try:
+            async with asyncio.timeout(min(self.left_s(), _LONG_S)):
+                ready = await future
+        except TimeoutError:
+            self.close()
+            raise psycopg.OperationalError("the server did not answer in time") from None
+        finally:
+            self.waiter = None
+            if wanted & _R:
+                loop.remove_reader(number)
+            if wanted & _W:
+                loop.remove_writer(number)
+        if ready is None or self.closed:
+            raise psycopg.OperationalError("the connection was closed")
+        found: int = ready
+        return found
+
+    async def _go_on(self, gen: Any, state: list[int]) -> Any:
         number = self.pgconn.socket
         try:
             if not state:
@@ -188,27 +223,7 @@ class Connection(PatientConnection):
             while True:
                 wanted = state[0]
                 ready = _at_once(number) if wanted & _W else 0
-                if not ready:
-                    future = self.waiter = loop.create_future()
-                    if wanted & _R:
-                        loop.add_reader(number, _told, future, int(Ready.R))
-                    if wanted & _W:
-                        loop.add_writer(number, _told, future, int(Ready.W))
-                    try:
-                        async with asyncio.timeout(min(self.left_s(), _LONG_S)):
-                            ready = await future
-                    except TimeoutError:
-                        self.close()
-                        raise psycopg.OperationalError("the server did not answer in time") from None
-                    finally:
-                        self.waiter = None
-                        if wanted & _R:
-                            loop.remove_reader(number)
-                        if wanted & _W:
-                            loop.remove_writer(number)
-                    if ready is None or self.closed:
-                        raise psycopg.OperationalError("the connection was closed")
-                state[0] = gen.send(ready)
+                state[0] = gen.send(ready or await self._until_ready(number, wanted))
         except StopIteration as end:
             return end.value
         except OSError as error:

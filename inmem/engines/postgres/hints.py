@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
-import psycopg
 import xxhash
 
+from inmem.engines.postgres.asking import AskedConnection, Statement
+
 LISTEN: Final = "listen inmem"
+_NOTIFY: Final = Statement("select pg_notify('inmem', $1)", "t")
 _SELDOM_S: Final = 0.02  # between two hints of one bucket: who has had one looks often for a while
 _MAX: Final = 1024  # buckets whose times are remembered
 
@@ -25,7 +27,7 @@ class Hints:
         self._given: dict[bytes, float] = {}
         self.count = 0
 
-    def give(self, connection: psycopg.Connection[Any], buckets: Iterable[bytes]) -> None:
+    def give(self, connection: AskedConnection, buckets: Iterable[bytes]) -> None:
         """Say that these were written, by the connection of the commit that did."""
         now = time.monotonic()
         due = [bucket for bucket in buckets if now - self._given.get(bucket, 0.0) >= _SELDOM_S]
@@ -35,10 +37,7 @@ class Hints:
             self._given.clear()
         self._given.update(dict.fromkeys(due, now))
         self.count += 1
-        try:
-            connection.execute("select pg_notify('inmem', %s)", (" ".join(map(payload_of, due[:64])),))
-        except psycopg.Error:
-            return  # who waits looks anyway
+        connection.tell(_NOTIFY, " ".join(map(payload_of, due[:64])))  # who waits looks anyway
 
 
 def payload_of(bucket: bytes) -> str:

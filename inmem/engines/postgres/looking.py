@@ -6,7 +6,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import psycopg
@@ -32,6 +32,7 @@ _RETRY_S: Final = 0.25  # where there is no server
 _CONNECT_S: Final = 2.0
 _CLOCK_S: Final = 5.0  # between two looks at the server's clock
 _LATER_US: Final = 20_000  # after the first of several takers whose reads have expired
+_SUM: Final = SUM.format("%s", "%s")
 Wide = tuple[bytes, bytes]  # a range over several runs
 
 
@@ -203,7 +204,7 @@ class WaitersOfStore:
             found.update(self._ask("select bucket, version from buckets where bucket = any(%s)", buckets))
         for each in self._at:
             if type(each) is tuple:
-                found[each] = int(self._ask(SUM, *each)[0][0])
+                found[each] = int(self._ask(_SUM, *each)[0][0])
         changed = [each for each, version in found.items() if known.get(each, version) != version]
         self._known = found
         return changed
@@ -316,7 +317,9 @@ class SeenByAll:
         moment.see(plain)
         self.versions.update((each, moment.seen[each]) for each in plain)
         keys = {key for waiter in due for key in waiter.watched.reads.reads}
-        self._records = dict.fromkeys(keys, b"") if not keys else moment.get_many([*keys])
+        self._records: dict[bytes, bytes | None] = dict.fromkeys(keys)
+        if keys:
+            self._records.update(moment.get_many([*keys]))
         self._fences: dict[bytes, bytes | None] = {}
 
     def note(self, waiter: ServerWaiter) -> None:
@@ -328,9 +331,15 @@ class SeenByAll:
         """See `StoredVersion`."""
         return self._records[key] if key in self._records else self._moment.get(key)
 
-    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """See `StoredVersion`."""
-        return self._moment.scan(start, end, reverse=reverse)
+        return {key: record for key in keys if (record := self.get(key)) is not None}
+
+    def scan(
+        self, start: bytes, end: bytes, *, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[Item]:
+        """See `StoredVersion`."""
+        return self._moment.scan(start, end, reverse=reverse, limit=limit)
 
     def fence(self, digest: bytes) -> bytes | None:
         """See `StoredVersion`."""

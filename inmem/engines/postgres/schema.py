@@ -5,7 +5,8 @@ Whoever commits locks the rows of all buckets that he reads or writes, in their
 order, and then reads: so what he decides is still so when he commits.
 
     records   key, record as in the image of the local engine, and when it expires
-    buckets   key (prefix, NUL, low half of the tag), version of the last commit, until when somebody waits
+    buckets   key (prefix, NUL, low half of the tag, of KV entries a stripe), version of the last commit,
+              whether it is open: 0, or closed by a fence; until when somebody waits
     fences    digest of a run that was deleted, or is being imported; what it is
     sessions  session, last sequence, digest and outcome of that commit
     meta      database id, format, chain: one row
@@ -21,7 +22,7 @@ from typing import Any, Final, LiteralString
 
 from psycopg import sql
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _LOCK: Final = 0x696E6D656D  # of who makes the tables
 
 _TABLES: Final[tuple[LiteralString, ...]] = (
@@ -32,7 +33,8 @@ _TABLES: Final[tuple[LiteralString, ...]] = (
         key bytea primary key, record bytea not null, expires bigint) with (fillfactor = 70)""",
     """create index if not exists records_expiring on {schema}.records (expires) where expires is not null""",
     """create table if not exists {schema}.buckets (
-        bucket bytea primary key, version bigint not null, waiting bigint not null default 0)
+        bucket bytea primary key, version bigint not null, state bigint not null default 0,
+        waiting bigint not null default 0)
         with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000)""",
     """create table if not exists {schema}.fences (digest bytea primary key, fence bytea not null)""",
     """create table if not exists {schema}.sessions (

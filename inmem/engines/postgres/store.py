@@ -59,7 +59,9 @@ class ServerStore:
         self.connections.on_connect = self.tidying.start
         self.tidying.start()
         self.poller = Poller(self)
-        self.moment().close()  # which tells the server's time
+        moment = self.moment()
+        _ = moment.now_us  # which tells the server's time
+        moment.close()
         _alive.add(self)
 
     @classmethod
@@ -95,9 +97,9 @@ class ServerStore:
                 del _stores[place]
         self.close()
 
-    def moment(self) -> ServerMoment:
-        """A snapshot of now."""
-        return ServerMoment(self.connections, MAX_AGE_S)
+    def moment(self, *, notes: bool = False) -> ServerMoment:
+        """A snapshot of now; for who commits on what he reads in it, with `notes`."""
+        return ServerMoment(self.connections, MAX_AGE_S, notes=notes)
 
     def close(self) -> None:
         """Close all connections that are free."""

@@ -2,44 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
-
-import psycopg
 
 from inmem.changes import DELETE, PUT, Table
 from inmem.engines.base import Item
-from inmem.engines.postgres.moment import pages
+from inmem.engines.postgres.asking import AskedConnection, Statement
+from inmem.engines.postgres.known import Window
+from inmem.engines.postgres.moment import GET, MAX_PAGE, SMALL_PAGE, page_of, pages
 from inmem.primitives.import_mark import is_mark
 
 _DATA: Final = int(Table.DATA)
 
 
+_FENCE: Final = Statement("select fence from fences where digest = $1", "b", "b")
+
+
 class LockedState:
-    """The state under the locks of a commit."""
+    """The state under the locks of some commits, of which the later see what the earlier do."""
 
-    def __init__(self, connection: psycopg.Connection[Any], known: dict[bytes, bytes | None]) -> None:
+    def __init__(
+        self, connection: AskedConnection, known: dict[bytes, bytes | None], windows: list[Window]
+    ) -> None:
+        """`known` are records that were read already, `windows` what was read of ranges."""
         self._connection = connection
-        self._known = known
-
-    def _ask(self, query: str, arguments: tuple[Any, ...]) -> list[Any]:
-        return self._connection.execute(query, arguments, binary=True).fetchall()
+        self.known = known
+        self.windows = windows
+        self._changed: dict[bytes, bytes | None] = {}
 
     def get(self, key: bytes) -> bytes | None:
         """The record under a key."""
-        if key not in self._known:
-            found = self._ask("select record from records where key = %s", (key,))
-            self._known[key] = found[0][0] if found else None
-        return self._known[key]
+        known = self.known
+        if key not in known:
+            for window in self.windows:
+                if window.tells(key):
+                    return window.get(key)
+            [found] = self._connection.ask((GET, (key,)))
+            known[key] = found[0][0] if found else None
+        return known[key]
 
     def fence(self, digest: bytes) -> bytes | None:
         """What is known of a run by its digest."""
-        found = self._ask("select fence from fences where digest = %s", (digest,))
+        [found] = self._connection.ask((_FENCE, (digest,)))
         return found[0][0] if found else None
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
         """Keys and records of a range."""
-        return pages(self._ask, start, end, reverse)
+        changed = self._changed
+        mine = sorted((key for key in changed if start <= key < end), reverse=reverse) if changed else []
+        stored = self._stored(start, end, reverse)
+        if not mine:
+            return stored
+        return self._merged(stored, mine, reverse)
+
+    def _merged(self, stored: Iterator[Item], mine: list[bytes], reverse: bool) -> Iterator[Item]:
+        own = ((key, None) for key in mine)
+        others = ((key, record) for key, record in stored if key not in self._changed)
+        both = heapq.merge(own, others, key=lambda item: item[0], reverse=reverse)
+        for key, record in both:
+            shown = self._changed[key] if record is None else record
+            if shown is not None:
+                yield key, shown
+
+    def _stored(self, start: bytes, end: bytes, reverse: bool) -> Iterator[Item]:
+        window = next((each for each in self.windows if each.covers(start, end, reverse)), None)
+        if window is None:
+            window = Window(start, end, reverse)
+            self.windows.append(window)
+            window.add(page_of(self._connection, start, end, SMALL_PAGE, reverse), SMALL_PAGE)
+
+        def page(start: bytes, end: bytes, limit: int) -> list[Item]:
+            return page_of(self._connection, start, end, limit, reverse)
+
+        for key, record in window.items:
+            if not start <= key < end:
+                return
+            yield key, record
+        if not window.is_whole:
+            last = window.items[-1][0]
+            place = (start, last) if reverse else (last + b"\0", end)
+            yield from pages(page, *place, reverse, MAX_PAGE)
+
+    def made(self, ops: Iterable[Any]) -> None:
+        """A commit was decided: it shows in what is read from now on."""
+        changes = Changes(ops)
+        for some in (changes.put, dict.fromkeys(changes.deleted)):
+            self.known.update(some)
+            self._changed.update(some)
 
 
 class Fences(Mapping[bytes, bytes]):

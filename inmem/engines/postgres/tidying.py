@@ -15,10 +15,9 @@ from typing import Any, Final, Protocol
 
 import psycopg
 
-from inmem.engines.postgres.buckets import owner_bucket
+from inmem.engines.postgres.buckets import row_of
 from inmem.engines.postgres.connections import Connections
 from inmem.errors import InmemError
-from inmem.keys import bucket_of
 from inmem.primitives.holding import ring
 
 SLICE: Final = 1000
@@ -95,7 +94,7 @@ def sweep(connections: Connections) -> int:
         ).fetchall()]  # fmt: skip
         if not keys:
             return 0
-        of = {key: owner_bucket(bucket_of(key)) for key in keys}
+        of = {key: row_of(key) for key in keys}
         buckets = sorted(set(of.values()))
         locked = _locked(connection, buckets, "skip locked")
         if not locked:  # all of them are busy: wait for one
