@@ -166,6 +166,7 @@ class Attempt:
             if len(commits) > 1:
                 locked.clock_us = now_us + 1
                 locked.state.made(effects.ops)
+                locked.closed.update(Changes(effects.ops).fences)
         if not made:
             self._connection.ask((ROLLBACK, ()))
             return outcomes

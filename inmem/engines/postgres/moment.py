@@ -116,8 +116,8 @@ class ServerMoment:
             self._connection = connection
             return found
 
-        self._born = time.monotonic()
         _, clock, *found = self._connections.held(begin)
+        self._born = time.monotonic()
         self._now_us = clock[0][0]
         self._connections.saw(self._now_us)
         return found
