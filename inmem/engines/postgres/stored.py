@@ -30,11 +30,14 @@ class LockedState:
         self.known = known
         self.windows = windows
         self._changed: dict[bytes, bytes | None] = {}
+        self._cleared: list[tuple[bytes, bytes]] = []  # ranges of which nothing stored is left
 
     def get(self, key: bytes) -> bytes | None:
         """The record under a key."""
         known = self.known
         if key not in known:
+            if self._cleared and self._is_cleared(key):
+                return None
             for window in self.windows:
                 if window.tells(key):
                     return window.get(key)
@@ -52,6 +55,8 @@ class LockedState:
         changed = self._changed
         mine = sorted((key for key in changed if start <= key < end), reverse=reverse) if changed else []
         stored = self._stored(start, end, reverse)
+        if self._cleared:
+            stored = (item for item in stored if not self._is_cleared(item[0]))
         if not mine:
             return stored
         return self._merged(stored, mine, reverse)
@@ -87,9 +92,16 @@ class LockedState:
     def made(self, ops: Iterable[Any]) -> None:
         """A commit was decided: it shows in what is read from now on."""
         changes = Changes(ops)
+        for start, end in changes.ranges:
+            for some in (self.known, self._changed):
+                some.update({key: None for key in some if start <= key < end})
+        self._cleared += changes.ranges
         for some in (changes.put, dict.fromkeys(changes.deleted)):
             self.known.update(some)
             self._changed.update(some)
+
+    def _is_cleared(self, key: bytes) -> bool:
+        return any(start <= key < end for start, end in self._cleared)
 
 
 class Fences(Mapping[bytes, bytes]):
