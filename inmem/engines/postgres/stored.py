@@ -93,8 +93,8 @@ class LockedState:
         """A commit was decided: it shows in what is read from now on."""
         changes = Changes(ops)
         for start, end in changes.ranges:
-            for some in (self.known, self._changed):
-                some.update({key: None for key in some if start <= key < end})
+            for held in (self.known, self._changed):
+                held.update({key: None for key in held if start <= key < end})
         self._cleared += changes.ranges
         for some in (changes.put, dict.fromkeys(changes.deleted)):
             self.known.update(some)
