@@ -62,15 +62,15 @@ class StoreCheck:
         name, problem = prefix.decode(errors="replace"), self._findings.problem
         start, end = prefix + b"\0", prefix + b"\1"
         moment.look(start, end)
-        versions: dict[bytes, int] = {}  # of buckets, by the beginning of their keys
+        missing: set[tuple[bytes, ...]] = set()
         for key, record, expires in moment.rows(start, end):
-            place = key[: len(prefix) + 2]
-            if place not in versions:
-                is_key = place[-1] in self._records.known and len(place) == len(prefix) + 2
-                versions[place] = max(map(moment.seen, buckets_of_range(key, key + b"\0"))) if is_key else 0
-                if is_key and not versions[place]:
-                    problem(f"{Key(key)!r}: its bucket has no row, or was never written")
-            self._records.take(key, record, versions[place] or 1 << 63)
+            is_key = len(key) > len(prefix) + 1 and key[len(prefix) + 1] in self._records.known
+            rows = tuple(buckets_of_range(key, key + b"\0")) if is_key else ()
+            version = max(map(moment.seen, rows), default=0)
+            if is_key and not version and rows not in missing:
+                missing.add(rows)
+                problem(f"{Key(key)!r}: its bucket has no row, or was never written")
+            self._records.take(key, record, version or 1 << 63)
             if len(record) >= 24 and expires != (expires_at(record) or None):
                 problem(f"{Key(key)!r}: expires at {expires_at(record)}, and its row says {expires}")
         self._records.finish()
