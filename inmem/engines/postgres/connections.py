@@ -33,6 +33,8 @@ CLOCK: Final = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
 AT_ONCE: Final = 16  # connections in use, by the threads of a process, and by the coroutines of each loop
 KEPT: Final = 2  # that are free, however long
 IDLE_S: Final = 10.0  # for which others are kept
+_BEST_US: Final = 60_000_000  # for how long what the server's clock said is better than what it says later
+_STEP_US: Final = 500_000  # by which it was set back, if it is behind as much
 _PAUSE_S: Final = 0.05  # between two attempts to connect
 # What libpq says without a state of SQL, where trying again is of no use.
 _LASTING: Final = ("authentication failed", "no pg_hba.conf entry", "does not exist", "no password supplied")
@@ -52,18 +54,23 @@ class Connections:
         self.session_ttl_s = Settings().session_ttl_s
         self.on_connect: Callable[[], None] = lambda: None
         self.hints = Hints()
-        self.ahead_us = 0  # of the server's clock, as it was seen last
+        self.ahead_us = 0  # of the server's clock
+        self._best_at = -_BEST_US - 1
 
     def __repr__(self) -> str:
         return f"Connections({self._address.shown!r})"
 
     def now_us(self) -> int:
-        """The server's clock, as far as it is known here."""
-        return time.time_ns() // 1000 + self.ahead_us
+        """The server's clock, as far as it is known here: it goes on as this machine's own does."""
+        return time.monotonic_ns() // 1000 + self.ahead_us
 
     def saw(self, clock_us: int) -> None:
-        """The server has said what time it is, a moment ago."""
-        self.ahead_us = clock_us - time.time_ns() // 1000
+        """The server has said what time it is, a moment ago: of several such times the latest is best."""
+        now_us = time.monotonic_ns() // 1000
+        ahead_us = clock_us - now_us
+        is_old = now_us - self._best_at > _BEST_US or ahead_us < self.ahead_us - _STEP_US
+        if ahead_us > self.ahead_us or is_old:
+            self.ahead_us, self._best_at = ahead_us, now_us
 
     def _all_free(self) -> ConnectionTurns:
         return ConnectionTurns(self._address.connections or AT_ONCE)
