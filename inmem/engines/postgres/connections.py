@@ -31,6 +31,8 @@ AT_ONCE: Final = 16  # connections in use, by the threads of a process, and by t
 KEPT: Final = 2  # that are free, however long
 IDLE_S: Final = 10.0  # for which others are kept
 _FRESH_US: Final = 10_000_000
+_BEST_US: Final = 60_000_000  # for how long what the server's clock said is better than what it says later
+_STEP_US: Final = 500_000  # by which it was set back, if it is behind as much
 _PAUSE_S: Final = 0.05  # between two attempts to connect
 _ONE_OF_MANY_S: Final = 2  # for each of several hosts to answer, of which one may stand still
 
@@ -55,7 +57,8 @@ class Connections:
         self.on_connect: Callable[[], None] = lambda: None
         self.hints = Hints()
         self._seen_at = 0
-        self.ahead_us = 0  # of the server's clock, as it was seen last
+        self.ahead_us = 0  # of the server's clock
+        self._best_at = -_BEST_US - 1
 
     def __repr__(self) -> str:
         return f"Connections({self._address.shown!r})"
@@ -65,9 +68,12 @@ class Connections:
         return time.monotonic_ns() // 1000 + self.ahead_us
 
     def saw(self, clock_us: int) -> None:
-        """The server has said what time it is, a moment ago."""
+        """The server has said what time it is, a moment ago: of several such times the latest is best."""
         self._seen_at = now_us = time.monotonic_ns() // 1000
-        self.ahead_us = clock_us - now_us
+        ahead_us = clock_us - now_us
+        is_old = now_us - self._best_at > _BEST_US or ahead_us < self.ahead_us - _STEP_US
+        if ahead_us > self.ahead_us or is_old:
+            self.ahead_us, self._best_at = ahead_us, now_us
 
     def is_fresh(self) -> bool:
         """Whether the server's clock was seen so lately that a commit may take its time from here."""
