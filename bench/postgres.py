@@ -26,7 +26,8 @@ MANY: Final = 100
 VALUE: Final = "v" * 100
 PUT, HOT, GET = "kv put", "kv put, one run", "kv get"
 PUT_MANY: Final = f"kv put, {MANY} at once"
-APPEND, APPEND_MANY = "event append", f"events into one log, {MANY} in a pipeline"
+EVENTS: Final = 20
+APPEND, APPEND_MANY = "event append", f"events into one log, {EVENTS} in a pipeline"
 CAS, MODIFY, DONE = "cell cas", "transaction: read, modify, write", "job claimed and acked"
 
 
@@ -59,8 +60,8 @@ def _append(client: Client, index: int) -> Work:
 
 
 def _append_many(client: Client, index: int) -> Work:
-    values = [VALUE] * MANY
-    return Work(lambda log: client.append_many(log, values), ["log-hot"], weight=MANY)  # type: ignore[attr-defined]
+    values = [VALUE] * EVENTS
+    return Work(lambda log: client.append_many(log, values), ["log-hot"], weight=EVENTS)  # type: ignore[attr-defined]
 
 
 def _cas(client: Client, index: int) -> Work:

@@ -228,8 +228,8 @@ class ByHandClient(Client):
         self.put(log, value)
 
     def append_many(self, log: str, values: Sequence[str]) -> None:
-        for value in values:
-            self.put(log, value)
+        for value in values:  # not all of them of one row
+            self.put(f"{log}/{os.getpid()}", value)
 
     def cas(self, name: str, version: int, value: str) -> int:
         self.put(name, value)

@@ -29,7 +29,6 @@ from inmem.primitives.kv import procedures as kv_procedures
 from inmem.primitives.kv import records as kv_records
 from inmem.primitives.leases import procedures as lease_procedures
 from inmem.primitives.leases import records as lease_records
-from inmem.primitives.queues import looks as queue_looks
 from inmem.primitives.queues import procedures as queue_procedures
 from inmem.primitives.queues import records as queue_records
 from inmem.primitives.record_table import HANDED_OUT as HANDED_OUT
@@ -81,5 +80,5 @@ add(lease_records.RECORD_TYPES, lease_procedures.PROCEDURES, lease_procedures.FO
 add(run_records.RECORD_TYPES, run_procedures.PROCEDURES, run_procedures.FOOTPRINTS)
 add(
     queue_records.RECORD_TYPES, queue_procedures.PROCEDURES, queue_procedures.FOOTPRINTS,
-    queue_looks.LOOKS,
+    queue_procedures.LOOKS,
 )

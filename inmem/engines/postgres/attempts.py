@@ -203,6 +203,10 @@ class Attempt:
         memory, rows = self._memory, commit.buckets
         if not self._connections.is_fresh() or memory.avoids(rows):
             return None
+        if not owners_of(commit.request, rows) <= {*map(owner_of_row, rows)} or not all(
+            is_of_one_prefix(start, end) for start, end, _ in commit.request.ranges
+        ):
+            return None  # these rows do not tell of every fence, or not of every run
         bucket: Bucket | None = None
         if told.versions:
             versions = {row: told.versions[row] for row in rows if row in told.versions}

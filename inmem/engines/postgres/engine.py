@@ -33,7 +33,7 @@ from inmem.writeset import decode
 _LOSSES: Final = 2  # conflicts in a row of one thread, after which a transaction locks before it reads
 
 
-class Losses(threading.local):
+class LostAttempts(threading.local):
     """Of a thread: what its last transactions concerned, all of which were refused for a conflict."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class PostgresEngine:
         self._store: ServerStore | None = store
         self._let_go = weakref.finalize(self, store.let_go)
         self._default = default
-        self._losses = Losses()
+        self._losses = LostAttempts()
         self.settings = settings
         self.name = store.address.shown
         self.path = None

@@ -31,6 +31,10 @@ _VERSIONS_BETWEEN: Final = Statement(
 )
 SUM: Final = "select coalesce(sum(version), 0)::text from buckets where bucket >= {} and bucket < {}"
 _SUM: Final = Statement(SUM.format("$1", "$2"), "bb", "b")
+_GET_NOTED: Final = Statement(
+    "select (select record from records where key = $1), (select version from buckets where bucket = $2),"
+    f" {CLOCK}", "bb", "bii",
+)
 _BEGIN: Final = Statement("begin isolation level repeatable read read only")
 _CLOCK: Final = Statement(f"select {CLOCK}", "", "i")
 _PAGE: Final = "select key, record from records where key >= $1 and key < $2 order by key {} limit $3"
@@ -110,29 +114,31 @@ class ServerMoment:
 
     def _begun(self, asked: tuple[Ask, ...]) -> list[list[Any]]:
         """What is read first, in one round trip with the snapshot's beginning."""
+        before: list[Ask] = [(_BEGIN, ())]
+        if not asked or asked[0][0] is not _GET_NOTED:  # which tells the time itself
+            before.append((_CLOCK, ()))
 
         def begin(connection: ServerConnection) -> list[list[Any]]:
-            found = connection.ask((_BEGIN, ()), (_CLOCK, ()), *asked)
+            found = connection.ask(*before, *asked)
             self._connection = connection
             return found
 
-        _, clock, *found = self._connections.held(begin)
+        found = self._connections.held(begin)
         self._born = time.monotonic()
-        self._now_us = clock[0][0]
+        self._now_us = found[1][0][-1]
         self._connections.saw(self._now_us)
-        return found
+        return found[len(before) :]
 
     def get(self, key: bytes) -> bytes | None:
         """The record under a key."""
+        record: bytes | None
         if not self._notes:
             [found] = self._ask((GET, (key,)))
-        else:
-            row = row_of(key)
-            found, versions = self._ask((GET, (key,)), (_VERSIONS, ([row],)))
-            self.seen[row] = versions[0][1] if versions else 0
-        record: bytes | None = found[0][0] if found else None
-        if self._notes:
-            self.told.records[key] = record
+            return found[0][0] if found else None
+        row = row_of(key)
+        [[(record, version, _)]] = self._ask((_GET_NOTED, (key, row)))
+        self.seen[row] = version or 0
+        self.told.records[key] = record
         return record
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
