@@ -74,7 +74,7 @@ class ServerSession:
     def _begin(self) -> None:
         self._id = os.urandom(16)
         self._sequence = 0
-        self._is_stored = False
+        self._is_stored = self._may_be_made = False
 
     def commit(
         self, body: bytes, told: dict[bytes, int], *, sync: bool, timeout_s: float,
@@ -95,6 +95,7 @@ class ServerSession:
         digest = xxhash.xxh3_64_intdigest(body) - (1 << 63)
         deadline = time.monotonic() + timeout_s
         was_sent = resent is not None
+        said: psycopg.Error | None = None  # the last that the server has said, which tells more than silence
         pause_s = _PAUSE_S / 2
         while True:
             try:
@@ -115,11 +116,12 @@ class ServerSession:
                 continue
             except psycopg.Error as error:
                 is_lasting = not is_lost(error, connection)
-                was_sent |= is_gone(connection)
+                said = error if error.sqlstate or said is None else said
+                was_sent |= self._may_be_made and is_gone(connection)
                 self._ended(connection)
                 if is_lasting or time.monotonic() >= deadline:
                     unknown = self._unknown(body, told, sync, sequence)
-                    raise (unknown if was_sent else as_ours(error)) from None
+                    raise (unknown if was_sent else as_ours(said)) from None
                 connection.close()
             except BaseException as error:
                 self._ended(connection)
@@ -177,6 +179,12 @@ class ServerSession:
         except psycopg.Error:
             connection.close()
 
+    def lend(self) -> None:
+        """Let others use its connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._connections.give_back(connection)
+
     def close(self) -> None:
         """Its connection goes."""
         if self._connection is not None:
@@ -186,6 +194,7 @@ class ServerSession:
         self, connection: PatientConnection, request: WriteSet, told: dict[bytes, int], sequence: int,
         digest: int, sync: bool,
     ) -> Applied:
+        self._may_be_made = False
         if not self._is_stored:
             connection.execute(
                 "insert into sessions (session, sequence, digest, version, status, result)"
@@ -310,6 +319,7 @@ class ServerSession:
         # A range may cover buckets of a run that were never made: nothing can be in them.
         if unlocked and not changes.ranges:
             raise InvariantError(f"a commit writes in buckets that it has not locked: {sorted(unlocked)!r}")
+        self._may_be_made = True  # if no answer comes
         with connection.pipeline():
             for start, end in changes.ranges:
                 connection.execute("delete from records where key >= %s and key < %s", (start, end))
@@ -370,6 +380,8 @@ class ServerSessions:
 
     def give_back(self, session: ServerSession) -> None:
         """It is free again."""
+        if self._connections.is_scarce:
+            session.lend()
         with self._lock:
             self._free.append(session)
 

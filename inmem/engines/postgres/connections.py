@@ -38,6 +38,7 @@ class Connections:
         self._all: weakref.WeakSet[PatientConnection] = weakref.WeakSet()
         self._lock = threading.Lock()
         self.is_closed = False
+        self.is_scarce = False  # the server did not take one more: nobody keeps one that he does not use
         self.ahead_us = 0  # of the server's clock, as it was seen last
 
     def __repr__(self) -> str:
@@ -78,9 +79,10 @@ class Connections:
                     raise
                 if not is_passing(error) or time.monotonic() + _PAUSE_S >= deadline:
                     raise as_ours(error) from None
+                self.is_scarce = True
                 time.sleep(_PAUSE_S)
                 with self._lock:
-                    if self._free:  # where the server takes no more, one may have come back
+                    if self._free:
                         return self._free.pop()
             else:
                 self._all.add(connection)

@@ -19,9 +19,13 @@ from __future__ import annotations
 
 from typing import Any, Final, LiteralString
 
+import psycopg
 from psycopg import sql
 
+from inmem.errors import InvalidInputError
+
 FORMAT: Final = 1
+NAMES: Final = ("records", "buckets", "fences", "sessions")
 _LOCK: Final = 0x696E6D656D  # of who makes the tables
 
 _TABLES: Final[tuple[LiteralString, ...]] = (
@@ -48,6 +52,8 @@ def create(connection: Any, schema: str, database_id: bytes, chain: int, durabil
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(%s)", (_LOCK,))
         connection.execute(sql.SQL("create schema if not exists {}").format(name))
+        if meta(connection) is None:
+            _check_unused(connection, schema)
         for statement in _TABLES:
             connection.execute(sql.SQL(statement).format(schema=name))
         connection.execute(
@@ -59,11 +65,36 @@ def create(connection: Any, schema: str, database_id: bytes, chain: int, durabil
         )
 
 
+def _check_unused(connection: Any, schema: str) -> None:
+    """Refuse to mix the store's tables with those of another program.
+
+    Raises:
+        InvalidInputError: there are some of the same names.
+    """
+    found = connection.execute(
+        "select relname from pg_class where relnamespace = to_regnamespace(%s) and relname = any(%s)",
+        (f'"{schema}"', [*NAMES]),
+    ).fetchall()
+    if found:
+        raise foreign(schema, sorted(name for name, in found))
+
+
+def foreign(schema: str, names: list[str]) -> InvalidInputError:
+    """Tables of the same names are there, and not a store's."""
+    return InvalidInputError(
+        f"schema {schema} has tables of another program: {', '.join(names)}", argument="path",
+        hint="Name another one: postgresql://…?schema=NAME",
+    )
+
+
 def meta(connection: Any) -> tuple[bytes, int, int, str] | None:
     """Id, format, chain and durability of the store; None if there is none."""
     if connection.execute("select to_regclass('meta')").fetchone()[0] is None:
         return None
-    found: tuple[bytes, int, int, str] | None = connection.execute(
-        "select id, format, chain, durability from meta"
-    ).fetchone()
+    try:
+        found: tuple[bytes, int, int, str] | None = connection.execute(
+            "select id, format, chain, durability from meta"
+        ).fetchone()
+    except psycopg.errors.UndefinedColumn:
+        raise foreign(str(connection.execute("select current_schema()").fetchone()[0]), ["meta"]) from None
     return found
