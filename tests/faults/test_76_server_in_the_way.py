@@ -412,7 +412,8 @@ def test_every_error_is_one_of_ours(server: PostgresServer, schema: str) -> None
             )
             with pytest.raises(InmemError) as caught:
                 db.kv.put(RUN, "a", 2)
-            assert not isinstance(caught.value, CommitUnknownError), state
+            passes = state in ("25006", "53200", "57014", "40001", "40P01")  # tried until the deadline
+            assert passes or not isinstance(caught.value, CommitUnknownError), state
             seen[state] = caught.type.__name__
             asked(server, f"drop trigger bad on {schema}.records")
             assert db.kv.get(RUN, "a") == 1

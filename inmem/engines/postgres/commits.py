@@ -107,7 +107,7 @@ class ServerSession:
             try:
                 applied = self._attempt(connection, request, told, sequence, digest, sync)
             except _AGAIN:
-                self._ended(connection)
+                connection.close()  # psycopg may take for prepared what an error has kept from being
             except _Forgotten:
                 self._begin()
                 if was_sent:
@@ -118,11 +118,10 @@ class ServerSession:
                 is_lasting = not is_lost(error, connection)
                 said = error if error.sqlstate or said is None else said
                 was_sent |= self._may_be_made and is_gone(connection)
-                self._ended(connection)
+                connection.close()
                 if is_lasting or time.monotonic() >= deadline:
                     unknown = self._unknown(body, told, sync, sequence)
                     raise (unknown if was_sent else as_ours(said)) from None
-                connection.close()
             except BaseException as error:
                 self._ended(connection)
                 if was_sent or not isinstance(error, InmemError):

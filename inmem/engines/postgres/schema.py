@@ -33,7 +33,9 @@ _TABLES: Final[tuple[LiteralString, ...]] = (
         id bytea not null, format integer not null, chain smallint not null, durability text not null,
         only_one boolean primary key default true check (only_one))""",
     """create table if not exists {schema}.records (
-        key bytea primary key, record bytea not null, expires bigint) with (fillfactor = 70)""",
+        key bytea primary key, record bytea not null, expires bigint,
+        check (case when length(record) >= 16 then length(record) >= 16 + 8 * (get_byte(record, 0) >> 7)
+            else false end)) with (fillfactor = 70)""",
     """create index if not exists records_expiring on {schema}.records (expires) where expires is not null""",
     """create table if not exists {schema}.buckets (
         bucket bytea primary key, version bigint not null)
