@@ -148,7 +148,7 @@ PLANTS: dict[str, Callable[[str], str]] = {
     ),
 }
 CAUGHT_BY: list[tuple[str, Callable[..., None], str]] = [
-    ("no locks", additions, "additions are lost"),
+    ("no locks", additions, "additions are lost|deadlocks"),
     ("shared locks", additions, "deadlocks"),
     ("locks in any order", additions, "deadlocks"),
     ("snapshots of commits", additions, "failures of serialization"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import weakref
@@ -22,6 +23,7 @@ T = TypeVar("T")
 
 CLOCK: Final = "(extract(epoch from clock_timestamp()) * 1000000)::bigint"
 _PAUSE_S: Final = 0.05  # between two attempts to connect
+_PATIENCE_S: Final = 5.0  # with one of several hosts
 _ONE_OF_MANY_S: Final = 2  # for each of several hosts to answer, of which one may stand still
 
 
@@ -33,6 +35,7 @@ class Connections:
         self._timeout_s = timeout_s
         hosts = str(psycopg.conninfo.conninfo_to_dict(address.conninfo).get("host", ""))
         self._one_host_s = _ONE_OF_MANY_S if "," in hosts else round(timeout_s)
+        self._patience_s = _PATIENCE_S if "," in hosts else math.inf
         self.durability = "sync"  # of the store: what is asked of the server for each commit
         self._free: list[PatientConnection] = []
         self._all: weakref.WeakSet[PatientConnection] = weakref.WeakSet()
@@ -69,6 +72,7 @@ class Connections:
                     self._address.conninfo, autocommit=True, prepare_threshold=2,
                     connect_timeout=max(1, min(round(left_s), self._one_host_s)),
                 )
+                connection.patience_s = self._patience_s
                 connection.deadline = max(deadline, time.monotonic() + 1.0)
                 connection.add_notice_handler(connection.noticed)
                 prepare(connection, self._address.schema, self.durability)
