@@ -118,7 +118,7 @@ class ServerSession:
                 is_lasting = not is_lost(error, connection)
                 said = error if error.sqlstate or said is None else said
                 was_sent |= self._may_be_made and is_gone(connection)
-                connection.close()
+                self._connections.lost(connection)
                 if is_lasting or time.monotonic() >= deadline:
                     unknown = self._unknown(body, told, sync, sequence)
                     raise (unknown if was_sent else as_ours(said)) from None

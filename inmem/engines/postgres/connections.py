@@ -102,6 +102,14 @@ class Connections:
         connection.deadline = deadline
         return connection
 
+    def lost(self, connection: PatientConnection) -> None:
+        """One is of no use any more: so may be those that are free, each of which would be found out anew."""
+        connection.close()
+        with self._lock:
+            free, self._free = self._free, []
+        for each in free:
+            each.close()
+
     def deadline(self) -> float:
         """Of a call that begins now."""
         return time.monotonic() + self._timeout_s
@@ -139,7 +147,7 @@ class Connections:
                 return connection, ask(connection)
             except psycopg.Error as error:
                 is_over = time.monotonic() >= deadline or not is_lost(error, connection)
-                connection.close()
+                self.lost(connection)
                 if is_over:
                     raise as_ours(error) from None
             except BaseException:
