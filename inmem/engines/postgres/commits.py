@@ -167,7 +167,7 @@ class ServerSession:
     def _connected(self, deadline: float) -> PatientConnection:
         connection = self._connection
         if connection is None or connection.closed:
-            connection = self._connection = self._connections.connect(deadline)
+            connection = self._connection = self._connections.take(deadline)
         connection.deadline = deadline
         return connection
 

@@ -83,7 +83,7 @@ class Connections:
                     raise
                 if not is_passing(error) or time.monotonic() + _PAUSE_S >= deadline:
                     raise as_ours(error) from None
-                self.is_scarce = True
+                self.is_scarce |= "too many" in str(error)
                 time.sleep(_PAUSE_S)
                 with self._lock:
                     if self._free:
