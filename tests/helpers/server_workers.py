@@ -114,7 +114,7 @@ def progress(workers: Workers, count: int, rounds: int = 1) -> None:
     before = [workers.words[index] for index in range(count)]
     wait_until(
         lambda: workers.check() or all(workers.words[i] >= before[i] + rounds for i in range(count)),
-        "all workers work", 60,
+        "all workers work", 120,
     )
 
 

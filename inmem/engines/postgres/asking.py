@@ -193,10 +193,11 @@ class AskedConnection(Connection):
         if poll is None:
             poll = self._poll = select.poll()
         poll.register(pgconn.socket, events)
+        until = time.monotonic() + min(self.left_s(), self.patience_s)
         while not (ready := poll.poll(_WAIT_MS)):
             if self.closed:
                 raise psycopg.OperationalError("the connection was closed")
-            if time.monotonic() >= self.deadline:
+            if time.monotonic() >= until:
                 raise psycopg.OperationalError("the server did not answer in time")
         if ready[0][1] & ~select.POLLOUT:
             pgconn.consume_input()

@@ -112,7 +112,7 @@ class ServerSession:
                 is_lasting = not is_lost(error, connection)
                 said = error if error.sqlstate or said is None else said
                 may_be_made |= attempt.may_be_made and is_gone(connection)
-                connection.close()
+                self._connections.lost(connection)
                 if is_lasting or time.monotonic() >= deadline:
                     unknown = self._unknown(bodies, told, sync, sequence)
                     raise (unknown if may_be_made else as_ours(said)) from None

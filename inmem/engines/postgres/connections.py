@@ -34,6 +34,7 @@ _FRESH_US: Final = 10_000_000
 _BEST_US: Final = 60_000_000  # for how long what the server's clock said is better than what it says later
 _STEP_US: Final = 500_000  # by which it was set back, if it is behind as much
 _PAUSE_S: Final = 0.05  # between two attempts to connect
+_PATIENCE_S: Final = 5.0  # with one of several hosts
 _ONE_OF_MANY_S: Final = 2  # for each of several hosts to answer, of which one may stand still
 
 
@@ -48,6 +49,7 @@ class Connections:
         self._timeout_s = timeout_s
         hosts = str(psycopg.conninfo.conninfo_to_dict(address.conninfo).get("host", ""))
         self._one_host_s = _ONE_OF_MANY_S if "," in hosts else round(timeout_s)
+        self._patience_s = _PATIENCE_S if "," in hosts else math.inf
         self.durability = "sync"  # of the store: what is asked of the server for each commit
         self._free: deque[ServerConnection] = deque()  # the one that was used last is taken first
         self._all: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
@@ -113,6 +115,7 @@ class Connections:
             connect_timeout=max(1, min(round(left_s), self._one_host_s)),
         )
         try:
+            connection.patience_s = self._patience_s
             connection.deadline = max(deadline, time.monotonic() + 1.0)
             connection.add_notice_handler(connection.noticed)
             prepare(connection, self._address.schema, self.durability)
@@ -136,6 +139,15 @@ class Connections:
         connection.turn = turn
         connection.deadline = deadline
         return connection
+
+    def lost(self, connection: ServerConnection) -> None:
+        """One is of no use any more: so may be those that are free, each of which would be found out anew."""
+        connection.close()
+        while self._free:
+            try:
+                self._free.pop().close()
+            except IndexError:
+                return
 
     def deadline(self) -> float:
         """Of a call that begins now."""
@@ -210,7 +222,8 @@ class Connections:
                 return ask(connection)
             except psycopg.Error as error:
                 is_over = time.monotonic() >= deadline or not is_lost(error, connection)
-                self.drop(connection)
+                self.lost(connection)
+                self.give_back(connection)
                 if is_over:
                     raise as_ours(error) from None
             except BaseException:

@@ -37,6 +37,8 @@ def is_passing(error: psycopg.Error) -> bool:
     state = error.sqlstate
     if state is None:
         said = str(error)
+        if "invalid integer value" in said:
+            return False
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not any(
             part in said for part in _LASTING
         )
@@ -70,6 +72,8 @@ def as_ours(error: psycopg.Error) -> InmemError:
     said = str(error).strip().splitlines()
     text = said[0][:300] if error.sqlstate else said[-1][:300] if said else type(error).__name__
     state = error.sqlstate or ("28" if any(part in text for part in _LASTING) else "")
+    if "invalid integer value" in text:  # what it shows is a part of the URL, and may be of a password
+        return InvalidInputError("path is a URL with a number that libpq cannot read", argument="path")
     for part in (state, state[:2]):
         if part in _OURS:
             return _OURS[part](text)

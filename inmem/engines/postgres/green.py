@@ -199,7 +199,7 @@ class Connection(PatientConnection):
         if wanted & _W:
             loop.add_writer(number, _told, future, int(Ready.W))
         try:
-            async with asyncio.timeout(min(self.left_s(), _LONG_S)):
+            async with asyncio.timeout(min(self.left_s(), self.patience_s, _LONG_S)):
                 ready = await future
         except TimeoutError:
             self.close()

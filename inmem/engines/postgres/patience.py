@@ -20,6 +20,7 @@ class PatientConnection(psycopg.Connection[Any]):
     """A connection that no call waits on for longer than until its deadline."""
 
     deadline = math.inf  # of the call that uses it, by `time.monotonic`
+    patience_s = math.inf  # for one answer, where another server may have taken over from this one
     is_in_doubt = False  # a standby was not waited for
 
     def __del__(self, *_: Any) -> None:
@@ -27,13 +28,14 @@ class PatientConnection(psycopg.Connection[Any]):
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         """What psycopg waits with. An interrupt or a deadline that passes ends the connection."""
-        left_s = self.left_s()
+        left_s = min(self.left_s(), self.patience_s)
+        until = time.monotonic() + left_s
         if left_s < math.inf:
             timeout = left_s if timeout is None else min(left_s, timeout)
         try:
             found = waiting.wait(gen, self.pgconn.socket, interval, timeout)
         except psycopg.Error as error:
-            if error.sqlstate is None and time.monotonic() >= self.deadline:
+            if error.sqlstate is None and time.monotonic() >= until:
                 self.close()
                 raise psycopg.OperationalError("the server did not answer in time") from None
             raise

@@ -20,9 +20,13 @@ from __future__ import annotations
 
 from typing import Any, Final, LiteralString
 
+import psycopg
 from psycopg import sql
 
+from inmem.errors import InvalidInputError
+
 FORMAT: Final = 2
+NAMES: Final = ("records", "buckets", "fences", "sessions")
 _LOCK: Final = 0x696E6D656D  # of who makes the tables
 
 _TABLES: Final[tuple[LiteralString, ...]] = (
@@ -30,7 +34,9 @@ _TABLES: Final[tuple[LiteralString, ...]] = (
         id bytea not null, format integer not null, chain smallint not null, durability text not null,
         only_one boolean primary key default true check (only_one))""",
     """create table if not exists {schema}.records (
-        key bytea primary key, record bytea not null, expires bigint) with (fillfactor = 70)""",
+        key bytea primary key, record bytea not null, expires bigint,
+        check (case when length(record) >= 16 then length(record) >= 16 + 8 * (get_byte(record, 0) >> 7)
+            else false end)) with (fillfactor = 70)""",
     """create index if not exists records_expiring on {schema}.records (expires) where expires is not null""",
     """create table if not exists {schema}.buckets (
         bucket bytea primary key, version bigint not null, state bigint not null default 0,
@@ -52,6 +58,8 @@ def create(connection: Any, schema: str, database_id: bytes, chain: int, durabil
         there = "select from pg_namespace where nspname = %s"  # who owns a schema may make none
         if connection.execute(there, (schema,)).fetchone() is None:
             connection.execute(sql.SQL("create schema {}").format(name))
+        if meta(connection) is None:
+            _check_unused(connection, schema)
         for statement in _TABLES:
             connection.execute(sql.SQL(statement).format(schema=name))
         connection.execute(
@@ -63,11 +71,36 @@ def create(connection: Any, schema: str, database_id: bytes, chain: int, durabil
         )
 
 
+def _check_unused(connection: Any, schema: str) -> None:
+    """Refuse to mix the store's tables with those of another program.
+
+    Raises:
+        InvalidInputError: there are some of the same names.
+    """
+    found = connection.execute(
+        "select relname from pg_class where relnamespace = to_regnamespace(%s) and relname = any(%s)",
+        (f'"{schema}"', [*NAMES]),
+    ).fetchall()
+    if found:
+        raise foreign(schema, sorted(name for name, in found))
+
+
+def foreign(schema: str, names: list[str]) -> InvalidInputError:
+    """Tables of the same names are there, and not a store's."""
+    return InvalidInputError(
+        f"schema {schema} has tables of another program: {', '.join(names)}", argument="path",
+        hint="Name another one: postgresql://…?schema=NAME",
+    )
+
+
 def meta(connection: Any) -> tuple[bytes, int, int, str] | None:
     """Id, format, chain and durability of the store; None if there is none."""
     if connection.execute("select to_regclass('meta')").fetchone()[0] is None:
         return None
-    found: tuple[bytes, int, int, str] | None = connection.execute(
-        "select id, format, chain, durability from meta"
-    ).fetchone()
+    try:
+        found: tuple[bytes, int, int, str] | None = connection.execute(
+            "select id, format, chain, durability from meta"
+        ).fetchone()
+    except psycopg.errors.UndefinedColumn:
+        raise foreign(str(connection.execute("select current_schema()").fetchone()[0]), ["meta"]) from None
     return found
