@@ -323,9 +323,9 @@ def test_statements_need_not_be_prepared(postgres_server: PostgresServer) -> Non
 
     both = Statement("select $1 || 'x', length($1)::bigint", "b", "bi")
     wrong = Statement("select 1 / $1", "i", "i")
-    for threshold in (5, None):
+    for may_prepare in (True, False):
         with AskedConnection.connect(postgres_server.conninfo, autocommit=True) as connection:
-            connection.prepare_threshold = threshold
+            connection.may_prepare = may_prepare
             for _ in range(3):
                 assert connection.ask((both, (b"a",))) == [[(b"ax", 1)]]
                 assert connection.ask((BEGIN, ()), (both, (b"",)), (COMMIT, ())) == [[], [(b"x", 0)], []]

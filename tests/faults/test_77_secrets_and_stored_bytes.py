@@ -22,6 +22,7 @@ from postgres_shared import MISSING
 
 import inmem
 from inmem import CorruptionError, InmemError
+from inmem.engines.postgres.known import Told
 from inmem.writeset import OP_PUT, encode_single
 
 RUN = "r"
@@ -254,12 +255,12 @@ def test_a_damaged_result_of_a_commit(postgres_server: PostgresServer) -> None:
         body = encode_single([OP_PUT, b"default/default/default/r\0\x01k", b"\1", 0])
         session = db._engine.store.sessions.take()
         sequence = session._sequence + 1
-        session.commit(body, {}, sync=False, timeout_s=5.0)
-        session.commit(body, {}, sync=False, timeout_s=5.0, resent=sequence)  # the same
+        session.commit(body, Told(), sync=False, timeout_s=5.0)
+        session.commit_all([body], Told(), sync=False, timeout_s=5.0, resent=sequence)  # the same
         with psycopg.connect(postgres_server.conninfo, autocommit=True) as connection:
             connection.execute(f"update {schema}.sessions set result = '\\xc1c1'")  # type: ignore[call-overload]
         with pytest.raises(CorruptionError):
-            session.commit(body, {}, sync=False, timeout_s=5.0, resent=sequence)
+            session.commit_all([body], Told(), sync=False, timeout_s=5.0, resent=sequence)
         session.close()
 
 

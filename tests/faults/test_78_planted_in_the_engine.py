@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
-import sys
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,8 @@ from postgres_server import PostgresServer
 from wire_proxy import CUT_BEFORE, TO_CLIENT, WireProxy
 
 import inmem
+from inmem.engines.postgres.asking import AskedConnection, Statement
 from inmem.engines.postgres.moment import SeenBuckets
-from inmem.engines.postgres.patience import PatientConnection
 
 THREADS = 6
 ROUNDS = 12
@@ -30,23 +31,32 @@ class Planted:
         self.changed = 0
         self.deadlocks = 0
         self.failures = 0
-        plain = PatientConnection.execute
+        plain, send = AskedConnection.ask, AskedConnection._send
+        changed: dict[bytes, Statement] = {}  # of each text one, as they are prepared
 
-        def execute(connection: Any, query: Any, *arguments: Any, **options: Any) -> Any:
-            new = change(query) if isinstance(query, str) else query
-            self.changed += new != query
-            return plain(connection, new, *arguments, **options)
+        def planted(statement: Statement) -> Statement:
+            text = change(statement.text.decode()).encode()
+            self.changed += text != statement.text
+            if text not in changed:
+                changed[text] = copy.copy(statement)
+                changed[text].text = text
+            return changed[text]
 
-        monkeypatch.setattr(PatientConnection, "execute", execute)
-        close = PatientConnection.close
+        def sent(connection: Any, asked: Any) -> Any:
+            return send(connection, [(planted(statement), values) for statement, values in asked])
 
-        def counted(connection: Any) -> None:
-            error = sys.exc_info()[1]  # for which it is closed
-            self.deadlocks += isinstance(error, psycopg.errors.DeadlockDetected)
-            self.failures += isinstance(error, psycopg.errors.SerializationFailure)
-            close(connection)
+        def counted(connection: Any, *asked: Any) -> Any:
+            try:
+                return plain(connection, *asked)
+            except psycopg.errors.DeadlockDetected:
+                self.deadlocks += 1
+                raise
+            except psycopg.errors.SerializationFailure:
+                self.failures += 1
+                raise
 
-        monkeypatch.setattr(PatientConnection, "close", counted)
+        monkeypatch.setattr(AskedConnection, "_send", sent)
+        monkeypatch.setattr(AskedConnection, "ask", counted)
 
 
 def in_threads(work: Callable[[int], None]) -> None:
@@ -82,6 +92,8 @@ def additions(db: inmem.Database, planted: Planted, _: PostgresServer) -> None:
                 kv.put("n", kv.get("n", 0) + 1)
 
         for _ in range(ROUNDS):
+            if planted.deadlocks or planted.failures:
+                return  # it is found out
             db.transact("a", step, timeout_s=PATIENCE_S, max_attempts=1000)
 
     try:
@@ -131,13 +143,19 @@ def cuts(db: inmem.Database, planted: Planted, server: PostgresServer) -> None:
 
 # --- what is planted ------------------------------------------------------------------------------
 
-_LOCK = " order by bucket for update"
+def locking(how: Callable[[], str]) -> Callable[[str], str]:
+    """Locks rows of buckets in another way; `{}` is what is locked, if that has to be said."""
+    return lambda query: re.sub(
+        " order by bucket for update( of b)?", lambda found: how().format(found[1] or ""), query
+    )
+
+
 PLANTS: dict[str, Callable[[str], str]] = {
     "nothing": lambda query: query,
-    "no locks": lambda query: query.replace(_LOCK, " order by bucket"),
-    "shared locks": lambda query: query.replace(_LOCK, " order by bucket for share"),
-    "locks in any order": lambda query: query.replace(
-        _LOCK, f" order by {random.choice(('bucket', 'bucket desc'))} for update"
+    "no locks": locking(lambda: " order by bucket"),
+    "shared locks": locking(lambda: " order by bucket for share{}"),
+    "locks in any order": locking(
+        lambda: f" order by {random.choice(('bucket', 'bucket desc'))} for update{{}}"
     ),
     "snapshots of commits": lambda query: query.replace(
         "begin isolation level read committed", "begin isolation level repeatable read"
@@ -153,7 +171,7 @@ CAUGHT_BY: list[tuple[str, Callable[..., None], str]] = [
     ("locks in any order", additions, "deadlocks"),
     ("snapshots of commits", additions, "failures of serialization"),
     ("no fence", deleted, "DID NOT RAISE"),
-    ("outcome not looked up", cuts, "InvariantError|made twice|another commit"),
+    ("outcome not looked up", cuts, "does not know this session|made twice"),
 ]
 
 
@@ -193,8 +211,7 @@ def test_versions_below_the_snapshot_are_taken_for_unchanged(
 ) -> None:
     """The trap of one version for a whole snapshot: the later one of two buckets may have the lower."""
     planted = Planted(monkeypatch, PLANTS["nothing"])
-    monkeypatch.setattr(SeenBuckets, "last", lambda *_: 0)
-    monkeypatch.setattr(SeenBuckets, "seen", lambda *_: 0)
+    monkeypatch.setattr(SeenBuckets, "is_as_seen", lambda *_: True)
     with (
         inmem.open(place(postgres_server, "versions"), timeout_s=60.0) as db,
         pytest.raises(AssertionError, match="rows are overwritten"),

@@ -85,6 +85,7 @@ ROLLBACK: Final = Statement("rollback")
 class AskedConnection(Connection):
     """A connection that is asked by `ask`, or by what psycopg has."""
 
+    may_prepare = True  # not behind a proxy that loses what was prepared
     _names: dict[bytes, bytes]
     _poll: select.poll | None = None
     _owed = 0  # answers that nobody has waited for
@@ -167,7 +168,7 @@ class AskedConnection(Connection):
             data = [dump(value) for dump, value in zip(query.dumps, values, strict=True)]
             if query.begins or query.ends:
                 self.in_transaction = query.begins
-            if self.prepare_threshold is None:  # as for psycopg: a proxy may lose what was prepared
+            if not self.may_prepare:
                 pgconn.send_query_params(query.text, data, query.oids, query.formats, pq.Format.BINARY)
                 new.append(None)
                 continue

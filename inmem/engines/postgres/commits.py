@@ -106,8 +106,11 @@ class ServerSession:
                 if may_be_made:
                     raise CommitUnknownError("the server does not know this session any more") from None
                 sequence = 1
-            except _AGAIN:
+            except _AGAIN as error:
                 self._ended(connection)
+                if time.monotonic() >= deadline:
+                    unknown = self._unknown(bodies, told, sync, sequence)
+                    raise (unknown if may_be_made else as_ours(error)) from None
             except psycopg.Error as error:
                 is_lasting = not is_lost(error, connection)
                 said = error if error.sqlstate or said is None else said

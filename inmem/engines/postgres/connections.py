@@ -110,7 +110,8 @@ class Connections:
     def _connect(self, deadline: float) -> ServerConnection:
         left_s = min(self._timeout_s, deadline - time.monotonic())
         connection = ServerConnection.connect(
-            self._address.conninfo, autocommit=True, prepare_threshold=2,
+            self._address.conninfo, autocommit=True,
+            prepare_threshold=None,  # psycopg drops all that was prepared at each rollback, ours too
             fallback_application_name=self._address.program(),
             connect_timeout=max(1, min(round(left_s), self._one_host_s)),
         )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-import psycopg
-
+from inmem.engines.postgres.asking import AskedConnection
 from inmem.errors import ConfigMismatchError
 
 _LONGEST: Final = "60s"  # of a transaction, where the server knows such a limit
 _IDLE: Final = "5s"  # in a transaction: who stops in the middle of a commit holds others up for so long
 
 
-def prepare(connection: psycopg.Connection[Any], schema: str, durability: str) -> None:
+def prepare(connection: AskedConnection, schema: str, durability: str) -> None:
     """Settings of a connection: so that what is set for a role cannot end or weaken a commit.
 
     Behind a proxy that gives each transaction another connection of the server's, which has
@@ -49,7 +48,7 @@ def prepare(connection: psycopg.Connection[Any], schema: str, durability: str) -
             (names, values),
         )
         return
-    connection.prepare_threshold = None
+    connection.may_prepare = False
     for name, value, right in (
         ("search_path", path.split(",")[0].strip(' "'), schema),
         ("default_transaction_isolation", isolation, "read committed"),
