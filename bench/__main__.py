@@ -19,7 +19,7 @@ from bench import harness, report
 
 BENCHMARKS = (
     "single", "processes", "contention", "sync", "ycsb", "growth", "recovery", "memory", "latency", "tax",
-    "waiting", "loops", "leases", "queues",
+    "waiting", "loops", "leases", "queues", "postgres",
 )  # fmt: skip
 
 

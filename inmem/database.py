@@ -16,17 +16,16 @@ from inmem.callables import check_callable
 from inmem.client.retry import check_timeout
 from inmem.config import REPAIR_LIMIT
 from inmem.engines.base import Engine
-from inmem.engines.local import open_local
+from inmem.engines.opening import open_engine
 from inmem.errors import ClosedError, InvalidInputError, RunDeletedError, SnapshotTooOldError
 from inmem.host.paths import check_path
 from inmem.keys import Namespace, check_run_id
-from inmem.maintenance.backup_report import BackupReport, backup_in_process
-from inmem.maintenance.check_report import CheckReport, check_in_process
 from inmem.pending import Pending
 from inmem.primitives.facades import DatabaseFacades
 from inmem.primitives.index_repair import differences
 from inmem.primitives.leases.calls import LeaseHolder
 from inmem.primitives.leases.shown import Lease
+from inmem.reports import BackupReport, CheckReport
 from inmem.scopes import (
     MAX_ATTEMPTS,
     TRANSACT_TIMEOUT_S,
@@ -48,6 +47,12 @@ _MAX_SCOPES = 8192  # bound scopes kept for reuse
 @dataclass(frozen=True, slots=True)
 class Status:
     """What a writer says of itself. Sizes in bytes, counters since it started.
+
+    A store on a server has no writer: `writer_pid`, `epoch`, `generation`, `quota_bytes`, `wal_bytes`,
+    `memory_free_bytes`, what was refused and what groups took are 0 there. `image_bytes` is then of its
+    tables and `image_file_bytes` of these with their indices, `commits` as the server has counted them,
+    `durable_version` 0 unless durability is "sync", and `clients` those processes whose connections the
+    user may see.
 
     `memory_free_bytes` is what is left of the memory that the image is in: a
     switch of generation needs as much as the image holds.
@@ -125,15 +130,16 @@ class Database(DatabaseFacades):
         self.settings = engine.settings
         self.namespace = namespace
         self.namespace_prefix = namespace.prefix()  # the facades of each transaction and snapshot have it
-        self.path = engine.path
+        self._path = engine.path
+        self.name = engine.name  # its path, or its URL without secrets
         super().__init__(self)
 
     def __repr__(self) -> str:
         state = "" if self._engine is not None else ", closed"
-        return f"Database({str(self.path)!r}, {str(self.namespace)!r}{state})"
+        return f"Database({self.name!r}, {str(self.namespace)!r}{state})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self._reopen)
+        return _reopen, (self.name, self._reopen)
 
     @property
     def engine(self) -> Engine:
@@ -146,6 +152,17 @@ class Database(DatabaseFacades):
         if engine is None:
             raise ClosedError("the database is closed")
         return engine
+
+    @property
+    def path(self) -> Path:
+        """The data directory.
+
+        Raises:
+            InvalidInputError: the store is on a server.
+        """
+        if self._path is None:
+            raise InvalidInputError(f"{self.name} is on a server, and has no path", argument="database")
+        return self._path
 
     # --- scopes -----------------------------------------------------------------------
 
@@ -284,7 +301,10 @@ class Database(DatabaseFacades):
     # --- the database as a whole ----------------------------------------------------------
 
     def status(self) -> Status:
-        """What the writer says of itself. Starts one if none runs. Cost: one round trip."""
+        """What the writer, or the server, says of the store. Starts a writer if none runs.
+
+        Cost: one round trip.
+        """
         _, fields = self.engine.request(STATUS, self.settings.timeout_s)
         return Status(**fields)
 
@@ -309,7 +329,7 @@ class Database(DatabaseFacades):
         True
 
         Raises:
-            InvalidInputError: durability is "memory": there is no log.
+            InvalidInputError: durability is "memory": there is no log; or the store is on a server.
             StoreFullError: the disk has no room; the old checkpoint and the log are as they were.
             WriterUnavailableError: not done within `timeout_s` (seconds); it may be done later.
         """
@@ -331,20 +351,20 @@ class Database(DatabaseFacades):
 
         Raises:
             AlreadyExistsError: there is something of that name: a backup replaces nothing.
-            InvalidInputError: the path cannot be one, or what it lies in is not there.
+            InvalidInputError: the path cannot be one, or what it lies in is not there; or the store is on
+                a server, which has its own means.
             CorruptionError: what is there is damaged.
             StoreFullError: the disk has no room.
         """
-        self.engine.check_there()
-        return backup_in_process(self.path, Path(check_path(path)))
+        return self.engine.backup(Path(check_path(path)))
 
     def check(self) -> CheckReport:
         """Verify image, log, chains and indices in a process of its own; changes nothing.
 
+        Of a store on a server, records, chains, indices and tables: here, each run in a snapshot of its own.
         Cost: reads everything once, about 5 µs a record. Commits go on meanwhile.
         """
-        self.engine.check_there()
-        return check_in_process(self.path)
+        return self.engine.check()
 
     def repair_indices(self, run_id: str | RunScope | None = None) -> RepairReport:
         """Make the indices of one run (default: of everything) what the records say.
@@ -380,13 +400,13 @@ class Database(DatabaseFacades):
         """How many entries of a prefix were added and removed."""
         sink = self.engine.direct()
         try:
-            version, slices = differences(self.engine.latest(), prefix)
+            slices = differences(self.engine.latest(), prefix)
         except SnapshotTooOldError:  # so large that others have to wait for it
             found = [sink.ask("index.repair", [prefix], tuple)]
             while sum(found[-1]) >= REPAIR_LIMIT:
                 found.append(sink.ask("index.repair", [prefix], tuple))
         else:
-            found = [sink.ask("index.mend", [prefix, version, *one], tuple) for one in slices]
+            found = [sink.ask("index.mend", [prefix, *one], tuple) for one in slices]
         return sum(more for more, _ in found), sum(fewer for _, fewer in found)
 
     def close(self) -> None:
@@ -413,7 +433,9 @@ def open(
     """Open a database, creating it and starting its writer if need be.
 
     The same call works in every process. Without a path it is a private,
-    throw-away database in memory, removed when its last holder leaves.
+    throw-away database in memory, removed when its last holder leaves. A
+    `postgresql://` URL is a store on a server, for the processes of many
+    machines; it needs the extra `postgres`.
     What the directory lies in must be there; with `create` off, a database too.
     `tenant`, `app` and `agent` are the namespace. `timeout_s` (seconds,
     default 10) bounds opening and is the default deadline of a commit.
@@ -434,8 +456,8 @@ def open(
         WriterUnavailableError: no writer before the deadline, or none runs
             and `autostart` is off.
         FormatVersionError, CorruptionError: what is there cannot be used.
-        InvalidInputError: an argument is wrong; the path is a URL, or has `~`, a variable or spaces that
-            nobody can have meant; or there is no database, and none may be created.
+        InvalidInputError: an argument is wrong; the path is another URL, or has `~`, a variable or spaces
+            that nobody can have meant; or there is no database, and none may be created.
     """
     return _open(
         path, durability=durability, tenant=tenant, app=app, agent=agent, config=config, autostart=autostart,
@@ -454,7 +476,7 @@ def _open(
     if default is not None:
         check_callable(default, "default")
     arguments = {"durability": durability, "timeout_s": timeout_s}
-    engine = open_local(
+    engine = open_engine(
         path, config=config, arguments=arguments, autostart=bool(autostart), create=bool(create), known=known,
         default=default,
     )
@@ -462,7 +484,7 @@ def _open(
         "tenant": tenant, "app": app, "agent": agent, "autostart": autostart,
         "timeout_s": engine.settings.timeout_s,
         "config": os.path.abspath(config) if config is not None else None,
-        "known": engine.attachment.database_id,
+        "known": engine.database_id,
         "default": default,
     }
     return Database(engine, namespace, reopen)

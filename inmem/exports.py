@@ -64,10 +64,6 @@ from inmem.keys import (
     RunId as RunId,
     TypeTag as TypeTag,
 )
-from inmem.maintenance.backup_report import BackupReport as BackupReport
-from inmem.maintenance.check_report import (
-    CheckReport as CheckReport,
-)
 from inmem.primitives.cells.rules import State as State
 from inmem.primitives.events.rules import (
     Appended as Appended,
@@ -114,6 +110,7 @@ from inmem.primitives.queues.shown import QueueCounts as QueueCounts
 from inmem.primitives.queues.held import HeldJob as HeldJob
 from inmem.primitives.queues.facade import JobQueues as JobQueues
 from inmem.primitives.queues.putting import PendingJobId as PendingJobId
+from inmem.reports import BackupReport as BackupReport, CheckReport as CheckReport
 from inmem.scopes import (
     Pipeline as Pipeline,
     RunScope as RunScope,

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias, Union
 
 import msgpack
 
-from inmem.errors import InvalidValueError, LimitError, type_name
+from inmem.errors import CorruptionError, InvalidValueError, LimitError, type_name
 
 Value: TypeAlias = Union[bool, int, float, str, bytes, "list[Value]", "dict[str, Value]", None]
 
@@ -121,9 +121,16 @@ def encode_checked(value: Any, argument: str = "value") -> bytes:
     return data
 
 
+class DamagedValueError(CorruptionError, ValueError):
+    """Stored bytes are no value."""
+
+
 def decode(data: bytes) -> Any:
     """The value that `encode` was given. Cost: about 0.5 µs for a scalar."""
-    return msgpack.unpackb(data)
+    try:
+        return msgpack.unpackb(data)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise DamagedValueError(f"a stored value cannot be decoded: {error}") from None
 
 
 def _check(value: Any, argument: str, *, text: bool = False) -> None:

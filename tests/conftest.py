@@ -9,12 +9,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import forked
 import forked_programs
 import pytest
 from hypothesis import HealthCheck, settings
 from left_behind import Session, files_left, open_files
+from postgres_server import PostgresServer
+from postgres_shared import place_of, shared_server, stop_what_is_left, summary
 from support import Workers, leftovers
 
 import inmem
@@ -58,6 +61,26 @@ def pytest_collection_finish() -> None:
     """What pytest knows of thousands of tests is not looked through by each collection: 0.2 s each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of the run that was killed has not stopped what it shared."""
+    if not hasattr(session.config, "workerinput"):
+        stop_what_is_left(place_of(session.config))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was not run for want of a server is named."""
+    if lines := summary(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.section("not run: no PostgreSQL on this machine (apt-get install postgresql)")
+        terminalreporter.write("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def postgres_server(test_session: Session, request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """A server that all tests of this run share: each in a schema of its own."""
+    with shared_server(place_of(request.config)) as server:
+        yield server
 
 
 @pytest.fixture(scope="session", autouse=True)

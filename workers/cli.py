@@ -75,8 +75,11 @@ def _file(value: Path | None) -> Path | None:
 
 Workers = Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Worker processes.")]
 Store = Annotated[
-    Path | None,
-    typer.Option("--path", help="Directory of the store. Default: a throw-away store, removed at the end."),
+    str | None,
+    typer.Option(
+        "--path", "--store", metavar="PATH|URL",
+        help="The store: a directory, or a postgresql:// URL. Default: a throw-away one, removed at the end.",
+    ),
 ]
 Durability = Annotated[
     str | None,
@@ -116,7 +119,7 @@ def fleet(
     Exit code: 0 if all is exact, 1 if anything is off, 130 after Ctrl-C.
     """
     spec = FleetSpec(seed=seed, workers=workers, steps=steps)
-    options = StoreOptions(path=_text(path), durability=durability, start_method=start_method)
+    options = StoreOptions(path=path, durability=durability, start_method=start_method)
     _run(lambda *told: fleet_report(run_fleet(spec, options, *told)), timeout, json, quiet)
 
 
@@ -152,7 +155,7 @@ def replay(
     its source, whatever was rejected; 1 if the verification or a worker
     fails, or if no trajectory could be loaded; 130 after Ctrl-C.
     """
-    options = ReplayOptions(workers, path=_text(path), durability=durability, start_method=start_method)
+    options = ReplayOptions(workers, path=path, durability=durability, start_method=start_method)
     _run(lambda *told: replay_report(run_replay(directory, options, *told)), timeout, json, quiet)
 
 
@@ -190,7 +193,7 @@ def stress(
     Exit code: 0 if it does, 1 if anything is off, 130 after Ctrl-C.
     """
     options = StressOptions(
-        seed, workers, seconds, operations, _text(histories), path=_text(path), durability=durability,
+        seed, workers, seconds, operations, _text(histories), path=path, durability=durability,
         start_method=start_method, timeout_s=60.0,  # many share the machine
     )  # fmt: skip
     _run(lambda *told: stress_report(run_stress(options, *told)), timeout, json, quiet)
@@ -251,6 +254,10 @@ def chaos(
             callback=_directory, help="Where the store is put. Default: as for any temporary file."
         ),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A store on a server, which stays: only workers are disturbed."),
+    ] = None,
     quiet: Quiet = False,
     json: Annotated[
         Path | None,
@@ -288,7 +295,7 @@ def chaos(
     options = ChaosOptions(
         random.SystemRandom().randrange(1 << 31) if seed is None else seed, minutes, workers, durability,
         rates, quota_mib, rate, disk_mib if disk else None,
-        None if directory is None else str(directory.resolve()),
+        None if directory is None else str(directory.resolve()), store=store,
     )  # fmt: skip
     # First of all, so that it is known whatever comes.
     print(f"seed {options.seed}; again: {options.command()}", flush=True)

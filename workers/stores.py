@@ -100,10 +100,14 @@ class StoreOptions:
     start_method: str = "spawn"
     timeout_s: float = 30.0  # of opening the store and of one transaction
 
+    def place(self, db: Any) -> str:
+        """What worker processes open: the store as it was named, for `db.name` has no password."""
+        return self.path if self.path is not None and "://" in self.path else str(db.path)
+
 
 @contextmanager
 def opened_store(options: StoreOptions, failures: list[str]) -> Iterator[Any]:
-    """A database for a program that starts worker processes; they open `db.path`.
+    """A database for a program that starts worker processes; they open `options.place(db)`.
 
     With a path the store stays, and its writer leaves by itself a moment
     after its last client. Without one it is a throw-away store, `buffered`

@@ -198,8 +198,14 @@ _REGISTRY: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "huey": ("huey", "Huey", ()),
     "diskcache": ("diskcache", "DiskCache", ()),
     "manager": ("manager", "Manager", ()),
+    "inmem on postgresql": ("postgres", "OursOnPostgres", ()),
+    "sql by hand": ("postgres", "ByHand", ()),
+    "inmem on postgresql, 1 ms away": ("postgres", "OursOnPostgres", (1.0,)),
+    "sql by hand, 1 ms away": ("postgres", "ByHand", (1.0,)),
+    "inmem on postgresql, 10 ms away": ("postgres", "OursOnPostgres", (10.0,)),
+    "sql by hand, 10 ms away": ("postgres", "ByHand", (10.0,)),
 }
-FAMILIES = ("redis", "sqlite", "stratadb", "huey", "diskcache", "manager")
+FAMILIES = ("redis", "sqlite", "stratadb", "huey", "diskcache", "manager", "postgres")
 
 
 @dataclass(frozen=True)

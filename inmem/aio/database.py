@@ -10,22 +10,21 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Generator
+from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar, overload
 
 import inmem.database
 from inmem.aio.facade_sets import AsyncDatabaseFacades
 from inmem.aio.scopes import AsyncPipeline, AsyncRunScope, AsyncSnapshot, AsyncTransaction
-from inmem.aio.session import LoopSession, check_loop
+from inmem.aio.session import check_loop
+from inmem.aio.sides import side_of
 from inmem.aio.sink import AwaitedSink
-from inmem.aio.waiting import LoopWaiting
 from inmem.database import CHECKPOINT_TIMEOUT_S, CheckpointReport, Database, RepairReport, Status
-from inmem.engines.local import LocalEngine, attachment_of
 from inmem.errors import ClosedError, InvalidInputError
-from inmem.maintenance.backup_report import BackupReport
-from inmem.maintenance.check_report import CheckReport
 from inmem.pending import Pending
 from inmem.primitives.leases.calls import LeaseHolder
 from inmem.primitives.leases.shown import Lease
+from inmem.reports import BackupReport, CheckReport
 from inmem.scopes import MAX_ATTEMPTS, TRANSACT_TIMEOUT_S, Snapshot, Transaction, wants_sync
 
 T = TypeVar("T")
@@ -45,23 +44,28 @@ class AsyncDatabase(AsyncDatabaseFacades):
 
     def __init__(self, handle: Database) -> None:
         engine = handle.engine
-        assert isinstance(engine, LocalEngine)
         self.handle = handle
-        self._engine: LocalEngine | None = engine
+        side = self.side = side_of(engine)
+        self._engine: Any = side.engine
         self.settings = handle.settings
         self.namespace = handle.namespace
         self.namespace_prefix = handle.namespace_prefix
-        self.path = handle.path
-        attachment = attachment_of(engine)
-        self.session = LoopSession(attachment)
-        self.waits = LoopWaiting(attachment)
+        self.name = handle.name
+        self.session = side.session
+        self.waits = side.waits
         self.sink = AwaitedSink(self.session, self.settings.timeout_s, engine.direct().default)
         self._scopes: dict[str, AsyncRunScope] = {}
         super().__init__(self)
+        side.adopt(self)
+
+    @property
+    def path(self) -> Path:
+        """The data directory. See `Database.path`."""
+        return self.handle.path
 
     def __repr__(self) -> str:
         state = "" if self._engine is not None else ", closed"
-        return f"AsyncDatabase({str(self.path)!r}, {str(self.namespace)!r}{state})"
+        return f"AsyncDatabase({self.name!r}, {str(self.namespace)!r}{state})"
 
     def __reduce__(self) -> NoReturn:
         raise InvalidInputError(
@@ -70,7 +74,7 @@ class AsyncDatabase(AsyncDatabaseFacades):
         )
 
     @property
-    def engine(self) -> LocalEngine:
+    def engine(self) -> Any:
         """What serves this database.
 
         Raises:
@@ -92,12 +96,12 @@ class AsyncDatabase(AsyncDatabaseFacades):
             return run_id
         if len(self._scopes) >= _MAX_SCOPES:
             self._scopes.clear()
-        scope = self._scopes[run_id] = AsyncRunScope(self, self.handle.run(run_id))
+        scope = self._scopes[run_id] = self.side.twin(AsyncRunScope)(self, self.handle.run(run_id))
         return scope
 
     def shared(self, level: str) -> AsyncRunScope:
         """The scope that all runs of this `"agent"`, `"app"` or `"tenant"` share."""
-        return AsyncRunScope(self, self.handle.shared(level))
+        return self.side.twin(AsyncRunScope)(self, self.handle.shared(level))
 
     # --- transactions -----------------------------------------------------------------
 
@@ -155,7 +159,7 @@ class AsyncDatabase(AsyncDatabaseFacades):
 
     def pipeline(self, *, durability: str | None = None) -> AsyncPipeline:
         """Blind writes without waiting for each, for `async with`."""
-        return AsyncPipeline(self, wants_sync(durability, self.handle))
+        return self.side.twin(AsyncPipeline)(self, wants_sync(durability, self.handle))
 
     # --- the database as a whole: rare and slow, in a thread ----------------------------
 

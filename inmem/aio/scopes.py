@@ -22,9 +22,8 @@ from inmem.aio.facade_sets import (
     AsyncTransactionFacades,
 )
 from inmem.aio.facade_waits import LoopWaits
-from inmem.aio.session import LoopSession
-from inmem.aio.sink import AwaitedSink, AwaitedWrites, Done
-from inmem.aio.waiting import LoopWaiting
+from inmem.aio.sides import LoopSide, LoopWaiters
+from inmem.aio.sink import AwaitedSink, AwaitedWrites, Done, LoopCommits
 from inmem.callables import check_callable, check_result
 from inmem.client.applied import Applied
 from inmem.client.pipeline import PipelinedWrites
@@ -34,7 +33,6 @@ from inmem.client.views import SnapshotView
 from inmem.client.waiting import Looked, Watched
 from inmem.config import MAX_IN_FLIGHT, Settings
 from inmem.database import Database
-from inmem.engines.local import LocalEngine
 from inmem.errors import ClosedError, CommitUnknownError, InmemError, InvariantError
 from inmem.host.interrupts import awaited, called
 from inmem.pending import Pending, filled
@@ -62,12 +60,13 @@ class Handle(Protocol):
     handle: Database
     settings: Settings
     namespace_prefix: bytes
-    session: LoopSession
-    waits: LoopWaiting
+    session: LoopCommits
+    waits: LoopWaiters
+    side: LoopSide
     sink: AwaitedSink
 
     @property
-    def engine(self) -> LocalEngine: ...
+    def engine(self) -> Any: ...
 
     def run(self, run_id: Any) -> AsyncRunScope: ...
 
@@ -88,6 +87,7 @@ class AsyncRunScope(AsyncScopeFacades):
             database, engine.latest(), database.sink, scope.prefix, scope.namespace, scope.name,
             self.transact, LoopWaits(self.wait, self._pass_on, engine.leaving),
         )
+        database.side.adopt(self)
 
     def __repr__(self) -> str:
         return f"AsyncRunScope({self.prefix.decode()!r})"
@@ -104,13 +104,13 @@ class AsyncRunScope(AsyncScopeFacades):
         sync = wants_sync(durability, self.database.handle)
         if timeout_s is not None:
             timeout_s = check_timeout(timeout_s)
-        return AsyncTransaction(self._begin(sync, timeout_s), self)
+        return self.database.side.twin(AsyncTransaction)(self._begin(sync, timeout_s), self)
 
     def _begin(self, sync: bool, timeout_s: float | None) -> AwaitedDraft:
         database = self.database
         timeout_s = database.engine.settings.timeout_s if timeout_s is None else timeout_s
         draft = database.engine.transaction(timeout_s=timeout_s, sync=sync)
-        return AwaitedDraft(draft, database, sync, timeout_s)
+        return database.side.twin(AwaitedDraft)(draft, database, sync, timeout_s)
 
     @overload
     async def transact(
@@ -159,7 +159,8 @@ class AsyncRunScope(AsyncScopeFacades):
                 if under:
                     draft.draft.write(under)
                 if is_async:
-                    result = await awaited(fn, AsyncTransaction(draft, self, may_wait=True))
+                    txn = self.database.side.twin(AsyncTransaction)(draft, self, may_wait=True)
+                    result = await awaited(fn, txn)
                 else:
                     result = called(fn, Transaction(draft.draft, self._scope, may_wait=True))
                 check_result(result)
@@ -169,7 +170,7 @@ class AsyncRunScope(AsyncScopeFacades):
                     except CommitUnknownError as error:
                         raise resolved_as(error, lambda _: filled(result)) from None
             finally:
-                draft.draft.abort()
+                await draft.abort()
             return result if draft.draft.version is None else filled(result)
 
         while True:
@@ -205,7 +206,7 @@ class AsyncRunScope(AsyncScopeFacades):
 
     def snapshot(self) -> AsyncSnapshot:
         """One consistent moment of this run, for `async with`. See `Database.snapshot`."""
-        return AsyncSnapshot(self.database.engine.snapshot(), self)
+        return self.database.side.twin(AsyncSnapshot)(self.database.engine.snapshot(), self)
 
 
 def _only_not_yet(group: BaseExceptionGroup[Any]) -> NotYet:
@@ -230,7 +231,7 @@ def _here(watched: Any) -> Watched:
 class AwaitedDraft:
     """A transaction that is committed through a loop's session."""
 
-    __slots__ = ("_database", "_sync", "_timeout_s", "draft")
+    __slots__ = ("_database", "_sync", "_timeout_s", "_turn", "draft")
 
     def __init__(
         self, draft: OptimisticTransaction, database: Handle, sync: bool, timeout_s: float
@@ -239,24 +240,15 @@ class AwaitedDraft:
         self._database = database
         self._sync = sync
         self._timeout_s = timeout_s
+        database.side.adopt(self, draft)
+
+    async def abort(self) -> None:
+        """See `Draft.abort`."""
+        self.draft.abort()
 
     async def commit(self) -> None:
         """See `Draft.commit`. If this is cancelled, it may or may not take effect."""
-        draft = self.draft
-        draft.check_open()
-        body = draft.prepare()
-        if body is None:
-            return
-        try:
-            applied = await self._database.session.commit(
-                body, _itself, sync=self._sync, timeout_s=self._timeout_s
-            )
-        except CommitUnknownError as error:
-            raise resolved_as(error, draft.applied) from None
-        except InmemError:
-            draft.refused()
-            raise
-        draft.applied(applied)
+        await self._database.side.commit(self.draft, sync=self._sync, timeout_s=self._timeout_s)
 
 
 def _itself(applied: Applied) -> Applied:
@@ -272,6 +264,7 @@ class AsyncSnapshot(AsyncSnapshotFacades):
         self._is_nested = is_nested
         self.run_id = scope.run_id
         super().__init__(scope.database, view, scope.prefix, scope.namespace, scope.name)
+        scope.database.side.adopt(self, view)
 
     def __repr__(self) -> str:
         return f"AsyncSnapshot({self.run_id!r})"
@@ -283,7 +276,8 @@ class AsyncSnapshot(AsyncSnapshotFacades):
 
     def at(self, run: str | AsyncRunScope) -> AsyncSnapshot:
         """Another run at the same moment; the snapshot is not its to end."""
-        return AsyncSnapshot(self._view, self._scope.database.run(run), is_nested=True)
+        twin = self._scope.database.side.twin(AsyncSnapshot)
+        return twin(self._view, self._scope.database.run(run), is_nested=True)
 
     async def close(self) -> None:
         """End it, if it was not made by `at`. May be called twice."""
@@ -313,6 +307,7 @@ class AsyncTransaction(AsyncTransactionFacades):
             scope.database, draft.draft, AwaitedWrites(draft.draft), scope.prefix,
             scope.namespace, scope.name,
         )
+        scope.database.side.adopt(self, draft.draft)
 
     def __repr__(self) -> str:
         return f"AsyncTransaction({self.run_id!r})"
@@ -325,7 +320,8 @@ class AsyncTransaction(AsyncTransactionFacades):
     def at(self, run: str | AsyncRunScope) -> AsyncTransaction:
         """Another run in the same transaction."""
         scope = self._scope.database.run(run)
-        return AsyncTransaction(self._draft, scope, is_nested=True, may_wait=self._may_wait)
+        twin = self._scope.database.side.twin(AsyncTransaction)
+        return twin(self._draft, scope, is_nested=True, may_wait=self._may_wait)
 
     def wait(self) -> NoReturn:
         """"Not yet": see `Transaction.wait`. It is not awaited, as it ends this attempt at once."""
@@ -341,7 +337,7 @@ class AsyncTransaction(AsyncTransactionFacades):
 
     async def abort(self) -> None:
         """Drop everything. May be called twice."""
-        self._draft.draft.abort()
+        await self._draft.abort()
 
     async def __aenter__(self) -> Self:
         self._draft.draft.check_open()
@@ -353,7 +349,7 @@ class AsyncTransaction(AsyncTransactionFacades):
         if self._is_nested:
             return
         if kind is not None:
-            self._draft.draft.abort()
+            await self._draft.abort()
         elif not self._draft.draft.is_over:
             await self._draft.commit()
 
@@ -361,8 +357,8 @@ class AsyncTransaction(AsyncTransactionFacades):
 class LoopSubmits:
     """What a pipeline submits to: a loop's session, whose answers are awaited elsewhere."""
 
-    def __init__(self, database: Handle) -> None:
-        self._database = database
+    def __init__(self, session: LoopCommits) -> None:
+        self._session = session
         self._futures: list[Any] = []
         self.next_sequence = 1
         self._first = 1
@@ -380,7 +376,7 @@ class LoopSubmits:
 
     def submit(self, body: bytes, *, sync: bool, timeout_s: float) -> int:
         """Send a commit."""
-        self._futures.append(self._database.session.commit(body, _itself, sync=sync, timeout_s=timeout_s))
+        self._futures.append(self._session.commit(body, _itself, sync=sync, timeout_s=timeout_s))
         self.next_sequence += 1
         return self.next_sequence - 1
 
@@ -409,7 +405,7 @@ class AsyncPipeline(AsyncPipelineFacades):
     def __init__(self, database: Handle, sync: bool) -> None:
         self._database = database
         self.namespace_prefix = database.namespace_prefix
-        self._submits = LoopSubmits(database)
+        self._submits = LoopSubmits(database.side.in_order())
         settings = dataclasses.replace(database.settings, pipeline_window=MAX_IN_FLIGHT)
         self._writes = PipelinedWrites(self._submits, settings, sync=sync)
         self._writes.default = database.sink.default

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from inmem.aio.driving import driven
-from inmem.aio.session import LoopSession
 from inmem.client.applied import Applied
 from inmem.client.direct import SingleCommits, version_of
 from inmem.engines.base import Sink
@@ -15,6 +14,22 @@ from inmem.stepping import Steps
 from inmem.writeset import OP_PUT, encode_single
 
 T = TypeVar("T")
+
+
+class LoopCommits(Protocol):
+    """Commits of an event loop; what `commit` gives is to be awaited."""
+
+    loop: Any
+
+    def commit(
+        self, body: bytes, convert: Callable[[Applied], T], *, sync: bool, timeout_s: float
+    ) -> Awaitable[T]: ...
+
+    def close(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+    async def closed(self) -> None: ...
 
 
 class Done(Generic[T]):
@@ -36,7 +51,7 @@ class AwaitedSink(SingleCommits):
     __slots__ = ("_session", "_timeout_s")
 
     def __init__(
-        self, session: LoopSession, timeout_s: float, default: Callable[[Any], Any] | None
+        self, session: LoopCommits, timeout_s: float, default: Callable[[Any], Any] | None
     ) -> None:
         self.default = default
         self._session = session

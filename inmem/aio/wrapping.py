@@ -18,7 +18,9 @@ C = TypeVar("C", bound=type)
 class AsyncFacade:
     """A facade whose sink and waits give what can be awaited."""
 
-    __slots__ = ("_sync",)
+    __slots__ = ("_sync", "_turn")
+
+    _turn: Any  # where reads wait: who has it may use what all calls of a transaction share
 
     def __init__(self, sync: Any) -> None:
         self._sync = sync

@@ -23,7 +23,7 @@ from inmem.cli.doctor import doctor
 from inmem.cli.exchange import export, import_
 from inmem.cli.kv import kv
 from inmem.cli.leases import lease, leases
-from inmem.cli.life import serve, start, status, stop
+from inmem.cli.life import init, serve, start, status, stop
 from inmem.cli.look import cells, events, verify
 from inmem.cli.queue import queue
 from inmem.cli.report import report
@@ -35,13 +35,13 @@ from inmem.version import __version__
 app = typer.Typer(
     name="inmem",
     help="A transactional store that many processes of one machine share. "
-    "Each command names its data directory with -d DIR, or takes it from INMEM_PATH.",
+    "Each command names its data directory, or a store on a server, with -d, or takes it from INMEM_PATH.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    serve, start, status, stop, top, doctor, check, backup, restore, checkpoint, clock, salvage,
+    init, serve, start, status, stop, top, doctor, check, backup, restore, checkpoint, clock, salvage,
     export, import_,
 ):
     app.command(cls=Command)(command)

@@ -27,6 +27,9 @@ from inmem.maintenance.salvage import salvage_in_process
 from inmem.maintenance.salvage_report import SalvageReport
 from inmem.wire import SET_BACK
 
+_BACKUP: Final = (
+    "pg_dump --schema=NAME, or a base backup with its log (pg_basebackup); runs as files: inmem export"
+)
 _SHOWN: Final = 20  # runs and places of a salvage: `--json` has all
 
 NewFile = Annotated[Path, typer.Argument(metavar="FILE", help="The new file.", show_default=False)]
@@ -44,7 +47,7 @@ def _progress(as_json: bool) -> Iterator[Progress]:
         yield status.update
 
 
-@command(reads=True, old="first")
+@command(reads=True, old="first", only_here=_BACKUP)
 def backup(where: Where, file: NewFile) -> None:
     """Copy a database to one new file, while it is used or not.
 
@@ -66,7 +69,7 @@ def backup(where: Where, file: NewFile) -> None:
         )
 
 
-@command()
+@command(only_here="pg_restore, or a base backup; runs from files: inmem import")
 def restore(
     where: Where,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The backup.", show_default=False)],
@@ -93,7 +96,7 @@ def restore(
         console().print(f"note: {note}", soft_wrap=True)
 
 
-@command()
+@command(only_here="A server writes its checkpoints itself.")
 def checkpoint(
     where: Where,
     timeout: Annotated[
@@ -120,7 +123,7 @@ def checkpoint(
         )
 
 
-@command()
+@command(only_here="Store time is the clock of the server.")
 def clock(
     where: Where,
     set_back: Annotated[
@@ -150,7 +153,7 @@ def clock(
         console().print(f"store time is ahead of the wall clock by {max(0.0, found['seconds']):,.0f} s")
 
 
-@command(old="first")
+@command(old="first", only_here="Take a standby, or the last backup; what can be read: inmem export")
 def salvage(where: Where, new: NewPath) -> None:
     """Write what can be proved good of a damaged database to a new directory.
 

@@ -9,14 +9,15 @@ from typing import Annotated
 import typer
 
 from inmem.cli.common import FAILED, Where, command, console, print_json, size
-from inmem.maintenance.check_report import CheckReport, check_in_process
+from inmem.maintenance.check_report import check_in_process
+from inmem.reports import CheckReport
 
 
 @command(old="none")
 def check(
     where: Where,
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A backup instead.", show_default=False)
+        str | None, typer.Argument(metavar="[FILE]", help="A backup instead.", show_default=False)
     ] = None,
 ) -> None:
     """Verify image, checkpoint, log, hash chains and indices; commits go on meanwhile.
@@ -27,24 +28,29 @@ def check(
 
     Example: inmem check -d ./data
     """
-    if file is not None and not file.is_file():
+    if file is not None and not Path(file).is_file():
         where.take_old(file)
         file = None
-    report = check_in_process(file or where.directory().path)
+    if file is None and where.is_server:
+        with where.open() as database:
+            report = database.check()
+    else:
+        report = check_in_process(Path(file) if file else where.directory().path)
     if where.as_json:
         print_json({"ok": report.ok} | asdict(report))
     else:
-        _print(report)
+        _print(report, has_log=not where.is_server)
     if not report.ok:
         raise typer.Exit(FAILED)
 
 
-def _print(report: CheckReport) -> None:
+def _print(report: CheckReport, *, has_log: bool) -> None:
     out = console()
     out.print(
         f"version {report.version}: {report.records:,} records, {report.events:,} events in "
-        f"{report.logs:,} event logs, checkpoint at {report.checkpoint}, "
-        f"{report.wal_records:,} log records ({size(report.wal_bytes)})",
+        f"{report.logs:,} event logs"
+        + f", checkpoint at {report.checkpoint}, {report.wal_records:,} log records "
+        f"({size(report.wal_bytes)})" * has_log,
         soft_wrap=True,
     )
     for note in report.notes:

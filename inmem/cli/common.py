@@ -32,6 +32,7 @@ from inmem.cli.served import served
 from inmem.cli.text import plain
 from inmem.database import Database
 from inmem.database import open as open_database
+from inmem.engines.opening import is_url
 from inmem.errors import InmemError, InvalidInputError, RunNotFoundError
 from inmem.host.directory import DataDirectory
 from inmem.host.files import hint_of, text_of
@@ -39,6 +40,7 @@ from inmem.host.paths import GO_ELSEWHERE, check_path, has_working_directory
 from inmem.keys import Namespace
 from inmem.primitives.runs.rules import RunMetadata
 from inmem.reading.database_source import DatabaseSource
+from inmem.reading.named_source import NamedSource
 from inmem.reading.run import StoredRun
 from inmem.reading.runs import run_ids
 
@@ -46,12 +48,13 @@ P = ParamSpec("P")
 
 VARIABLE: Final = "INMEM_PATH"
 Directory = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "-d", "--dir", metavar="DIR", envvar=VARIABLE, help="The data directory.", show_default=False
+        "-d", "--dir", metavar="DIR", envvar=VARIABLE, show_default=False,
+        help="The data directory, or the postgresql:// URL of a store on a server.",
     ),
 ]
-Old = Annotated[Path | None, typer.Argument(hidden=True, show_default=False)]
+Old = Annotated[str | None, typer.Argument(hidden=True, show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead; of a listing one document a line.")]
 NoWriter = Annotated[
     bool, typer.Option("--no-writer", envvar="INMEM_NO_WRITER", help="If no writer serves, start none.")
@@ -81,7 +84,7 @@ _LOOKED_AT: Final = 2000  # directory entries, and runs, when something near is 
 class Where:
     """What every command is given: the store and the namespace that it is about, and how it answers."""
 
-    given: Path | None
+    given: str | None
     as_json: bool = False
     no_writer: bool = False
     tenant: str = "default"
@@ -89,8 +92,8 @@ class Where:
     agent: str = "default"
 
     @property
-    def path(self) -> Path:
-        """The data directory that was named, by -d or the variable. Ends the command if none was."""
+    def named(self) -> str:
+        """The data directory or URL that was named, by -d or the variable. Ends the command if none was."""
         if self.given is None:
             here = stores_in(Path())
             known = f" Here are: {', '.join(here)}." if here else ""
@@ -100,9 +103,19 @@ class Where:
         return self.given
 
     @property
+    def is_server(self) -> bool:
+        """Whether the store is on a server."""
+        return is_url(self.given)
+
+    @property
+    def path(self) -> Path:
+        """The data directory."""
+        return Path(self.named)
+
+    @property
     def shown(self) -> str:
-        """The path as a shell takes it."""
-        return shlex.quote(str(self.path))
+        """The path as a shell takes it; a URL may have a password in it."""
+        return "URL" if self.is_server else shlex.quote(str(self.path))
 
     @property
     def namespace(self) -> Namespace:
@@ -135,49 +148,66 @@ class Where:
             yield directory
 
     @contextmanager
-    def reading(self, *, follows: bool = False) -> Iterator[DatabaseSource]:
+    def reading(self, *, follows: bool = False) -> Iterator[NamedSource]:
         """What commands read that only look. One that `follows` starts no writer and keeps none."""
-        if follows:
+        if self.is_server:
+            with self.open() as database:
+                engine = database.engine
+                yield NamedSource("server", engine.stored, engine.latest().now_us, self.namespace)
+        elif follows:
             with DatabaseSource(self.directory(), self.namespace) as source:
                 yield source
-            return
-        with self.served() as directory, DatabaseSource(directory, self.namespace) as source:
-            yield source
+        else:
+            with self.served() as directory, DatabaseSource(directory, self.namespace) as source:
+                yield source
 
-    def open(self) -> Database:
+    @contextmanager
+    def exported(self) -> Iterator[Path | str]:
+        """What an export reads."""
+        if self.is_server:
+            yield self.named
+        else:
+            with self.served() as directory:
+                yield directory.path
+
+    def open(self, timeout_s: float | None = None) -> Database:
         """The database, opened as any program does; it has to be there."""
-        path = self.directory().path
-        return open_database(path, create=False, tenant=self.tenant, app=self.app, agent=self.agent)
+        return open_database(
+            self.named if self.is_server else self.directory().path, create=False, tenant=self.tenant,
+            app=self.app, agent=self.agent, timeout_s=timeout_s,
+        )
 
     def split(self, first: list[str], is_old: Callable[[str], bool]) -> list[str]:
         """The words that a command is given, without the data directory that older forms began with."""
         if first and is_old(first[0]) and not self._is_said():
-            self.take_old(Path(first[0]))
+            self.take_old(first[0])
             return first[1:]
         return first
 
-    def take_old(self, path: Path) -> None:
+    def take_old(self, path: str) -> None:
         """The data directory was given as an argument, as in older forms of a command."""
         if self._is_said():
-            raise typer.BadParameter(f"there is an argument too many, {str(path)!r}", param_hint="-d")
+            shown = "a URL" if is_url(path) else repr(path)
+            raise typer.BadParameter(f"there is an argument too many, {shown}", param_hint="-d")
         self.given = path
         note = f"inmem: a data directory is named with an option now: -d {self.shown}"
         print(note, file=sys.stderr, flush=True)
 
     def _is_said(self) -> bool:
         """Whether it was named by the option, and not by the variable."""
-        return self.given is not None and self.given != Path(os.environ.get(VARIABLE, ""))
+        return self.given is not None and self.given != os.environ.get(VARIABLE, "")
 
 
 def command(
-    *, about_runs: bool = False, reads: bool = False, old: str = "last",
+    *, about_runs: bool = False, reads: bool = False, old: str = "last", only_here: str = "",
 ) -> Callable[[Callable[Concatenate[Where, P], None]], Callable[..., None]]:
     """Make a function a command: what it foresees as an error is printed, and ends it with 1.
 
     The function takes a `Where` first, whose options are added to its own:
     those of the namespace if it is `about_runs`, `--no-writer` if it `reads`.
     `old` says where the data directory was an argument in older forms: the
-    "last" one, the "first" of two, or "none" of those that are counted.
+    "last" one, the "first" of two, or "none" of those that are counted. One that
+    is `only_here` refuses a store on a server, and says what to do instead.
     """
 
     def made(function: Callable[Concatenate[Where, P], None]) -> Callable[..., None]:
@@ -190,17 +220,20 @@ def command(
                 if before is not None and old == "first":
                     before, given[first] = given[first], before
                 if before is not None:
-                    where.take_old(Path(before))
+                    where.take_old(before)
+                if only_here and where.is_server:
+                    problem = "this command is for stores of this machine, and this one is on a server"
+                    raise InvalidInputError(problem, argument="path", hint=only_here)
                 function(where, **given)  # type: ignore[call-arg]
             except InmemError as error:
                 fail(error, as_json=where.as_json)
             except BrokenPipeError:
                 raise  # whoever read the output has seen enough: the command ends, without a word
             except OSError as error:
-                problem = InmemError(text_of(error), hint=hint_of(error))
+                failure = InmemError(text_of(error), hint=hint_of(error))
                 if error.errno == errno.ENOENT and not has_working_directory():
-                    problem = InvalidInputError("the working directory was removed", hint=GO_ELSEWHERE)
-                fail(problem, as_json=where.as_json)
+                    failure = InvalidInputError("the working directory was removed", hint=GO_ELSEWHERE)
+                fail(failure, as_json=where.as_json)
             except KeyboardInterrupt:
                 raise typer.Exit(INTERRUPTED) from None
 
@@ -272,7 +305,7 @@ def last_argument(name: str) -> str:
     return ("-- " if name.startswith("-") else "") + shlex.quote(name)
 
 
-def described(source: DatabaseSource, run: StoredRun) -> RunMetadata | None:
+def described(source: NamedSource, run: StoredRun) -> RunMetadata | None:
     """A run's record; None for a run that has none, but data, and for what runs share.
 
     Raises:

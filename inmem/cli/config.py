@@ -28,6 +28,7 @@ from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock, write_durably
 from inmem.writer.watch import living_writer
 
+_ON_SERVER: Final = "Its settings are those of the server, and of each program. See: inmem status"
 _POLL_S: Final = 0.003
 _FIELDS: Final = {field.name: field for field in fields(Settings)}
 
@@ -58,7 +59,7 @@ config = typer.Typer(
 
 
 @config.command(cls=Command)
-@command()
+@command(only_here=_ON_SERVER)
 def show(
     where: Where,
     file: Annotated[
@@ -117,7 +118,7 @@ def _shown(value: Any) -> str:
 
 
 @config.command("set", cls=Command)
-@command()
+@command(only_here=_ON_SERVER)
 def set_(
     where: Where,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The setting.", show_default=False)],

@@ -16,7 +16,7 @@ from inmem.maintenance.diagnosis import Diagnosis
 from inmem.maintenance.machine import judge_room, look_at_machine
 
 
-@command(old="none")
+@command(old="none", only_here="See what the server says: inmem status. What is stored: inmem check")
 def doctor(where: Where, timeout: Timeout = 5.0) -> None:
     """Will a store work on this machine, and is this one well? What to do, if not.
 

@@ -34,6 +34,7 @@ from inmem.cli.common import (
     size,
 )
 from inmem.database import open as open_database
+from inmem.engines.opening import is_url
 from inmem.exchange import Exported, Imported, count_runs, discard_import, export_runs, import_runs
 from inmem.exchange.given import check_given
 from inmem.exchange.recorded import FORMATS, Recorded, import_recorded
@@ -75,19 +76,19 @@ def export(
     namespace = where.namespace
     target: Path | BinaryIO = sys.stdout.buffer if output == _STANDARD else output
     with (
-        where.served() as directory,
+        where.exported() as store,
         _bar(where.as_json, MofNCompleteColumn(), TextColumn("{task.fields[detail]}")) as bar,
     ):
         total = None
         if bar is not None:
-            total = len(wanted) if wanted else count_runs(directory.path, namespace)
+            total = len(wanted) if wanted else count_runs(store, namespace)
         task = None if bar is None else bar.add_task("exporting runs", total=total, detail="")
 
         def tell(report: Exported) -> None:
             if bar is not None and task is not None:
                 bar.update(task, completed=report.runs, detail=f"{report.records:,} records")
 
-        report = export_runs(directory.path, target, wanted, namespace=namespace, progress=tell)
+        report = export_runs(store, target, wanted, namespace=namespace, progress=tell)
     if where.as_json:
         print_json(_document(report))
         return
@@ -132,7 +133,7 @@ def import_(
     Example: inmem import triage-7.jsonl -d ./data
     """
     is_more = bool(discard) or len(files or []) > 1
-    rest = where.split(files or [], lambda word: _is_no_file(Path(word), is_more))
+    rest = where.split(files or [], lambda word: is_url(word) or _is_no_file(Path(word), is_more))
     names = [Path(name) for name in rest]
     if bool(names) is bool(discard):
         raise typer.BadParameter("name a file to import, or a run to --discard", param_hint="FILE")
@@ -144,8 +145,10 @@ def import_(
     for name in names:
         if name != _STANDARD:
             check_given(name)  # before a store is made for it
-    path = where.directory().path if discard else where.path
-    with open_database(path, tenant=where.tenant, app=where.app, agent=where.agent) as database:
+    opened = where.open() if discard else open_database(
+        where.named, tenant=where.tenant, app=where.app, agent=where.agent
+    )  # fmt: skip
+    with opened as database:
         if discard:
             for run_id in discard:
                 discard_import(database, run_id)
@@ -190,7 +193,7 @@ def _import_one(
     report.file = str(file)
     if not as_json:
         out = console()
-        out.print(f"{_counted(report)} of {file} are in {database.path}", soft_wrap=True)
+        out.print(f"{_counted(report)} of {file} are in {database.name}", soft_wrap=True)
         for what, runs in (
             ("there already, and the same", report.unchanged), ("passed over, they differ", report.skipped),
             ("begun anew after a killed import", report.cleared),

@@ -33,6 +33,7 @@ from inmem.storage.wal.files import segment_files
 
 NOT_SERVED: Final = 3
 _POLL_S: Final = 0.01
+_BY_ITSELF: Final = "A server serves by itself. The tables of a store are made by: inmem init -d URL"
 
 Durability = Annotated[
     str | None,
@@ -47,7 +48,7 @@ Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0.001, help="How 
 # --- serve --------------------------------------------------------------------------------------
 
 
-@command()
+@command(only_here=_BY_ITSELF)
 def serve(
     where: Where,
     durability: Durability = None,
@@ -108,10 +109,45 @@ def _tell(directory: DataDirectory, ready_fd: int, as_json: bool) -> None:
         console().print(line, soft_wrap=True)
 
 
-# --- start --------------------------------------------------------------------------------------
+# --- init ---------------------------------------------------------------------------------------
 
 
 @command()
+def init(
+    where: Where,
+    durability: Durability = None,
+    config: ConfigFile = None,
+    timeout: Timeout = 10.0,
+) -> None:
+    """Make a store, and start nothing: a data directory, or on a server the tables.
+
+    Programs make what is missing by themselves. This is for those whose user
+    may not: the user of a server who owns the schema runs it once. The exit
+    code is 0 also if the store is there already.
+
+    Example: inmem init --durability sync -d ./data
+    """
+    if where.is_server:
+        with open_database(
+            where.named, durability=durability, config=config, timeout_s=timeout
+        ) as database:
+            name, stored = database.name, database.engine.durability
+    else:
+        configuration = load(config, {"durability": durability})
+        directory = DataDirectory(check_path(where.path))
+        create_directory(directory, configuration.settings, time.monotonic() + timeout)
+        settings = configuration.with_stored(directory.check_own().stored).settings
+        name, stored = str(directory.path), settings.durability
+    if where.as_json:
+        print_json({"path": name, "durability": stored})
+    else:
+        console().print(f"{name} holds a database ({stored})", soft_wrap=True)
+
+
+# --- start --------------------------------------------------------------------------------------
+
+
+@command(only_here=_BY_ITSELF)
 def start(
     where: Where,
     durability: Durability = None,
@@ -167,15 +203,20 @@ def status(where: Where, timeout: Timeout = 5.0) -> None:
     """Who is the writer, which version, how full. Never starts a writer.
 
     The exit code is 0 if a writer serves, 3 if none does: then only what the
-    directory says is shown.
+    directory says is shown. Of a store on a server it is what that one says.
 
     Example: inmem status --json -d ./data
     """
-    fields = status_of(where.directory(), timeout)
+    if where.is_server:
+        with where.open(timeout) as database:
+            fields = {"path": database.name, "serving": True} | asdict(database.status())
+        shown = _shown_of_server
+    else:
+        fields, shown = status_of(where.directory(), timeout), _shown
     if where.as_json:
         print_json(fields)
     else:
-        print_fields(_shown(fields))
+        print_fields(shown(fields))
     if not fields["serving"]:
         raise typer.Exit(NOT_SERVED)
 
@@ -270,10 +311,27 @@ def _shown(fields: dict[str, Any]) -> dict[str, str]:
     return rows
 
 
+def _shown_of_server(fields: dict[str, Any]) -> dict[str, str]:
+    """The fields of a status of a store on a server, for people."""
+    oldest = fields["oldest_snapshot_age_s"]
+    rows = {
+        "store": fields["path"],
+        "version": f"{fields['version']:,}",
+        "durability": fields["durability"],
+        "tables": f"{size(fields['image_bytes'])}, with their indices {size(fields['image_file_bytes'])}",
+        "clients": f"{fields['clients']} processes and {fields['sessions']:,} sessions, these here included",
+        "oldest snapshot": "none" if oldest is None else f"{oldest:.1f} s old",
+        "commits": f"{fields['commits']:,}, as the server has counted them",
+    }
+    if fields["clock_ahead_s"] * 1e6 >= FAR_US:
+        rows["clock"] = f"versions are {fields['clock_ahead_s']:,.0f} s ahead of the server's clock"
+    return rows
+
+
 # --- stop ---------------------------------------------------------------------------------------
 
 
-@command()
+@command(only_here=_BY_ITSELF)
 def stop(where: Where, timeout: Timeout = 30.0) -> None:
     """Let the writer finish what it has, and leave.
 

@@ -25,7 +25,7 @@ from inmem.errors import InvalidInputError, RunDeletedError, SnapshotTooOldError
 from inmem.jsonvalues import to_json
 from inmem.keys import TypeTag, range_of
 from inmem.primitives.events.rules import HASH_BYTES
-from inmem.reading.database_source import DatabaseSource
+from inmem.reading.named_source import NamedSource
 from inmem.reading.run import Logged, StoredRun
 from inmem.reading.runs import is_deleted
 
@@ -101,7 +101,7 @@ class _EventPrinter:
     """Prints the events of a log, and knows which comes next."""
 
     def __init__(
-        self, source: DatabaseSource, log: StoredRun, listing: Listing, start: int, event_type: str | None
+        self, source: NamedSource, log: StoredRun, listing: Listing, start: int, event_type: str | None
     ) -> None:
         self._source = source
         self._log = log

@@ -31,7 +31,7 @@ from inmem.cli.common import (
 from inmem.cli.report_document import ReportDocument
 from inmem.host.files import output as output_file
 from inmem.host.paths import absolute
-from inmem.reading.database_source import DatabaseSource
+from inmem.reading.named_source import NamedSource
 from inmem.reading.run import StoredRun
 
 _LIMIT: Final = 2000  # of each kind, unless more are wanted: a browser is quick with these
@@ -73,7 +73,7 @@ def report(
         console().print(f"{file} is written, {size(len(data))}", soft_wrap=True)
 
 
-def page_of(source: DatabaseSource, run: str, limit: int = _LIMIT) -> str:
+def page_of(source: NamedSource, run: str, limit: int = _LIMIT) -> str:
     """The report of a run.
 
     Raises:

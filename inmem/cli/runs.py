@@ -36,7 +36,7 @@ from inmem.cli.tree import drawn
 from inmem.jsonvalues import to_json
 from inmem.keys import check_run_id
 from inmem.primitives.runs.rules import RunMetadata, RunStatus
-from inmem.reading.database_source import DatabaseSource
+from inmem.reading.named_source import NamedSource
 from inmem.reading.run import StoredRun, metadata_of
 from inmem.reading.runs import RunFinder, uncreated_runs
 
@@ -128,7 +128,7 @@ def runs(
 
 
 def _tree(
-    source: DatabaseSource, finder: RunFinder, filtered: bool, archived: bool
+    source: NamedSource, finder: RunFinder, filtered: bool, archived: bool
 ) -> Iterator[tuple[RunMetadata, str, int]]:
     """The runs that were found, each with what is below it."""
 
@@ -205,7 +205,7 @@ def run(
                 _Summary(listing, source, store, metadata).show()
 
 
-def _summary(source: DatabaseSource, store: StoredRun, metadata: RunMetadata | None) -> dict[str, Any]:
+def _summary(source: NamedSource, store: StoredRun, metadata: RunMetadata | None) -> dict[str, Any]:
     types, whole = store.trace_types(1000)
     head = store.head()
     return {
@@ -223,12 +223,12 @@ def _summary(source: DatabaseSource, store: StoredRun, metadata: RunMetadata | N
     }
 
 
-def _version(source: DatabaseSource) -> int:
+def _version(source: NamedSource) -> int:
     with source.moment() as moment:
         return moment.version
 
 
-def _children(source: DatabaseSource, run_id: str) -> int:
+def _children(source: NamedSource, run_id: str) -> int:
     finder = RunFinder(source, source.namespace, parent=run_id, archived=True)
     return sum(1 for _ in finder.find())
 
@@ -237,7 +237,7 @@ class _Summary:
     """What `run` shows to people."""
 
     def __init__(
-        self, listing: Listing, source: DatabaseSource, store: StoredRun, metadata: RunMetadata | None
+        self, listing: Listing, source: NamedSource, store: StoredRun, metadata: RunMetadata | None
     ) -> None:
         self._listing = listing
         self._source = source

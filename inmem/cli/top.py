@@ -17,7 +17,6 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
 import typer
@@ -59,6 +58,8 @@ def rates(before: Status, after: Status, seconds: float) -> Rates | None:
     if (before.writer_pid, before.epoch) != (after.writer_pid, after.epoch) or seconds <= 0:
         return None
     commits = after.commits - before.commits
+    if commits < 0:  # a server begins to count anew after a crash
+        return None
     batches = after.batches - before.batches
     groups = after.groups - before.groups
     return Rates(
@@ -76,8 +77,9 @@ def rates(before: Status, after: Status, seconds: float) -> Rates | None:
 class Watcher:
     """Asks the writer that serves, whichever it is. Use it as a context manager."""
 
-    def __init__(self, directory: DataDirectory, timeout_s: float) -> None:
-        self._directory = directory
+    def __init__(self, store: DataDirectory | str, timeout_s: float) -> None:
+        self._store = store  # a directory, or a URL
+        self.name = str(store.path) if isinstance(store, DataDirectory) else "a server"
         self._timeout_s = timeout_s
         self._database: Database | None = None
         self._last: tuple[Status, float] | None = None
@@ -99,19 +101,22 @@ class Watcher:
         Raises:
             WriterUnavailableError: the directory is gone.
         """
-        if not self._directory.exists():
+        store = self._store
+        if isinstance(store, DataDirectory) and not store.exists():
             raise WriterUnavailableError(
-                f"{self._directory.path} was removed", path=str(self._directory.path), hint="Create it anew."
+                f"{store.path} was removed", path=str(store.path), hint="Create it anew."
             )
-        if not is_served(self._directory):
+        if isinstance(store, DataDirectory) and not is_served(store):
             self._close()  # no client of nobody: the next writer is to be asked anew
             self._last = None
             return None, None, "no writer serves"
         try:
             if self._database is None:
                 self._database = open_database(
-                    self._directory.path, create=False, autostart=False, timeout_s=self._timeout_s
+                    store.path if isinstance(store, DataDirectory) else store, create=False, autostart=False,
+                    timeout_s=self._timeout_s,
                 )
+            self.name = self._database.name
             status = self._database.status()
         except InmemError as error:
             self._close()
@@ -140,12 +145,14 @@ def top(
 
     Example: inmem top --interval 2 -d ./data
     """
-    directory = where.directory()
-    with Watcher(directory, max(1.0, interval)) as watcher:
+    if where.is_server:
+        where.open().close()  # it is there
+    store = where.named if where.is_server else where.directory()
+    with Watcher(store, max(1.0, interval)) as watcher:
         if where.as_json:
-            _print_lines(watcher, directory, interval, count)
+            _print_lines(watcher, interval, count)
         else:
-            _draw(watcher, directory, interval, count)
+            _draw(watcher, interval, count)
 
 
 def _intervals(interval: float, count: int | None) -> Iterator[None]:
@@ -192,11 +199,11 @@ def _keys() -> Iterator[Any]:
                 termios.tcsetattr(fd, termios.TCSADRAIN, saved)
 
 
-def _print_lines(watcher: Watcher, directory: DataDirectory, interval: float, count: int | None) -> None:
+def _print_lines(watcher: Watcher, interval: float, count: int | None) -> None:
     watcher.ask()
     for _ in _intervals(interval, count):
         status, passed, problem = watcher.ask()
-        document: dict[str, Any] = {"path": str(directory.path), "serving": status is not None}
+        document: dict[str, Any] = {"path": watcher.name, "serving": status is not None}
         if status is None:
             document["problem"] = problem
         else:
@@ -205,10 +212,10 @@ def _print_lines(watcher: Watcher, directory: DataDirectory, interval: float, co
         sys.stdout.flush()
 
 
-def _draw(watcher: Watcher, directory: DataDirectory, interval: float, count: int | None) -> None:
+def _draw(watcher: Watcher, interval: float, count: int | None) -> None:
     out = console()
     history: list[float] = []
-    shown = _Picture(directory.path, interval, history)
+    shown = _Picture(watcher, interval, history)
     status, passed, problem = watcher.ask()
     if not out.is_terminal:
         for _ in _intervals(interval, count):
@@ -226,8 +233,8 @@ def _draw(watcher: Watcher, directory: DataDirectory, interval: float, count: in
 class _Picture:
     """What is on the screen."""
 
-    def __init__(self, path: Path, interval: float, history: list[float]) -> None:
-        self._path = path
+    def __init__(self, watcher: Watcher, interval: float, history: list[float]) -> None:
+        self._watcher = watcher
         self._interval = interval
         self._history = history
         self._status: Status | None = None
@@ -245,7 +252,7 @@ class _Picture:
         """The screen."""
         now = time.strftime("%H:%M:%S")
         head = Text.assemble(
-            ("inmem top ", "bold"), fitted(plain(str(self._path)), max(8, width - 40)),
+            ("inmem top ", "bold"), fitted(plain(self._watcher.name), max(8, width - 40)),
             (f"  {now}, every {self._interval:g} s, q ends", "dim"),
         )
         parts: list[RenderableType] = [head]
@@ -262,16 +269,22 @@ class _Picture:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(no_wrap=True, overflow="ellipsis", style="dim" if self._problem else "")
-        table.add_row("writer", f"process {status.writer_pid}, epoch {status.epoch}, {status.durability}")
+        if status.writer_pid:
+            writer = f"process {status.writer_pid}, epoch {status.epoch}"
+            table.add_row("writer", f"{writer}, {status.durability}")
         if passed is None:
             table.add_row("commits", f"{status.commits:,} so far")
         else:
             table.add_row("commits", f"{passed.commits:,.0f}/s  {curve(self._history, max(8, width - 40))}")
+        if passed is not None and status.writer_pid:
             others = passed.failures - passed.conflicts
             table.add_row("refused", f"{passed.conflicts:,.0f}/s conflicts, {others:,.0f}/s failures")
             batch = "none" if passed.batch is None else f"{passed.batch:,.1f} commits"
             latency = "" if passed.group_ms is None else f", {span(passed.group_ms / 1e3)} each"
             table.add_row("groups", f"{passed.batches:,.0f}/s of {batch}{latency}")
+        if not status.writer_pid:
+            self._add_server(table, status)
+            return table
         behind = status.version - status.durable_version
         durable = ", all durable" if behind <= 0 else f", {behind:,} not yet durable"
         table.add_row("version", f"{status.version:,}{'' if status.durability == 'memory' else durable}")
@@ -283,10 +296,20 @@ class _Picture:
         if status.durability != "memory":
             grows = f", {size(round(passed.wal_bytes))}/s" if passed else ""
             table.add_row("log", size(status.wal_bytes) + grows)
+        self._add_clients(table, status)
+        return table
+
+    def _add_server(self, table: Table, status: Status) -> None:
+        table.add_row("version", f"{status.version:,}")
+        tables, all_of_them = size(status.image_bytes), size(status.image_file_bytes)
+        table.add_row("tables", f"{tables}, with their indices {all_of_them}")
+        self._add_clients(table, status)
+
+    @staticmethod
+    def _add_clients(table: Table, status: Status) -> None:
         table.add_row("clients", f"{status.clients} processes, {status.sessions} sessions, this one included")
         oldest = status.oldest_snapshot_age_s
         table.add_row("oldest snapshot", "none" if oldest is None else f"{oldest:.1f} s old")
-        return table
 
     def _hottest(self, status: Status, width: int) -> Table:
         table = Table.grid(padding=(0, 2, 0, 0))

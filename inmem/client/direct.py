@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from inmem.client.applied import Applied
-from inmem.client.attachment import Attachment
 from inmem.client.retry import resolved_as
 from inmem.client.views import closed
 from inmem.errors import CommitUnknownError
@@ -21,6 +20,12 @@ class Commits(Protocol):
     """A session, as far as it commits and waits."""
 
     def commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Applied: ...
+
+
+class HasSessions(Protocol):
+    """An attachment, or an engine."""
+
+    def session(self) -> Commits: ...
 
 
 class SingleCommits:
@@ -118,10 +123,10 @@ def first_result(applied: Applied) -> Any:
 
 
 def commit_call(
-    attachment: Attachment, procedure: str, arguments: list[Any], timeout_s: float
+    commits: HasSessions, procedure: str, arguments: list[Any], timeout_s: float
 ) -> tuple[Any, int]:
     """One procedure call as a commit of its own: (result, version)."""
-    applied = attachment.session().commit(
+    applied = commits.session().commit(
         encode_single([OP_CALL, procedure, arguments]), sync=False, timeout_s=timeout_s
     )
     return applied.results[0], applied.version

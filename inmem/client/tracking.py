@@ -6,8 +6,8 @@ and no further than it was looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from inmem.commit.workspace import Workspace
 from inmem.engines.base import Item
@@ -16,18 +16,26 @@ from inmem.keys import fence_of, owner_of
 from inmem.primitives.import_mark import is_mark
 from inmem.record import ABSENT, expires_at, is_live, version_of
 
+_FEW: Final = 16  # records of a range that a procedure looks at, mostly
+
 
 class StoredVersion(Protocol):
     """One committed version, as a storage gives it: the expired records too."""
 
-    now_us: int
+    @property
+    def now_us(self) -> int: ...
 
     @property
     def version(self) -> int: ...
 
     def get(self, key: bytes) -> bytes | None: ...
 
-    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]: ...
+    def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes]: ...
+
+    def scan(
+        self, start: bytes, end: bytes, *, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[Item]:
+        """`limit` is about how many will be taken, None for all: what is far away gives so many at once."""
 
     def fence(self, digest: bytes) -> bytes | None: ...
 
@@ -64,6 +72,21 @@ class TrackedReads:
         self.met(record)
         return record
 
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The live records under some keys, as far as there are any."""
+        snapshot = self.snapshot()
+        found = snapshot.get_many(keys)
+        shown = {}
+        for key in keys:
+            record = found.get(key)
+            if record is None or (record[0] & 0x80 and not is_live(record, snapshot.now_us)):
+                self.reads[key] = ABSENT
+            else:
+                self.reads[key] = version_of(record)
+                self.met(record)
+                shown[key] = record
+        return shown
+
     def met(self, record: bytes) -> None:
         """A record was seen that may expire before the commit."""
         expiry = expires_at(record)
@@ -90,7 +113,7 @@ class TrackedReads:
         snapshot = self.snapshot()
         noted: list[Any] = [end, end, 0] if reverse else [start, start, 0]
         self.ranges.append(noted)
-        for key, record in snapshot.scan(start, end, reverse=reverse):
+        for key, record in snapshot.scan(start, end, reverse=reverse, limit=_FEW):
             if is_live(record, snapshot.now_us):
                 noted[2] += 1
                 if reverse:

@@ -53,8 +53,11 @@ class OptimisticTransaction(OneThread):
     def __init__(
         self, begin: Callable[[], StoredVersion], commit: Callable[..., Applied], now_us: Callable[[], int],
         owner: Owner, waits: Waits, *, chain: int, timeout_s: float, sync: bool,
+        dropped: Callable[[], None] | None = None,
     ) -> None:
+        """`dropped` is called when it ends without a commit that is sent."""
         super().__init__()
+        self._dropped = dropped
         self._commit = commit
         self._owner = owner
         self._waits = waits
@@ -104,7 +107,15 @@ class OptimisticTransaction(OneThread):
 
     def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The live records under some keys."""
-        return [self.read(key) for key in keys]
+        self.check_open()
+        for key in keys:
+            if self._late:
+                self._catch_up(looks_at=(exactly(key),))
+            if self._unseen:
+                self._show(exactly(key))
+        work = self._work
+        stored = self._reads.get_many([key for key in keys if not work.has(key)])
+        return [work.own(key) if work.has(key) else stored.get(key) for key in keys]
 
     def scan(
         self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False,
@@ -135,7 +146,7 @@ class OptimisticTransaction(OneThread):
                 size += len(record)
                 is_full = len(found) == limit or (max_bytes is not None and size >= max_bytes)
 
-        for key, record in snapshot.scan(start, end, reverse=reverse):
+        for key, record in snapshot.scan(start, end, reverse=reverse, limit=limit):
             while at < len(own) and not is_full and (own[at] > key if reverse else own[at] < key):
                 take(own[at], work.own(own[at]))
                 at += 1
@@ -386,6 +397,8 @@ class OptimisticTransaction(OneThread):
         self._is_over = True  # before its writes are taken: a nested call must not add one that is left out
         try:
             if not self._entries:
+                if self._dropped is not None:
+                    self._dropped()
                 return None
             for _, call in self._unseen:
                 call.leave_time()
@@ -419,6 +432,8 @@ class OptimisticTransaction(OneThread):
         if self.thread == get_ident() or not self.is_inside():  # else its snapshot goes with it
             self._end()
             self.refused()
+            if self._dropped is not None:
+                self._dropped()
 
     def watched(self, prefix: bytes) -> Watched:
         """End it; what it has read, to be waited for. `prefix` is that of its run.

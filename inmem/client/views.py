@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import NoReturn, Protocol
@@ -40,7 +40,12 @@ class SnapshotView(OneThread):
 
     def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The live records under some keys."""
-        return [self.read(key) for key in keys]
+        if self.thread != get_ident():
+            self._take_over()
+        found = self._snapshot.get_many(keys)
+        now_us = self._snapshot.now_us
+        live = {key: record for key, record in found.items() if is_live(record, now_us)}
+        return [live.get(key) for key in keys]
 
     def scan(
         self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False,
@@ -53,9 +58,9 @@ class SnapshotView(OneThread):
             return []
         found = []
         size = 0
-        now_us = self._snapshot.now_us
-        for key, record in self._snapshot.scan(start, end, reverse=reverse):
-            if is_live(record, now_us):
+        snapshot = self._snapshot
+        for key, record in snapshot.scan(start, end, reverse=reverse, limit=limit):
+            if is_live(record, snapshot.now_us):
                 found.append((key, record))
                 if len(found) == limit:
                     break
@@ -75,8 +80,8 @@ class SnapshotView(OneThread):
         """How many live records a range has."""
         if self.thread != get_ident():
             self._take_over()
-        now_us = self._snapshot.now_us
-        return sum(is_live(record, now_us) for _, record in self._snapshot.scan(start, end))
+        snapshot = self._snapshot
+        return sum(is_live(record, snapshot.now_us) for _, record in snapshot.scan(start, end))
 
     def is_deleted(self, prefix: bytes) -> bool:
         """Whether the run with this prefix was deleted."""
@@ -128,14 +133,15 @@ def closed(*_: object) -> NoReturn:
 class LatestView:
     """The newest version at each call; for facades outside transactions.
 
-    `get` reads one record without opening a moment, which is what makes a read cheap.
+    `get` reads one record without opening a moment, which is what makes a read cheap; so may `get_many`.
     """
 
     def __init__(
         self, get: Callable[[bytes], bytes | None], begin: Callable[[], SnapshotView],
-        now_us: Callable[[], int],
+        now_us: Callable[[], int], get_many: Callable[[Sequence[bytes]], Mapping[bytes, bytes]] | None = None,
     ) -> None:
         self._get = get
+        self._get_many = get_many
         self._begin = begin
         self.now_us = now_us
 
@@ -152,8 +158,12 @@ class LatestView:
 
     def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The live records under some keys, all of one version."""
-        with self.moment() as view:
-            return view.read_many(keys)
+        if self._get_many is None:
+            with self.moment() as view:
+                return view.read_many(keys)
+        found, now_us = self._get_many(keys), self.now_us()
+        live = {key: record for key, record in found.items() if is_live(record, now_us)}
+        return [live.get(key) for key in keys]
 
     def scan(
         self, start: bytes, end: bytes, *, limit: int | None = None, reverse: bool = False,

@@ -16,20 +16,29 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from inmem.client.tracking import StoredVersion, TrackedReads
 from inmem.client.views import closed
-from inmem.commit.validation import RecentWrites, validate
+from inmem.commit.validation import Recent, RecentWrites, validate
 from inmem.engines.base import Draft
-from inmem.errors import ClosedError, ConflictError, InvariantError, RunDeletedError, WaitTimeoutError
+from inmem.errors import (
+    ClosedError,
+    ConflictError,
+    InmemError,
+    InvariantError,
+    RunDeletedError,
+    WaitTimeoutError,
+)
 from inmem.host import futex
 from inmem.host.interrupts import let_through
 from inmem.host.waitfile import EVERYTHING, Sleeper, group_of, place_of, takers_place
 from inmem.keys import bucket_of, fence_of, successor
 from inmem.primitives.import_mark import is_mark
-from inmem.writeset import WriteSet
+from inmem.stepping import Leaves
+from inmem.writeset import WriteSet, encode_single
 
+_LEAVING_S: Final = 1.0  # at most, for all who leave when a handle is closed
 _BOUND_S: Final = 1.0  # of one sleep
 _JUST_S: Final = 0.1  # between the end of a wait and the next one of the same taker
 _SLACK_S: Final = 0.001  # by which a sleep may end before its time
@@ -54,7 +63,8 @@ class Watched:
         self._waits = waits
         self.expiry_us = reads.expiry_us
         ranges = [(s, e, n) for s, e, n in reads.ranges]
-        self._seen = WriteSet(reads.snapshot().version, reads.expiry_us, reads.reads, ranges, [])
+        self.reads = WriteSet(reads.snapshot().version, reads.expiry_us, reads.reads, ranges, [])
+        self.walks = waits.walks(reads.snapshot(), self.reads, prefix)
         places = {place_of(key) for key in reads.reads}
         for start, end, _ in reads.ranges:
             bucket = bucket_of(start)
@@ -80,7 +90,7 @@ class Watched:
         check_not_deleted(snapshot, self.prefix)
         self.checked = snapshot.version
         try:
-            validate(self._seen, snapshot, _WALK, snapshot.now_us)
+            validate(self.reads, snapshot, self.walks, snapshot.now_us)
         except ConflictError as error:
             let_through(error)
             return True
@@ -122,10 +132,38 @@ def check_not_deleted(snapshot: StoredVersion, prefix: bytes) -> None:
         raise RunDeletedError(f"run {run_id} was deleted", run_id=run_id)
 
 
+class CommitsBodies(Protocol):
+    """Where commits go whose bodies are encoded already."""
+
+    def commit(self, body: bytes, *, sync: bool, timeout_s: float) -> Any: ...
+
+
+def leave(leaving: set[Leaves], session: Callable[[], CommitsBodies]) -> None:
+    """Say that nobody waits any more through a handle that is closed: others would find that out later."""
+    deadline = time.monotonic() + _LEAVING_S
+    for one in [*leaving]:
+        if one.is_mine and (left_s := deadline - time.monotonic()) > 0:
+            try:
+                session().commit(encode_single(one.leave_op()), sync=False, timeout_s=left_s)
+            except InmemError as error:
+                let_through(error)
+
+
 class Waits(Protocol):
     """Who lets callers sleep until something has changed: see `Waiting.wait`."""
 
+    def walks(self, snapshot: Any, reads: WriteSet, prefix: bytes) -> Recent:
+        """What is known, in later snapshots, of writes since this one, in which so much was read."""
+
     def wait(self, watched: Watched, deadline: float) -> None: ...
+
+
+class WalksAll:
+    """Whose snapshots know nothing of the writes since an earlier one: each record is looked at."""
+
+    def walks(self, snapshot: object, reads: WriteSet, prefix: bytes) -> Recent:
+        """See `Waits.walks`."""
+        return _WALK
 
 
 class Waiting:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from inmem.changes import PUT
-from inmem.commit.validation import RecentWrites, validate
+from inmem.commit.validation import Recent, validate
 from inmem.commit.workspace import DATA, BaseState, Workspace
 from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES
 from inmem.errors import InmemError, InvalidInputError, InvariantError
@@ -40,7 +40,7 @@ class Effects(NamedTuple):
 
 
 def decide(
-    request: WriteSet, state: BaseState, recent: RecentWrites, procedures: Procedures, *, version: int,
+    request: WriteSet, state: BaseState, recent: Recent, procedures: Procedures, *, version: int,
     now_us: int, fences: Collection[bytes], marks: Mapping[bytes, bytes], chain: int,
 ) -> Effects:
     """Validate a request and run its operations on the state; the commit would be `version`.

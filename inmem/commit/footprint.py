@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 Range = tuple[bytes, bytes]
 
@@ -40,3 +40,15 @@ class Footprint(NamedTuple):
     def concerns(self, looks_at: tuple[Range, ...], changes: tuple[Range, ...]) -> bool:
         """Whether it matters if this call comes before or after something with that footprint."""
         return overlap(self.changes, looks_at) or overlap(self.looks_at, changes)
+
+
+class Looks(NamedTuple):
+    """What a procedure most likely looks at: an engine whose records are far away has it at hand then."""
+
+    keys: tuple[bytes, ...] = ()
+    starts: tuple[Range, ...] = ()  # ranges whose first records it looks at
+    ends: tuple[Range, ...] = ()  # and whose last one
+    named: tuple[tuple[Range, bytes], ...] = ()  # under a head and the end of each of those keys
+
+
+NAME_BYTES: Final = 8  # of the end of a key that names another record

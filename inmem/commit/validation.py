@@ -72,8 +72,32 @@ class RecentWrites:
         """A version at or above the last write of the bucket."""
         return self._versions.get(bucket, self.floor)
 
+    def is_as_seen(self, bucket: bytes, snapshot_version: int) -> bool:
+        """Whether surely nothing was written in the bucket since a snapshot."""
+        return self.last(bucket) <= snapshot_version
 
-def validate(request: WriteSet, state: StoredState, recent: RecentWrites, now_us: int) -> None:
+    def seen(self, key: bytes, snapshot_version: int) -> int:
+        """A snapshot shows all commits up to its version."""
+        return snapshot_version
+
+
+class Recent(Protocol):
+    """What is known of the last writes of buckets."""
+
+    def last(self, bucket: bytes, /) -> int:
+        """A version at or above the last write of a bucket."""
+
+    def is_as_seen(self, bucket: bytes, snapshot_version: int, /) -> bool:
+        """Whether surely nothing was written in a bucket since a request has seen it, in its snapshot."""
+
+    def seen(self, key: bytes, snapshot_version: int, /) -> int:
+        """The last version that a request has seen of all that is ordered with a key, in its snapshot."""
+
+    def is_unwritten_since(self, bucket: bytes, time_us: int, /) -> bool:
+        """Whether surely no commit of a later time has written in a bucket."""
+
+
+def validate(request: WriteSet, state: StoredState, recent: Recent, now_us: int) -> None:
     """Refuse a request whose reads are no longer true.
 
     Raises:
@@ -89,20 +113,21 @@ def validate(request: WriteSet, state: StoredState, recent: RecentWrites, now_us
             raise _conflict(key, version, current)
     for start, end, count in request.ranges:
         bucket = bucket_of(start)
-        if end <= successor(bucket) and recent.last(bucket) <= request.snapshot_version:
-            continue
-        _walk(request.snapshot_version, start, end, count, state, now_us)
+        if not (end <= successor(bucket) and recent.is_as_seen(bucket, request.snapshot_version)):
+            _walk(recent, request.snapshot_version, start, end, count, state, now_us)
 
 
-def _walk(snapshot: int, start: bytes, end: bytes, count: int, state: StoredState, now_us: int) -> None:
+def _walk(
+    recent: Recent, snapshot: int, start: bytes, end: bytes, count: int, state: StoredState, now_us: int
+) -> None:
     if count > MAX_RANGE_WALK:
         raise _conflict(start, snapshot, snapshot + 1)
     found = 0
     for walked, (key, record) in enumerate(state.scan(start, end)):
         version = version_of(record)
         live = is_live(record, now_us)
-        if live and version > snapshot:
-            raise _conflict(key, snapshot, version)
+        if live and version > (seen := recent.seen(key, snapshot)):
+            raise _conflict(key, seen, version)
         found += live
         if found > count or walked > 2 * MAX_RANGE_WALK:
             raise _conflict(key, snapshot, version)

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from sortedcontainers import SortedList
 
 from inmem.changes import DELETE, DELETE_RANGE, PUT, Table
-from inmem.commit.validation import RecentWrites
+from inmem.commit.validation import Recent
 from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES
 from inmem.errors import BusyError, ConflictError, RunDeletedError
 from inmem.keys import Key, TypeTag, bucket_of, fence_of, owner_of
@@ -50,7 +50,7 @@ class Workspace:
 
     def __init__(
         self, base: BaseState, fences: Collection[bytes], *, version: int, now_us: int, chain: int,
-        marks: Mapping[bytes, bytes] = _NO_MARKS, recent: RecentWrites | None = None,
+        marks: Mapping[bytes, bytes] = _NO_MARKS, recent: Recent | None = None,
     ) -> None:
         self._base = base
         self._fences = fences

@@ -7,17 +7,21 @@ inside one a `Pending` of the value where only the commit knows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
+from inmem.changes import Table
 from inmem.config import Settings
 from inmem.pending import Pending
+from inmem.reports import BackupReport, CheckReport
 from inmem.stepping import Leaves, Steps
 
 T = TypeVar("T")
 Item = tuple[bytes, bytes]
+
+WHOLE_RUN_S: Final = 3600.0  # of a version that is read whole: bounds what it pins
 
 
 class View(Protocol):
@@ -170,6 +174,30 @@ class MomentView(View, Protocol):
         """End it."""
 
 
+class Stored(Protocol):
+    """One version of all that is stored, as it is stored: expired records too, and tables beside them."""
+
+    @property
+    def version(self) -> int:
+        """The commit version."""
+
+    @property
+    def now_us(self) -> int:
+        """Store time."""
+
+    def get(self, key: bytes, /) -> bytes | None:
+        """The record under a key."""
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
+        """Keys and records of a range."""
+
+    def table(self, table: Table, /) -> Iterator[Item]:
+        """All entries of a table."""
+
+    def close(self) -> None:
+        """End it."""
+
+
 class Batches(Protocol):
     """Writes that are sent without waiting for each answer."""
 
@@ -190,8 +218,13 @@ class Engine(Protocol):
     """What serves a database."""
 
     settings: Settings  # of this handle
-    path: Path  # where the store is
+    name: str  # of the store: its path, or its URL without secrets; `inmem.open` takes it
+    database_id: bytes
     leaving: set[Leaves]  # who has to leave when this is closed
+
+    @property
+    def path(self) -> Path | None:
+        """The data directory; None if the store is on a server."""
 
     @property
     def durability(self) -> str:
@@ -212,6 +245,12 @@ class Engine(Protocol):
     def pipeline(self, *, sync: bool) -> Batches:
         """Writes without waiting for each."""
 
+    def session(self) -> Any:
+        """Where commits go that somebody has put together himself: see `client.pipeline.SessionSource`."""
+
+    def stored(self) -> Stored:
+        """One version to read whole runs of, for as long as that takes."""
+
     def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
         """A question about the store as a whole: see `wire`."""
 
@@ -222,7 +261,17 @@ class Engine(Protocol):
         """Every prefix that has records, in order."""
 
     def check_there(self) -> None:
-        """Raise DatabaseGoneError if what is at `path` is not this store any more."""
+        """Raise DatabaseGoneError if what is there by its name is not this store any more."""
+
+    def check(self) -> CheckReport:
+        """Verify what is stored; changes nothing."""
+
+    def backup(self, file: Path) -> BackupReport:
+        """Copy one moment of the store to a new file.
+
+        Raises:
+            InvalidInputError: the store is on a server, which has its own means.
+        """
 
     def is_same_store(self, other: Engine) -> bool:
         """Whether both serve one and the same store."""

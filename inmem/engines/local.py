@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from pathlib import Path
+from typing import Any
 
 from inmem.client.applied import Applied
 from inmem.client.attachment import Attachment, Hold, attach
 from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
+from inmem.client.thread_sessions import ThreadSessions
 from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView, closed
-from inmem.client.waiting import Watched
+from inmem.client.waiting import WalksAll, Watched, leave
 from inmem.config import Settings
-from inmem.engines.base import Engine
-from inmem.errors import InmemError, InvalidInputError
-from inmem.host.interrupts import let_through
+from inmem.engines.base import WHOLE_RUN_S, Engine
+from inmem.errors import InvalidInputError
 from inmem.keys import MAX_KEY_BYTES
+from inmem.maintenance.backup_report import backup_in_process
+from inmem.maintenance.check_report import check_in_process
 from inmem.primitives.events.rules import CHAIN_IDS
+from inmem.reports import BackupReport, CheckReport
 from inmem.stepping import Leaves
 from inmem.storage.snapshot import ImageSnapshot
-from inmem.writeset import encode_single
 
-_LEAVING_S: Final = 1.0  # at most, for all who leave when a handle is closed
 
 def open_local(
     path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool,
@@ -48,7 +49,7 @@ def attachment_of(engine: Engine) -> Attachment:
     return engine.attachment
 
 
-class LocalEngine:
+class LocalEngine(WalksAll):
     """What this process shares of one store, with the settings of one handle."""
 
     def __init__(
@@ -58,7 +59,9 @@ class LocalEngine:
         attachment = self.attachment = hold.attachment
         self._hold = hold
         self.settings = settings
-        self.path = attachment.directory.path
+        self.path: Path = attachment.directory.path
+        self.name = str(self.path)
+        self.database_id = attachment.database_id
         self._now_us = attachment.image.now_us
         self._chain = CHAIN_IDS[attachment.settings.chain]
         self._is_closed = False
@@ -115,6 +118,14 @@ class LocalEngine:
         self.attachment.note(pipeline)
         return pipeline
 
+    def session(self) -> ThreadSessions:
+        """Where commits go that somebody has put together himself."""
+        return self.attachment.session()
+
+    def stored(self) -> ImageSnapshot:
+        """One version to read whole runs of."""
+        return self.attachment.image.snapshot(WHOLE_RUN_S)
+
     def request(self, kind: int, timeout_s: float) -> tuple[int, Mapping[str, Any]]:
         """A question about the store as a whole: see `wire`."""
         answer: tuple[int, Mapping[str, Any]] = self.attachment.session().request(kind, timeout_s)
@@ -140,6 +151,16 @@ class LocalEngine:
         """Raise DatabaseGoneError if what is at `path` is not this store any more."""
         self.attachment.check_there()
 
+    def check(self) -> CheckReport:
+        """Verify image, log, chains and indices in a process of its own."""
+        self.check_there()
+        return check_in_process(self.path)
+
+    def backup(self, file: Path) -> BackupReport:
+        """Copy one moment of the store to a new file, in a process of its own."""
+        self.check_there()
+        return backup_in_process(self.path, file)
+
     def is_same_store(self, other: Engine) -> bool:
         """Whether both serve one and the same store."""
         return isinstance(other, LocalEngine) and other.attachment is self.attachment
@@ -151,17 +172,6 @@ class LocalEngine:
         self._latest.close()
         self._direct.close()
         try:
-            self._leave()
+            leave(self.leaving, self.attachment.session)
         finally:
             self._hold.release()
-
-    def _leave(self) -> None:
-        """Say that nobody waits here any more: who waits behind them would find that out later."""
-        deadline = time.monotonic() + _LEAVING_S
-        for one in [*self.leaving]:
-            if one.is_mine and (left_s := deadline - time.monotonic()) > 0:
-                try:
-                    body = encode_single(one.leave_op())
-                    self.attachment.session().commit(body, sync=False, timeout_s=left_s)
-                except InmemError as error:
-                    let_through(error)

@@ -72,8 +72,8 @@ def export_runs(
 ) -> Exported:
     """Write runs, by default all of a namespace, to a new file (or a binary stream) as JSON Lines.
 
-    Given a path instead of an open database it neither starts a writer nor
-    disturbs one; a `Database` brings its own namespace along. Each run is
+    Given a path (or URL) instead of an open database it neither starts a writer
+    nor disturbs one; a `Database` brings its own namespace along. Each run is
     read from one snapshot, and runs are in order of their ids. An existing
     file is replaced when the new one is whole. docs/EXPORT.md describes what
     is written. Cost: about 15 µs a record; memory does not grow with a run.
@@ -94,7 +94,7 @@ def export_runs(
     wanted = None if run_ids is None else sorted({run_id_of(database, run) for run in run_ids})
     if isinstance(database, Database):
         return _export(source_of(database), _own(database, namespace), wanted, file, progress)
-    with source_at(Path(database)) as source:
+    with source_at(database) as source:
         return _export(source, namespace or Namespace(), wanted, file, progress)
 
 
@@ -102,7 +102,7 @@ def count_runs(database: Database | Path | str, namespace: Namespace | None = No
     """How many runs have a record or data. Cost: about 5 µs a run."""
     if isinstance(database, Database):
         return sum(1 for _ in run_ids(source_of(database), _own(database, namespace)))
-    with source_at(Path(database)) as source:
+    with source_at(database) as source:
         return sum(1 for _ in run_ids(source, namespace or Namespace()))
 
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from inmem.changes import Table
 from inmem.client.direct import commit_call
-from inmem.client.session import Session
+from inmem.client.pipeline import Submits
 from inmem.database import Database
-from inmem.engines.local import attachment_of
 from inmem.errors import InmemError, InvalidInputError, RunDeletedError, RunExistsError, RunNotFoundError
 from inmem.exchange.counted import Counted
 from inmem.exchange.export import checksum_of
@@ -35,7 +35,6 @@ from inmem.primitives.counts import pack
 from inmem.primitives.import_mark import TOKEN_BYTES
 from inmem.reading.runs import is_whole, unfinished
 from inmem.scopes import RunScope
-from inmem.storage.environment import Table
 from inmem.writeset import OP_CALL, WriteSet
 
 _GROUP: Final = 1000  # records in one commit: others wait no longer than some ten milliseconds
@@ -120,8 +119,7 @@ def discard_import(database: Database, run_id: str | RunScope) -> None:
     namespace = database.namespace.prefix()
     run_id = run_id_of(database, run_id)
     arguments = [namespace, run_id, b""]
-    attachment, timeout_s = attachment_of(database.engine), database.settings.timeout_s
-    if not commit_call(attachment, "import.abort", arguments, timeout_s)[0]:
+    if not commit_call(database.engine, "import.abort", arguments, database.settings.timeout_s)[0]:
         raise RunNotFoundError(f"no import of run {run_id} is unfinished", run_id=run_id)
 
 
@@ -194,7 +192,7 @@ def _load(
     database: Database, given: GivenFile, names: Mapping[str, str], plan: _Plan, report: Imported,
     progress: Progress,
 ) -> None:
-    sessions = attachment_of(database.engine).session()
+    sessions = database.engine.session()
     session = sessions.take()  # for all runs; given back when all went well
     loader: RunLoader | None = None
     passed = False
@@ -226,10 +224,10 @@ class RunLoader:
     """One run on its way."""
 
     def __init__(
-        self, database: Database, session: Session, run_id: str, start: RunStart, names: Mapping[str, str]
+        self, database: Database, session: Submits, run_id: str, start: RunStart, names: Mapping[str, str]
     ) -> None:
         self.run_id = run_id
-        self._attachment = attachment_of(database.engine)
+        self._engine = database.engine
         self._session = session
         self._namespace = database.namespace.prefix()
         self._prefix = database.namespace.run_prefix(run_id)
@@ -306,6 +304,6 @@ class RunLoader:
                     continue  # the first of them is why we are here
             if self._first is not None:
                 arguments = [self._namespace, self.run_id, self._token]
-                commit_call(self._attachment, "import.abort", arguments, _TIMEOUT_S)
+                commit_call(self._engine, "import.abort", arguments, _TIMEOUT_S)
         except InmemError as later:
             error.add_note(f"what has come of run {self.run_id} could not be removed: {later}")

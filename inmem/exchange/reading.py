@@ -11,7 +11,8 @@ from pathlib import Path
 
 from inmem.client.attachment import attached
 from inmem.database import Database
-from inmem.engines.local import attachment_of
+from inmem.database import open as open_database
+from inmem.engines.opening import is_url
 from inmem.errors import CorruptionError, InvalidInputError
 from inmem.host.directory import DataDirectory
 from inmem.host.files import FileLock
@@ -22,8 +23,9 @@ from inmem.scopes import RunScope
 
 
 def source_of(database: Database) -> Source:
-    """An open database: its image, opened once for the process."""
-    return shared(attachment_of(database.engine).image)
+    """An open database, whichever engine serves it."""
+    engine = database.engine
+    return Source("server" if engine.path is None else "image", engine.stored, engine.latest().now_us)
 
 
 def run_id_of(database: Database | Path | str, run: str | RunScope) -> str:
@@ -41,8 +43,8 @@ def run_id_of(database: Database | Path | str, run: str | RunScope) -> str:
 
 
 @contextmanager
-def source_at(path: Path) -> Iterator[Source]:
-    """A database by its path.
+def source_at(path: Path | str) -> Iterator[Source]:
+    """A database by its path or URL.
 
     Where there is no image in memory, checkpoint and log are replayed into a
     private one, which takes about the time of a restart, and its memory.
@@ -51,7 +53,11 @@ def source_at(path: Path) -> Iterator[Source]:
         InvalidInputError: there is no database, or none of whose data anything is left.
         InmemError: it cannot be used.
     """
-    directory = DataDirectory(path)
+    if is_url(path):
+        with open_database(path, create=False) as database:
+            yield source_of(database)
+        return
+    directory = DataDirectory(Path(path))
     if not directory.exists():
         raise InvalidInputError(f"{directory.path} holds no inmem database", argument="path")
     identity = directory.identity()

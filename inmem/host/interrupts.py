@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from threading import get_ident
 from types import FrameType, TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NoReturn, TypeVar
 
 from inmem.errors import BusyError
 
@@ -127,6 +127,9 @@ class OneThread:
 
     def __init__(self) -> None:
         self.thread = get_ident()  # that has used it last
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} is of one process, and cannot be pickled or copied")
 
     def take_over(self) -> None:
         """The first line of a call, of another thread than the last one's.

@@ -31,7 +31,6 @@ from inmem.errors import (
 from inmem.host.control import Control
 from inmem.host.directory import DataDirectory, Identity
 from inmem.maintenance.appearing import appearing_file
-from inmem.maintenance.backup_report import BackupReport
 from inmem.maintenance.checkpoint import COPY_MAX_AGE_S, copy_moment
 from inmem.maintenance.process import (
     Progress,
@@ -43,6 +42,7 @@ from inmem.maintenance.process import (
 )
 from inmem.reading.live_image import live_image, writer_of
 from inmem.reading.source import replayed, shared
+from inmem.reports import BackupReport
 from inmem.storage.checkpoint import CheckpointHeader, Written
 
 _ATTEMPTS: Final = 3  # at a source that moves: a writer that leaves, or comes, meanwhile

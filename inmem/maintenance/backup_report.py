@@ -1,32 +1,16 @@
-"""The report of a backup, and the backup as a process of its own."""
+"""The backup as a process of its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from inmem.errors import CorruptionError
 from inmem.host.files import left_behind
 from inmem.maintenance.process import DiedOfDamage, Progress, run_helper, silent
+from inmem.reports import BackupReport
 
 _PROGRAM: Final = ["-m", "inmem.maintenance", "backup"]
-
-
-@dataclass(frozen=True, slots=True)
-class BackupReport:
-    """A backup that is in place: its file, the version that it shows, how much it holds (bytes, entries).
-
-    `source` is "image" if it was copied from the live one, else "replay".
-    """
-
-    path: str
-    file: str
-    source: str
-    version: int
-    entries: int
-    bytes: int
-    seconds: float
 
 
 def backup_in_process(path: Path, file: Path, progress: Progress = silent) -> BackupReport:

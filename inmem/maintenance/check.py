@@ -23,13 +23,13 @@ from inmem.errors import InvalidInputError
 from inmem.host.clock import FAR_US, wall_us
 from inmem.host.control import Control
 from inmem.host.directory import DataDirectory, Identity
-from inmem.maintenance.check_report import CheckReport
 from inmem.maintenance.findings import Findings
 from inmem.maintenance.log_check import LogCheck
 from inmem.maintenance.process import answer
 from inmem.maintenance.table_check import TableCheck
 from inmem.reading.live_image import live_image
 from inmem.reading.source import Source, loaded, replayed, shared
+from inmem.reports import CheckReport
 from inmem.storage.checkpoint import verify_checkpoint
 from inmem.storage.environment import Table
 from inmem.storage.purges import is_purge

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from inmem.engines.base import Item
 from inmem.errors import CorruptionError, InmemError, WriterUnavailableError
 from inmem.host import failpoints
 from inmem.host.directory import DataDirectory, Identity
 from inmem.maintenance.process import from_os_error
-from inmem.reading.moment import Item, Moment
+from inmem.reading.moment import Moment
 from inmem.reading.source import shared
 from inmem.storage.checkpoint import COPIED, CheckpointHeader, Written, verify_checkpoint, write_checkpoint
 from inmem.storage.environment import Table

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from inmem.errors import CorruptionError
-from inmem.maintenance.check_report import CheckReport
+from inmem.reports import CheckReport
 
 _MAX_PROBLEMS: Final = 1000  # a damaged store has more than anybody reads
 _COUNTS: Final = ("version", "records", "logs", "events", "wal_records", "wal_bytes", "checkpoint")

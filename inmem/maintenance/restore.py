@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from inmem.config import Settings, check_stored
+from inmem.engines.base import Item
 from inmem.errors import InvalidInputError
 from inmem.host.directory import DataDirectory
 from inmem.host.files import make_private_dir
 from inmem.maintenance.appearing import appearing_directory, refuse_taken
 from inmem.maintenance.checkpoint import write_verified
 from inmem.maintenance.process import Progress, counted, from_os_error, silent
-from inmem.reading.moment import Item
 from inmem.storage.checkpoint import CheckpointHeader, CheckpointReader, Written, checkpoint_path
 from inmem.storage.environment import Table
 from inmem.storage.recovery import POWER_CUT_GAP

@@ -12,8 +12,7 @@ from typing import Final
 
 from inmem.keys import Key, fence_of
 from inmem.maintenance.findings import Findings
-from inmem.maintenance.prefix_check import PrefixCheck, header_problem
-from inmem.primitives import server
+from inmem.maintenance.records_check import RecordsCheck
 from inmem.reading.moment import Moment
 from inmem.reading.source import Source
 from inmem.record import expires_at
@@ -53,45 +52,22 @@ class TableCheck:
                 self._findings.problem(f"the sessions cannot be read: {error}")
 
     def _records(self) -> None:
-        counts, problem = self._findings.counts, self._findings.problem
-        for name in ("records", "logs", "events"):
-            counts[name] = 0
-        known = {*server.RECORD_TYPES, *server.INDEX_TAGS}
-        place = PrefixCheck()
+        records = RecordsCheck(self._findings)
         seen: dict[bytes, tuple[int, bytes]] = {}  # digest of a run: the version at which it was there, name
         newest: Moment | None = None
         version = 0
         for moment, key, record in self._source.records():
             if moment is not newest:
                 newest, version = moment, moment.version
-                counts["version"] = version
-            counts["records"] += 1
-            try:
-                prefix, tag, rest = Key(key).split_key()
-            except (ValueError, IndexError):
-                prefix, tag, rest = b"", -1, b""
-            if tag not in known:
-                problem(f"{key!r} is no key")
-                continue
-            if prefix != place.prefix:
-                self._close(place)
-                place = PrefixCheck(prefix)
+                self._findings.counts["version"] = version
+            begun = records.take(key, record, version)
+            if begun is not None:
                 if len(seen) >= _CHUNK:
                     self._fences(moment, seen)
-                seen[fence_of(prefix)] = version, prefix
-            wrong = header_problem(record, version) or place.take(tag, rest, record)
-            if wrong:
-                problem(f"{Key(key)!r}: {wrong}")
-        self._close(place)
+                seen[fence_of(begun)] = version, begun
+        records.finish()
         with self._source.moment() as moment:
             self._fences(moment, seen)
-
-    def _close(self, place: PrefixCheck) -> None:
-        if place.events:
-            self._findings.counts["logs"] += 1
-            self._findings.counts["events"] += place.events
-        for wrong in place.finish():
-            self._findings.problem(f"{place.prefix.decode(errors='replace')}: {wrong}")
 
     def _fences(self, moment: Moment, seen: dict[bytes, tuple[int, bytes]]) -> None:
         """A run that was deleted must have no records at the version of its deletion or later."""

@@ -14,6 +14,7 @@ from inmem.errors import RunDeletedError
 
 CHUNK: Final = 512  # records of one page: bounds memory and the age of its snapshot
 CHUNK_BYTES: Final = 4 * 1024 * 1024  # as well: records may be large
+_AT_ONCE: Final = 64  # records that are read by their keys together, once some were not large
 
 
 def past(start: bytes, end: bytes, place: bytes | None, reverse: bool) -> tuple[bytes, bytes]:
@@ -52,15 +53,19 @@ def stream(
             last = page[-1][0]
             if record_key is not None:
                 entries, page, size = page, [], 0
-                for last, _ in entries:
-                    key = record_key(last)
-                    record = moment.read(key)
-                    if record is not None:
-                        page.append((key, record))
-                        size += len(record)
-                        if size >= CHUNK_BYTES:
-                            is_cut = True
-                            break
+                at, count_at_once = 0, 1
+                while at < len(entries):
+                    keys = [record_key(last) for last, _ in entries[at : at + count_at_once]]
+                    for key, record in zip(keys, moment.read_many(keys), strict=True):
+                        if record is not None:
+                            page.append((key, record))
+                            size += len(record)
+                    at += len(keys)
+                    last = entries[at - 1][0]
+                    count_at_once = min(2 * count_at_once, _AT_ONCE)
+                    if size >= CHUNK_BYTES:
+                        is_cut = True
+                        break
         count += len(page)
         yield from page
         if not is_cut:

@@ -8,6 +8,7 @@ written since that snapshot is right, as each commit writes its own entries.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby, islice
 from typing import Any, Final
 
 from inmem.commit.arguments import check_prefix, check_type
@@ -19,14 +20,19 @@ from inmem.keys import Key, successor
 from inmem.primitives import record_table
 from inmem.record import payload_of, version_of
 
-Slice = tuple[list[bytes], list[bytes]]  # records of which entries are missing, and entries that are wrong
+# The version of these entries, records of which entries are missing, and entries that are wrong.
+Slice = tuple[int, list[bytes], list[bytes]]
 
 _PAGE_RECORDS: Final = 1024
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 
 
-def differences(view: View, prefix: bytes) -> tuple[int | None, list[Slice]]:
-    """What is to be mended, in slices of `REPAIR_LIMIT` entries, and the version at which that is so.
+def differences(view: View, prefix: bytes) -> list[Slice]:
+    """What is to be mended, in slices of `REPAIR_LIMIT` entries.
+
+    Versions order what is written in one bucket, and not more with every
+    engine. So the wrong entries of a slice are of one, and it names the
+    newest version that they were seen in: whoever writes one anew has a later one.
 
     Raises:
         RunDeletedError: the run was deleted.
@@ -34,12 +40,11 @@ def differences(view: View, prefix: bytes) -> tuple[int | None, list[Slice]]:
         SnapshotTooOldError: the prefix has too much for one snapshot.
     """
     missing: dict[bytes, bytes] = {}  # entry: its record
-    wrong: list[bytes] = []
+    wrong: dict[bytes, int] = {}  # entry: its version
     start, end = prefix + b"\0", successor(prefix + b"\0")
     with view.moment() as moment:
         if moment.is_deleted(prefix):
             raise _deleted(prefix)
-        version = moment.version
         while page := moment.scan(start, end, limit=_PAGE_RECORDS, max_bytes=_PAGE_BYTES):
             start = page[-1][0] + b"\0"
             for key, record in page:
@@ -47,25 +52,30 @@ def differences(view: View, prefix: bytes) -> tuple[int | None, list[Slice]]:
                 if tag not in record_table.INDEX_TAGS:
                     missing.update(dict.fromkeys(_entries(prefix, tag, rest, key, payload_of(record)), key))
                 elif missing.pop(key, None) is None:
-                    wrong.append(key)
+                    wrong[key] = version_of(record)
     # An entry may come before the record that it is of.
-    wrong = [key for key in wrong if missing.pop(key, None) is None]
-    return version, [*_slices(missing, wrong)]
+    wrong = {key: version for key, version in wrong.items() if missing.pop(key, None) is None}
+    return [*_slices(missing, wrong)]
 
 
-def _slices(missing: Mapping[bytes, bytes], wrong: list[bytes]) -> Iterator[Slice]:
+def _slices(missing: Mapping[bytes, bytes], wrong: Mapping[bytes, int]) -> Iterator[Slice]:
     records: dict[bytes, None] = {}
     size = 0
     for record in missing.values():
         records[record] = None
         size += 1
         if size >= REPAIR_LIMIT:
-            yield [*records], []
+            yield 0, [*records], []
             records, size = {}, 0
     if records:
-        yield [*records], []
-    for at in range(0, len(wrong), REPAIR_LIMIT):
-        yield [], wrong[at : at + REPAIR_LIMIT]
+        yield 0, [*records], []
+    for _, entries in groupby(sorted(wrong, key=_primitive_of), key=_primitive_of):
+        while some := [*islice(entries, REPAIR_LIMIT)]:
+            yield max(wrong[key] for key in some), [], some
+
+
+def _primitive_of(key: bytes) -> int:
+    return Key(key).split_key()[1] & 0x0F  # an index shares the low half of its tag with what it is of
 
 
 def _entries(prefix: bytes, tag: int, rest: bytes, key: bytes, payload: bytes) -> list[bytes]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from inmem.commit.footprint import Footprint
+from inmem.commit.footprint import Footprint, Looks
 from inmem.primitives import record_table
 from inmem.primitives.cells import procedures as cell_procedures
 from inmem.primitives.cells import records as cell_records
@@ -52,13 +52,16 @@ Procedure = Callable[..., Any]
 
 PROCEDURES: Final[dict[str, Procedure]] = {}  # by name: `(workspace, *arguments) -> result`
 FOOTPRINTS: Final[dict[str, Callable[..., Footprint]]] = {}  # by the same names: `(*arguments) -> footprint`
+LOOKS: Final[dict[str, Callable[..., Looks]]] = {}  # of those that look at more than their footprint's keys
+_NO_LOOKS: Final[Mapping[str, Callable[..., Looks]]] = {}
 
 
 def add(
     record_types: Iterable[RecordType], procedures: Mapping[str, Procedure],
-    footprints: Mapping[str, Callable[..., Footprint]],
+    footprints: Mapping[str, Callable[..., Footprint]], looks: Mapping[str, Callable[..., Looks]] = _NO_LOOKS,
 ) -> None:
     """Enter a primitive, after those that are there."""
+    LOOKS.update(looks)
     for record_type in record_types:
         record_table.add(record_type)
     PROCEDURES.update(procedures)
@@ -68,8 +71,14 @@ def add(
 # In the order of their lines in an export.
 add(kv_records.RECORD_TYPES, kv_procedures.PROCEDURES, kv_procedures.FOOTPRINTS)
 add(cell_records.RECORD_TYPES, cell_procedures.PROCEDURES, cell_procedures.FOOTPRINTS)
-add(event_records.RECORD_TYPES, event_procedures.PROCEDURES, event_procedures.FOOTPRINTS)
+add(
+    event_records.RECORD_TYPES, event_procedures.PROCEDURES, event_procedures.FOOTPRINTS,
+    event_procedures.LOOKS,
+)
 add(trace_records.RECORD_TYPES, trace_procedures.PROCEDURES, trace_procedures.FOOTPRINTS)
 add(lease_records.RECORD_TYPES, lease_procedures.PROCEDURES, lease_procedures.FOOTPRINTS)
 add(run_records.RECORD_TYPES, run_procedures.PROCEDURES, run_procedures.FOOTPRINTS)
-add(queue_records.RECORD_TYPES, queue_procedures.PROCEDURES, queue_procedures.FOOTPRINTS)
+add(
+    queue_records.RECORD_TYPES, queue_procedures.PROCEDURES, queue_procedures.FOOTPRINTS,
+    queue_procedures.LOOKS,
+)

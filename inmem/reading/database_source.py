@@ -16,7 +16,7 @@ from inmem.host.directory import DataDirectory
 from inmem.host.waitfile import Armed, Sleeper, place_of
 from inmem.keys import Namespace, bucket_of
 from inmem.reading.live_image import is_served, live_image, writer_of
-from inmem.reading.run import StoredRun
+from inmem.reading.named_source import NamedSource
 from inmem.reading.source import Source, replayed, shared
 
 _MAX_AGE_S: Final = 60.0  # of one moment; a listing takes a new one for each page
@@ -27,7 +27,7 @@ _SLEEP_S: Final = 1.0  # of somebody who follows
 _INODE_S: Final = 1.0  # between two looks at whether the directory is still there
 
 
-class DatabaseSource(Source):
+class DatabaseSource(NamedSource):
     """A database by its directory, and the namespace that is looked at. Use it as a context manager."""
 
     def __init__(self, directory: DataDirectory, namespace: Namespace) -> None:
@@ -54,14 +54,10 @@ class DatabaseSource(Source):
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def run(self, name: str) -> StoredRun:
-        """A run, or `@agent`, `@app`, `@tenant`. Each page of it is of the newest version."""
-        return StoredRun(self, self.namespace, name)
-
     def _read_from(self, source: Source, resources: ExitStack) -> None:
         self._resources.close()
         self._resources.push(resources)
-        super().__init__(source.name, source.begin, source.now_us)
+        super().__init__(source.name, source.begin, source.now_us, self.namespace)
 
     def _attach(self) -> None:
         """Find the image in memory, or make a private copy."""

@@ -12,33 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
+from inmem.engines.base import Item, Stored
 from inmem.errors import CorruptionError, InmemError
 from inmem.record import is_live
 from inmem.storage.environment import Table
 from inmem.storage.position import POSITION_KEY, Position, unpack_position
 
-Item = tuple[bytes, bytes]
-
 PAGE_RECORDS: Final = 256  # of one page, and
 PAGE_BYTES: Final = 4 * 1024 * 1024  # of keys and records: bounds memory where values are large
-
-
-class Stored(Protocol):
-    """One version of the tables: a snapshot of a shared image, or a transaction of a private store."""
-
-    @property
-    def version(self) -> int: ...
-
-    @property
-    def now_us(self) -> int: ...
-
-    def get(self, key: bytes, /) -> bytes | None: ...
-
-    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]: ...
-
-    def table(self, table: Table, /) -> Iterator[Item]: ...
-
-    def close(self) -> None: ...
 
 
 class Page(NamedTuple):

@@ -13,24 +13,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from inmem.engines.base import WHOLE_RUN_S, Item, Stored
 from inmem.errors import SnapshotTooOldError
 from inmem.host.clock import wall_us
 from inmem.host.control import Control
 from inmem.host.directory import DataDirectory, Identity
 from inmem.keys import MAX_KEY_BYTES
-from inmem.reading.moment import PAGE_BYTES, PAGE_RECORDS, Item, Moment, Page, Stored
+from inmem.reading.moment import PAGE_BYTES, PAGE_RECORDS, Moment, Page
 from inmem.storage.checkpoint import CheckpointReader
 from inmem.storage.rebuild import fill, private_store, replay_privately
 from inmem.storage.snapshot import Image
 from inmem.storage.store import Store
 
-MAX_AGE_S: Final = 3600.0  # of one moment: bounds what reading one run pins, tens of millions of records
 LAST_KEY: Final = b"\xff" * (MAX_KEY_BYTES + 1)
 _RENEW_S: Final = 0.5  # `records` takes a new moment at the first new run after this
 
 
 class Source:
-    """Committed versions of one database. `name` is "image" for a shared image and "replay" for a copy."""
+    """Committed versions of one database.
+
+    `name` is "image" for a shared image, "replay" for a copy, "server" for a store on one.
+    """
 
     def __init__(self, name: str, begin: Callable[[], Stored], now_us: Callable[[], int]) -> None:
         self.name = name
@@ -107,7 +110,7 @@ def _whole_runs(
     return None
 
 
-def shared(image: Image, max_age_s: float = MAX_AGE_S) -> Source:
+def shared(image: Image, max_age_s: float = WHOLE_RUN_S) -> Source:
     """An image that other processes read too. It is not closed here."""
     return Source("image", lambda: image.snapshot(max_age_s), image.now_us)
 

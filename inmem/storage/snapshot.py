@@ -29,7 +29,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -409,8 +409,17 @@ class ImageSnapshot:
             return ClosedError("the snapshot is closed")  # by another thread
         return SnapshotTooOldError("the image of this snapshot was replaced")
 
-    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and records of `[start, end)` in order. Cost: about 1 µs a record."""
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The records under some keys, as far as there are any."""
+        return {key: record for key in keys if (record := self.get(key)) is not None}
+
+    def scan(
+        self, start: bytes, end: bytes, *, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and records of `[start, end)` in order. Cost: about 1 µs a record.
+
+        `limit` is about how many will be taken, of which nothing depends here.
+        """
         txn = self._open()
         try:
             if self._purges is None:

@@ -16,7 +16,7 @@ from architecture.modules import COMPUTED, imports_of, real_modules
 
 # From the ground up. A name is a module, or a package with all of it that has no layer of its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "config", "version", "conversions"),
+    ("errors", "config", "version", "conversions", "reports"),
     ("record", "changes", "keys", "values", "writeset", "wire", "jsonvalues", "callables", "pending",
      "stepping"),
     ("host",),
@@ -28,8 +28,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("client",),
     ("primitives.facades",),
     ("reading",),
-    ("engines",),
     ("maintenance",),
+    ("engines.postgres",),
+    ("engines",),
     ("scopes", "database", "transactional"),
     ("aio",),
     ("steps",),
@@ -46,6 +47,7 @@ NEVER: dict[str, frozenset[str]] = {
     "storage": frozenset({"commit", "primitives", "wire"}),  # knows bytes: no type tags, no messages
     "client": frozenset({"writer"}),
     "engines": frozenset({"commit", "writer"}),
+    "engines.postgres": frozenset({"writer", "storage"}),  # it decides commits itself
     "primitives.facades": frozenset({"commit", "writer"}),
     "scopes": frozenset({"commit", "writer"}),
     "database": frozenset({"commit", "writer"}),
@@ -79,6 +81,8 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "msgpack": None,
     "sortedcontainers": None,
     "xxhash": None,
+    "psycopg": frozenset({"engines.postgres"}),  # of the extra `postgres`
+    "greenlet": frozenset({"engines.postgres"}),
     "typer": frozenset({"cli"}),  # of the extra `cli`: the core must not need them
     "rich": frozenset({"cli"}),
     "langgraph": frozenset({"adapters"}),  # of an extra for each
@@ -125,8 +129,8 @@ def part_of(module: str) -> str:
     Facades are a part of their own, above the client: the writer does not load them.
     """
     part, _, name = module.removeprefix("inmem.").partition(".")
-    if part == "engines" and name == "base":
-        return "engines.base"
+    if part == "engines" and name.partition(".")[0] in ("base", "postgres"):
+        return f"engines.{name.partition('.')[0]}"
     is_facade = part == "primitives" and name.rpartition(".")[2] in FACADE_MODULES
     return "primitives.facades" if is_facade else part
 

@@ -391,6 +391,7 @@ def test_what_a_new_primitive_changes() -> None:
 KNOWS_A_PRIMITIVE: Final[frozenset[tuple[str, str]]] = frozenset({
     # The numbers of the chains, which are a setting of the store.
     ("inmem.engines.local", "events"),
+    ("inmem.engines.postgres.store", "events"),
     ("inmem.writer.loop", "events"),
     # The lines that begin and end a run of an export: its record, its head of the chain, its mark of cells.
     ("inmem.exchange.export", "cells"),

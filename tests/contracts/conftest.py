@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from sqlite_engine import SqliteEngine, SqliteStore
+from postgres_server import PostgresServer
 
 import inmem
 
-# What the engine on SQLite is not held to, by a part of the test's name, and why.
-NOT_ON_SQLITE = {
-    "test_at_every_line_of_a_transaction[sqlite-nested]":
-        "a commit is decided by its caller, under a lock: a handler in the middle of it cannot commit too",
-    "test_invariant_21_every_index": "`check` reads image and log of a data directory: this engine has none",
+# What the engine on PostgreSQL is not held to, by a part of the test's name, and why.
+NOT_ON_POSTGRES = {
 }
 
 
@@ -23,6 +21,7 @@ class Home:
     """A store, and handles of it."""
 
     name = ""
+    place: Any = ""  # what `inmem.open` takes
 
     def open(self, **namespace: Any) -> inmem.Database:
         """A handle, by default of the default namespace; others open more of the same store."""
@@ -42,26 +41,35 @@ class LocalHome(Home):
         self.database.close()
 
 
-class SqliteHome(Home):
-    name = "sqlite"
+class PostgresHome(Home):
+    name = "postgres"
+    number = 0
 
-    def __init__(self) -> None:
-        self.store = SqliteStore()
+    def __init__(self, server: PostgresServer) -> None:
+        self.conninfo = server.conninfo
+        PostgresHome.number += 1
+        self.schema = f"home_{os.getpid()}_{PostgresHome.number}"
+        self.place = self.url = f"{server.url}?schema={self.schema}"
 
     def open(self, **namespace: Any) -> inmem.Database:
-        return inmem.Database(
-            SqliteEngine(self.store), inmem.Namespace(**namespace), {}
-        )
+        return inmem.open(self.url, **namespace)
 
     def close(self) -> None:
-        self.store.remove()
+        import psycopg
+
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            connection.execute(f"drop schema if exists {self.schema} cascade")
 
 
-@pytest.fixture(scope="module", params=[LocalHome, SqliteHome], ids=lambda home: str(home.name))
+HOMES = [LocalHome, PostgresHome]
+
+
+@pytest.fixture(scope="module", params=HOMES, ids=lambda home: str(home.name))
 def home(request: pytest.FixtureRequest) -> Iterator[Home]:
     """A store on one of the engines."""
     with ExitStack() as stack:
-        made: Any = request.param()
+        needs = [request.getfixturevalue("postgres_server")] if request.param is PostgresHome else []
+        made: Any = request.param(*needs)
         stack.callback(made.close)
         yield made
 
@@ -73,10 +81,35 @@ def shared_db(home: Home) -> Iterator[inmem.Database]:
         yield database
 
 
+class Fresh:
+    """Gives what to open: a store of its own, or a namespace that nobody has used."""
+
+    number = 0
+
+    def __init__(self, home: Home) -> None:
+        self.engine = home.name
+        self.opened = ExitStack()
+        self._place = home.place
+
+    def __call__(self) -> dict[str, Any]:
+        if self.engine == "local":
+            return {"path": self.opened.enter_context(inmem.open()).path}
+        Fresh.number += 1
+        return {"path": self._place, "agent": f"fresh-{Fresh.number:05}"}
+
+
+@pytest.fixture
+def fresh(home: Home) -> Iterator[Fresh]:
+    """What nobody has used."""
+    found = Fresh(home)
+    with found.opened:
+        yield found
+
+
 @pytest.fixture(autouse=True)
 def only_what_is_asked_of_an_engine(request: pytest.FixtureRequest) -> None:
     """Skip what an engine is not held to."""
-    if "home" in request.fixturenames and request.getfixturevalue("home").name == "sqlite":
-        for part, reason in NOT_ON_SQLITE.items():
+    if "home" in request.fixturenames and request.getfixturevalue("home").name == "postgres":
+        for part, reason in NOT_ON_POSTGRES.items():
             if part in request.node.nodeid:
                 pytest.skip(reason)

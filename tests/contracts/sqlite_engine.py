@@ -12,7 +12,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from inmem.client.direct import DirectSink
 from inmem.client.pipeline import PipelinedWrites
 from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
-from inmem.client.waiting import Watched, timed_out
+from inmem.client.waiting import WalksAll, Watched, timed_out
 from inmem.commit.decide import decide
 from inmem.commit.validation import RecentWrites
 from inmem.config import Settings
@@ -53,7 +53,12 @@ class State:
         row = self.connection.execute("select value from data where key = ?", (key,)).fetchone()
         return row[0] if row else None
 
-    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[Item]:
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        return {key: record for key in keys if (record := self.get(key)) is not None}
+
+    def scan(
+        self, start: bytes, end: bytes, *, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[Item]:
         order = "desc" if reverse else "asc"
         yield from self.connection.execute(
             f"select key, value from data where key >= ? and key < ? order by key {order}", (start, end)
@@ -185,7 +190,7 @@ class SqliteStore:
         shutil.rmtree(self.path)
 
 
-class Polling:
+class Polling(WalksAll):
     """Who waits looks again and again."""
 
     def __init__(self, store: SqliteStore) -> None:

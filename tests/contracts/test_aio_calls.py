@@ -6,17 +6,20 @@ import asyncio
 import dataclasses
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 from awaited import AwaitedDatabase, Done, DoneSink
 from bad_arguments import METHODS as KV_AND_EVENTS
+from conftest import Fresh
 from forms import new_run
 from test_bad_arguments_cells_traces_runs import METHODS as OTHERS
 from test_bad_arguments_cells_traces_runs import WHOLE
 
 import inmem
-from inmem import CreateRunOptions, NewTrace, RunStatus, Thought
+from inmem import CreateRunOptions, NewTrace, RunStatus, Thought, aio
+from inmem.engines.postgres.green import Connection
 from inmem.errors import CommitUnknownError, LimitError
 from inmem.primitives.cells.facade import RunCells
 from inmem.primitives.runs.facade import RunRuns
@@ -253,6 +256,55 @@ def test_the_same_calls_give_the_same(form: str) -> None:
             public = {name for name in dir(facade) if not name.startswith("_") and name != "KIND"}
             public -= {"hold"}  # it gives what is entered: see `test_leases.py`
             assert facade is None or public <= {name for of, name in names if of == kind}, "one is not called"
+
+
+async def loop_holder_of(db: aio.AsyncDatabase, form: str, stack: AsyncExitStack) -> Any:
+    if form == "scope":
+        return db.run(RUN)
+    if form == "transaction":
+        return await stack.enter_async_context(db.transaction(RUN))
+    if form == "snapshot":
+        return await stack.enter_async_context(db.snapshot(RUN))
+    if form in ("pipeline", "pipelined"):
+        pipe = await stack.enter_async_context(db.pipeline())
+        return pipe if form == "pipeline" else pipe.run(RUN)
+    return db
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_loop_s_handle_gives_the_same(fresh: Fresh, form: str) -> None:
+    """On each engine; and the loop's thread has not waited for a server."""
+    with inmem.open(**fresh()) as db:
+        if form == "snapshot":
+            fill(db)
+        holder, end = holder_of(db, form)
+        expected = [
+            outcome(lambda one=one, kind=kind: getattr(getattr(holder, kind), one[0])(*one[1], **one[2]))
+            for kind, one in had(form, holder)
+        ]
+        end()
+    there = fresh()
+    if form == "snapshot":
+        with inmem.open(**there) as db:
+            fill(db)
+    blocked = Connection.blocked
+
+    async def main() -> None:
+        async with aio.open(**there) as mine_db, AsyncExitStack() as stack:
+            mine = await loop_holder_of(mine_db, form, stack)
+            found = [
+                await awaited_outcome(
+                    lambda one=one, kind=kind: getattr(getattr(mine, kind), one[0])(*one[1], **one[2])
+                )
+                for kind, one in had(form, mine)
+            ]
+            await stack.aclose()
+            assert had(form, mine) == had(form, holder)
+            for (kind, one), theirs, ours in zip(had(form, holder), expected, found, strict=True):
+                assert told(ours) == told(theirs), (kind, one)
+
+    asyncio.run(main())
+    assert Connection.blocked == blocked
 
 
 # --- arguments that are refused ---------------------------------------------------------------------

@@ -7,15 +7,18 @@ import dataclasses
 import inspect
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 from bad_arguments import shown
+from conftest import Fresh
 from test_bad_arguments_queues import JOB, METHODS, OF_JOBS, RUN_FIRST, bad_of
 
 import inmem
 from inmem import JobLostError, RunDeletedError, aio
+from inmem.aio.session import LoopSession
+from inmem.engines.postgres.commits import ServerSessions
 from inmem.errors import InvalidInputError
 
 RUN = "run"
@@ -27,7 +30,7 @@ def told(value: Any) -> Any:
     if isinstance(value, inmem.Pending):
         return type(value), told(value.value) if value.is_known else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        left_out = ("token", "mark", "worker", "claimed_until", "enqueued_at", "time")
+        left_out = ("token", "mark", "worker", "claimed_until", "enqueued_at", "time", "prefix")
         names = [each.name for each in dataclasses.fields(value) if each.name not in left_out]
         return type(value).__name__, [told(getattr(value, name)) for name in names]
     return [told(each) for each in value] if isinstance(value, list) else (type(value), value)
@@ -108,13 +111,13 @@ async def takes(call: Told, queues: Any, run: list[str]) -> list[Any]:
     return jobs
 
 
-def written() -> list[Any]:
+def written(fresh: Fresh) -> list[Any]:
     """What the calls give without asyncio."""
 
     async def main() -> list[Any]:
         found = []
         for form in ("facade", "scope"):
-            with inmem.open() as db:
+            with inmem.open(**fresh()) as db:
                 call = Told()
                 queues, run = (db.queues, [RUN]) if form == "facade" else (db.run(RUN).queues, [])
                 await puts(call, queues, run)
@@ -145,13 +148,13 @@ def written() -> list[Any]:
     return asyncio.run(main())
 
 
-def awaited() -> list[Any]:
+def awaited(fresh: Fresh) -> list[Any]:
     """The same with it."""
 
     async def main() -> list[Any]:
         found = []
         for form in ("facade", "scope"):
-            async with aio.open() as db:
+            async with aio.open(**fresh()) as db:
                 call = Told()
                 queues, run = (db.queues, [RUN]) if form == "facade" else (db.run(RUN).queues, [])
                 await puts(call, queues, run)
@@ -182,8 +185,8 @@ def awaited() -> list[Any]:
     return asyncio.run(main())
 
 
-def test_the_same_calls_give_the_same() -> None:
-    expected, found = written(), awaited()
+def test_the_same_calls_give_the_same(fresh: Fresh) -> None:
+    expected, found = written(fresh), awaited(fresh)
     for theirs, ours in zip(expected, found, strict=True):
         if isinstance(theirs, set):
             public = {name for name, *_ in METHODS["scope"]}
@@ -194,9 +197,9 @@ def test_the_same_calls_give_the_same() -> None:
 
 
 @pytest.mark.parametrize("form", METHODS)
-def test_the_same_arguments_are_refused(form: str) -> None:
+def test_the_same_arguments_are_refused(fresh: Fresh, form: str) -> None:
     async def main() -> None:
-        async with aio.open() as db:
+        async with aio.open(**fresh()) as db:
             run = db.run(RUN)
             await run.queues.put("held", 1)
             job = await run.queues.claim("held")
@@ -226,9 +229,9 @@ def test_the_same_arguments_are_refused(form: str) -> None:
     asyncio.run(main())
 
 
-def test_jobs_of_elsewhere_and_of_what_runs_share() -> None:
+def test_jobs_of_elsewhere_and_of_what_runs_share(fresh: Fresh) -> None:
     async def main() -> None:
-        async with aio.open() as db:
+        async with aio.open(**fresh()) as db:
             shared = db.shared("app")
             await shared.queues.put_many("q", [1, 2])
             one, other = await shared.queues.claim_many("q", 2)
@@ -252,13 +255,14 @@ async def at_rest(seconds: float = 0.1) -> None:
     await asyncio.sleep(seconds)
 
 
-def test_a_claim_that_waits_gets_what_another_process_puts() -> None:
+def test_a_claim_that_waits_gets_what_another_process_puts(fresh: Fresh) -> None:
     async def main() -> None:
-        async with aio.open() as db:
+        there = fresh()
+        async with aio.open(**there) as db:
             queues = db.run(RUN).queues
             waiting = asyncio.create_task(queues.claim("q", wait_s=LONG_S))
             await at_rest()
-            with inmem.open(db.path) as other:
+            with inmem.open(**there) as other:
                 began = time.monotonic()
                 await asyncio.to_thread(other.queues.put, RUN, "q", "come")
                 job = await waiting
@@ -273,9 +277,9 @@ def test_a_claim_that_waits_gets_what_another_process_puts() -> None:
     asyncio.run(main())
 
 
-def test_a_claim_in_a_run_that_is_deleted_ends() -> None:
+def test_a_claim_in_a_run_that_is_deleted_ends(fresh: Fresh) -> None:
     async def main() -> None:
-        async with aio.open() as db:
+        async with aio.open(**fresh()) as db:
             await db.queues.put(RUN, "q", 1, delay_s=1000)
             waiting = asyncio.create_task(db.queues.claim(RUN, "q", wait_s=LONG_S))
             await at_rest()
@@ -286,9 +290,9 @@ def test_a_claim_in_a_run_that_is_deleted_ends() -> None:
     asyncio.run(main())
 
 
-def test_a_cancelled_claim_that_sleeps_takes_nothing() -> None:
+def test_a_cancelled_claim_that_sleeps_takes_nothing(fresh: Fresh) -> None:
     async def main() -> None:
-        async with aio.open() as db:
+        async with aio.open(**fresh()) as db:
             queues = db.run(RUN).queues
             waiting = [asyncio.create_task(queues.claim("q", wait_s=None)) for _ in range(3)]
             await at_rest()
@@ -302,11 +306,11 @@ def test_a_cancelled_claim_that_sleeps_takes_nothing() -> None:
     asyncio.run(main())
 
 
-def test_a_cancelled_claim_is_given_back_and_was_no_attempt() -> None:
+def test_a_cancelled_claim_is_given_back_and_was_no_attempt(fresh: Fresh) -> None:
     """At each step of it, and another gets the job within a second."""
 
     async def main() -> None:
-        async with aio.open() as db:
+        async with aio.open(**fresh()) as db:
             queues = db.run(RUN).queues
             given_back = 0
             for steps in range(30):
@@ -331,9 +335,9 @@ def test_a_cancelled_claim_is_given_back_and_was_no_attempt() -> None:
     asyncio.run(main())
 
 
-def test_a_claim_under_a_timeout_takes_none_along() -> None:
+def test_a_claim_under_a_timeout_takes_none_along(fresh: Fresh) -> None:
     async def main() -> None:
-        async with aio.open() as db:
+        async with aio.open(**fresh()) as db:
             queues = db.run(RUN).queues
             for number in range(20):
                 with pytest.raises(TimeoutError):
@@ -352,25 +356,26 @@ def test_a_claim_under_a_timeout_takes_none_along() -> None:
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The claims that are sent, by their number of looks so far."""
     sent: list[int] = []
-    real: Callable[..., Any] = aio.session.LoopSession.commit  # type: ignore[attr-defined]
+    for cls in (LoopSession, ServerSessions):
+        real: Callable[..., Any] = cls.commit
 
-    def commit(self: Any, body: bytes, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        if b"queue.claim" in body:
-            sent.append(len(sent))
-        return real(self, body, *args, **kwargs)  # type: ignore[no-any-return]
+        def commit(self: Any, body: bytes, *args: Any, real: Any = real, **kwargs: Any) -> Any:
+            if b"queue.claim" in body:
+                sent.append(len(sent))
+            return real(self, body, *args, **kwargs)
 
-    monkeypatch.setattr("inmem.aio.session.LoopSession.commit", commit)
+        monkeypatch.setattr(cls, "commit", commit)
     return sent
 
 
-def test_of_64_coroutines_one_job_wakes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_64_coroutines_one_job_wakes_one(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = looks(monkeypatch)
 
     async def main() -> None:
-        async with aio.open() as db:
+        async with aio.open(**fresh()) as db:
             queues = db.run(RUN).queues
             waiting = [asyncio.create_task(queues.claim("q", wait_s=None)) for _ in range(64)]
-            await at_rest(0.3)
+            await at_rest(0.3 if fresh.engine == "local" else 2.0)
             assert sent == []
             for number in range(8):
                 await queues.put("q", number)
@@ -386,9 +391,9 @@ def test_of_64_coroutines_one_job_wakes_one(monkeypatch: pytest.MonkeyPatch) -> 
     asyncio.run(main())
 
 
-def test_consume_and_a_stop() -> None:
+def test_consume_and_a_stop(fresh: Fresh) -> None:
     async def main() -> None:
-        async with aio.open() as db:
+        async with aio.open(**fresh()) as db:
             queues = db.run(RUN).queues
             await queues.put_many("q", range(3))
             stop = asyncio.Event()
@@ -411,9 +416,9 @@ def test_consume_and_a_stop() -> None:
 
 
 @pytest.mark.parametrize("name", ["claim", "claim_many", "consume", "purge"])
-def test_a_transaction_says_what_it_cannot_have(name: str) -> None:
+def test_a_transaction_says_what_it_cannot_have(fresh: Fresh, name: str) -> None:
     async def main() -> None:
-        async with aio.open() as db, db.run(RUN).transaction() as txn:
+        async with aio.open(**fresh()) as db, db.run(RUN).transaction() as txn:
             with pytest.raises(inmem.InvariantError, match=f"{name} cannot be part of a transaction"):
                 result = getattr(txn.queues, name)("q")
                 await (anext(result) if name == "consume" else result)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exchanging import PROGRAM, called, command, environment, fill, recorded
+from exchanging import PROGRAM, called, command, environment, recorded
+from exporting import fill
 from support import wait_until
 from test_trajectories import tau_run
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exchanging import PROGRAM, environment, exported
+from exchanging import PROGRAM, environment
+from exporting import exported
 from support import alive, kill, kill_writer, stop_writer, wait_until, writer_pid
 
 import inmem

@@ -214,6 +214,7 @@ def test_what_json_gives_is_what_is_told(scratch: Path, monkeypatch: pytest.Monk
 
     unserved = sentence_after("what the directory says:", sections()["status"])
     try:
+        ask("init", "-d", "./data")
         ask("start", "-d", "./data")
         with inmem.open("./data") as db:
             db.runs.create_run(run_id="r")

@@ -30,6 +30,7 @@ from workers.pool import Interrupt
 from workers.stress.program import prepare, read_final
 from workers.stress.worker import WORKERS_PER_HOT_RUN, StressRuns, StressTask
 
+OF_WORKERS: Final = ("kill_worker", "stop_worker")  # what is done to a store on a server is done to these
 READY_S: Final = 60.0  # for all workers to have begun
 DRAIN_S: Final = 60.0  # for all workers to finish what they do
 AGAIN_SHARE: Final = 0.1  # of kills: the next writer is killed while it starts
@@ -61,8 +62,8 @@ def run_chaos(
             result.notes.append(scratch.refused)
         try:
             with inmem.open(
-                scratch.store, durability=options.durability, config=scratch.config,
-                timeout_s=options.timeout_s,
+                options.store or scratch.store, durability=None if options.store else options.durability,
+                config=scratch.config, timeout_s=options.timeout_s,
             ) as db:  # fmt: skip
                 _run_on(db, scratch, result, interrupt, observer or Observer())
         finally:
@@ -81,11 +82,13 @@ def _run_on(
     options = result.options
     runs = StressRuns(f"chaos:{inmem.RunId.new()}", max(2, options.workers // WORKERS_PER_HOT_RUN))
     observer.note(
-        f"Store {scratch.store}, writer process {db.status().writer_pid}; starting {options.workers} workers"
+        f"Store {db.name}, writer process {db.status().writer_pid or 'none'}; "
+        f"starting {options.workers} workers"
     )
     prepare(db, runs)
     task = StressTask(
-        str(scratch.store), str(scratch.journals), runs, options.seed, options.timeout_s, rate=options.rate
+        options.store or str(scratch.store), str(scratch.journals), runs, options.seed, options.timeout_s,
+        rate=options.rate,
     )
     writer, pressure = WriterProcess(db), Pressure(db, scratch.disk)
     with KillableWorkers(work, task, options.workers) as workers, closing(pressure):
@@ -187,6 +190,8 @@ class _Disturber:
         plan = schedule(options.seed, options.seconds, options.rates)
         if self._pressure.disk is None:
             plan = [one for one in plan if one.kind != "fill_disk"]
+        if options.store is not None:
+            plan = [one for one in plan if one.kind in OF_WORKERS]
         for index, one in enumerate(plan):
             if not self._work_until(one.at_s) or self._seconds() >= options.seconds:
                 result.left_out += len(plan) - index

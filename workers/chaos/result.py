@@ -30,6 +30,7 @@ class ChaosOptions:
     disk_mib: int | None = None  # the data directory is on a file system of this size
     directory: str | None = None  # where all of it is put; None: the system's place for temporary files
     timeout_s: float = 60.0  # of one commit, recoveries included
+    store: str | None = None  # on a server: only workers are killed and stopped
 
     @property
     def seconds(self) -> float:
@@ -54,6 +55,8 @@ class ChaosOptions:
             words += ["--quota-mib", self.quota_mib]
         if self.disk_mib is not None:
             words += ["--disk", "--disk-mib", self.disk_mib]
+        if self.store is not None:
+            words += ["--store", "URL"]  # which may have a password
         if self.directory is not None:
             words += ["--directory", self.directory]
         return shlex.join(map(str, words))

@@ -45,8 +45,7 @@ WEIGHTS: Final = {
 
 
 def work(link: Link, task: StressTask, number: int) -> StressTold:
-    """The body of a worker process; returns when it is told to stop."""
-    link.check()
+    """The body of a worker process; returns when it is told to stop, also if that was before it began."""
     path = path_of(Path(task.histories), number)
     with inmem.open(task.store, timeout_s=task.timeout_s) as db, History(path) as journal:
         return ChaosWorker(db, replace(task, worker=number), link, journal).run()

@@ -33,7 +33,7 @@ class WriterProcess:
 
     def __init__(self, db: Any) -> None:
         self._db = db
-        self._path = str(db.path)
+        self._path = db.name
         self.probes = 0  # probes that were acknowledged
 
     @contextmanager

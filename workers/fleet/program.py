@@ -64,13 +64,12 @@ def _run_on(
     status = db.status()
     result = FleetResult(spec, runs, status.durability)
     observer.phase([spec.steps] * spec.workers, "steps")
-    observer.note(f"Store {db.path}, writer process {status.writer_pid}")
+    observer.note(f"Store {db.name}, writer process {status.writer_pid or 'none'}")
     prepare(db, spec, runs)
     interrupt.check()
     started = time.perf_counter()
-    tasks = [
-        (AgentTask(str(db.path), spec, runs, worker, options.timeout_s),) for worker in range(spec.workers)
-    ]
+    place = options.place(db)
+    tasks = [(AgentTask(place, spec, runs, worker, options.timeout_s),) for worker in range(spec.workers)]
     with WorkerPool(work, tasks, name="agent", start_method=options.start_method) as pool:
         outcome = pool.run(observer.progress, interrupt)
     result.work_s = time.perf_counter() - started

@@ -131,7 +131,7 @@ def _run_on(
 
     def run(text: str, target: Any, name: str, anchors: dict[str, Anchor]) -> tuple[Outcome, float]:
         tasks = [
-            (ReplayTask(str(db.path), tuple(share), anchors, options.timeout_s),) for share in shares
+            (ReplayTask(options.place(db), tuple(share), anchors, options.timeout_s),) for share in shares
         ]
         totals = [sum(item.steps for item in share) for share in shares]
         observer.phase(totals, "steps")

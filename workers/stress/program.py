@@ -120,11 +120,11 @@ def _run_on(
     status = db.status()
     result.durability = status.durability
     observer.phase(options.totals(), "seconds" if options.operations is None else "operations")
-    observer.note(f"Store {db.path}, writer process {status.writer_pid}")
+    observer.note(f"Store {db.name}, writer process {status.writer_pid or 'none'}")
     observer.note(f"Starting {options.workers} workers")
     prepare(db, runs)
     task = StressTask(
-        str(db.path), str(histories), runs, options.seed, options.timeout_s, 0, options.workers,
+        options.place(db), str(histories), runs, options.seed, options.timeout_s, 0, options.workers,
         options.operations, options.seconds,
     )  # fmt: skip
     tasks = [(replace(task, worker=worker),) for worker in range(options.workers)]

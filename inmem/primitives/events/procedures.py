@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from inmem.commit.arguments import check_name, check_time, check_type
-from inmem.commit.footprint import Footprint
+from inmem.commit.footprint import Footprint, Looks
 from inmem.commit.workspace import Workspace
 from inmem.config import MAX_TRANSACTION_OPS
 from inmem.errors import InvalidInputError, InvariantError, LimitError
@@ -66,6 +66,11 @@ def _log_footprint(prefix: bytes) -> Footprint:
     return Footprint.of(range_of(prefix, TypeTag.EVENT), range_of(prefix, TypeTag.EVENT_BY_TYPE))
 
 
+def looks(prefix: bytes, *_: Any) -> Looks:
+    """Of an append: the head of the log."""
+    return Looks(ends=(range_of(prefix, TypeTag.EVENT),))
+
+
 def last_event(workspace: Workspace, prefix: bytes) -> event_log.StoredEvent | None:
     """The head of a log."""
     found = workspace.last(*range_of(prefix, TypeTag.EVENT))
@@ -112,3 +117,4 @@ PROCEDURES: Final[Mapping[str, Callable[..., Any]]] = {
 }
 
 FOOTPRINTS: Final[Mapping[str, Callable[..., Footprint]]] = {"event.append": footprint}
+LOOKS: Final[Mapping[str, Callable[..., Looks]]] = {"event.append": looks}

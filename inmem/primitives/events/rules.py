@@ -163,10 +163,10 @@ def unpack(sequence: int, data: bytes) -> StoredEvent:
         size = _CHAINS[chain][1]
     except (struct.error, KeyError) as error:
         let_through(error)
-        raise ValueError("not an event record") from None
+        raise values.DamagedValueError("not an event record") from None
     at = 10 + length
     if len(data) < at + 2 * size:
-        raise ValueError("event record is too short")
+        raise values.DamagedValueError("event record is too short")
     pad = _PAD if size == 16 else b""
     return StoredEvent(
         sequence, chain, timestamp, data[10:at], data[at : at + size] + pad,

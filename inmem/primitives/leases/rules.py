@@ -35,6 +35,7 @@ import struct
 from typing import Final, NamedTuple
 
 from inmem.keys import TypeTag, range_of
+from inmem.values import DamagedValueError
 
 _LEASE: Final = struct.Struct(">QQQQQ")
 _WAITER: Final = struct.Struct(">QQQ")
@@ -105,7 +106,7 @@ def unpack(payload: bytes) -> LeaseRecord:
     try:
         token, acquired_at, expires_at, ttl_us, claim = _LEASE.unpack_from(payload)
     except struct.error as error:
-        raise ValueError(f"not a lease: {error}") from None
+        raise DamagedValueError(f"not a lease: {error}") from None
     return LeaseRecord(token, acquired_at, expires_at, ttl_us, claim, payload[_LEASE.size :])
 
 
@@ -123,5 +124,5 @@ def unpack_waiter(payload: bytes) -> Waiter:
     try:
         until, ttl_us, claim = _WAITER.unpack_from(payload)
     except struct.error as error:
-        raise ValueError(f"not one who waits for a lease: {error}") from None
+        raise DamagedValueError(f"not one who waits for a lease: {error}") from None
     return Waiter(until, ttl_us, claim, payload[_WAITER.size :])

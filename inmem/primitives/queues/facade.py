@@ -41,7 +41,7 @@ from inmem.primitives.queues.reads import (
     check_state,
     encode_queue,
     has_ready_for_one,
-    stored,
+    stored_many,
     takers_name,
 )
 from inmem.primitives.queues.shown import Job
@@ -344,24 +344,23 @@ class RunQueues(Queues[JobId]):
         """What a claim has taken, as far as it still holds."""
         token, until_us, numbers, _ = answer
         found = _Found(answer, [], [])
-        with self._view.moment() as view:
-            for number in numbers:
-                one = stored(view, self._prefix, queue, rules.number_bytes(number))
-                if one is None or not rules.is_held(one[1], token, mark):
-                    continue  # it ran out meanwhile, and another has it
-                body, state = one
-                name = queue.decode()
-                try:
-                    payload = decode(rules.value_in(body))
-                except ValueError as error:
-                    reason = _POISON.format(error)[:200]
-                    found.poison.append([self._prefix, queue, number, token, mark, 0, reason, False])
-                    continue
-                found.jobs.append(Job(
-                    JobId.of(name, number), name, payload, state.attempt, token, until_us,
-                    rules.enqueued_in(body), tuple(state.errors), self._run_id, state.priority,
-                    state.max_attempts, state.key.decode() or None, self._prefix, mark,
-                ))
+        places = [rules.number_bytes(number) for number in numbers]
+        for number, one in zip(numbers, stored_many(self._view, self._prefix, queue, places), strict=True):
+            if one is None or not rules.is_held(one[1], token, mark):
+                continue  # it ran out meanwhile, and another has it
+            body, state = one
+            name = queue.decode()
+            try:
+                payload = decode(rules.value_in(body))
+            except ValueError as error:
+                reason = _POISON.format(error)[:200]
+                found.poison.append([self._prefix, queue, number, token, mark, 0, reason, False])
+                continue
+            found.jobs.append(Job(
+                JobId.of(name, number), name, payload, state.attempt, token, until_us,
+                rules.enqueued_in(body), tuple(state.errors), self._run_id, state.priority,
+                state.max_attempts, state.key.decode() or None, self._prefix, mark,
+            ))
         return found
 
     def _buried(self, poison: builtins.list[builtins.list[Any]]) -> Steps[None]:

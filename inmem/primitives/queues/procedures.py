@@ -19,6 +19,7 @@ from inmem.keys import TypeTag
 from inmem.primitives.importing import importing_records, parts, past
 from inmem.primitives.queues import rules as job
 from inmem.primitives.queues.job import READY, JobId
+from inmem.primitives.queues.looks import LOOKS as LOOKS
 
 _TAGS: Final = (
     TypeTag.JOB, TypeTag.JOB_STATE, TypeTag.JOB_READY, TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED,

@@ -149,17 +149,29 @@ def _note_time(view: View, first: builtins.list[tuple[bytes, bytes]]) -> None:
         view.until(_time_in(key))
 
 
-def stored(view: View, prefix: bytes, queue: bytes, number: bytes) -> tuple[bytes, rules.JobState] | None:
+Stored = tuple[bytes, rules.JobState]
+
+
+def stored(view: View, prefix: bytes, queue: bytes, number: bytes) -> Stored | None:
     """The payload of JOB and the state of a job."""
+    return stored_many(view, prefix, queue, [number])[0]
+
+
+def stored_many(view: View, prefix: bytes, queue: bytes, numbers: list[bytes]) -> list[Stored | None]:
+    """The same of some jobs, by one look."""
     bodies, states = _heads(prefix, queue)
-    body, state = view.read(bodies + number), view.read(states + number)
-    if body is None or state is None:
-        return None
-    try:
-        return payload_of(body), rules.unpack(payload_of(state))
-    except ValueError as error:
-        job_id = JobId.of(queue.decode(), int.from_bytes(number, "big"))
-        raise CorruptionError(f"job {job_id}: {error}") from None
+    records = view.read_many([head + number for number in numbers for head in (bodies, states)])
+    found: list[Stored | None] = []
+    for number, body, state in zip(numbers, records[::2], records[1::2], strict=True):
+        if body is None or state is None:
+            found.append(None)
+            continue
+        try:
+            found.append((payload_of(body), rules.unpack(payload_of(state))))
+        except ValueError as error:
+            job_id = JobId.of(queue.decode(), int.from_bytes(number, "big"))
+            raise CorruptionError(f"job {job_id}: {error}") from None
+    return found
 
 
 def info(view: VersionView, prefix: bytes, queue: bytes, number: bytes) -> JobInfo | None:

@@ -27,6 +27,7 @@ import msgpack
 from inmem.errors import InvalidInputError, JobLostError
 from inmem.keys import TypeTag, shorten
 from inmem.primitives.queues.job import READY, STATES, JobId
+from inmem.values import DamagedValueError, decode
 
 DELAYED: Final = STATES.index("delayed")
 CLAIMED: Final = STATES.index("claimed")
@@ -87,7 +88,7 @@ class JobState(NamedTuple):
         try:
             return _HEAD.pack(*self[:7]) + rest
         except struct.error as error:  # nothing else would refuse the commit, and it would end the writer
-            raise ValueError(f"no state of a job: {error}") from None
+            raise DamagedValueError(f"no state of a job: {error}") from None
 
     @property
     def priority(self) -> int:
@@ -109,9 +110,9 @@ def unpack(payload: bytes) -> JobState:
     try:
         state: JobState = _tuple(JobState, _HEAD.unpack_from(payload) + _unpacked(payload[_HEAD.size :]))
     except (struct.error, TypeError) as error:
-        raise ValueError(f"no state of a job: {error}") from None
+        raise DamagedValueError(f"no state of a job: {error}") from None
     if state[0] >= len(STATES):
-        raise ValueError("no state of a job")
+        raise DamagedValueError("no state of a job")
     return state
 
 
@@ -146,12 +147,12 @@ def _packed(key: bytes, worker: str) -> bytes:
 
 @functools.lru_cache(maxsize=512)
 def _unpacked(rest: bytes) -> tuple[bytes, str, list[str]]:
-    key, worker, errors = msgpack.unpackb(rest)
+    key, worker, errors = decode(rest)
     if not (
         type(key) is bytes and type(worker) is str and type(errors) is list
         and all(type(each) is str for each in errors)
     ):
-        raise ValueError("no state of a job")
+        raise DamagedValueError("no state of a job")
     return key, worker, errors
 
 
@@ -196,7 +197,7 @@ def split_rest(rest: bytes) -> tuple[bytes, int]:
     """
     queue, found, number = rest.partition(b"\0")
     if not queue or not found or len(number) != _NUMBER_BYTES:
-        raise ValueError("not the place of a job")
+        raise DamagedValueError("not the place of a job")
     return queue, int.from_bytes(number, "big")
 
 
@@ -252,7 +253,7 @@ def enqueued_in(payload: bytes) -> int:
         ValueError: the payload is not of a job.
     """
     if len(payload) <= _STAMPED.size:
-        raise ValueError("no job")
+        raise DamagedValueError("no job")
     return int.from_bytes(payload[: _STAMPED.size], "big")
 
 

@@ -147,14 +147,14 @@ def unpack(run_id: str, payload: bytes) -> RunMetadata:
         ValueError: the bytes are no run record.
     """
     try:
-        status, parent, created, updated, completed, tags, metadata, error, version = msgpack.unpackb(payload)
+        status, parent, created, updated, completed, tags, metadata, error, version = values.decode(payload)
         return RunMetadata(
             run_id, parent or None, RunStatus(status), created, updated, completed or None, tuple(tags),
             values.decode(metadata), error, version,
         )
     except TypeError as error:
         let_through(error)
-        raise ValueError(f"not a run record: {error}") from None
+        raise values.DamagedValueError(f"not a run record: {error}") from None
 
 
 def created(
@@ -211,7 +211,7 @@ def run_key(namespace: bytes, run_id: str) -> bytes:
 
 def index_keys(namespace: bytes, run_id: bytes, payload: bytes) -> list[bytes]:
     """All index keys of a run, from its record: by status, each tag, and parent if it has one."""
-    status, parent, created_at, _, _, tags, _, _, _ = msgpack.unpackb(payload)
+    status, parent, created_at, _, _, tags, _, _, _ = values.decode(payload)
     place = created_at.to_bytes(8, "big") + run_id
     keys = [b"%b\0%c%b\0%b" % (namespace, TypeTag.RUN_BY_STATUS, status.encode(), place)]
     keys += [b"%b\0%c%b\0%b" % (namespace, TypeTag.RUN_BY_TAG, tag.encode(), place) for tag in tags]

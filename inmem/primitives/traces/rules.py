@@ -222,14 +222,14 @@ def unpack(trace_id: str, payload: bytes) -> Trace:
         ValueError: the bytes are no trace.
     """
     try:
-        kind, _, parent_id, timestamp, tags, body, metadata = msgpack.unpackb(payload)
+        kind, _, parent_id, timestamp, tags, body, metadata = values.decode(payload)
         return Trace(
             trace_id, parent_id or None, BODIES[kind](**values.decode(body)), timestamp, tuple(tags),
             values.decode(metadata),
         )
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         let_through(error)
-        raise ValueError(f"not a trace record: {error}") from None
+        raise values.DamagedValueError(f"not a trace record: {error}") from None
 
 
 def trace_key(prefix: bytes, trace_id: bytes) -> bytes:
@@ -246,7 +246,7 @@ def entries_of(item: Any) -> int:
 
 def index_keys(prefix: bytes, trace_id: bytes, payload: bytes) -> list[bytes]:
     """All index keys of a trace, from its record: by type, parent, time and each tag."""
-    _, type_name, parent_id, timestamp, tags, _, _ = msgpack.unpackb(payload)
+    _, type_name, parent_id, timestamp, tags, _, _ = values.decode(payload)
     return index_keys_of(prefix, trace_id, type_name, parent_id, timestamp, tags)
 
 

@@ -1,0 +1,527 @@
+"""One attempt at some commits: what is sent, and what is decided here.
+
+Invariant: a commit locks all its buckets in their order, then its session's row,
+and reads in statements of their own after that. So it decides on what nobody can
+change before it has committed, and of two that meet one waits.
+
+Two shorter ways lead to the same: what looks at nothing the server decides itself,
+in one statement; and what looks only at what this process knows is decided before
+the lock, and made if the buckets have still the versions at which they were known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import msgpack
+
+from inmem.changes import DELETE_RANGE as DELETE_RANGE_OP
+from inmem.changes import Table
+from inmem.client.applied import Applied
+from inmem.commit.decide import Effects, decide
+from inmem.commit.footprint import Looks, Range
+from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES
+from inmem.engines.postgres.asking import BEGIN, COMMIT, ROLLBACK, Ask, Row
+from inmem.engines.postgres.buckets import (
+    buckets_of,
+    buckets_of_range,
+    is_of_one_prefix,
+    owner_of_row,
+    owners_of,
+    registry_of,
+    row_of,
+    rows_of_bucket,
+)
+from inmem.engines.postgres.connections import Connections, ServerConnection
+from inmem.engines.postgres.known import Bucket, KnownState, Memory, NotKnownError, Told, Window, is_simple
+from inmem.engines.postgres.moment import SMALL_PAGE, SeenBuckets, page_asked
+from inmem.engines.postgres.statements import (
+    ADD_BUCKETS,
+    CHANGE_REGISTRIES,
+    CLOSE,
+    DELETE_RANGE,
+    FENCES,
+    LOCKED,
+    LOCKED_BETWEEN,
+    NAMED,
+    OPEN,
+    PUT,
+    RECORDS,
+    REGISTRIES,
+    SESSION,
+    STATE,
+    SYNC_ON,
+    USED,
+    WRITE,
+    WRITE_BLIND,
+    WRITE_IF_SO,
+    WRITE_ONE_IF_SO,
+)
+from inmem.engines.postgres.stored import Changes, Fences, LockedState
+from inmem.errors import (
+    ConflictError,
+    CorruptionError,
+    InmemError,
+    InvariantError,
+)
+from inmem.keys import TypeTag, fence_of
+from inmem.primitives.server import FOOTPRINTS, LOOKS, PROCEDURES
+from inmem.record import expires_at
+from inmem.wire import from_wire, to_wire
+from inmem.writeset import OP_CALL, OP_PUT, WriteSet
+
+_KV: Final = int(TypeTag.KV)
+_DATA: Final = int(Table.DATA)
+
+class Commit:
+    """One of some commits."""
+
+    __slots__ = ("buckets", "request")
+
+    def __init__(self, request: WriteSet) -> None:
+        self.request = request
+        self.buckets = buckets_of(request)
+
+
+Outcome = Applied | InmemError
+
+
+class ForgottenError(Exception):
+    """The server has no row of a session, or has made another commit under its number."""
+
+
+class Locked:
+    """What commits find under their locks."""
+
+    __slots__ = ("clock_us", "closed", "session", "state", "versions", "waiting_us")
+
+    def __init__(
+        self, versions: dict[bytes, int], state: LockedState, closed: dict[bytes, bytes | None],
+        clock_us: int, session: tuple[Any, ...] | None, waiting_us: int,
+    ) -> None:
+        self.versions = versions  # of the rows of buckets
+        self.state = state
+        self.closed = closed  # fences, by digest
+        self.clock_us = clock_us
+        self.session = session
+        self.waiting_us = waiting_us  # until when somebody waits for one of the buckets
+
+
+class Attempt:
+    """One attempt, on a connection, under the number of a session."""
+
+    def __init__(
+        self, connection: ServerConnection, connections: Connections, memory: Memory, chain: int,
+        session: bytes, sequence: int, digest: int,
+    ) -> None:
+        self._connection = connection
+        self._connections = connections
+        self._memory = memory
+        self._chain = chain
+        self._session = session
+        self._sequence = sequence
+        self._digest = digest
+        self.is_made = False
+        self.may_be_made = False  # if no answer comes
+
+    def make(
+        self, commits: list[Commit], told: Told, *, sync: bool, is_in_doubt: bool,
+        held: frozenset[bytes] = frozenset(),
+    ) -> list[Outcome]:
+        """Decide some commits in their order, and make those that are not refused, as one transaction.
+
+        `held` are rows that this connection has locked before, in a transaction that is open.
+        """
+        if held and not all(held.issuperset(commit.buckets) for commit in commits):
+            self._connection.ask((ROLLBACK, ()))
+            held = frozenset()
+        if len(commits) == 1 and not is_in_doubt and not sync and not held:
+            applied = self._blindly(commits[0]) or self._guessed(commits[0], told)
+            if applied is not None:
+                self.is_made = True
+                return [applied]
+        locked = self._lock(commits, told, sync, is_in_doubt, is_begun=bool(held))
+        if locked.session is not None and locked.session[0] >= self._sequence:
+            self.is_made = True
+            return self._known(locked.session, len(commits))
+        outcomes: list[Outcome] = []
+        made: list[Effects] = []
+        for commit in commits:
+            now_us = max([locked.clock_us, *locked.versions.values()])
+            try:
+                effects = self._decided(commit.request, locked, told, now_us)
+            except InmemError as error:
+                if len(commits) == 1 or error.is_foreign:
+                    raise
+                outcomes.append(error)
+                continue
+            results = msgpack.unpackb(effects.results)
+            if not effects.ops:
+                outcomes.append(Applied(now_us, results))
+                continue
+            made.append(effects)
+            outcomes.append(Applied(now_us + 1, results))
+            if len(commits) > 1:
+                locked.clock_us = now_us + 1
+                locked.state.made(effects.ops)
+                locked.closed.update(Changes(effects.ops).fences)
+        if not made:
+            self._connection.ask((ROLLBACK, ()))
+            return outcomes
+        version = max(outcome.version for outcome in outcomes if isinstance(outcome, Applied))
+        result = made[0].results if len(commits) == 1 else _packed(outcomes)
+        self._write(made, version, result, locked)
+        self.is_made = True
+        self._hint([*locked.versions], (version, locked.waiting_us))
+        if len(commits) == 1:
+            self._remember(locked, version, made[0])
+        return outcomes
+
+    def _hint(self, rows: list[bytes], made: Row) -> None:
+        """Tell who waits for one of the buckets, if somebody does."""
+        _, waiting_us = made
+        if waiting_us and waiting_us > self._connections.now_us():
+            self._connections.hints.give(self._connection, rows)
+
+    def _remember(self, locked: Locked, version: int, effects: Effects) -> None:
+        """What a commit has left of the only bucket that it concerned."""
+        if len(locked.versions) != 1 or not is_simple(effects.ops):
+            return
+        [(row, before)] = locked.versions.items()
+        known = self._memory.take(row)
+        bucket = Bucket(
+            version, locked.state.known, locked.state.windows,
+            is_ours=known is None or known.version == before,
+        )
+        bucket.wrote(version, effects.ops)
+        self._memory.give_back(row, bucket)
+
+    def _guessed(self, commit: Commit, told: Told) -> Applied | None:
+        """Decide a commit from what is known, and make it if that is so. None: it has to be looked at."""
+        memory, rows = self._memory, commit.buckets
+        if not self._connections.is_fresh() or memory.avoids(rows):
+            return None
+        if not owners_of(commit.request, rows) <= {*map(owner_of_row, rows)} or not all(
+            is_of_one_prefix(start, end) for start, end, _ in commit.request.ranges
+        ):
+            return None  # these rows do not tell of every fence, or not of every run
+        bucket: Bucket | None = None
+        if told.versions:
+            versions = {row: told.versions[row] for row in rows if row in told.versions}
+            state = KnownState(told.records)
+        else:
+            bucket = memory.take(rows[0]) if len(rows) == 1 else None
+            if bucket is None:
+                return None
+            if not bucket.is_ours or commit.request.reads or commit.request.ranges:
+                memory.give_back(rows[0], bucket)
+                return None
+            versions = {rows[0]: bucket.version}
+            state = KnownState(bucket.records, bucket.windows)
+        now_us = max(self._connections.now_us(), *versions.values())
+        try:
+            effects = decide(
+                commit.request, state, SeenBuckets(versions, versions), PROCEDURES, version=now_us + 1,
+                now_us=now_us, fences=(), marks={}, chain=self._chain,
+            )
+        except (NotKnownError, InmemError) as error:
+            if isinstance(error, InmemError) and error.is_foreign:
+                raise
+            effects = None
+        if effects is None or not effects.ops or not is_simple(effects.ops):
+            if bucket is not None:
+                memory.give_back(rows[0], bucket)
+            return None
+        changes = Changes(effects.ops)
+        records = [*changes.put.values()]
+        who = self._sequence, self._digest, self._session, now_us + 1, effects.results
+        ends = [expires_at(record) or None for record in records]
+        put = [*changes.put], records, ends, changes.deleted
+        has_deleted = bool(changes.deleted)
+        what: Ask
+        if len(rows) == 1 and rows[0] in versions:
+            what = WRITE_ONE_IF_SO[has_deleted], (*who, rows[0], *put, versions[rows[0]])
+        else:
+            written = sorted(rows_of_ops(effects.ops))
+            seen = [versions.get(row, -1) for row in rows]
+            what = WRITE_IF_SO[has_deleted], (*who, written, *put, rows, seen)
+        self.may_be_made = True
+        [found] = self._connection.ask(what)
+        self.may_be_made = False
+        if not found:
+            memory.was_wrong(rows)
+            return None
+        self._hint(rows, found[0])
+        if bucket is not None:
+            bucket.wrote(now_us + 1, effects.ops)
+            memory.give_back(rows[0], bucket)
+        return Applied(now_us + 1, msgpack.unpackb(effects.results))
+
+    def _blindly(self, commit: Commit) -> Applied | None:
+        """Make a commit that looks at nothing, in one statement. None: it has to be decided."""
+        blind = blind_writes(commit.request)
+        if blind is None:
+            return None
+        buckets = commit.buckets
+        keys, payloads, ends, deleted = blind
+        what: Ask
+        who = self._sequence, self._digest, self._session
+        if len(keys) == 1 and not deleted and not ends[0]:
+            what = PUT, (*who, buckets[0], keys[0], payloads[0])
+        else:
+            what = WRITE_BLIND, (*who, buckets, keys, payloads, ends, deleted)
+        self.may_be_made = True
+        [found] = self._connection.ask(what)
+        self.may_be_made = False
+        if not found:
+            return None
+        self._hint(buckets, found[0])
+        return Applied(found[0][0], [])
+
+    def _decided(self, request: WriteSet, locked: Locked, told: Told, now_us: int) -> Effects:
+        for start, end, _ in request.ranges:
+            if not is_of_one_prefix(start, end) and (
+                _between(locked.versions, start, end) != _between(told.versions, start, end)
+            ):
+                raise ConflictError("runs were written since they were read", key=start)
+        ranges = [each for each in request.ranges if is_of_one_prefix(*each[:2])]
+        request = replace(request, ranges=ranges)  # it may be decided again
+        state, closed = locked.state, locked.closed
+        return decide(
+            request, state, SeenBuckets(locked.versions, told.versions), PROCEDURES, version=now_us + 1,
+            now_us=now_us, fences=Fences(state, closed, marks=False), marks=Fences(state, closed, marks=True),
+            chain=self._chain,
+        )
+
+    def _lock(
+        self, commits: list[Commit], told: Told, sync: bool, is_in_doubt: bool, *, is_begun: bool
+    ) -> Locked:
+        """Lock all that some commits concern, and read what they surely look at, in one round trip."""
+        buckets = sorted({bucket for commit in commits for bucket in commit.buckets})
+        owners: set[bytes] = set()
+        wide = []
+        for commit in commits:
+            owners |= owners_of(commit.request, commit.buckets)
+            wide += [each[:2] for each in commit.request.ranges if not is_of_one_prefix(*each[:2])]
+        ahead = Ahead(commits)
+        unlocked = [fence_of(owner) for owner in owners - {*map(owner_of_row, buckets)}]
+        before: list[Ask] = [] if is_begun else [(BEGIN, ())]
+        if sync:
+            before.append((SYNC_ON, ()))
+        lock: Ask = (LOCKED, (buckets,))
+        if wide:
+            # Rows between two ranges are locked too: that is one statement in the order of rows.
+            lock = (LOCKED_BETWEEN, (buckets, min(start for start, _ in wide), max(end for _, end in wide)))
+        looks = ahead.asked()
+        if is_in_doubt:
+            looks.insert(0, (SESSION, (self._session,)))
+        if unlocked:
+            looks.append((FENCES, (unlocked,)))
+        while True:
+            answers = self._connection.ask(*before, lock, *looks)
+            rows, *more = answers[len(before) :]
+            session = (more.pop(0) or [(1 << 62, 0)])[0] if is_in_doubt else None
+            versions: dict[bytes, int] = {row[0]: row[1] for row in rows}
+            missing = [bucket for bucket in buckets if bucket not in versions]
+            if not missing:
+                break
+            self._create(missing, told.versions)
+            if is_begun:
+                before, is_begun = [(BEGIN, ()), *before], False
+        state = ahead.state(self._connection, more)
+        closed: dict[bytes, bytes | None] = dict.fromkeys(map(fence_of, owners))
+        if any(row[2] for row in rows):
+            [fences] = self._connection.ask((FENCES, ([*closed],)))
+            closed.update(fences)
+        elif unlocked:
+            closed.update(more[-1])
+        clock_us = max((row[3] for row in rows), default=0)
+        if rows:
+            self._connections.saw(clock_us)
+        else:  # its arguments are no procedure's
+            clock_us = self._connections.now_us()
+        waiting_us = max((row[4] for row in rows), default=0)
+        return Locked(versions, state, closed, clock_us, session, waiting_us)
+
+    def _create(self, missing: list[bytes], told: dict[bytes, int]) -> None:
+        """Make rows of buckets, in a transaction of its own; of a bucket all.
+
+        The registries of their namespaces change before.
+        If that was all that has changed since a transaction has read them, it is told so.
+        """
+        missing = sorted({row for bucket in missing for row in rows_of_bucket(bucket)})
+        registries = sorted({registry_of(bucket) for bucket in missing})
+        *_, found, changed, _, _ = self._connection.ask(
+            (ROLLBACK, ()), (BEGIN, ()), (REGISTRIES, (registries,)), (CHANGE_REGISTRIES, (registries,)),
+            (ADD_BUCKETS, (missing,)), (COMMIT, ()),
+        )
+        before: dict[bytes, int] = dict(found)
+        after: dict[bytes, int] = dict(changed)
+        for registry in registries:
+            if told.get(registry, -1) == before.get(registry, 0):
+                told[registry] = after[registry]
+        told.update({bucket: 0 for bucket in missing if bucket not in told})
+
+    def _known(self, row: tuple[Any, ...], count: int) -> list[Outcome]:
+        """The outcome of what was made by an earlier attempt."""
+        if row[0] != self._sequence or row[1] != self._digest:
+            self._connection.ask((ROLLBACK, ()))
+            raise ForgottenError
+        try:
+            found = msgpack.unpackb(row[3])
+        except ValueError:
+            raise CorruptionError("the result of a commit is damaged") from None
+        # A server that was restarted shows what its standby may not have; this waits for that.
+        self._connection.ask((USED, (self._session,)), (COMMIT, ()))
+        return [Applied(row[2], found)] if count == 1 else [*map(_unpacked, found)]
+
+    def _write(self, made: list[Effects], version: int, result: bytes, locked: Locked) -> None:
+        connection = self._connection
+        buckets = {row for effects in made for row in rows_of_ops(effects.ops)}
+        changes = Changes([op for effects in made for op in effects.ops])
+        # A range may cover buckets of a run that were never made: nothing can be in them.
+        if not buckets <= locked.versions.keys() and not changes.ranges:
+            raise InvariantError(f"a commit writes in buckets that it has not locked: {sorted(buckets)!r}")
+        written = sorted(buckets & locked.versions.keys())
+        records = [*changes.put.values()]
+        before: list[Ask] = [(DELETE_RANGE, each) for each in changes.ranges]
+        for fenced, fence in changes.fences.items():
+            before.append((OPEN, (fenced,)) if fence is None else (CLOSE, (fenced, fence)))
+            rows = [row for row in locked.versions if fence_of(owner_of_row(row)) == fenced]
+            before.append((STATE, (rows, 0 if fence is None else 1)))
+        write: Ask = (WRITE[bool(changes.deleted)], (
+            self._sequence, self._digest, self._session, version, result, written, [*changes.put], records,
+            [expires_at(record) or None for record in records], changes.deleted,
+        ))
+        self.may_be_made = True
+        if before:
+            [found] = connection.ask(*before, write)[len(before) :]
+            connection.ask((COMMIT if found else ROLLBACK, ()))
+        else:
+            found, _ = connection.ask(write, (COMMIT, ()))
+        if not found:
+            raise ForgottenError
+
+
+def _between(versions: Mapping[bytes, int], start: bytes, end: bytes) -> dict[bytes, int]:
+    """The versions of the buckets in a range over runs, and of their registry."""
+    registry = registry_of(start)
+    return {
+        bucket: version for bucket, version in versions.items() if bucket == registry or start <= bucket < end
+    }
+
+
+def rows_of_ops(ops: Iterable[Any]) -> set[bytes]:
+    """The rows of the buckets that operations write in."""
+    found: set[bytes] = set()
+    for op in ops:
+        if op[1] == _DATA:
+            found.update(buckets_of_range(op[2], op[3]) if op[0] == DELETE_RANGE_OP else (row_of(op[2]),))
+    return found
+
+
+def blind_writes(
+    request: WriteSet,
+) -> tuple[list[bytes], list[bytes], list[int], list[bytes]] | None:
+    """Keys, payloads and ends of what a commit puts, and keys that it deletes.
+
+    None if it looks at anything, or is not of KV entries alone: those need no procedure.
+    """
+    if request.reads or request.ranges or request.expiry_us:
+        return None
+    put: dict[bytes, tuple[bytes, int]] = {}
+    deleted: dict[bytes, None] = {}
+    weight = ENTRY_BYTES * len(request.ops)
+    for op in request.ops:
+        kind, key = op[0], op[1]
+        if kind == OP_CALL or key[key.index(0) + 1] != _KV:
+            return None
+        weight += len(key)
+        if kind == OP_PUT:
+            put[key] = op[2], op[3]
+            deleted.pop(key, None)
+            weight += len(op[2])
+        else:
+            deleted[key] = None
+            put.pop(key, None)
+    if weight > MAX_COMMIT_BYTES:
+        return None  # which refuses it
+    return (
+        [*put], [payload for payload, _ in put.values()],
+        [expires for _, expires in put.values()], [*deleted],
+    )
+
+
+class Ahead:
+    """What commits most likely look at, which is read in the same round trip as they are locked."""
+
+    def __init__(self, commits: list[Commit]) -> None:
+        keys: dict[bytes, None] = {}
+        starts: dict[Range, None] = {}
+        ends: dict[Range, None] = {}
+        named: dict[tuple[Range, bytes], None] = {}
+        for commit in commits:
+            keys.update(dict.fromkeys(commit.request.reads))
+            for op in commit.request.ops:
+                if op[0] == OP_CALL:
+                    looks = looks_of(op[1], op[2])
+                    keys.update(dict.fromkeys(looks.keys))
+                    starts.update(dict.fromkeys(looks.starts))
+                    ends.update(dict.fromkeys(looks.ends))
+                    named.update(dict.fromkeys(looks.named))
+        self._keys = [*keys]
+        self._ranges = [(each, False, SMALL_PAGE) for each in starts] + [(each, True, 1) for each in ends]
+        self._named = [*named]
+
+    def asked(self) -> list[Ask]:
+        """The statements."""
+        asked: list[Ask] = [(RECORDS, (self._keys,))] if self._keys else []
+        asked += [page_asked(*place, limit, reverse) for place, reverse, limit in self._ranges]
+        asked += [(NAMED, (*place, head)) for place, head in self._named]
+        return asked
+
+    def state(self, connection: ServerConnection, answers: list[list[Row]]) -> LockedState:
+        """What they found."""
+        known: dict[bytes, bytes | None] = dict.fromkeys(self._keys)
+        at = 0
+        if self._keys:
+            known.update(answers[0])
+            at = 1
+        windows = []
+        for place, reverse, limit in self._ranges:
+            window = Window(*place, reverse)
+            window.add(answers[at], limit)
+            windows.append(window)
+            at += 1
+        for found in answers[at : at + len(self._named)]:
+            known.update(found)
+        return LockedState(connection, known, windows)
+
+
+def looks_of(name: str, arguments: list[Any]) -> Looks:
+    """What a procedure most likely looks at."""
+    try:
+        if name in LOOKS:
+            return LOOKS[name](*arguments)
+        if name in FOOTPRINTS:
+            looks_at = FOOTPRINTS[name](*arguments).looks_at
+            return Looks(tuple(start for start, end in looks_at if end == start + b"\0"))
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, InmemError):
+        pass  # it is refused later
+    return Looks()
+
+
+def _packed(outcomes: list[Outcome]) -> bytes:
+    packed: bytes = msgpack.packb([
+        [each.version, each.results] if isinstance(each, Applied) else [0, to_wire(each)] for each in outcomes
+    ])
+    return packed
+
+
+def _unpacked(found: list[Any]) -> Outcome:
+    version, result = found
+    return Applied(version, result) if version else from_wire(result)
+
+

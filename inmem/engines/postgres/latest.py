@@ -1,0 +1,73 @@
+"""Reads of the newest version: one that loses its connection is made again, as it has shown nothing yet.
+
+So is what is read after a commit to tell what that has taken: the commit is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from inmem.client.applied import Applied
+from inmem.client.direct import DirectSink
+from inmem.client.retry import resolved_as
+from inmem.client.views import LatestView
+from inmem.engines.base import Item
+from inmem.errors import CommitUnknownError, SnapshotTooOldError, WriterUnavailableError
+
+T = TypeVar("T")
+
+_TRIES: Final = 3  # of a read that takes longer than a snapshot may: the server may have stood still
+
+
+class ServerLatest(LatestView):
+    """The newest version at each call."""
+
+    def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The live records under some keys, all of one version."""
+        return again(super().read_many, keys)
+
+    def scan(self, start: bytes, end: bytes, **options: Any) -> list[Item]:
+        """The live records of a range, all of one version."""
+        return again(super().scan, start, end, **options)
+
+    def count(self, start: bytes, end: bytes) -> int:
+        """How many live records a range has."""
+        return again(super().count, start, end)
+
+    def is_deleted(self, prefix: bytes) -> bool:
+        """Whether the run with this prefix was deleted."""
+        return again(super().is_deleted, prefix)
+
+
+class ServerSink(DirectSink):
+    """Commits of their own, of the thread that calls."""
+
+    __slots__ = ()
+
+    def _made(self, body: bytes, convert: Callable[[Applied], Any]) -> Any:
+        def told(applied: Applied) -> Any:
+            try:
+                return again(convert, applied)
+            except WriterUnavailableError:
+                error = CommitUnknownError("the commit was made, and what it has taken could not be read")
+                error.resender = lambda timeout_s: told(applied)
+                raise error from None
+
+        try:
+            applied = self._session().commit(body, sync=False, timeout_s=self._timeout_s)
+        except CommitUnknownError as error:
+            raise resolved_as(error, told) from None
+        return told(applied)
+
+
+def again(read: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """What a read gives. Its snapshot waits for a server until the deadline each time."""
+    tries = 0
+    while True:
+        try:
+            return read(*arguments, **options)
+        except SnapshotTooOldError as error:
+            tries += error.age_s is not None
+            if tries == _TRIES:
+                raise

@@ -1,0 +1,138 @@
+"""The statements of commits."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from inmem.commit.footprint import NAME_BYTES
+from inmem.engines.postgres.asking import Statement
+from inmem.engines.postgres.connections import CLOCK
+from inmem.engines.postgres.moment import SMALL_PAGE
+
+LOCKED: Final = Statement(
+    f"select bucket, version, state, {CLOCK}, waiting from buckets where bucket = any($1)"
+    " order by bucket for update", "B", "biiii",
+)
+LOCKED_BETWEEN: Final = Statement(
+    f"select bucket, version, state, {CLOCK}, waiting from buckets"
+    " where bucket = any($1) or bucket >= $2 and bucket < $3 order by bucket for update",
+    "Bbb", "biiii",
+)
+SESSION: Final = Statement(
+    "select sequence, digest, version, result from sessions where session = $1 for update", "b", "iiib"
+)
+ADD_SESSION: Final = Statement(
+    "insert into sessions (session, sequence, digest, version, status, result)"
+    " values ($1, 0, 0, 0, 0, '') on conflict do nothing", "b",
+)
+DROP_SESSION: Final = Statement("delete from sessions where session = $1", "b")
+USED: Final = Statement("update sessions set active = now() where session = $1", "b")
+RECORDS: Final = Statement("select key, record from records where key = any($1)", "B", "bb")
+NAMED: Final = Statement(
+    f"select r.key, r.record from (select key from records where key >= $1 and key < $2 order by key"
+    f" limit {SMALL_PAGE}) i join records r on r.key = $3 || substr(i.key, length(i.key) - {NAME_BYTES - 1})",
+    "bbb", "bb",
+)
+FENCES: Final = Statement("select digest, fence from fences where digest = any($1)", "B", "bb")
+SOON_OVER: Final = Statement("set local idle_in_transaction_session_timeout = '1s'")
+SYNC_ON: Final = Statement("set local synchronous_commit = on")
+
+# Rows of buckets are made in a transaction of their own, after the registries of their namespaces changed.
+REGISTRIES: Final = Statement(
+    "select bucket, version from buckets where bucket = any($1) order by bucket for update", "B", "bi"
+)
+CHANGE_REGISTRIES: Final = Statement(
+    f"insert into buckets as b (bucket, version) select each, {CLOCK} from unnest($1::bytea[]) each"
+    f" order by each on conflict (bucket) do update set version = greatest(b.version + 1, {CLOCK})"
+    " returning bucket, version", "B", "bi",
+)
+ADD_BUCKETS: Final = Statement(
+    "insert into buckets (bucket, version) select each, 0 from unnest($1::bytea[]) each"
+    " order by each on conflict do nothing", "B",
+)
+
+# The session's row is written last of those that are locked; who has not got it writes no record.
+_OUTCOME: Final = "update sessions set sequence = $1, digest = $2, version = {}, result = {}, active = now()"
+_OURS: Final = "where session = $3 and sequence = $1 - 1 returning sessions.version"
+_OVERWRITE: Final = "on conflict (key) do update set record = excluded.record, expires = excluded.expires"
+_NOTHING: Final = r"'\x90'"  # no results, as MessagePack
+
+
+def _hex(number: str) -> str:
+    return f"lpad(to_hex({number}), 16, '0')"
+
+
+_END: Final = "(case when e < 0 then version - 1 - e else e end)"
+_RECORD: Final = f"decode({_hex('version')} || {_hex('version - 1')}, 'hex')"
+_EXPIRING: Final = (
+    f"decode({_hex('(version | (-9223372036854775808))')} || {_hex('version - 1')} || {_hex(_END)}, 'hex')"
+)
+
+# Writes that look at nothing, decided by the server itself: what `decide` makes of plain operations.
+PUT: Final = Statement(
+    f"with b as (update buckets set version = greatest(version, {CLOCK}) + 1"
+    " where bucket = $4 and state = 0 returning version, waiting),"
+    f" s as ({_OUTCOME.format('b.version', _NOTHING)} from b {_OURS}),"
+    f" p as (insert into records (key, record, expires) select $5, {_RECORD} || $6, null from s {_OVERWRITE})"
+    " select s.version, b.waiting from s, b", "iibbbb", "ii",
+)
+WRITE_BLIND: Final = Statement(
+    "with l as (select version, waiting from buckets where bucket = any($4) and state = 0"
+    " order by bucket for update),"
+    f" v as (select greatest(max(version), {CLOCK}) + 1 as version from l"
+    " having count(*) = array_length($4, 1)),"
+    " b as (update buckets set version = v.version from v where bucket = any($4)),"
+    f" s as ({_OUTCOME.format('v.version', _NOTHING)} from v {_OURS}),"
+    " p as (insert into records (key, record, expires)"
+    f" select k, case when e = 0 then {_RECORD} else {_EXPIRING} end || p,"
+    f" case when e = 0 then null else {_END} end"
+    f" from s, unnest($5::bytea[], $6::bytea[], $7::bigint[]) x(k, p, e) {_OVERWRITE}),"
+    " d as (delete from records where key = any($8) and exists (select from s))"
+    " select version, (select max(waiting) from l) from s", "iibBBBIB", "ii",
+)
+
+# What was decided here.
+_WRITES: Final = (
+    "p as (insert into records (key, record, expires)"
+    " select k, r, e from unnest($7::bytea[], $8::bytea[], $9::bigint[]) x(k, r, e)"
+    f" where exists (select from s) {_OVERWRITE})"
+)
+_DELETES: Final = ", d as (delete from records where key = any($10) and exists (select from s))"
+
+
+def _written(head: str, takes: str, waiting: str) -> dict[bool, Statement]:
+    """A statement that writes records; by whether it deletes any: what it does not do costs too.
+
+    It gives the version, and until when somebody waits for one of the buckets.
+    """
+    return {
+        deletes: Statement(f"with {head}, {_WRITES}{more} select version, {waiting} from s", takes, "ii")
+        for deletes, more in ((False, ""), (True, _DELETES))
+    }
+
+
+WRITE: Final = _written(
+    f"s as ({_OUTCOME.format('$4', '$5')} {_OURS}),"
+    " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s))",
+    "iibibBBBIB", "0::bigint",
+)
+WRITE_IF_SO: Final = _written(
+    "l as (select b.bucket, b.waiting from buckets b, unnest($11::bytea[], $12::bigint[]) e(bucket, version)"
+    " where b.bucket = e.bucket and b.state = 0 and b.version < $4"
+    " and (b.version = e.version or e.version < 0) order by b.bucket for update of b),"
+    " o as (select from l having count(*) = array_length($11, 1)),"
+    f" s as ({_OUTCOME.format('$4', '$5')} from o {_OURS}),"
+    " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s))",
+    "iibibBBBIBBI", "(select max(waiting) from l)",
+)
+WRITE_ONE_IF_SO: Final = _written(
+    "b as (update buckets set version = $4 where bucket = $6 and version = $11 and version < $4"
+    " and state = 0 returning version, waiting),"
+    f" s as ({_OUTCOME.format('b.version', '$5')} from b {_OURS})", "iibibbBBIBi", "(select waiting from b)",
+)
+DELETE_RANGE: Final = Statement("delete from records where key >= $1 and key < $2", "bb")
+OPEN: Final = Statement("delete from fences where digest = $1", "b")
+CLOSE: Final = Statement(
+    "insert into fences values ($1, $2) on conflict (digest) do update set fence = excluded.fence", "bb"
+)
+STATE: Final = Statement("update buckets set state = $2 where bucket = any($1)", "Bi")

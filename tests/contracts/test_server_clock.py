@@ -1,0 +1,92 @@
+"""Clients whose clocks are hours apart agree on what has expired and on who has a lease."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import PostgresHome
+from postgres_server import PostgresServer
+
+import inmem
+
+RUN = "run"
+HOURS = (-7, 0, 5)
+TTL_S = 3.0
+
+
+@pytest.fixture
+def there(postgres_server: PostgresServer) -> Iterator[PostgresHome]:
+    home = PostgresHome(postgres_server)
+    yield home
+    home.close()
+
+
+def shift(hours: float) -> None:
+    """Set this process's clocks, but for the monotonic one."""
+    real, real_ns = time.time, time.time_ns
+    time.time = lambda: real() + hours * 3600  # type: ignore[assignment]
+    time.time_ns = lambda: real_ns() + round(hours * 3600e9)  # type: ignore[assignment]
+
+
+def client(url: str, hours: float, calls: Any) -> None:
+    shift(hours)
+    with inmem.open(url) as db:
+        while (call := calls.recv()) is not None:
+            name, kind, arguments, options = call
+            try:
+                calls.send(getattr(getattr(db, kind), name)(*arguments, **options))
+            except inmem.InmemError as error:
+                calls.send(error)
+
+
+class Client:
+    """A process with a clock of its own."""
+
+    def __init__(self, url: str, hours: float) -> None:
+        self._ours, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self._process = context.Process(target=client, args=(url, hours, theirs), daemon=True)
+        self._process.start()
+
+    def __call__(self, kind: str, name: str, *arguments: Any, **options: Any) -> Any:
+        self._ours.send((name, kind, arguments, options))
+        return self._ours.recv()
+
+    def end(self) -> None:
+        self._ours.send(None)
+        self._process.join(10)
+        assert self._process.exitcode == 0
+
+
+def test_clients_hours_apart(there: PostgresHome) -> None:
+    there.open().close()
+    clients = [Client(there.url, hours) for hours in HOURS]
+    for number, one in enumerate(clients):
+        one("kv", "put", RUN, f"k{number}", number, ttl=TTL_S)
+        began = time.monotonic()
+        for other in clients:
+            left = other("kv", "ttl", RUN, f"k{number}")
+            if time.monotonic() - began < TTL_S / 2:
+                assert TTL_S / 4 < left <= TTL_S
+                assert other("kv", "get", RUN, f"k{number}") == number
+        time.sleep(max(0.0, began + TTL_S + 0.3 - time.monotonic()))
+        assert [other("kv", "get", RUN, f"k{number}") for other in clients] == [None] * 3
+    for number, one in enumerate(clients):
+        lease = one("leases", "acquire", RUN, f"l{number}", ttl_s=TTL_S, holder=str(number))
+        began = time.monotonic()
+        for other in clients:
+            if other is not one:
+                refused = other("leases", "acquire", RUN, f"l{number}", ttl_s=TTL_S)
+                if time.monotonic() - began < TTL_S / 2:
+                    assert isinstance(refused, inmem.LeaseHeldError) and refused.holder == str(number)
+        next_one = clients[(number + 1) % 3]
+        taken = next_one("leases", "acquire", RUN, f"l{number}", ttl_s=TTL_S, wait_s=3 * TTL_S)
+        assert isinstance(taken, inmem.Lease) and taken.token > lease.token
+        assert time.monotonic() - began > TTL_S - 0.3
+        assert abs(taken.acquired_at / 1e6 - time.time()) < TTL_S, "it is the server's time"
+    for one in clients:
+        one.end()

@@ -1,0 +1,195 @@
+"""Three nodes of PostgreSQL under Patroni, with etcd, on this machine: they fail over by themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from postgres_server import binaries, unprivileged
+from support import alive, wait_until
+
+NODES = ("a", "b", "c")
+
+_NODE = """
+scope: tests
+name: {name}
+restapi: {{listen: '127.0.0.1:{rest}', connect_address: '127.0.0.1:{rest}'}}
+etcd3: {{host: '127.0.0.1:{etcd}'}}
+bootstrap:
+  dcs:
+    ttl: 20
+    loop_wait: 1
+    retry_timeout: 3
+    maximum_lag_on_failover: 33554432
+    synchronous_mode: true
+    postgresql:
+      use_pg_rewind: true
+      use_slots: true
+      parameters: {{wal_retrieve_retry_interval: 100ms, max_connections: 200, wal_keep_size: 256MB}}
+  initdb: [{{encoding: UTF8}}, data-checksums, {{auth: trust}}]
+  pg_hba: &hba
+    - host all all 127.0.0.1/32 trust
+    - host replication all 127.0.0.1/32 trust
+    - local all all trust
+postgresql:
+  listen: '127.0.0.1:{port}'
+  connect_address: '127.0.0.1:{port}'
+  data_dir: {place}/{name}/data
+  bin_dir: {programs}
+  pgpass: {place}/{name}/pgpass
+  parameters: {{unix_socket_directories: '{place}/{name}'}}
+  pg_hba: *hba
+  authentication:
+    superuser: {{username: postgres}}
+    replication: {{username: postgres}}
+    rewind: {{username: postgres}}
+"""
+
+
+def missing() -> str:
+    """What is not installed; empty if all is."""
+    names = [name for name in ("patroni", "etcd") if shutil.which(name) is None]
+    return ", ".join([*names, *([] if binaries() else ["postgresql"])])
+
+
+class Cluster:
+    """See above."""
+
+    def __init__(self) -> None:
+        programs, self._user = binaries(), unprivileged()
+        assert programs is not None
+        self.place = Path(tempfile.mkdtemp(prefix="pc-", dir="/tmp"))
+        self.place.chmod(0o755)
+        etcd, peer = _free_port(), _free_port()
+        self.ports = {name: _free_port() for name in NODES}
+        self.rest = {name: _free_port() for name in NODES}
+        self._own(self.place)
+        here = f"http://127.0.0.1:{etcd}"
+        self.etcd = self._start("etcd", [
+            "etcd", "--data-dir", str(self.place / "etcd"), "--listen-client-urls", here,
+            "--advertise-client-urls", here, "--listen-peer-urls", f"http://127.0.0.1:{peer}",
+            "--unsafe-no-fsync",
+        ])
+        self.patroni: dict[str, subprocess.Popen[bytes]] = {}
+        for name in NODES:
+            (self.place / name).mkdir()
+            (self.place / name / "data").mkdir(mode=0o700)
+            for each in (self.place / name, self.place / name / "data"):
+                self._own(each)
+            (self.place / name / "patroni.yml").write_text(_NODE.format(
+                name=name, rest=self.rest[name], etcd=etcd, port=self.ports[name], place=self.place,
+                programs=programs,
+            ))
+            self.start(name)
+            if name == "a":
+                wait_until(self.leader, "the first node leads", 90)
+        wait_until(self.is_whole, "all nodes follow", 120)
+
+    def _own(self, path: Path) -> None:
+        if self._user is not None:
+            os.chown(path, *self._user)
+
+    def _start(self, name: str, words: list[str]) -> subprocess.Popen[bytes]:
+        more: dict[str, Any] = {}
+        if self._user is not None:
+            more = {"user": self._user[0], "group": self._user[1], "extra_groups": []}
+        with (self.place / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.place,
+                env={**os.environ, "HOME": str(self.place), "PYTHONPATH": ""}, **more,
+            )  # fmt: skip
+
+    def start(self, name: str) -> None:
+        """Start a node's Patroni, which starts its server."""
+        for stale in ("data/postmaster.pid", f".s.PGSQL.{self.ports[name]}.lock"):
+            file = self.place / name / stale
+            if file.exists() and not alive(int(file.read_text().splitlines()[0])):
+                file.unlink()  # of a zombie
+        self.patroni[name] = self._start(
+            name, [shutil.which("patroni") or "patroni", str(self.place / name / "patroni.yml")]
+        )
+
+    def url(self, schema: str) -> str:
+        """That of a store, over all nodes."""
+        hosts = ",".join(f"127.0.0.1:{port}" for port in self.ports.values())
+        return f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write&schema={schema}"
+
+    def members(self) -> dict[str, tuple[str, str]]:
+        """Role and state of each node, as any of them says."""
+        for name in NODES:
+            try:
+                with urlopen(f"http://127.0.0.1:{self.rest[name]}/cluster", timeout=2) as answer:
+                    found = json.load(answer)
+            except (OSError, ValueError):
+                continue
+            return {each["name"]: (each["role"], each["state"]) for each in found["members"]}
+        return {}
+
+    def leader(self) -> str:
+        """Who leads, and takes writes; empty if nobody does."""
+        members = self.members().items()
+        return next((name for name, found in members if found == ("leader", "running")), "")
+
+    def is_whole(self) -> bool:
+        """Whether all nodes run, and one of them is a synchronous standby."""
+        members = self.members()
+        return (
+            len(members) == len(NODES) and any(role == "sync_standby" for role, _ in members.values())
+            and all(state in ("running", "streaming") for _, state in members.values())
+        )
+
+    def pids(self, name: str) -> list[int]:
+        """Patroni's of a node, and all of its server's."""
+        found = [self.patroni[name].pid]
+        file = self.place / name / "data" / "postmaster.pid"
+        try:
+            first = int(file.read_text().splitlines()[0])
+            found += [first, *map(int, Path(f"/proc/{first}/task/{first}/children").read_text().split())]
+        except (OSError, ValueError, IndexError):
+            pass
+        return found
+
+    def signal(self, name: str, number: int) -> None:
+        """Send Patroni and the server of a node a signal."""
+        for pid in self.pids(name):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+    def kill(self, name: str) -> None:
+        """SIGKILL a node as a whole."""
+        pids = self.pids(name)
+        self.signal(name, signal.SIGSTOP)
+        pids += self.pids(name)
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.patroni[name].wait()
+        wait_until(lambda: not any(alive(pid) for pid in pids), "the node's processes end")
+
+    def remove(self) -> None:
+        """End all of it."""
+        for name in NODES:
+            if name in self.patroni:
+                self.kill(name)
+        self.etcd.kill()
+        self.etcd.wait()
+        shutil.rmtree(self.place, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
