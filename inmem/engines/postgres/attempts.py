@@ -21,8 +21,8 @@ from inmem.changes import DELETE_RANGE as DELETE_RANGE_OP
 from inmem.changes import Table
 from inmem.client.applied import Applied
 from inmem.commit.decide import Effects, decide
-from inmem.commit.footprint import Looks, Range
 from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES
+from inmem.engines.postgres.ahead import Ahead
 from inmem.engines.postgres.asking import BEGIN, COMMIT, ROLLBACK, Ask, Row
 from inmem.engines.postgres.buckets import (
     buckets_of,
@@ -35,8 +35,8 @@ from inmem.engines.postgres.buckets import (
     rows_of_bucket,
 )
 from inmem.engines.postgres.connections import Connections, ServerConnection
-from inmem.engines.postgres.known import Bucket, KnownState, Memory, NotKnownError, Told, Window, is_simple
-from inmem.engines.postgres.moment import SMALL_PAGE, SeenBuckets, page_asked
+from inmem.engines.postgres.known import Bucket, KnownState, Memory, NotKnownError, Told, is_simple
+from inmem.engines.postgres.moment import SeenBuckets
 from inmem.engines.postgres.statements import (
     ADD_BUCKETS,
     CHANGE_REGISTRIES,
@@ -45,10 +45,8 @@ from inmem.engines.postgres.statements import (
     FENCES,
     LOCKED,
     LOCKED_BETWEEN,
-    NAMED,
     OPEN,
     PUT,
-    RECORDS,
     REGISTRIES,
     SESSION,
     STATE,
@@ -67,7 +65,7 @@ from inmem.errors import (
     InvariantError,
 )
 from inmem.keys import TypeTag, fence_of
-from inmem.primitives.server import FOOTPRINTS, LOOKS, PROCEDURES
+from inmem.primitives.server import PROCEDURES
 from inmem.record import expires_at
 from inmem.wire import from_wire, to_wire
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
@@ -305,7 +303,7 @@ class Attempt:
         for commit in commits:
             owners |= owners_of(commit.request, commit.buckets)
             wide += [each[:2] for each in commit.request.ranges if not is_of_one_prefix(*each[:2])]
-        ahead = Ahead(commits)
+        ahead = Ahead([commit.request for commit in commits])
         unlocked = [fence_of(owner) for owner in owners - {*map(owner_of_row, buckets)}]
         before: list[Ask] = [] if is_begun else [(BEGIN, ())]
         if sync:
@@ -452,65 +450,6 @@ def blind_writes(
         [*put], [payload for payload, _ in put.values()],
         [expires for _, expires in put.values()], [*deleted],
     )
-
-
-class Ahead:
-    """What commits most likely look at, which is read in the same round trip as they are locked."""
-
-    def __init__(self, commits: list[Commit]) -> None:
-        keys: dict[bytes, None] = {}
-        starts: dict[Range, None] = {}
-        ends: dict[Range, None] = {}
-        named: dict[tuple[Range, bytes], None] = {}
-        for commit in commits:
-            keys.update(dict.fromkeys(commit.request.reads))
-            for op in commit.request.ops:
-                if op[0] == OP_CALL:
-                    looks = looks_of(op[1], op[2])
-                    keys.update(dict.fromkeys(looks.keys))
-                    starts.update(dict.fromkeys(looks.starts))
-                    ends.update(dict.fromkeys(looks.ends))
-                    named.update(dict.fromkeys(looks.named))
-        self._keys = [*keys]
-        self._ranges = [(each, False, SMALL_PAGE) for each in starts] + [(each, True, 1) for each in ends]
-        self._named = [*named]
-
-    def asked(self) -> list[Ask]:
-        """The statements."""
-        asked: list[Ask] = [(RECORDS, (self._keys,))] if self._keys else []
-        asked += [page_asked(*place, limit, reverse) for place, reverse, limit in self._ranges]
-        asked += [(NAMED, (*place, head)) for place, head in self._named]
-        return asked
-
-    def state(self, connection: ServerConnection, answers: list[list[Row]]) -> LockedState:
-        """What they found."""
-        known: dict[bytes, bytes | None] = dict.fromkeys(self._keys)
-        at = 0
-        if self._keys:
-            known.update(answers[0])
-            at = 1
-        windows = []
-        for place, reverse, limit in self._ranges:
-            window = Window(*place, reverse)
-            window.add(answers[at], limit)
-            windows.append(window)
-            at += 1
-        for found in answers[at : at + len(self._named)]:
-            known.update(found)
-        return LockedState(connection, known, windows)
-
-
-def looks_of(name: str, arguments: list[Any]) -> Looks:
-    """What a procedure most likely looks at."""
-    try:
-        if name in LOOKS:
-            return LOOKS[name](*arguments)
-        if name in FOOTPRINTS:
-            looks_at = FOOTPRINTS[name](*arguments).looks_at
-            return Looks(tuple(start for start, end in looks_at if end == start + b"\0"))
-    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, InmemError):
-        pass  # it is refused later
-    return Looks()
 
 
 def _packed(outcomes: list[Outcome]) -> bytes:
