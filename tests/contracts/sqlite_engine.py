@@ -254,6 +254,8 @@ class SqliteEngine:
         self._store: SqliteStore | None = store
         self.settings = Settings(durability="memory")
         self.path = store.path
+        self.name = str(store.path)
+        self.database_id = b""
         self.leaving: set[Leaves] = set()
         self.now_us = store.now_us
 

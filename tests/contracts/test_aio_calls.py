@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from awaited import AwaitedDatabase, Done, DoneSink
 from bad_arguments import METHODS as KV_AND_EVENTS
-from conftest import Fresh
+from contracts.conftest import Fresh
 from forms import new_run
 from test_bad_arguments_cells_traces_runs import METHODS as OTHERS
 from test_bad_arguments_cells_traces_runs import WHOLE

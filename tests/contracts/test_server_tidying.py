@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import PostgresHome
+from contracts.conftest import PostgresHome
 from postgres_server import PostgresServer
 
 import inmem

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import PostgresHome
+from contracts.conftest import PostgresHome
 from postgres_server import PostgresServer
 
 import inmem

@@ -14,7 +14,7 @@ import inmem
 from inmem.cli.app import app
 
 URLS = [
-    "redis://localhost:6379/0", "postgresql://user:secret@host/db", "postgres://h/d", "file:///tmp/x",
+    "redis://localhost:6379/0", "Postgresql://user:secret@host/db", "postgres:/h/d", "file:///tmp/x",
     "file://x", "file:x", "FILE:/x", "http://h/", "https://h/x", "sqlite:///x.db", "sqlite:x.db", "s3://b/k",
     "unix:///run/x", "tcp://h:1", "inmem://x", "memory://", "memory:", ":memory:", "postgresql+psycopg://h/d",
     "mongodb+srv://u:secret@h/d", "a://", Path("redis://localhost/0"), Path("postgresql://u:secret@h/db"),

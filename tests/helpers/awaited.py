@@ -52,6 +52,7 @@ class DoneWaits:
     """Awaiting waits over `RunScope.wait`."""
 
     def __init__(self, wait: Callable[..., Any]) -> None:
+        self.leaving: set[Any] = set()
         self._wait = wait
 
     def wait(self, fn: Any, timeout_s: float | None, convert: Callable[[Any], Any]) -> Done:

@@ -35,6 +35,7 @@ WAITS = ("lease.acquire", [RUN, b"l", "next", 500, 5000, 8])
 CALLS: dict[str, list[tuple[list[tuple[str, list[Any]]], list[Any]]]] = {
     "kv.add": [([], [KEY, 1, 0]), ([("kv.add", [KEY, 1, 0])], [KEY, 2, 0])],
     "kv.merge": [([], [KEY, FIELDS]), ([("kv.merge", [KEY, FIELDS])], [KEY, FIELDS])],
+    "kv.clear": [([], [RUN, b"", False]), ([("kv.add", [KEY, 1, 0])], [RUN, b"", False])],
     "kv.delete": [([], [KEY]), ([("kv.add", [KEY, 1, 0])], [KEY])],
     "event.append": [
         ([], [RUN, [[b"t", ONE, 0]]]),

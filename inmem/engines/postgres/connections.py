@@ -238,12 +238,16 @@ class Connections:
         self.give_back(connection)
 
     def close(self) -> None:
-        """Close all, and those that come back later. What is under way ends, as if a connection was lost."""
+        """Close those that are free, and others when they come back. What is under way there ends at once."""
         self.is_closed = True
         every = [*self._all]  # before those that are free go
-        self._free.clear()
+        while self._free:
+            try:
+                self._free.pop().close()
+            except IndexError:
+                break
         for connection in every:
-            connection.close()
+            connection.cut()
 
     def after_fork_in_child(self) -> None:
         """The parent's are not touched: psycopg ends none that another process has made."""

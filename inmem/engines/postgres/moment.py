@@ -101,16 +101,19 @@ class ServerMoment:
             return self._begun(asked)
         connection.deadline = self._connections.deadline()
         try:
-            return connection.ask(*asked)
+            found = connection.ask(*asked)
         except psycopg.Error as error:
-            is_over = not is_lost(error, connection)
+            is_over, was_left = not is_lost(error, connection), self._is_closed
             self.close()
-            if self._connections.is_closed:
+            if self._connections.is_closed or was_left:
                 raise ClosedError("the database is closed") from None
             if is_over:
                 raise as_ours(error) from None
             self._ended_by = "the connection of this snapshot was lost"
             raise SnapshotTooOldError(self._ended_by) from error
+        if self._is_closed:
+            self.close()  # which nobody else did while it was read
+        return found
 
     def _begun(self, asked: tuple[Ask, ...]) -> list[list[Any]]:
         """What is read first, in one round trip with the snapshot's beginning."""
@@ -208,8 +211,11 @@ class ServerMoment:
             self._connections.give_back(connection)
 
     def leave(self) -> None:
-        """End it, whoever reads it."""
-        self.close()
+        """End it while another thread reads it, which then closes it."""
+        self._is_closed = True
+        connection = self._connection
+        if connection is not None and self._process == os.getpid():
+            connection.cut()
 
 
 def page_of(connection: AskedConnection, start: bytes, end: bytes, limit: int, reverse: bool) -> list[Item]:

@@ -8,7 +8,10 @@ made while no standby has it.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import socket
 import time
 from typing import Any
 
@@ -44,6 +47,15 @@ class PatientConnection(psycopg.Connection[Any]):
             raise
         self.check_doubt()
         return found
+
+    def cut(self) -> None:
+        """End what another thread does with it. That one closes it: the socket has its number until then."""
+        try:
+            number = os.dup(self.pgconn.socket)
+        except (psycopg.Error, OSError):
+            return  # it is closed
+        with socket.socket(fileno=number) as ours, contextlib.suppress(OSError):
+            ours.shutdown(socket.SHUT_RDWR)
 
     def left_s(self) -> float:
         """How long the call may still wait."""

@@ -20,6 +20,7 @@ from inmem.primitives.importing import importing_records, parts, past
 from inmem.primitives.queues import rules as job
 from inmem.primitives.queues.job import READY, JobId
 from inmem.primitives.queues.looks import LOOKS as LOOKS
+from inmem.values import DamagedValueError
 
 _TAGS: Final = (
     TypeTag.JOB, TypeTag.JOB_STATE, TypeTag.JOB_READY, TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED,
@@ -410,7 +411,10 @@ def import_jobs(workspace: Workspace, prefix: bytes, token: bytes, items: list[A
             _check_encoded("payload", payload)
             check_time(fields[4], "token")
             check_time(fields[5], "time")
-            state = job.unpack(job.JobState._make([*fields[:6], 0, *fields[6:]]).pack())
+            try:
+                state = job.unpack(job.JobState._make([*fields[:6], 0, *fields[6:]]).pack())
+            except DamagedValueError as error:
+                raise InvalidInputError(f"job {job_id}: {error}", argument="items") from None
             if (problem := job.problem_of(state)) is not None:
                 raise InvalidInputError(f"job {job_id}: {problem}", argument="items")
             if number >= found.following():
