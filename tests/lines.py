@@ -7,15 +7,19 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 
-def at_every_line(files: Collection[str], call: Callable[[], Any], happens: Callable[[int], Any]) -> int:
+def at_every_line(
+    files: Collection[str], call: Callable[[], Any], happens: Callable[[int], Any], *, step: int = 1
+) -> int:
     """Make a call again and again; `happens(n)` at the n-th line of the files in the n-th of them.
 
-    Gives the number of calls: in the last one there were too few lines. What
-    `happens` raises is raised at that line.
+    With a `step` it happens so many lines further each time. What `happens`
+    raises is raised at that line.
+
+    Gives the line asked for in the last call, which had fewer.
     """
     lines = 0
     while True:
-        lines += 1
+        lines += step
         left = lines
 
         def tracer(frame: Any, event: str, argument: Any, lines: int = lines) -> Any:

@@ -58,7 +58,12 @@ class PostgresHome(Home):
         import psycopg
 
         with psycopg.connect(self.conninfo, autocommit=True) as connection:
-            connection.execute(f"drop schema if exists {self.schema} cascade")
+            while True:
+                try:
+                    connection.execute(f"drop schema if exists {self.schema} cascade")
+                    return
+                except psycopg.errors.DeadlockDetected:  # with a program of the test's that is ending
+                    continue
 
 
 HOMES = [LocalHome, PostgresHome]

@@ -18,7 +18,7 @@ from support import Workers
 
 import inmem
 
-KILLS = int(os.environ.get("INMEM_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("INMEM_TEST_KILLS", "2"))
 SEED = int(os.environ.get("INMEM_TEST_SEED", "20260701"))
 COUNT = int(os.environ.get("INMEM_TEST_WORKERS", "8"))
 DEADLINE_S = 60.0  # of a worker's calls; the machine may be busy

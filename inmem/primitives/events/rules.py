@@ -99,9 +99,12 @@ class StoredEvent(NamedTuple):
 
     def to_event(self) -> Event:
         """As the user sees it."""
+        try:
+            event_type = self.event_type.decode()
+        except UnicodeDecodeError:
+            raise values.DamagedValueError("not an event record") from None
         return Event(
-            self.sequence, self.event_type.decode(), values.decode(self.payload), self.timestamp,
-            self.prev_hash, self.hash,
+            self.sequence, event_type, values.decode(self.payload), self.timestamp, self.prev_hash, self.hash
         )
 
 
