@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import operator
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from homes import Fresh, Home
 
 import inmem
 
@@ -30,8 +30,8 @@ CAPABILITIES = {
 
 
 @pytest.fixture
-def db(store_path: Path) -> Iterator[inmem.Database]:
-    with inmem.open(store_path) as database:
+def db(fresh: Fresh) -> Iterator[inmem.Database]:
+    with inmem.open(**fresh()) as database:
         yield database
 
 
@@ -41,17 +41,17 @@ def saver(db: inmem.Database) -> InmemSaver:
 
 
 @pytest.mark.parametrize("kind", ["threads", "loops"])
-def test_conformance(store_path: Path, kind: str) -> None:
+def test_conformance(home: Home, kind: str) -> None:
     numbers = iter(range(1 << 20))
 
     @checkpointer_test(name=kind)
     async def make() -> AsyncIterator[InmemSaver]:
-        agent = f"agent-{next(numbers)}"
+        agent = f"{kind}-{next(numbers)}"
         if kind == "threads":
-            with inmem.open(store_path, agent=agent) as db:
+            with home.open(agent=agent) as db:
                 yield InmemSaver(db)
         else:
-            async with inmem.aio.open(store_path, agent=agent) as db:
+            async with inmem.aio.open(home.place, agent=agent) as db:
                 yield InmemSaver(db)
 
     results = asyncio.run(validate(make)).results
@@ -273,9 +273,9 @@ def test_graphs_do_what_they_do_with_langgraphs_own_saver(saver: InmemSaver, dur
     assert story(saver, durability) == story(InMemorySaver(), durability)
 
 
-def test_a_graph_is_awaited(store_path: Path) -> None:
+def test_a_graph_is_awaited(fresh: Fresh) -> None:
     async def main() -> None:
-        async with inmem.aio.open(store_path) as db:
+        async with inmem.aio.open(**fresh()) as db:
             saver = InmemSaver(db, fence="lease")
             graph = graph_of(saver)
             async with saver.alease("t"):
