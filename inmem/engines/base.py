@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from inmem.changes import Table
 from inmem.config import Settings
 from inmem.pending import Pending
-from inmem.reports import BackupReport, CheckReport
-from inmem.stepping import Leaves, Steps
+
+if TYPE_CHECKING:  # a writer has no use for them, and each costs it memory
+    from inmem.reports import BackupReport, CheckReport
+    from inmem.stepping import Leaves, Steps
 
 T = TypeVar("T")
 Item = tuple[bytes, bytes]
