@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from awaited import AwaitedDatabase, Done, DoneSink
 from bad_arguments import METHODS as KV_AND_EVENTS
-from contracts.conftest import Fresh
 from forms import new_run
+from homes import Fresh
 from test_bad_arguments_cells_traces_runs import METHODS as OTHERS
 from test_bad_arguments_cells_traces_runs import WHOLE
 

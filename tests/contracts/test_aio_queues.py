@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from bad_arguments import shown
-from contracts.conftest import Fresh
+from homes import Fresh
 from test_bad_arguments_queues import JOB, METHODS, OF_JOBS, RUN_FIRST, bad_of
 
 import inmem

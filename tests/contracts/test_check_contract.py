@@ -9,8 +9,8 @@ from typing import Any
 import msgpack
 import pytest
 from checking import problem_of
-from contracts.conftest import HOMES, Home, LocalHome, PostgresHome
 from damaging import BRIEF, EVENT, HOME, KEY, RUN, DamagedImage, DamagedTables
+from homes import HOMES, Home, LocalHome, PostgresHome
 
 import inmem
 from inmem.engines.postgres.buckets import buckets_of_range

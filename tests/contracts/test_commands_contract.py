@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contracts.conftest import HOMES, Home, PostgresHome
+from homes import HOMES, Home, PostgresHome
 from typer.testing import CliRunner
 
 import inmem

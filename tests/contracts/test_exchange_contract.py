@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contracts.conftest import HOMES, Home, PostgresHome
 from exporting import exported, fill, fill_little
+from homes import HOMES, Home, PostgresHome
 from support import wait_until
 
 import inmem

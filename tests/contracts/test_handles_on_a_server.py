@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from contracts.conftest import PostgresHome
 from faults.test_36_handles_that_travel import (
     load,
     test_what_is_of_one_process_does_not_travel,
@@ -31,6 +30,7 @@ from faults.test_68_threads_and_closing import (
     test_what_belongs_to_a_closed_handle,
 )
 from forks import in_child
+from homes import PostgresHome
 
 import inmem
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from contracts.conftest import PostgresHome
+from homes import PostgresHome
 
 import inmem
 from inmem.exchange import export_runs, import_runs

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from contracts.conftest import PostgresHome
+from homes import PostgresHome
 from postgres_server import PostgresServer
 
 import inmem

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from contracts.conftest import PostgresHome
+from homes import PostgresHome
 from postgres_server import PostgresServer
 
 import inmem

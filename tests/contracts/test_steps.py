@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contracts.conftest import Home
 from forms import new_run
+from homes import Home
 
 import inmem
 from inmem import RunStatus, StepFailedError, steps

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from contracts.conftest import PostgresHome
 from exporting import exported
+from homes import PostgresHome
 
 import inmem
 from inmem.exchange import count_runs, export_runs
