@@ -45,7 +45,7 @@ postgresql:
   data_dir: {place}/{name}/data
   bin_dir: {programs}
   pgpass: {place}/{name}/pgpass
-  parameters: {{unix_socket_directories: '{place}/{name}'}}
+  parameters: {{unix_socket_directories: '{place}/{name}', dynamic_shared_memory_type: mmap}}
   pg_hba: *hba
   authentication:
     superuser: {{username: postgres}}

@@ -69,7 +69,10 @@ class PostgresServer:
             self.run("initdb", "-D", str(self.data), "-A", auth, "-N", "-U", "inmem", *more)
         else:
             self.run("pg_basebackup", "-d", copied_from.conninfo, "-D", str(self.data), "-c", "fast", "-N")
-        self.options = ("-k", str(self.place), "-h", "", "-p", "5432", *options)
+        # A killed server leaves what is in /dev/shm; what is in its directory goes with that.
+        self.options = (
+            "-k", str(self.place), "-h", "", "-p", "5432", "-c", "dynamic_shared_memory_type=mmap", *options,
+        )
         if copied_from is None:
             self.start()
 
