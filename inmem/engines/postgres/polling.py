@@ -18,6 +18,7 @@ import select
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 from inmem.engines.postgres.looking import Begins, ServerWaiter, WaitersOfStore
@@ -150,7 +151,8 @@ class Poller:
         while left_s > 0:
             for number, _ in polled.poll(max(1, math.ceil(left_s * 1000))):
                 if number == self._bell[0]:
-                    os.read(number, 4096)
+                    with suppress(BlockingIOError):  # the poller before this one has read it
+                        os.read(number, 4096)
                     if self._new or self._closed or self._passed or self._store.connections.is_closed:
                         left_s = min(left_s, _FIRST_S)  # those who come in these look together
                 elif watch.was_told():
