@@ -313,7 +313,10 @@ def is_locked(path: Path) -> bool:
     """Whether a process holds a lock file exclusively."""
     if not path.exists():  # a lock would create it
         return False
-    lock = FileLock(path)
+    try:
+        lock = FileLock(path)
+    except FileNotFoundError:  # its directory was removed or renamed since
+        return False
     try:
         return not lock.try_shared()
     finally:

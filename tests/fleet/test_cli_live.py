@@ -18,6 +18,7 @@ from unit.test_cli import PROGRAM, environment
 from unit.test_cli_look import document, invoke, lines
 
 import inmem
+from inmem.host.files import is_locked
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0
@@ -212,3 +213,10 @@ class TestFollow:
             following.end()
         last = following.events[-1]["error"]
         assert "was removed or replaced" in last["message"] and moved.exists()
+
+
+def test_a_lock_whose_directory_goes_while_it_is_looked_at(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda self: True)  # as it was a moment ago
+    assert not is_locked(scratch / "gone" / "writer.lock")
