@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import inmem
@@ -15,25 +13,6 @@ def rows(db: inmem.Database) -> dict[bytes, bytes]:
     """All stored records of a database's namespace, raw."""
     found = db.engine.latest().scan(b"\0", b"\xff" * MAX_KEY_BYTES)
     return {bytes(key): bytes(record) for key, record in found if key.startswith(db.namespace.prefix())}
-
-
-def in_threads(count: int, work: Callable[[int], None]) -> None:
-    errors: list[BaseException] = []
-
-    def guarded(i: int) -> None:
-        try:
-            work(i)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    if errors:
-        raise errors[0]
 
 
 def fill(db: inmem.Database, run_id: str, name: str = "same") -> None:

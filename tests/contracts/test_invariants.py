@@ -14,8 +14,8 @@ from typing import Any
 import invariant_workers
 import pytest
 from forms import new_run
-from invariants import Stop, contents, fill, in_threads, rows
-from support import Workers, in_parallel, kill_writer, wait_until, writer_pid
+from invariants import Stop, contents, fill, rows
+from support import Workers, in_parallel, in_threads, kill_writer, wait_until, writer_pid
 
 import inmem
 from inmem import Custom, Decision, ErrorTrace, NewTrace, Query, Thought, ToolCall

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from forms import new_run
-from invariants import in_threads, rows
-from support import kill_writer
+from invariants import rows
+from support import in_threads, kill_writer
 
 import inmem
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 from forms import new_run
-from invariants import in_threads
-from support import wait_until
+from support import in_threads, wait_until
 
 import inmem
 

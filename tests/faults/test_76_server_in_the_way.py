@@ -20,7 +20,7 @@ from postgres_server import PostgresServer, binaries
 from postgres_shared import MISSING
 from server_workers import judged, no_error, progress, started
 from small_disks import MIB, needs_root, tmpfs
-from support import Workers, wait_until
+from support import Workers, in_threads, wait_until
 
 import inmem
 from inmem import (
@@ -59,25 +59,6 @@ def asked(server: PostgresServer, *statements: str) -> list[Any]:
         for statement in statements:
             cursor = connection.execute(statement)  # type: ignore[call-overload]
         return cursor.fetchall() if cursor is not None and cursor.description else []
-
-
-def in_threads(work: Callable[[int], None]) -> None:
-    """Run it in some threads; the first error, if there is one."""
-    errors: list[BaseException] = []
-
-    def run(index: int) -> None:
-        try:
-            work(index)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    if errors:
-        raise errors[0]
 
 
 # --- it stands still, or takes no more ------------------------------------------------------------
@@ -134,7 +115,7 @@ def test_no_connection_is_left(server: PostgresServer, schema: str) -> None:
         threading.Timer(0.5, one.close).start()
         with inmem.open(url, timeout_s=10.0) as db:  # one is enough
             db.kv.put(RUN, "a", db.kv.get(RUN, "a") + 1)
-            in_threads(lambda _: db.kv.add(RUN, "a", 1))
+            in_threads(THREADS, lambda _: db.kv.add(RUN, "a", 1), 60.0)
             assert db.kv.get(RUN, "a") == 2 + THREADS
     finally:
         for other in others:
@@ -176,7 +157,7 @@ def test_what_is_set_for_a_role_ends_no_commit(server: PostgresServer, schema: s
                     db.events.append(RUN, "e", n)
                     assert db.kv.get(RUN, "n") > n
 
-            in_threads(work)
+            in_threads(THREADS, work, 60.0)
             assert db.kv.get(RUN, "n") == db.kv.get(RUN, "m") == 4 * THREADS
             assert db.events.verify_chain(RUN).is_valid
     finally:

@@ -6,13 +6,13 @@ import copy
 import os
 import random
 import re
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
 from postgres_server import PostgresServer
+from support import in_threads
 from wire_proxy import CUT_BEFORE, TO_CLIENT, WireProxy
 
 import inmem
@@ -59,24 +59,6 @@ class Planted:
         monkeypatch.setattr(AskedConnection, "ask", counted)
 
 
-def in_threads(work: Callable[[int], None]) -> None:
-    errors: list[BaseException] = []
-
-    def run(index: int) -> None:
-        try:
-            work(index)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(90)
-    if errors:
-        raise errors[0]
-
-
 # --- what has to notice ---------------------------------------------------------------------------
 
 
@@ -97,7 +79,7 @@ def additions(db: inmem.Database, planted: Planted, _: PostgresServer) -> None:
             db.transact("a", step, timeout_s=PATIENCE_S, max_attempts=1000)
 
     try:
-        in_threads(work)
+        in_threads(THREADS, work, 90.0)
     finally:
         assert planted.deadlocks == 0, "deadlocks"
         assert planted.failures == 0, "failures of serialization"
@@ -114,7 +96,7 @@ def rows(db: inmem.Database, planted: Planted, _: PostgresServer) -> None:
         for _ in range(ROUNDS):
             db.transact("rows", step, timeout_s=60.0, max_attempts=1000)
 
-    in_threads(work)
+    in_threads(THREADS, work, 90.0)
     assert db.kv.count("rows", "row/") == THREADS * ROUNDS, "rows are overwritten"
 
 

@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -411,3 +412,23 @@ def be_worker(module: str, function: str, words: str, result: str, arguments: st
 if __name__ == "__main__":  # as the first process of a machine: nothing can be forked off from outside there
     sys.path[:0] = PLACES
     sys.exit(be_worker(*sys.argv[1:]))
+
+
+def in_threads(count: int, work: Callable[[int], Any], within_s: float = 30.0) -> None:
+    """`work(index)` in some threads at once; the first error, if there is one, is raised."""
+    errors: list[BaseException] = []
+
+    def guarded(index: int) -> None:
+        try:
+            work(index)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(within_s)
+        assert not thread.is_alive()
+    if errors:
+        raise errors[0]
