@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import multiprocessing
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from urllib.parse import quote
 import inmem
 from bench.peers import Client, Connector, NotInstalled, Peer
 
-_HELPER = Path(__file__).parents[2] / "tests" / "helpers" / "postgres_server.py"
+_HELPERS = Path(__file__).parents[2] / "tests" / "helpers"
 _TABLES = """
 create table kv (key text primary key, value text) with (fillfactor = 70);
 create table jobs (id bigserial primary key, value text not null, taken boolean not null default false);
@@ -42,11 +43,11 @@ class Shared:
         if cls.server is None:
             if importlib.util.find_spec("psycopg") is None:
                 raise NotInstalled("psycopg is not installed")
-            spec = importlib.util.spec_from_file_location("postgres_server", _HELPER)
-            if spec is None or spec.loader is None or not _HELPER.exists():
+            if not (_HELPERS / "postgres_server.py").exists():
                 raise NotInstalled("there is no helper that starts a server")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            if str(_HELPERS) not in sys.path:
+                sys.path.append(str(_HELPERS))
+            module = importlib.import_module("postgres_server")
             if module.binaries() is None:
                 raise NotInstalled("PostgreSQL is not installed")
             cls.server = module.PostgresServer("-c", "max_connections=400", "-c", "shared_buffers=256MB")
