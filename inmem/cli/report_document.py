@@ -12,27 +12,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from inmem.cli.durations import duration_s, is_recording, lasted_s, parents_of, reach_of
-from inmem.cli.gist import in_lines, line_of, message_of, trace_line, words_of
+from inmem.cli.gist import in_lines, line_of, trace_line, words_of
 from inmem.cli.scale import Scale
-from inmem.cli.text import clock, day, full_time, indented, plain, span
+from inmem.cli.shown import LINE, VALUE, Details, about, kind_of, name_of, tags_of
+from inmem.cli.text import clock, day, full_time, plain, span
 from inmem.cli.traces import tree_of
 from inmem.primitives.counts import shown_of
 from inmem.primitives.events.rules import ChainVerification
 from inmem.primitives.runs.rules import RunMetadata, RunStatus
-from inmem.primitives.traces.rules import Custom, Decision, ErrorTrace, Query, Thought, ToolCall, Trace
+from inmem.primitives.traces.rules import Trace
 from inmem.reading.run import Logged, StoredRun
 
-_VALUE: Final = 4000  # characters of one value
-_LINE: Final = 300  # characters of a message in a row
-_TOTAL: Final = 24 * 1024 * 1024  # characters of all values together
-_ABOUT: Final = 40  # names in the metadata of a run
 _WIDE: Final = 60  # characters of a fact that has a line of its own
 _NEVER: Final = 1 << 63
-_KINDS: Final = {
-    ToolCall: "tool", Decision: "decision", Query: "query", Thought: "thought", ErrorTrace: "error",
-    Custom: "custom",
-}
-_Details = list[list[str]]  # titles and texts
 
 
 class ReportDocument:
@@ -42,7 +34,7 @@ class ReportDocument:
         self._store = store
         self._run = metadata
         self._limit = limit
-        self._budget = _TOTAL
+        self._details = Details()
         self._left: dict[str, str] = {}
 
     def document(self, verdict: ChainVerification, version: int) -> dict[str, Any]:
@@ -56,23 +48,23 @@ class ReportDocument:
         has_times = not times.is_untimed
         cells = [
             [plain(cell.name), cell.version, full_time(cell.updated_at) if has_times else "",
-             words_of(cell.value, _LINE), [["value", self._value(cell.value)]]]
+             words_of(cell.value, LINE), [["value", self._details.value(cell.value)]]]
             for cell in self._first("cells", store.cells(), counts["cells"])
         ]
         entries = [
-            [plain(entry.key), full_time(entry.timestamp) if has_times else "", words_of(entry.value, _LINE),
-             [["value", self._value(entry.value)],
+            [plain(entry.key), full_time(entry.timestamp) if has_times else "", words_of(entry.value, LINE),
+             [["value", self._details.value(entry.value)],
               *([] if entry.ttl_s is None else [["expires", f"in {span(entry.ttl_s)}"]])]]
             for entry in self._first("kv", store.entries(), counts["kv"])
         ]
         return {
             "run": store.name,
             "status": self._run.status.value if self._run else "",
-            "error": in_lines(self._run.error, _VALUE) if self._run and self._run.error else "",
+            "error": in_lines(self._run.error, VALUE) if self._run and self._run.error else "",
             "timed": has_times,
             "lines": times.scale.last > times.scale.first,
             "facts": [*self._facts(times, now_us), *self._holds(counts, verdict)],
-            "about": self._about(),
+            "about": about(self._run),
             "events": [self._event(logged, has_times) for logged in events],
             "traces": self._trace_rows(times),
             "timeline": times.rows(),
@@ -143,30 +135,7 @@ class ReportDocument:
             ["hash chain of the events", chain, "good" if verdict.is_valid else "bad"],
         ]
 
-    def _about(self) -> list[list[str]]:
-        given = {} if self._run is None else self._run.metadata
-        first = itertools.islice(given.items(), _ABOUT)
-        shown = [[plain(name), words_of(value, _LINE)] for name, value in first]
-        if len(given) > _ABOUT:
-            shown.append(["…", f"and {len(given) - _ABOUT:,} more"])
-        return shown
-
     # --- rows ---------------------------------------------------------------------------
-
-    def _within(self, text: str, room: int, is_cut: bool) -> str:
-        self._budget -= len(text)
-        return f"{text}\n… (shortened after {room:,} characters)" if is_cut else text
-
-    def _room(self) -> int:
-        return max(_LINE, min(_VALUE, self._budget))
-
-    def _value(self, value: Any) -> str:
-        """A value in full, as far as there is room: a text as it is, the rest as JSON."""
-        room = self._room()
-        if isinstance(value, str):
-            return self._within(in_lines(value, room), room, len(value) > room)
-        text, is_cut = indented(value, room)
-        return self._within(text, room, is_cut)
 
     def _first(self, kind: str, found: Iterator[Any], count: int) -> list[Any]:
         rows = list(itertools.islice(found, self._limit))
@@ -182,20 +151,9 @@ class ReportDocument:
 
     def _event(self, logged: Logged, has_times: bool) -> list[Any]:
         event = logged.event
-        line = line_of(event.payload, _LINE)
-        details = []
-        if not isinstance(event.payload, str):
-            room = self._room()
-            said = message_of(event.payload, room)
-            if said != line:
-                details.append(["message", self._within(said, room, False)])
-        details += [
-            ["payload", self._value(event.payload)],
-            ["time" if has_times else "stored", f"{day(event.timestamp)} {clock(event.timestamp)}"],
-            ["hash", event.hash.hex()],
-        ]
+        details = self._details.event(event, is_timed=has_times)
         when = clock(event.timestamp) if has_times else ""
-        return [event.sequence, when, plain(event.event_type), line, details]
+        return [event.sequence, when, plain(event.event_type), line_of(event.payload, LINE), details]
 
     def _traces(self, count: int) -> list[Trace]:
         """The newest trees, each in order; the last of them may be cut short."""
@@ -225,29 +183,14 @@ class ReportDocument:
             place = min(1.0, max(0.0, (begin - times.begins[root]) / whole))
             own = duration_s(trace)
             length = own if own is not None else (end - begin) / 1e6
-            is_tool = isinstance(trace.body, ToolCall)
-            name = trace.body.tool_name if isinstance(trace.body, ToolCall) else trace.type_name
             rows.append([
                 trace.id, above, depths[number], "" if times.is_untimed else clock(trace.timestamp),
-                _KINDS[type(trace.body)], plain(name), trace_line(trace, _LINE),
-                [plain(tag) for tag in trace.tags if not (is_tool and tag == f"tool:{name}")],
-                self._trace_details(trace, times),
+                kind_of(trace), name_of(trace), trace_line(trace, LINE), tags_of(trace),
+                self._details.trace(trace, is_timed=not times.is_untimed),
                 span(length) if own is not None or end > begin else "",
                 [round(place, 5), round(min(1.0, place + (end - begin) / whole), 5)], own is not None,
             ])
         return rows
-
-    def _trace_details(self, trace: Trace, times: _Times) -> _Details:
-        details = [["type", plain(trace.type_name)]]
-        for name in trace.body.__slots__:
-            value = getattr(trace.body, name)
-            if value is not None:
-                details.append([name.replace("_", " "), self._value(value)])
-        if trace.metadata:
-            details.append(["metadata", self._value(trace.metadata)])
-        when = f"{day(trace.timestamp)} {clock(trace.timestamp)}"
-        details.append(["stored" if times.is_untimed else "time", when])
-        return [*details, ["id", trace.id], ["below", trace.parent_id or ""]]
 
 
 class _Times:
