@@ -34,6 +34,7 @@ from inmem.host.paths import absolute
 from inmem.reading.named_source import NamedSource
 from inmem.reading.run import StoredRun
 
+_ASSETS: Final = files("inmem.web").joinpath("assets")  # what the page of `inmem ui` is made of too
 _LIMIT: Final = 2000  # of each kind, unless more are wanted: a browser is quick with these
 
 
@@ -90,6 +91,8 @@ def page_of(source: NamedSource, run: str, limit: int = _LIMIT) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     template = files("inmem.cli").joinpath("report.html").read_text("utf-8")
+    for name, asset in (("base", "base.css"), ("parts", "parts.js")):
+        template = template.replace("{{" + name + "}}", _ASSETS.joinpath(asset).read_text("utf-8"), 1)
     style = _between(template, "<style>", "</style>")
     script = _between(template, "<script>", "</script>")
     policy = (

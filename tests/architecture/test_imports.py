@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("aio",),
     ("steps",),
     ("exchange",),
-    ("cli",),
+    ("cli", "web"),
     ("exports",),
     ("__init__",),
     ("adapters",),

@@ -428,7 +428,7 @@ WRITTEN: Final = "inmem.aio.facades."  # by `inmem.aio.generate`, which knows no
 def test_who_knows_single_primitives() -> None:
     found = {
         (module, name) for module, source in real_modules().items()
-        if not module.startswith(("inmem.primitives.", "inmem.cli.", "inmem.exports", WRITTEN))
+        if not module.startswith(("inmem.primitives.", "inmem.cli.", "inmem.web.", "inmem.exports", WRITTEN))
         for _, target in imports_of(module, source, frozenset(real_modules()))
         if (name := primitive_of(target))
     }

@@ -18,6 +18,10 @@ from inmem.record import payload_of
 from inmem.values import decode
 
 _TIMED: Final = (TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED)
+_LISTED: Final = {
+    "ready": TypeTag.JOB_READY, "delayed": TypeTag.JOB_DUE, "claimed": TypeTag.JOB_CLAIMED,
+    "dead": TypeTag.JOB_DEAD,
+}
 
 
 class QueueReads:
@@ -103,6 +107,18 @@ class QueueReads:
             keys = [key for key, _ in view.scan(*self._span(tag, name), limit=limit)]
             found = (info(view, self._prefix, name, key[-8:]) for key in keys)
             return [each for each in found if each is not None]
+
+
+def in_state(queues: QueueReads, queue: str, state: str, limit: int) -> builtins.list[JobInfo]:
+    """The first jobs of a queue in a state, as it was written: in order of their turn, or of their time.
+
+    Raises:
+        InvalidInputError: there is no such state, or nothing lists the jobs in it.
+    """
+    if state not in _LISTED:
+        problem = f"state must be one of {', '.join(_LISTED)}, not {shorten(state)}"
+        raise InvalidInputError(problem, argument="state")
+    return queues._listed(_LISTED[state], queue, limit)
 
 
 def encode_queue(queue: object) -> bytes:
