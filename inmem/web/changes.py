@@ -29,7 +29,7 @@ def _look_at_queues(view: Any) -> None:
 
 # Each reads all that a kind has, so that any change of it ends the wait. None looks at values.
 LOOKS: Final[dict[str, Callable[[Any], Any]]] = {
-    "events": lambda view: view.events.len(),
+    "events": lambda view: view.events.count(),
     "traces": lambda view: view.traces.count(),
     "kv": lambda view: view.kv.count(),
     "cells": lambda view: view.cells.list(),

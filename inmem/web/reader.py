@@ -61,7 +61,7 @@ class PageReader:
         return {
             "name": plain(self._db.name), "version": __version__, "namespace": str(self._db.namespace),
             "durability": self._db.engine.durability, "write": self._may_write,
-            "local": self._db.path is not None,
+            "local": self._db.engine.path is not None,
         }
 
     def status(self) -> Status:

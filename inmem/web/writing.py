@@ -25,11 +25,12 @@ def _scope(db: Database, given: Mapping[str, Any]) -> Any:
 
 
 def _put(db: Database, given: Mapping[str, Any]) -> None:
+    scope, key, text = _scope(db, given), _text(given, "key"), _text(given, "value")
     try:
-        value = from_json(json.loads(_text(given, "value")))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"value must be JSON: {error}", argument="value") from None
-    _scope(db, given).kv.put(_text(given, "key"), value)
+    scope.kv.put(key, from_json(value))
 
 
 ACTIONS: Final[dict[str, Callable[[Database, Mapping[str, Any]], Any]]] = {

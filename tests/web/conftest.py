@@ -1,0 +1,5 @@
+"""The page is tested on each engine."""
+
+from homes import fresh, home
+
+__all__ = ["fresh", "home"]

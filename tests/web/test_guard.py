@@ -1,0 +1,83 @@
+"""Who may ask the page of `inmem ui`: a browser that came by its link, from this page alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+from page_server import PageServer
+
+import inmem
+
+pytest.importorskip("starlette", reason="the extra `ui` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `ui` is not installed")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PageServer]:
+    with inmem.open() as db:
+        db.runs.create_run(run_id="trip")
+        with PageServer(db.path) as one:
+            yield one
+
+
+def test_the_link_gives_a_cookie_and_takes_the_token_out_of_the_address(server: PageServer) -> None:
+    status, headers, _ = server.ask(f"/run/trip?token={server.token}", has_cookie=False)
+    assert (status, headers["location"]) == (303, "/run/trip")
+    cookie = headers["set-cookie"]
+    assert cookie.startswith(server.cookie) and "HttpOnly" in cookie and "SameSite=Strict" in cookie
+
+
+def test_the_way_after_the_link_is_always_one_of_this_page(server: PageServer) -> None:
+    status, headers, _ = server.ask(f"//elsewhere.example/?token={server.token}", has_cookie=False)
+    assert (status, headers["location"]) == (303, "/elsewhere.example/")
+
+
+@pytest.mark.parametrize("path", ["/", "/api/store", "/api/stream", "/assets/app.js", "/run/trip"])
+@pytest.mark.parametrize("cookie", ["", "inmem-ui-PORT=wrong", "inmem-ui-PORT=", "a=TOKEN", "\x01;;=="])
+def test_nothing_is_shown_without_the_token(server: PageServer, path: str, cookie: str) -> None:
+    sent = cookie.replace("PORT", str(server.port)).replace("TOKEN", server.token)
+    status, _, body = server.ask(path, headers={"Cookie": sent})
+    assert status == 403 and b"token" in body and b"trip" not in body
+
+
+@pytest.mark.parametrize("token", ["x", "", "é", "a" * 5000])
+def test_another_token_is_refused(server: PageServer, token: str) -> None:
+    assert server.ask(f"/?token={quote(token)}", has_cookie=False)[0] == 403
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", "evil.example:PORT", "[::1]:PORT"])
+def test_other_names_of_the_host_are_refused(server: PageServer, host: str) -> None:
+    status, _, body = server.ask("/api/store", headers={"Host": host.replace("PORT", str(server.port))})
+    assert status == 403 and b"answers to" in body
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
+     {"Sec-Fetch-Site": "same-site"}],
+)  # fmt: skip
+def test_requests_of_other_sites_are_refused(server: PageServer, headers: dict[str, str]) -> None:
+    assert server.ask("/api/store", headers=headers)[0] == 403
+    assert server.ask("/api/do", method="POST", body=b"{}", headers=headers)[0] == 403
+
+
+def test_a_change_needs_the_origin_of_the_page(server: PageServer) -> None:
+    status, _, body = server.ask("/api/do", method="POST", body=b"{}", headers={"Origin": ""})
+    assert status == 403 and b"Origin" in body
+
+
+@pytest.mark.parametrize("path", ["/", "/api/store", "/assets/app.js", "/nothing", "/api/run?run=none"])
+def test_every_answer_has_the_policy(server: PageServer, path: str) -> None:
+    _, headers, _ = server.ask(path)
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+    assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == "no-store"
+
+
+def test_it_listens_on_this_machine_alone(server: PageServer) -> None:
+    with open("/proc/net/tcp") as table:
+        listening = [line.split()[1] for line in table if line.split()[3] == "0A"]
+    port = f":{server.port:04X}"
+    assert [each for each in listening if each.endswith(port)] == [f"0100007F{port}"]
