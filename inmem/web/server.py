@@ -23,8 +23,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-import inmem
 from inmem.aio import AsyncDatabase
+from inmem.aio import open as open_waiting
 from inmem.cli.top import rates
 from inmem.database import Database, Status
 from inmem.errors import InmemError, InvalidInputError, NotFoundError
@@ -80,7 +80,7 @@ class WebPage:
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         space = self._db.namespace
-        opened = inmem.aio.open(self._place, tenant=space.tenant, app=space.app, agent=space.agent)
+        opened = open_waiting(self._place, tenant=space.tenant, app=space.app, agent=space.agent)
         async with opened as db:
             self._waiting = db
             yield

@@ -85,6 +85,8 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "greenlet": frozenset({"engines.postgres"}),
     "typer": frozenset({"cli"}),  # of the extra `cli`: the core must not need them
     "rich": frozenset({"cli"}),
+    "starlette": frozenset({"web"}),  # of the extra `ui`
+    "uvicorn": frozenset({"web"}),
     "langgraph": frozenset({"adapters"}),  # of an extra for each
     "langchain_core": frozenset({"adapters"}),
 }

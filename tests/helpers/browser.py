@@ -110,8 +110,12 @@ class Browser:
 
     def open(self, path: Path) -> None:
         """Load a file, and wait until it is loaded."""
+        self.visit(path.as_uri())
+
+    def visit(self, url: str) -> None:
+        """Load a page, and wait until it is loaded."""
         self._happened.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=url)
         deadline = time.monotonic() + WAIT_S
         while not any(message["method"] == "Page.loadEventFired" for message in self._happened):
             self._next(deadline)
@@ -123,6 +127,22 @@ class Browser:
         )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def resize(self, width: int, height: int, scheme: str = "light") -> None:
+        """The size of the window, and whether its user wants light or dark colours."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def press(self, key: str, text: str = "") -> None:
+        """One key, as a keyboard gives it."""
+        named = {"Enter": ("\r", 13), "Escape": ("", 27), "ArrowDown": ("", 40), "End": ("", 35)}
+        given, code = named.get(key, (text or key, ord(key[0].upper())))
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code,
+                **({"text": given} if given and kind == "keyDown" else {}),
+            )
 
     def screenshot(self, file: Path) -> None:
         """What is on the screen, as a PNG file."""

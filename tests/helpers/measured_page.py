@@ -50,10 +50,7 @@ LAY_OUT = "for (const row of document.querySelectorAll('.row')) row.style.conten
 
 def look(browser: Browser, page: Path, width: int, scheme: str) -> dict[str, Any]:
     """The page at a width and in a scheme of colours, with all of it laid out, measured."""
-    browser.call(
-        "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False
-    )
-    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.resize(width, 800, scheme)
     browser.open(page)
     browser.evaluate(LAY_OUT)
     return measure(browser)

@@ -10,12 +10,17 @@ async function answered(answer) {
   return data;
 }
 
+// A server that is away is no fault of the page: what is shown is read anew when it is back.
+async function asked(url, options) {
+  try { return await fetch(url, options); } catch { throw new Failure("not connected", 0); }
+}
+
 export async function get(name, query = {}) {
-  return answered(await fetch("/api/" + name + "?" + new URLSearchParams(query)));
+  return answered(await asked("/api/" + name + "?" + new URLSearchParams(query)));
 }
 
 export async function change(what) {
-  return answered(await fetch("/api/do", { method: "POST", body: JSON.stringify(what), headers: { "content-type": "application/json" } }));
+  return answered(await asked("/api/do", { method: "POST", body: JSON.stringify(what), headers: { "content-type": "application/json" } }));
 }
 
 // Calls `handlers.changed(kind)` and `handlers.status(document)`. When the server was away all kinds count as changed.

@@ -1,6 +1,6 @@
 // The log of a run. Pages of it are read when they come into view.
 
-import { get, oneAtATime } from "./api.js";
+import { Failure, get, oneAtATime } from "./api.js";
 import { VirtualList } from "./list.js";
 import { showDetails } from "./panel.js";
 import { clock, lasted } from "./words.js";
@@ -33,10 +33,9 @@ export function events(panel, page, at) {
     return add(make("div", "track"), bar);
   }
   async function choose(index) {
-    const row = shownRow(index);
-    if (!row) return;
-    const { details } = await get("event", { run: page.name, sequence: row[0] });
-    page.keep(row[0]);
+    const sequence = found ? found[index][0] : index;
+    const { row, details } = await get("event", { run: page.name, sequence });
+    page.keep(sequence);
     const after = index ? shownRow(index - 1) : null;
     if (after) details.push(["after the one before", lasted(row[1] - after[1])]);
     showDetails("event " + count(row[0]) + ", " + row[2], details);
@@ -54,7 +53,7 @@ export function events(panel, page, at) {
   function near(from, to) {
     if (found) { if (next >= 0 && to >= found.length) searchOn(); return; }
     for (let n = Math.floor(from / PAGE); n <= Math.floor(Math.max(from, to - 1) / PAGE) && n * PAGE < total; n++)
-      if (rows[Math.max(from, n * PAGE)] === undefined || rows[Math.min(to, total, (n + 1) * PAGE) - 1] === undefined) fetchPage(n).catch(console.error);
+      if (rows[Math.max(from, n * PAGE)] === undefined || rows[Math.min(to, total, (n + 1) * PAGE) - 1] === undefined) fetchPage(n).catch((error) => { if (!(error instanceof Failure)) throw error; });
   }
   const load = oneAtATime(async () => {
     const wasAtEnd = list.isAtEnd();
