@@ -28,6 +28,7 @@ from inmem.cli.look import cells, events, verify
 from inmem.cli.queue import queue
 from inmem.cli.report import report
 from inmem.cli.runs import run, runs
+from inmem.cli.tail import tail
 from inmem.cli.top import top
 from inmem.cli.traces import traces
 from inmem.cli.ui import ui
@@ -47,7 +48,7 @@ for command in (
 ):
     app.command(cls=Command)(command)
 app.add_typer(config, name="config")
-for look in (runs, run, events, cells, traces, leases, verify, report, ui):
+for look in (runs, run, tail, events, cells, traces, leases, verify, report, ui):
     app.command(cls=Command, rich_help_panel="Looking into runs")(look)
 app.add_typer(kv, name="kv", rich_help_panel="Looking into runs")
 app.add_typer(lease, name="lease", rich_help_panel="Looking into runs")

@@ -100,9 +100,9 @@ class DatabaseSource(NamedSource):
             )
             self._read_from(source, building.pop_all())
 
-    def arm(self, start: bytes) -> Armed:
+    def arm(self, *starts: bytes) -> Armed:
         """Before a look at what begins so, for which somebody will `sleep` until it changes."""
-        return self._sleeper.arm([place_of(bucket_of(start))])
+        return self._sleeper.arm([place_of(bucket_of(start)) for start in starts])
 
     def sleep(self, armed: Armed) -> None:
         """Sleep until it has changed, or for a second: the image may be another one by then."""

@@ -27,7 +27,7 @@ class NamedSource(Source):
         """A run, or `@agent`, `@app`, `@tenant`. Each page of it is of the newest version."""
         return StoredRun(self, self.namespace, name)
 
-    def arm(self, start: bytes) -> Any:
+    def arm(self, *starts: bytes) -> Any:
         """Before a look at what begins so, for which somebody will `sleep` until it changes."""
 
     def sleep(self, armed: Any) -> None:
