@@ -282,7 +282,13 @@ def _settings_of(settings: Any) -> SessionSettings:
     if isinstance(settings, SessionSettings):
         return settings
     if isinstance(settings, dict):
-        return SessionSettings().resolve(settings)
+        try:
+            return SessionSettings().resolve(settings)  # with the SDK's own checks
+        except AttributeError:
+            raise inmem.InvalidInputError(
+                "this version of openai-agents takes no dict for settings", argument="session_settings",
+                hint="Give it SessionSettings.",
+            ) from None
     problem = f"session_settings must be SessionSettings or a dict, not {type(settings).__name__}"
     raise inmem.InvalidInputError(problem, argument="session_settings")
 

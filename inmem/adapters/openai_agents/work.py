@@ -104,12 +104,12 @@ class SessionWork:
 
             yield put
 
-    def add(self, batch: Batch) -> Callable[[Any], bool]:
-        """Add items. False: their parts are gone, since the session was cleared; nothing is done."""
+    def add(self, batch: Batch) -> Callable[[Any], bool | None]:
+        """Add items. None: their parts are gone, since the session was cleared; nothing is done."""
 
-        def add(txn: Any) -> bool:
+        def add(txn: Any) -> bool | None:
             if not _has_parts(txn, batch):
-                return False
+                return None
             first, after = self._begun(txn)
             self._put(txn, first, after, batch)
             return True
