@@ -125,7 +125,7 @@ def test_turns_of_agents_under_a_fence(home: Home, workers: Workers) -> None:
     emptied(home)
     some = [workers.start(converse, by, home.place, True, ENDLESS if by == 0 else TURNS) for by in range(3)]
     workers.words.open_gate()
-    wait_until(lambda: workers.words[0] >= 2, "the first one talks", 60.0)
+    wait_until(lambda: workers.check() or workers.words[0] >= 2, "the first one talks", 60.0)
     some[0].process.kill()
     some[0].process.wait()
     if home.name == "local":  # on a server, who waits for a lease is told when its connection is cut

@@ -4,77 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from homes import Fresh, Home
+from homes import Fresh
 
 import inmem
 
 pytest.importorskip("agents", reason="the extra `openai_agents` is not installed")
 
-from agents import Agent, RunConfig, Runner, SessionSettings
-from agents.extensions.memory import EncryptedSession
-from agents.memory import OpenAIResponsesCompactionSession, Session
-from agents.testing import ScriptedModel, assistant_message
+from agents import SessionSettings
+from agents.memory import Session
+from given_sessions import MIB, Given, Tried, message, texts, tried
 
 from inmem.adapters.openai_agents import InmemSession
 from inmem.adapters.openai_agents.work import MANY
 
-KINDS = ["loops", "threads"]
-MIB = 1 << 20
-
-
-def message(text: str, role: str = "user") -> Any:
-    return {"role": role, "content": text}
-
-
-def texts(items: list[Any]) -> list[str]:
-    return [each["content"] for each in items]
-
-
-class Given:
-    """A handle of each kind, and sessions on it."""
-
-    def __init__(self, db: Any) -> None:
-        self.db = db
-        self.session = self.of("user@example.com/7")
-
-    def of(self, session_id: str, **keywords: Any) -> InmemSession:
-        return InmemSession(session_id, self.db, **keywords)
-
-    async def entries(self, prefix: str = "") -> list[str]:
-        return [*await self.asked(lambda view: view.kv.list(prefix or None))]
-
-    async def asked(self, fn: Callable[[Any], Any]) -> Any:
-        done = self.db.transact(self.session.run_id, fn)
-        return done if isinstance(self.db, inmem.Database) else await done
-
-
-Test = Callable[[Given], Awaitable[None]]
-
-
-@pytest.fixture(params=KINDS)
-def tried(request: pytest.FixtureRequest, fresh: Fresh) -> Callable[[Test], None]:
-    """Runs a test in a loop, with a handle of the loop or of threads."""
-
-    async def of_loop(test: Test) -> None:
-        async with inmem.aio.open(**fresh()) as db:
-            await test(Given(db))
-
-    def tried(test: Test) -> None:
-        if request.param == "loops":
-            asyncio.run(of_loop(test))
-        else:
-            with inmem.open(**fresh()) as db:
-                asyncio.run(test(Given(db)))  # type: ignore[arg-type]
-
-    return tried
-
-
-Tried = Callable[[Test], None]
-
+__all__ = ["tried"]
 
 def test_what_a_session_does(tried: Tried) -> None:
     async def test(given: Given) -> None:
@@ -424,142 +370,3 @@ def test_a_fence(tried: Tried) -> None:
         assert texts(await session.get_items()) == ["1", "3"]
 
     tried(test)
-
-
-# --- with the SDK itself ----------------------------------------------------------------------------
-
-
-class Compactor:
-    """In place of OpenAI's client: makes one item of all."""
-
-    def __init__(self) -> None:
-        self.responses = self
-        self.asked: list[Any] = []
-        self.meanwhile: Callable[[], Awaitable[None]] | None = None
-
-    async def compact(self, **asked: Any) -> Any:
-        self.asked.append(asked)
-        if self.meanwhile is not None:
-            await self.meanwhile()
-        output = [{"type": "compaction", "encrypted_content": f"of {len(asked['input'])}"}]
-        return type("Compacted", (), {"output": output, "usage": None})()
-
-
-def compacting(session: Any, client: Compactor) -> OpenAIResponsesCompactionSession:
-    return OpenAIResponsesCompactionSession(
-        session.session_id, session, client=client, compaction_mode="input",  # type: ignore[arg-type]
-        should_trigger_compaction=lambda context: len(context["session_items"]) >= 4,
-    )
-
-
-async def talk(session: Any, *questions: str) -> list[Any]:
-    """Questions with their answers; what the model was given last."""
-    model = ScriptedModel()
-    agent = Agent(name="clerk", model=model)
-    for question in questions:
-        model.enqueue([assistant_message(f"to {question}")])
-        result = await Runner.run(
-            agent, question, session=session, run_config=RunConfig(tracing_disabled=True)
-        )
-        assert result.final_output == f"to {question}"
-    given = model.calls[-1].input
-    assert isinstance(given, list)
-    return given
-
-
-def test_a_runner(tried: Tried) -> None:
-    async def test(given: Given) -> None:
-        seen = await talk(given.session, "a", "b", "c")
-        assert [each.get("content") for each in seen if each.get("role") == "user"] == ["a", "b", "c"]
-        stored = await given.session.get_items()
-        assert [each["role"] for each in stored] == ["user", "assistant"] * 3
-        assert seen == stored[:5]
-
-    tried(test)
-
-
-@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "encrypted"])
-def test_compaction_by_a_runner(tried: Tried, is_encrypted: bool) -> None:
-    """It replaces what the model saw, in one commit, and only if nobody has added to it meanwhile."""
-
-    async def test(given: Given) -> None:
-        client = Compactor()
-        session: Any = compacting(given.session, client)
-        if is_encrypted:
-            session = EncryptedSession(session.session_id, session, "a key", ttl=600)
-        await talk(session, "a")
-        assert len(await session.get_items()) == 2 and client.asked == []
-        await talk(session, "b")
-        assert [each["type"] for each in await session.get_items()] == ["compaction"]
-        assert len(client.asked[0]["input"]) == 4
-        await talk(session, "c", "d")
-        client.meanwhile = lambda: given.session.add_items([message("of somebody else")])
-        await talk(session, "e", "f")
-        stored = await given.session.get_items()
-        assert message("of somebody else") in stored and len(client.asked) >= 2
-        if is_encrypted:
-            assert all("__enc__" in each for each in stored if each != message("of somebody else"))
-
-    tried(test)
-
-
-def test_compaction_by_hand_is_one_commit(tried: Tried) -> None:
-    async def test(given: Given) -> None:
-        session = compacting(given.session, Compactor())
-        await given.session.add_items([message("x" * 9 * MIB), *(message(str(n)) for n in range(1200))])
-        await session.run_compaction({"force": True})
-        assert await given.session.get_items() == [{"type": "compaction", "encrypted_content": "of 1201"}]
-        assert len(await given.entries()) == 2
-
-    tried(test)
-
-
-def test_the_suffix_that_compaction_replaces(tried: Tried) -> None:
-    async def test(given: Given) -> None:
-        session = given.session
-        empty = await session._get_compaction_snapshot(3)
-        assert empty is not None and empty.items == [] and empty.complete
-        assert not await empty.replace_suffix(0, [message("x")])
-        items = [message(f"m{n}") for n in range(6)]
-        await session.add_items(items)
-        found = await session._get_compaction_snapshot(3)
-        assert found is not None and found.items == items[3:] and not found.complete
-        whole = await session._get_compaction_snapshot(6, prune_prefix=lambda item: item in items[:2])
-        assert whole is not None and whole.items == items and whole.complete
-        assert await whole.replace_suffix(4, [message("end")])
-        assert texts(await session.get_items()) == ["m2", "m3", "end"]
-        assert not await whole.replace_suffix(4, [message("again")])
-        again = await session._get_compaction_snapshot(1)
-        assert again is not None
-        await session.pop_item()
-        await session.add_items([message("end")])  # the same text, yet another item
-        assert not await again.replace_suffix(0, [message("x")])
-        assert texts(await session.get_items()) == ["m2", "m3", "end"]
-        with pytest.raises(inmem.LimitError, match="in one commit"):
-            await session._atomic_replace_items([message("x")] * (MANY + 1))
-
-        class Own(InmemSession):
-            """What a subclass keeps beside the items is not known here."""
-
-        own = Own(session.session_id, given.db)
-        assert await own._get_compaction_snapshot(3) is None and not await own._atomic_replace_items([])
-
-    tried(test)
-
-
-def test_the_sdks_sync_runner(home: Home) -> None:
-    """It makes loops of its own: a handle of threads serves them all."""
-    with home.open(agent="sync") as db:
-        session = InmemSession("s", db)
-        for number in range(2):
-            agent = Agent(name="clerk", model=ScriptedModel([[assistant_message(f"answer {number}")]]))
-            loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(loop)  # or the SDK makes one that it leaves open
-            try:
-                Runner.run_sync(
-                    agent, f"question {number}", session=session, run_config=RunConfig(tracing_disabled=True)
-                )
-            finally:
-                asyncio.set_event_loop(None)
-                loop.close()
-        assert len(asyncio.run(session.get_items())) == 4

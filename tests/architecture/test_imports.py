@@ -89,6 +89,7 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "uvicorn": frozenset({"web"}),
     "langgraph": frozenset({"adapters"}),  # of an extra for each
     "langchain_core": frozenset({"adapters"}),
+    "agents": frozenset({"adapters"}),
 }
 # Loading any of these runs what a file or a peer says.
 CODE_IN_DATA = frozenset({"pickle", "_pickle", "cPickle", "shelve", "marshal", "dill", "cloudpickle"})

@@ -63,26 +63,40 @@ def pop(words: Any, place: str) -> list[Any]:
     return asyncio.run(popping())
 
 
-class ToolThenText(Model):
-    """Calls the tool `look` with what it was asked last, and then says what it found."""
+class Answering(Model):
+    """Answers what it was asked last; `seen` is what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def answer(self, last: Any) -> Any:
+        return says(f"to {last['content']}")
 
     async def get_response(self, system_instructions: Any, input: Any, *_: Any, **__: Any) -> ModelResponse:
-        last = input[-1]
-        made: Any
-        if last.get("type") == "function_call_output":
-            text = ResponseOutputText(text=f"found {last['output']}", type="output_text", annotations=[])
-            made = ResponseOutputMessage(
-                id="m", content=[text], role="assistant", status="completed", type="message"
-            )
-        else:
-            made = ResponseFunctionToolCall(
-                name="look", call_id=last["content"], arguments=f'{{"name": "{last["content"]}"}}',
-                type="function_call",
-            )
-        return ModelResponse(output=[made], usage=Usage(), response_id=None)
+        self.seen = [*input]
+        return ModelResponse(output=[self.answer(input[-1])], usage=Usage(), response_id="r")
 
     def stream_response(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
-        raise NotImplementedError
+        raise AssertionError("no test streams")
+
+
+def says(text: str) -> ResponseOutputMessage:
+    content = ResponseOutputText(text=text, type="output_text", annotations=[])
+    return ResponseOutputMessage(
+        id="m", content=[content], role="assistant", status="completed", type="message"
+    )
+
+
+class Looking(Answering):
+    """Calls the tool `look` with what it was asked last, and then says what it found."""
+
+    def answer(self, last: Any) -> Any:
+        if last.get("type") == "function_call_output":
+            return says(f"found {last['output']}")
+        asked = last["content"]
+        return ResponseFunctionToolCall(
+            name="look", call_id=asked, arguments=f'{{"name": "{asked}"}}', type="function_call"
+        )
 
 
 @function_tool
@@ -93,14 +107,14 @@ def look(name: str) -> str:
 
 def converse(words: Any, by: int, place: str, is_fenced: bool, turns: int) -> list[str]:
     """Take turns of an agent, which asks, calls a tool, hears of it and answers; word `by` counts them."""
-    agent = Agent(name="clerk", model=ToolThenText(), tools=[look])
+    agent = Agent(name="clerk", model=Looking(), tools=[look])
 
     async def conversing() -> list[str]:
         answers = []
         async with inmem.aio.open(place, timeout_s=60.0) as db:
             session = InmemSession(SESSION, db, fence="lease" if is_fenced else None)
             for turn in range(turns):
-                owned: Any = session.alease(ttl_s=0.5, wait_s=60.0) if is_fenced else nullcontext()
+                owned: Any = session.alease(ttl_s=5.0, wait_s=60.0) if is_fenced else nullcontext()
                 async with owned:
                     result = await Runner.run(
                         agent, f"{by}-{turn}", session=session, run_config=RunConfig(tracing_disabled=True)

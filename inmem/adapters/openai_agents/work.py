@@ -70,10 +70,10 @@ class SessionWork:
         def get(txn: Any) -> list[Any]:
             found: list[Any] = []
             for _, item in _newest_first(txn, limit):
-                if len(found) == limit:
-                    break
                 if item is not UNREADABLE:
                     found.append(item)
+                    if len(found) == limit:
+                        break
             return found[::-1]
 
         return get
