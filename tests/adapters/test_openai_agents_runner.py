@@ -26,8 +26,8 @@ from inmem.adapters.openai_agents.work import MANY
 
 __all__ = ["tried"]
 
-# Before, compaction took away what others added while it asked the model, since it cleared the session and then
-# added, and what it added was not encrypted.
+# Before, compaction took away what others added while it asked the model: it cleared the session, then added.
+# And what it added was not encrypted.
 LOOKS_AGAIN = tuple(map(int, version("openai-agents").split(".")[:2])) >= (0, 23)
 
 
