@@ -1,14 +1,20 @@
-"""What all adapters share: names and values of others, which know none of the limits of this store."""
+"""What all adapters share: names and values of others, which know none of the limits of this store.
+
+Names become hashes here, or run ids in `inmem.RunId.from_external`. The original is kept beside the
+data. What lies under a prefix is removed by `kv.clear`: in one commit up to 4,000 entries, and outside
+of transactions in batches of that many.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 PART_BYTES: Final = 4 * 1024 * 1024  # of a value that is stored in parts
 WHOLE_BYTES: Final = 8 * 1024 * 1024  # of the values of one commit: what does not fit is stored so
+_PARTS: Final = "p/"
 
 
 def hashed(name: str) -> str:
@@ -23,11 +29,14 @@ class Packed:
     """Values of one commit as they are stored: `[type, bytes]`, or `[type, token, number of parts]`.
 
     The parts of a long one are entries of their own, under `p/token/number`, and must be stored before
-    what names them. Parts that nothing names are of a program that died in the middle.
+    what names them. With an `owner` a token begins with it and a slash, so that all parts of an owner
+    can be found. Parts that nothing names are of a program that died in the middle, or is in the middle
+    of it: `are_there` tells the second one whether somebody has taken it for the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owner: str = "") -> None:
         self.parts: list[tuple[str, bytes]] = []
+        self._owner = f"{owner}/" if owner else ""
         self._left = WHOLE_BYTES
 
     def add(self, kind: str, data: bytes) -> list[Any]:
@@ -35,10 +44,17 @@ class Packed:
         if len(data) <= self._left:
             self._left -= len(data)
             return [kind, data]
-        token = os.urandom(12).hex()
+        token = self._owner + os.urandom(12).hex()
         starts = range(0, len(data), PART_BYTES)
         self.parts += [(part_key(token, n), data[at : at + PART_BYTES]) for n, at in enumerate(starts)]
         return [kind, token, len(starts)]
+
+    def are_there(self, kv: Any) -> bool:
+        """Whether all parts are still stored. Ask in the transaction that names them.
+
+        It then conflicts with whoever removes them meanwhile. If they are not there, store them again.
+        """
+        return all(kv.exists(key) for key, _ in self.parts)
 
 
 def unpacked(entry: list[Any], read: Callable[[str], Any]) -> tuple[str, bytes]:
@@ -51,4 +67,24 @@ def unpacked(entry: list[Any], read: Callable[[str], Any]) -> tuple[str, bytes]:
 
 def part_key(token: str, number: int) -> str:
     """Where a part of a value is."""
-    return f"p/{token}/{number:06}"
+    return f"{_PARTS}{token}/{number:06}"
+
+
+def token_of(entry: Any) -> str | None:
+    """The token of a stored value that has parts; None if it has none."""
+    return entry[1] if isinstance(entry, list) and len(entry) == 3 else None
+
+
+def clear_parts(kv: Any, owner: str = "", *, but: Collection[str | None] = ()) -> None:
+    """Remove parts in a transaction: of an owner, or all, but for those with these tokens.
+
+    Without `but` it reads nothing, so it never conflicts. With it, it conflicts with whoever stores such
+    parts meanwhile.
+    """
+    prefix = f"{_PARTS}{owner}/" if owner else _PARTS
+    if not but:
+        kv.clear(prefix)
+        return
+    for key in kv.list(prefix):
+        if key[len(_PARTS) :].rpartition("/")[0] not in but:
+            kv.discard(key)
