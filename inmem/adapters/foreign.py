@@ -29,22 +29,23 @@ class Packed:
     """Values of one commit as they are stored: `[type, bytes]`, or `[type, token, number of parts]`.
 
     The parts of a long one are entries of their own, under `p/token/number`, and must be stored before
-    what names them. With an `owner` a token begins with it and a slash, so that all parts of an owner
-    can be found. Parts that nothing names are of a program that died in the middle, or is in the middle
+    what names them. The token of a value with an `owner` begins with it and a slash, so that all parts of
+    an owner can be found. Parts that nothing names are of a program that died in the middle, or is in the middle
     of it: `are_there` tells the second one whether somebody has taken it for the first.
     """
 
-    def __init__(self, owner: str = "") -> None:
+    def __init__(self) -> None:
         self.parts: list[tuple[str, bytes]] = []
-        self._owner = f"{owner}/" if owner else ""
         self._left = WHOLE_BYTES
 
-    def add(self, kind: str, data: bytes) -> list[Any]:
+    def add(self, kind: str, data: bytes, owner: str = "") -> list[Any]:
         """What is stored for a value."""
         if len(data) <= self._left:
             self._left -= len(data)
             return [kind, data]
-        token = self._owner + os.urandom(12).hex()
+        token = os.urandom(12).hex()
+        if owner:
+            token = f"{owner}/{token}"
         starts = range(0, len(data), PART_BYTES)
         self.parts += [(part_key(token, n), data[at : at + PART_BYTES]) for n, at in enumerate(starts)]
         return [kind, token, len(starts)]

@@ -30,8 +30,8 @@ def test_hashes_are_the_same_for_ever() -> None:
 
 
 def test_values_in_parts() -> None:
-    packed = Packed("owner")
-    entries = [packed.add("t", data) for data in (LONG[:-1], b"", b"y", LONG)]
+    packed = Packed()
+    entries = [packed.add("t", data, "owner") for data in (LONG[:-1], b"", b"y", LONG)]
     assert [len(entry) for entry in entries] == [2, 2, 3, 3], "the first takes all of a commit"
     parts = dict(packed.parts)
     assert [len(data) for data in parts.values()] == [1, PART_BYTES, PART_BYTES, 1]
@@ -47,11 +47,10 @@ def test_values_in_parts() -> None:
 def test_parts_are_removed(fresh: Fresh) -> None:
     with inmem.open(**fresh()) as db:
         run = db.run("r")
-        packs = {owner: Packed(owner) for owner in ("a", "ab", "b")}
-        entries = {owner: pack.add("t", LONG) for owner, pack in packs.items()}
-        for pack in packs.values():
-            for key, data in pack.parts:
-                run.kv.put(key, data)
+        packed = Packed()
+        entries = {owner: packed.add("t", LONG, owner) for owner in ("a", "ab", "b")}
+        for key, data in packed.parts:
+            run.kv.put(key, data)
 
         def left() -> list[str]:
             return sorted({key.split("/")[1] for key in run.kv.list("p/")})
