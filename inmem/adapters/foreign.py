@@ -29,23 +29,20 @@ class Packed:
     """Values of one commit as they are stored: `[type, bytes]`, or `[type, token, number of parts]`.
 
     The parts of a long one are entries of their own, under `p/token/number`, and must be stored before
-    what names them. The token of a value with an `owner` begins with it and a slash, so that all parts of
-    an owner can be found. Parts that nothing names are of a program that died in the middle, or is in the middle
-    of it: `are_there` tells the second one whether somebody has taken it for the first.
+    what names them. Parts that nothing names are of a program that died in the middle, or is still in the
+    middle of it. So who sweeps them may take the second for the first; `are_there` tells.
     """
 
     def __init__(self) -> None:
         self.parts: list[tuple[str, bytes]] = []
         self._left = WHOLE_BYTES
 
-    def add(self, kind: str, data: bytes, owner: str = "") -> list[Any]:
+    def add(self, kind: str, data: bytes) -> list[Any]:
         """What is stored for a value."""
         if len(data) <= self._left:
             self._left -= len(data)
             return [kind, data]
         token = os.urandom(12).hex()
-        if owner:
-            token = f"{owner}/{token}"
         starts = range(0, len(data), PART_BYTES)
         self.parts += [(part_key(token, n), data[at : at + PART_BYTES]) for n, at in enumerate(starts)]
         return [kind, token, len(starts)]
@@ -76,16 +73,19 @@ def token_of(entry: Any) -> str | None:
     return entry[1] if isinstance(entry, list) and len(entry) == 3 else None
 
 
-def clear_parts(kv: Any, owner: str = "", *, but: Collection[str | None] = ()) -> None:
-    """Remove parts in a transaction: of an owner, or all, but for those with these tokens.
+def clear_parts(kv: Any, entry: Any) -> None:
+    """Remove the parts of a stored value, if it has some. It reads nothing, so it never conflicts."""
+    token = token_of(entry)
+    if token is not None:
+        kv.clear(f"{_PARTS}{token}/")
 
-    Without `but` it reads nothing, so it never conflicts. With it, it conflicts with whoever stores such
-    parts meanwhile.
+
+def sweep_parts(kv: Any, named: Collection[str]) -> None:
+    """Remove, in a transaction, the parts that have none of these tokens.
+
+    It conflicts with whoever stores parts meanwhile. It may take away parts that are about to be named:
+    see `Packed.are_there`.
     """
-    prefix = f"{_PARTS}{owner}/" if owner else _PARTS
-    if not but:
-        kv.clear(prefix)
-        return
-    for key in kv.list(prefix):
-        if key[len(_PARTS) :].rpartition("/")[0] not in but:
+    for key in kv.list(_PARTS):
+        if key.split("/")[1] not in named:
             kv.discard(key)

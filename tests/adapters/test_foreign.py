@@ -15,6 +15,7 @@ from inmem.adapters.foreign import (
     clear_parts,
     hashed,
     part_key,
+    sweep_parts,
     token_of,
     unpacked,
 )
@@ -31,11 +32,10 @@ def test_hashes_are_the_same_for_ever() -> None:
 
 def test_values_in_parts() -> None:
     packed = Packed()
-    entries = [packed.add("t", data, "owner") for data in (LONG[:-1], b"", b"y", LONG)]
+    entries = [packed.add("t", data) for data in (LONG[:-1], b"", b"y", LONG)]
     assert [len(entry) for entry in entries] == [2, 2, 3, 3], "the first takes all of a commit"
     parts = dict(packed.parts)
     assert [len(data) for data in parts.values()] == [1, PART_BYTES, PART_BYTES, 1]
-    assert all(key.startswith("p/owner/") for key in parts)
     assert [unpacked(entry, parts.__getitem__) for entry in entries] == [
         ("t", LONG[:-1]), ("t", b""), ("t", b"y"), ("t", LONG)
     ]
@@ -48,21 +48,22 @@ def test_parts_are_removed(fresh: Fresh) -> None:
     with inmem.open(**fresh()) as db:
         run = db.run("r")
         packed = Packed()
-        entries = {owner: packed.add("t", LONG, owner) for owner in ("a", "ab", "b")}
+        small, *entries = [packed.add("t", data) for data in (b"", LONG, LONG, LONG)]
         for key, data in packed.parts:
             run.kv.put(key, data)
+        tokens = [str(token_of(entry)) for entry in entries]
 
-        def left() -> list[str]:
-            return sorted({key.split("/")[1] for key in run.kv.list("p/")})
+        def left() -> set[str]:
+            return {key.split("/")[1] for key in run.kv.list("p/")}
 
-        run.transact(lambda txn: clear_parts(txn.kv, "a"))
-        assert left() == ["ab", "b"]
-        run.transact(lambda txn: clear_parts(txn.kv, "b", but={token_of(entries["b"])}))
-        assert left() == ["ab", "b"]
-        run.transact(lambda txn: clear_parts(txn.kv, but={token_of(entries["b"]), None}))
-        assert left() == ["b"]
-        run.transact(lambda txn: clear_parts(txn.kv))
-        assert left() == []
+        run.transact(lambda txn: clear_parts(txn.kv, small))
+        assert left() == {*tokens}
+        run.transact(lambda txn: clear_parts(txn.kv, entries[0]))
+        assert left() == {*tokens[1:]}
+        run.transact(lambda txn: sweep_parts(txn.kv, {tokens[0], tokens[1]}))
+        assert left() == {tokens[1]}
+        run.transact(lambda txn: sweep_parts(txn.kv, ()))
+        assert left() == set()
 
 
 def test_parts_that_are_swept_before_they_are_named(fresh: Fresh) -> None:
@@ -82,5 +83,5 @@ def test_parts_that_are_swept_before_they_are_named(fresh: Fresh) -> None:
             run.kv.put(key, data)
         with pytest.raises(inmem.ConflictError), run.transaction() as txn:
             assert name(txn)
-            run.transact(lambda other: clear_parts(other.kv))
+            run.transact(lambda other: sweep_parts(other.kv, ()))
         assert run.kv.list() == [] and not run.transact(name)
