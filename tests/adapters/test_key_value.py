@@ -298,6 +298,27 @@ def test_a_destroyed_collection_whose_run_was_left(fresh: Fresh, monkeypatch: py
     used(fresh(), use)
 
 
+def test_a_run_that_was_deleted_behind_its_back(fresh: Fresh) -> None:
+    async def use(db: inmem.aio.AsyncDatabase, store: InmemStore) -> None:
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: store.put("k", {"a": 2}), lambda: store.put("k", LARGE),
+            lambda: store.put_many(["k"], [{}]),
+            lambda: store.get("k"), lambda: store.get_many(["k"]), lambda: store.keys(),
+            lambda: store.delete("k"), lambda: store.cull(), lambda: store.destroy(),
+            lambda: store.destroy_collection("default_collection"),
+        ]
+        for call in calls:
+            await store.put("k", {"a": 1})
+            await db.runs.delete_run(await run_of(db))
+            assert await call() in (None, [None], [], False, True)
+            await store.put("k", {"a": 3})
+            assert await store.get("k") == {"a": 3} and await store.keys() == ["k"]
+            assert len(await db.runs.list_runs()) == 1
+        assert await db.shared("agent").kv.list("key_value/gone/") == []
+
+    used(fresh(), use)
+
+
 def test_what_is_stored_can_be_read(fresh: Fresh) -> None:
     async def use(db: inmem.aio.AsyncDatabase, store: InmemStore) -> None:
         await store.put("user@example.com/7", {"name": "Ada"}, collection="people of Oslo")

@@ -1,4 +1,4 @@
-"""FastMCP keeps the answers of tools and the clients of OAuth in a store: another program finds them there."""
+"""FastMCP keeps answers of tools and clients of OAuth in a store: another program finds them there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upstream's tests of stores, with our store: `test_key_value_upstream` copies it to where it runs."""
+"""Upstream's tests of stores, with our store: `run_suite` copies this to where it runs."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
@@ -26,27 +27,11 @@ from key_value.aio.stores.base import (
 
 import inmem
 import inmem.aio
-from inmem.adapters.foreign import Packed, clear_parts, sweep_parts, token_of
-from inmem.adapters.key_value.layout import (
-    GONE,
-    JSON,
-    OWNERS,
-    Collection,
-    collection_key,
-    collections_prefix,
-    entry_key,
-    json_of,
-    keys_of,
-    named_tokens,
-    owners_of,
-    utf8_of,
-)
+from inmem.adapters.key_value.layout import GONE, collections_prefix, forget, place_name
+from inmem.adapters.places import Place, PlaceEntries, PlaceName, entry_key, unnamed, utf8_of
 
 T = TypeVar("T")
 
-_FOREVER_S: Final = 90 * 366 * 86_400.0  # what expires later expires in the entry alone
-_LEAST_S: Final = 0.001  # for which an entry is stored that expires at once
-_PARTS_LIVE_S: Final = 3600.0  # longer than what names them: they are stored before
 _DESTROYED: Final = 1000  # collections that one commit destroys
 
 
@@ -127,66 +112,53 @@ class InmemStore(
         result: T = await db.transact(db.shared("agent"), fn)
         return result
 
-    # --- collections in a transaction ---------------------------------------------------------
+    async def _at(self, name: PlaceName, fn: Callable[[Any], T]) -> T:
+        """Do something at a collection. If its run was deleted behind its back, it gets another one."""
+        while True:
+            try:
+                return await self._do(fn)
+            except inmem.RunDeletedError as error:
+                await self._do(unnamed(name, error.run_id))
 
-    def _found(self, txn: Any, collection: str) -> Collection | None:
-        """A collection, if something was put there."""
-        named = txn.kv.get(collection_key(self.name, collection))
-        return None if named is None else Collection(txn.at(named["run_id"]).kv, named["has_parts"])
-
-    def _begun(self, txn: Any, collection: str, *, has_parts: bool) -> Collection:
-        """A collection, made if need be. That it has parts is never taken back."""
-        key = collection_key(self.name, collection)
-        named = txn.kv.get(key)
-        if named is None:
-            named = {
-                "store": self.name, "collection": collection, "run_id": str(inmem.RunId.new()),
-                "has_parts": has_parts,
-            }
-            txn.kv.put(key, named)
-            metadata = {"store": self.name, "collection": collection}
-            txn.at(named["run_id"]).runs.create_run(tags=["key_value"], metadata=metadata)
-        elif has_parts and not named["has_parts"]:
-            named = {**named, "has_parts": True}
-            txn.kv.put(key, named)
-        return Collection(txn.at(named["run_id"]).kv, named["has_parts"])
+    def _name(self, collection: str) -> PlaceName:
+        return place_name(self.name, collection)
 
     # --- reading ------------------------------------------------------------------------------
 
     async def _get_managed_entry(self, *, collection: str, key: str) -> ManagedEntry | None:
         # Two reads without a transaction. A collection that is destroyed between them was empty for a moment.
         db = self._db()
-        named = await db.shared("agent").kv.get(collection_key(self.name, collection))
+        named = await db.shared("agent").kv.get(self._name(collection).key)
         entry = None if named is None else await db.kv.get(named["run_id"], entry_key(key))
-        if entry is None or isinstance(entry["value"], str):
-            return None if entry is None else self._serialization_adapter.load_json(json_str=entry["value"])
-        [found] = await self._get_managed_entries(collection=collection, keys=[key])  # parts of one version
-        return found
+        if entry is not None and isinstance(entry["value"], list):
+            [found] = await self._get_managed_entries(collection=collection, keys=[key])  # of one version
+            return found
+        return None if entry is None else self._loaded(entry["value"])
+
+    def _loaded(self, value: str | bytes) -> ManagedEntry:
+        return self._serialization_adapter.load_json(json_str=str(value))
 
     async def _get_managed_entries(
         self, *, collection: str, keys: Sequence[str]
     ) -> list[ManagedEntry | None]:
-        stored_at = [entry_key(key) for key in keys]
+        stored_at, name = [entry_key(key) for key in keys], self._name(collection)
 
-        def read(txn: Any) -> dict[str, str]:
-            place = self._found(txn, collection)
-            if place is None:
-                return {}
-            found = place.kv.get_many(stored_at)
-            return {key: json_of(entry["value"], place.kv.get) for key, entry in found.items()}
+        def read(txn: Any) -> dict[str, str | bytes]:
+            place = Place.found(txn, name)
+            return {} if place is None else place.values(stored_at)
 
-        found = await self._do(read)
-        load = self._serialization_adapter.load_json
-        return [load(json_str=found[key]) if key in found else None for key in stored_at]
+        found = await self._at(name, read)
+        return [self._loaded(found[key]) if key in found else None for key in stored_at]
 
     async def _get_collection_keys(self, *, collection: str, limit: int | None = None) -> list[str]:
         """All keys of one version, or the first ones of them."""
+        name = self._name(collection)
 
         def read(txn: Any) -> list[str]:
-            place = self._found(txn, collection)
-            return [] if place is None else keys_of(place.kv, limit)
+            place = Place.found(txn, name)
+            return [] if place is None else place.names(limit)
 
-        return await self._do(read)
+        return await self._at(name, read)
 
     async def _get_collection_names(self, *, limit: int | None = None) -> list[str]:
         """The names of all collections, in the order of their hashes; empty ones too."""
@@ -210,58 +182,32 @@ class InmemStore(
     async def _put(self, collection: str, entries: dict[str, ManagedEntry], ttl: float | None) -> None:
         if not entries:
             return
-        packed = Packed()
-        stored = {}
-        for key, entry in entries.items():
-            text = self._serialization_adapter.dump_json(entry=entry, key=key, collection=collection)
-            value = packed.add(JSON, text.encode("utf-8", "surrogatepass"))
-            stored[entry_key(key)] = {"key": key, "value": text if token_of(value) is None else value}
-        expiry = None if ttl is None or ttl > _FOREVER_S else max(ttl, _LEAST_S)
-        has_parts, owners = bool(packed.parts), owners_of(stored)
-        if not has_parts and await self._put_at_once(collection, stored, expiry):
+        dump, name = self._serialization_adapter.dump_json, self._name(collection)
+        texts = {key: dump(entry=entry, key=key, collection=collection) for key, entry in entries.items()}
+        prepared = PlaceEntries(texts, ttl)
+        if not prepared.is_long and await self._put_at_once(name, prepared):
             return
-        later = None if expiry is None else expiry + _PARTS_LIVE_S
+        pieces = prepared.pieces(name)
+        piece: Any = next(pieces)
+        with suppress(StopIteration):
+            while True:
+                piece = pieces.send(await self._at(name, piece))
 
-        def put(txn: Any) -> bool:
-            place = self._begun(txn, collection, has_parts=has_parts)
-            if not packed.are_there(place.kv):
-                return False
-            if place.has_parts:
-                _drop_parts(place.kv, place.kv.get_many(stored))
-            place.kv.put_many(stored, ttl=expiry)
-            if owners:
-                place.kv.put_many(owners, ttl=later)
-            return True
-
-        while True:
-            for key, data in packed.parts:
-                await self._do(self._part_put(collection, key, data, later))
-            if await self._do(put):
-                return
-
-    async def _put_at_once(self, collection: str, stored: dict[str, Any], ttl: float | None) -> bool:
+    async def _put_at_once(self, name: PlaceName, prepared: PlaceEntries) -> bool:
         """Put entries without a transaction, so that it never conflicts; False if that cannot be done.
 
         If another program puts the collection's first long value meanwhile, its parts may stay: `cull`
         finds them.
         """
         db = self._db()
-        named = await db.shared("agent").kv.get(collection_key(self.name, collection))
+        named = await db.shared("agent").kv.get(name.key)
         if named is None or named["has_parts"]:
             return False
         try:
-            await db.kv.put_many(named["run_id"], stored, ttl=ttl)
+            await db.kv.put_many(named["run_id"], prepared.stored, ttl=prepared.ttl)
         except inmem.RunDeletedError:
             return False
         return True
-
-    def _part_put(
-        self, collection: str, key: str, data: bytes, ttl: float | None
-    ) -> Callable[[Any], None]:
-        def put(txn: Any) -> None:
-            self._begun(txn, collection, has_parts=True).kv.put(key, data, ttl=ttl)
-
-        return put
 
     # --- deletion -----------------------------------------------------------------------------
 
@@ -270,40 +216,34 @@ class InmemStore(
 
     async def _delete_managed_entries(self, *, keys: Sequence[str], collection: str) -> int:
         """One commit; how many there were."""
-        stored_at = [entry_key(key) for key in keys]
+        stored_at, name = [entry_key(key) for key in keys], self._name(collection)
 
         def delete(txn: Any) -> int:
-            place = self._found(txn, collection)
-            if place is None:
-                return 0
-            found = place.kv.get_many(stored_at)
-            for key in found:
-                place.kv.discard(key)
-            _drop_parts(place.kv, found)
-            return len(found)
+            place = Place.found(txn, name)
+            return 0 if place is None else place.remove(stored_at)
 
-        return await self._do(delete)
+        return await self._at(name, delete)
 
     async def _delete_collection(self, *, collection: str) -> bool:
         """One commit: the collection is empty at once, and then its space comes back."""
-        key = collection_key(self.name, collection)
+        key = self._name(collection).key
 
-        def forget(txn: Any) -> list[str]:
+        def destroy(txn: Any) -> list[str]:
             named = txn.kv.get(key)
-            return [] if named is None else _forget(txn, {key: named})
+            return [] if named is None else forget(txn, {key: named})
 
-        forgotten = await self._do(forget)
+        forgotten = await self._do(destroy)
         await self._remove(forgotten)
         return bool(forgotten)
 
     async def _delete_store(self) -> bool:
         """One commit, or one for each 1,000 collections."""
 
-        def forget(txn: Any) -> list[str]:
+        def destroy(txn: Any) -> list[str]:
             found = txn.kv.list_with_values(collections_prefix(self.name), limit=_DESTROYED)
-            return _forget(txn, dict(found))
+            return forget(txn, dict(found))
 
-        while forgotten := await self._do(forget):
+        while forgotten := await self._do(destroy):
             await self._remove(forgotten)
         return True
 
@@ -312,13 +252,14 @@ class InmemStore(
         gone: list[str] = await self._do(lambda txn: txn.kv.list(GONE))
         await self._remove([key[len(GONE) :] for key in gone])
         for collection in await self._get_collection_names():
+            name = self._name(collection)
 
-            def sweep(txn: Any, collection: str = collection) -> None:
-                place = self._found(txn, collection)
-                if place is not None and place.has_parts:
-                    sweep_parts(place.kv, named_tokens(place.kv))
+            def sweep(txn: Any, name: PlaceName = name) -> None:
+                place = Place.found(txn, name)
+                if place is not None:
+                    place.sweep()
 
-            await self._do(sweep)
+            await self._at(name, sweep)
 
     async def _remove(self, run_ids: list[str]) -> None:
         """Remove the runs of destroyed collections. Others may be doing that too."""
@@ -330,19 +271,3 @@ class InmemStore(
                 pass  # somebody else was first
             await db.shared("agent").kv.discard(GONE + run_id)
 
-
-def _forget(txn: Any, named: dict[str, Any]) -> list[str]:
-    """Collections are not there any more; the runs that they had, which are marked until they are removed."""
-    for key, each in named.items():
-        txn.kv.discard(key)
-        txn.kv.put(GONE + each["run_id"], {"store": each["store"], "collection": each["collection"]})
-    return [each["run_id"] for each in named.values()]
-
-
-def _drop_parts(kv: Any, entries: dict[str, Any]) -> None:
-    """Remove the parts of entries that go, with what says whose they are."""
-    for entry in entries.values():
-        token = token_of(entry["value"])
-        if token is not None:
-            clear_parts(kv, entry["value"])
-            kv.discard(OWNERS + token)
