@@ -19,7 +19,7 @@ from dogpile.cache.api import NO_VALUE, BytesBackend, CacheMutex
 
 import inmem
 from inmem.adapters.foreign import hashed
-from inmem.adapters.places import Place, PlaceEntries, PlaceName, entry_key, unnamed, utf8_of
+from inmem.adapters.places import NamedPlace, PlaceEntries, PlaceName, entry_key, unnamed, utf8_of
 
 T = TypeVar("T")
 
@@ -32,7 +32,8 @@ register_backend("inmem", "inmem.adapters.dogpile", "InmemBackend")  # type: ign
 class InmemBackend(BytesBackend):
     """A backend of dogpile.cache in a store of inmem, for many threads and processes.
 
-    It is called `inmem`. `arguments` has
+    It is called `inmem`, once this module is imported or the package is
+    installed. `arguments` has
 
     - `store`: a path or URL, as `inmem.open` takes it, or a `Database`; without
       it `INMEM_PATH`. A path is opened at the first use.
@@ -124,7 +125,7 @@ class InmemBackend(BytesBackend):
         stored_at = [entry_key(key) for key in keys]
 
         def read(txn: Any) -> dict[str, str | bytes]:
-            place = Place.found(txn, self._name)
+            place = NamedPlace.found(txn, self._name)
             return {} if place is None else place.values(stored_at)
 
         found = self.at(read) if stored_at else {}
@@ -165,7 +166,7 @@ class InmemBackend(BytesBackend):
         stored_at = [entry_key(key) for key in keys]
 
         def remove(txn: Any) -> None:
-            place = Place.found(txn, self._name)
+            place = NamedPlace.found(txn, self._name)
             if place is not None:
                 place.remove(stored_at)
 
@@ -234,7 +235,7 @@ class LeaseMutex(CacheMutex):
 
 
 def _run_of(txn: Any, name: PlaceName) -> str:
-    Place.begun(txn, name)
+    NamedPlace.begun(txn, name)
     run_id: str = txn.kv.get(name.key)["run_id"]
     return run_id
 

@@ -42,20 +42,20 @@ class PlaceName(NamedTuple):
     metadata: dict[str, str]
 
 
-class Place(NamedTuple):
+class NamedPlace(NamedTuple):
     """A place as a transaction sees it."""
 
     kv: Any
     has_parts: bool
 
     @classmethod
-    def found(cls, txn: Any, name: PlaceName) -> Place | None:
+    def found(cls, txn: Any, name: PlaceName) -> NamedPlace | None:
         """A place, if something was put there."""
         named = txn.kv.get(name.key)
         return None if named is None else cls(txn.at(named["run_id"]).kv, named["has_parts"])
 
     @classmethod
-    def begun(cls, txn: Any, name: PlaceName, *, has_parts: bool = False) -> Place:
+    def begun(cls, txn: Any, name: PlaceName, *, has_parts: bool = False) -> NamedPlace:
         """A place, made if need be. That it has parts is never taken back."""
         named = txn.kv.get(name.key)
         if named is None:
@@ -143,7 +143,7 @@ class PlaceEntries:
         """
 
         def put(txn: Any) -> bool:
-            place = Place.begun(txn, name, has_parts=self.is_long)
+            place = NamedPlace.begun(txn, name, has_parts=self.is_long)
             if not self._packed.are_there(place.kv):
                 return False
             place.replace(self)
@@ -154,7 +154,7 @@ class PlaceEntries:
             for key, data in self._packed.parts:
 
                 def put_part(txn: Any, key: str = key, data: bytes = data) -> None:
-                    Place.begun(txn, name, has_parts=True).kv.put(key, data, ttl=self.later)
+                    NamedPlace.begun(txn, name, has_parts=True).kv.put(key, data, ttl=self.later)
 
                 yield put_part
             is_put = yield put

@@ -28,7 +28,7 @@ from key_value.aio.stores.base import (
 import inmem
 import inmem.aio
 from inmem.adapters.key_value.layout import GONE, collections_prefix, forget, place_name
-from inmem.adapters.places import Place, PlaceEntries, PlaceName, entry_key, unnamed, utf8_of
+from inmem.adapters.places import NamedPlace, PlaceEntries, PlaceName, entry_key, unnamed, utf8_of
 
 T = TypeVar("T")
 
@@ -144,7 +144,7 @@ class InmemStore(
         stored_at, name = [entry_key(key) for key in keys], self._name(collection)
 
         def read(txn: Any) -> dict[str, str | bytes]:
-            place = Place.found(txn, name)
+            place = NamedPlace.found(txn, name)
             return {} if place is None else place.values(stored_at)
 
         found = await self._at(name, read)
@@ -155,7 +155,7 @@ class InmemStore(
         name = self._name(collection)
 
         def read(txn: Any) -> list[str]:
-            place = Place.found(txn, name)
+            place = NamedPlace.found(txn, name)
             return [] if place is None else place.names(limit)
 
         return await self._at(name, read)
@@ -219,7 +219,7 @@ class InmemStore(
         stored_at, name = [entry_key(key) for key in keys], self._name(collection)
 
         def delete(txn: Any) -> int:
-            place = Place.found(txn, name)
+            place = NamedPlace.found(txn, name)
             return 0 if place is None else place.remove(stored_at)
 
         return await self._at(name, delete)
@@ -255,7 +255,7 @@ class InmemStore(
             name = self._name(collection)
 
             def sweep(txn: Any, name: PlaceName = name) -> None:
-                place = Place.found(txn, name)
+                place = NamedPlace.found(txn, name)
                 if place is not None:
                     place.sweep()
 
