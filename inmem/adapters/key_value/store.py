@@ -94,6 +94,7 @@ class InmemStore(
         if self._opened is None:
             assert not isinstance(self._place, inmem.aio.AsyncDatabase)
             self._opened = await self._exit_stack.enter_async_context(inmem.aio.open(self._place))
+        self._shared = self._opened.shared("agent")  # making it takes longer than reading from it
 
     async def _cleanup_failed_setup(self) -> None:
         await super()._cleanup_failed_setup()
@@ -109,7 +110,7 @@ class InmemStore(
 
     async def _do(self, fn: Callable[[Any], T]) -> T:
         db = self._db()
-        result: T = await db.transact(db.shared("agent"), fn)
+        result: T = await db.transact(self._shared, fn)
         return result
 
     async def _at(self, name: PlaceName, fn: Callable[[Any], T]) -> T:
@@ -128,7 +129,7 @@ class InmemStore(
     async def _get_managed_entry(self, *, collection: str, key: str) -> ManagedEntry | None:
         # Two reads without a transaction. A collection that is destroyed between them was empty for a moment.
         db = self._db()
-        named = await db.shared("agent").kv.get(self._name(collection).key)
+        named = await self._shared.kv.get(self._name(collection).key)
         entry = None if named is None else await db.kv.get(named["run_id"], entry_key(key))
         if entry is not None and isinstance(entry["value"], list):
             [found] = await self._get_managed_entries(collection=collection, keys=[key])  # of one version
@@ -200,7 +201,7 @@ class InmemStore(
         finds them.
         """
         db = self._db()
-        named = await db.shared("agent").kv.get(name.key)
+        named = await self._shared.kv.get(name.key)
         if named is None or named["has_parts"]:
             return False
         try:
@@ -269,5 +270,5 @@ class InmemStore(
                 await db.runs.delete_run(run_id)
             except (inmem.RunDeletedError, inmem.RunNotFoundError):
                 pass  # somebody else was first
-            await db.shared("agent").kv.discard(GONE + run_id)
+            await self._shared.kv.discard(GONE + run_id)
 
