@@ -1,14 +1,20 @@
-"""What all adapters share: names and values of others, which know none of the limits of this store."""
+"""What all adapters share: names and values of others, which know none of the limits of this store.
+
+Names become hashes here, or run ids in `inmem.RunId.from_external`. The original is kept beside the
+data. What lies under a prefix is removed by `kv.clear`: in one commit up to 4,000 entries, and outside
+of transactions in batches of that many.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 PART_BYTES: Final = 4 * 1024 * 1024  # of a value that is stored in parts
 WHOLE_BYTES: Final = 8 * 1024 * 1024  # of the values of one commit: what does not fit is stored so
+_PARTS: Final = "p/"
 
 
 def hashed(name: str) -> str:
@@ -23,7 +29,8 @@ class Packed:
     """Values of one commit as they are stored: `[type, bytes]`, or `[type, token, number of parts]`.
 
     The parts of a long one are entries of their own, under `p/token/number`, and must be stored before
-    what names them. Parts that nothing names are of a program that died in the middle.
+    what names them. Parts that nothing names are of a program that died in the middle, or is still in the
+    middle of it. So who sweeps them may take the second for the first; `are_there` tells.
     """
 
     def __init__(self) -> None:
@@ -40,6 +47,13 @@ class Packed:
         self.parts += [(part_key(token, n), data[at : at + PART_BYTES]) for n, at in enumerate(starts)]
         return [kind, token, len(starts)]
 
+    def are_there(self, kv: Any) -> bool:
+        """Whether all parts are still stored. Ask in the transaction that names them.
+
+        It then conflicts with whoever removes them meanwhile. If they are not there, store them again.
+        """
+        return all(kv.exists(key) for key, _ in self.parts)
+
 
 def unpacked(entry: list[Any], read: Callable[[str], Any]) -> tuple[str, bytes]:
     """Type and bytes of a stored value; `read` gives the part under a key."""
@@ -51,4 +65,27 @@ def unpacked(entry: list[Any], read: Callable[[str], Any]) -> tuple[str, bytes]:
 
 def part_key(token: str, number: int) -> str:
     """Where a part of a value is."""
-    return f"p/{token}/{number:06}"
+    return f"{_PARTS}{token}/{number:06}"
+
+
+def token_of(entry: Any) -> str | None:
+    """The token of a stored value that has parts; None if it has none."""
+    return entry[1] if isinstance(entry, list) and len(entry) == 3 else None
+
+
+def clear_parts(kv: Any, entry: Any) -> None:
+    """Remove the parts of a stored value, if it has some. It reads nothing, so it never conflicts."""
+    token = token_of(entry)
+    if token is not None:
+        kv.clear(f"{_PARTS}{token}/")
+
+
+def sweep_parts(kv: Any, named: Collection[str]) -> None:
+    """Remove, in a transaction, the parts that have none of these tokens.
+
+    It conflicts with whoever stores parts meanwhile. It may take away parts that are about to be named:
+    see `Packed.are_there`.
+    """
+    for key in kv.list(_PARTS):
+        if key.split("/")[1] not in named:
+            kv.discard(key)

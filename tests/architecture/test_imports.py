@@ -90,6 +90,8 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "langgraph": frozenset({"adapters"}),  # of an extra for each
     "langchain_core": frozenset({"adapters"}),
     "agents": frozenset({"adapters"}),
+    "key_value": frozenset({"adapters"}),
+    "dogpile": frozenset({"adapters"}),
 }
 # Loading any of these runs what a file or a peer says.
 CODE_IN_DATA = frozenset({"pickle", "_pickle", "cPickle", "shelve", "marshal", "dill", "cloudpickle"})

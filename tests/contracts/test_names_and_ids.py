@@ -217,6 +217,27 @@ def test_ids_of_other_systems() -> None:
             RunId.from_external(wrong)  # type: ignore[arg-type]
 
 
+@given(text=st.text(min_size=1, max_size=100).filter(lambda t: t.isprintable() or t.isascii()))
+@settings(max_examples=100, deadline=None)
+def test_any_text_gives_a_legal_id_of_a_namespace(text: str) -> None:
+    ids = [RunId.from_external(text, namespace=name) for name in ("", "a", "b", "n" * 32)]
+    assert [check_run_id(each) for each in ids] == ids and len(set(ids)) == 4
+    assert [each.partition(":")[0] for each in ids[1:]] == ["a", "b", "n" * 32]
+    assert {each.external for each in ids} == {text}
+    copied = pickle.loads(pickle.dumps(ids[1]))  # noqa: S301
+    assert (copied, copied.external) == (ids[1], text)
+
+
+def test_namespaces_of_ids_of_other_systems() -> None:
+    named = RunId.from_external("user@example.com/thread 1", namespace="crm")
+    assert named == "crm:user-example.com-thread-1-f0db20b379455cced680", "it is the same for ever"
+    assert named != RunId.from_external("crm\0user@example.com/thread 1")
+    for wrong in (None, 7, "a b", "a/b", "n" * 33, "\ud800"):
+        with pytest.raises(inmem.InvalidInputError, match="namespace") as refused:
+            RunId.from_external("text", namespace=wrong)  # type: ignore[arg-type]
+        assert refused.value.argument == "namespace"
+
+
 def test_the_text_is_kept_with_the_run(shared_db: inmem.Database) -> None:
     text = f"user@example.com/{new_run()}"
     run_id = RunId.from_external(text)

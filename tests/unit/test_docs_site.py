@@ -111,7 +111,9 @@ def test_every_public_name_is_in_the_reference() -> None:
     }
     wanted |= {f"inmem.exchange.{name}" for name in inmem.exchange.__all__}
     wanted |= {f"inmem.steps.{name}" for name in inmem.steps.__all__}
-    wanted |= {"inmem.adapters.langgraph.InmemSaver", "inmem.adapters.openai_agents.InmemSession"}
+    wanted |= {"inmem.adapters.langgraph.InmemSaver"}
+    wanted |= {"inmem.adapters.openai_agents.InmemSession"}
+    wanted |= {"inmem.adapters.key_value.InmemStore", "inmem.adapters.dogpile.InmemBackend"}
     wanted |= {f"inmem.aio.{name}" for name in vars(inmem.aio) if name == "open" or name.startswith("Async")}
     assert set(named) == wanted | {"inmem.errors"}  # which shows all of its own
 
