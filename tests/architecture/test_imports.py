@@ -92,6 +92,7 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "agents": frozenset({"adapters"}),
     "key_value": frozenset({"adapters"}),
     "dogpile": frozenset({"adapters"}),
+    "opentelemetry": frozenset({"adapters"}),
 }
 # Loading any of these runs what a file or a peer says.
 CODE_IN_DATA = frozenset({"pickle", "_pickle", "cPickle", "shelve", "marshal", "dill", "cloudpickle"})

@@ -85,7 +85,8 @@ CALLS: dict[str, list[Call]] = {
         call("record", Thought("x"), id="t1"), call("record", 5), call("get", "t1"), call("get", "zz"),
         call("query_by_type", "Thought"), call("query_by_tag", "a"), call("query_by_time", 0, 1),
         call("get_children", "t1"), call("roots"), call("list", limit=1), call("iter", tag="a"),
-        call("count"), call("get_tree", "t1"), call("get_tree", "zz"), call("newer", 0),
+        call("count"), call("get_tree", "t1"), call("get_tree", "zz"), call("recorded_after", 0),
+        call("recorded_after", -1),
         call("follow", timeout_s=SHORT_S), call("follow", start_after="zz"),
     ],
     "leases": [

@@ -110,6 +110,7 @@ TRACE_READS: list[Method] = [
     ("get_children", {"parent_id": "t"}, {"parent_id": BAD_IDS} | LISTING),
     ("get_tree", {"root_id": "t"}, {"root_id": BAD_IDS}),
     ("roots", {}, LISTING), ("list", {}, LISTING),
+    ("recorded_after", {"version": 0}, {"version": [x for x in BAD_VERSIONS if x != 0]}),
     ("iter", {},
      {"type_name": GIVEN_LABELS, "tag": GIVEN_LABELS, "parent_id": [x for x in BAD_PARENTS if x != ""],
       "start": BAD_TIMES, "end": [x for x in BAD_TIMES if x is not None], "start_after": BAD_PARENTS}),

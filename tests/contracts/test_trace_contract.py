@@ -83,6 +83,22 @@ def test_made_up_ids_are_different_and_in_order(store: Any) -> None:
     assert sorted(names(store.read(lambda traces: traces.list()))) == sorted(ids)
 
 
+def test_what_was_recorded_after_a_version(store: Any) -> None:
+    def after(version: int) -> list[tuple[int, str]]:
+        return store.read(lambda traces: traces.recorded_after(version))
+
+    assert after(0) == []
+    store.write(lambda traces: traces.record(Thought("late"), id="z", timestamp=9))
+    store.write(lambda traces: traces.record_many([NewTrace(Thought("x"), id=name) for name in "ba"]))
+    store.write(lambda traces: traces.record(Thought("early"), id="c", timestamp=1))
+    found = after(0)
+    assert [name for _, name in found] == ["z", "a", "b", "c"]
+    first, second, same, last = [version for version, _ in found]
+    assert first < second == same < last
+    assert after(first) == found[1:] and after(second - 1) == found[1:]
+    assert after(second) == found[3:] and after(last) == []
+
+
 def test_an_id_that_is_taken(store: Any) -> None:
     store.write(lambda traces: traces.record(Thought("kept"), id="t", tags=["kept"]))
     for call in (

@@ -74,6 +74,10 @@ class AsyncTraceReads(AsyncFacade):
             reverse=reverse,
         ))
 
+    async def recorded_after(self, version: int) -> builtins.list[tuple[int, str]]:
+        result: builtins.list[tuple[int, str]] = self._sync.recorded_after(version)
+        return result
+
     async def count(self) -> int:
         result: int = self._sync.count()
         return result
@@ -140,4 +144,5 @@ class AsyncTraceStore(ByRun[AsyncRunTraces]):
     list = by_run(AsyncRunTraces.list)
     iter = by_run(AsyncRunTraces.iter)
     count = by_run(AsyncRunTraces.count)
+    recorded_after = by_run(AsyncRunTraces.recorded_after)
     follow = by_run(AsyncRunTraces.follow)

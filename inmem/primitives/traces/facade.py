@@ -22,7 +22,7 @@ from inmem.errors import InvalidInputError, TraceNotFoundError
 from inmem.keys import RunId, TypeTag, encode_id, encode_label, range_of, shorten
 from inmem.primitives._common import check_limit, check_metadata, check_tags, encoded
 from inmem.primitives._paging import past, stream
-from inmem.primitives._waiting import each_look
+from inmem.primitives._waiting import check_version, each_look
 from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.traces import rules
 from inmem.primitives.traces.rules import Body, Trace, TraceTree
@@ -153,8 +153,26 @@ class TraceReads:
             )
         )
 
-    def _newer(self, version: int) -> builtins.list[tuple[int, str]]:
-        """Version and id of what was recorded after a version, in commit order. Cost: 0.5 µs a trace."""
+    def recorded_after(self, version: int) -> builtins.list[tuple[int, str]]:
+        """Version and id of each trace of a later commit than `version`, in the order of their commits.
+
+        A program that keeps the last version goes on there, and misses
+        nothing: a commit shows all of its traces at once. 0 is before all of
+        them. In `Database.wait` it waits for new ones. Cost: 0.5 µs for each
+        trace of the run.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     ids = [db.traces.record("run-1", inmem.Thought(text)) for text in ("a", "b", "c")]
+        ...     [(first, _), *more] = db.traces.recorded_after("run-1", 0)
+        ...     [id for _, id in db.traces.recorded_after("run-1", first)] == ids[1:]
+        True
+
+        Raises:
+            InvalidInputError: the version is no int from 0 to 2**63-1.
+        """
+        if check_version(version, "version") is None:
+            raise InvalidInputError("version must be an int from 0 to 2**63-1, not None", argument="version")
         start, end = range_of(self._prefix, TypeTag.TRACE)
         found = ((version_of(record), key) for key, record in self._view.scan(start, end))
         return sorted((of, key[len(start) :].decode()) for of, key in found if of > version)
@@ -323,7 +341,7 @@ class RunTraces(Traces):
 
     def _follow(self, floor: int, timeout_s: float | None) -> Streamed[Trace]:
         def look(view: Any) -> builtins.list[tuple[int, str]]:
-            found: builtins.list[tuple[int, str]] = view.traces._newer(floor)
+            found: builtins.list[tuple[int, str]] = view.traces.recorded_after(floor)
             return found
 
         def traces(found: builtins.list[tuple[int, str]]) -> Iterator[Trace]:
@@ -370,6 +388,7 @@ class TraceStore(ByRun[RunTraces]):
     list = by_run(RunTraces.list)
     iter = by_run(RunTraces.iter)
     count = by_run(RunTraces.count)
+    recorded_after = by_run(RunTraces.recorded_after)
     follow = by_run(RunTraces.follow)
 
 
