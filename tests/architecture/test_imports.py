@@ -39,6 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("exports",),
     ("__init__",),
     ("adapters",),
+    ("cli.app",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
@@ -83,8 +84,8 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "xxhash": None,
     "psycopg": frozenset({"engines.postgres"}),  # of the extra `postgres`
     "greenlet": frozenset({"engines.postgres"}),
-    "typer": frozenset({"cli"}),  # of the extra `cli`: the core must not need them
-    "rich": frozenset({"cli"}),
+    "typer": frozenset({"cli", "cli.app"}),  # of the extra `cli`: the core must not need them
+    "rich": frozenset({"cli", "cli.app"}),
     "starlette": frozenset({"web"}),  # of the extra `ui`
     "uvicorn": frozenset({"web"}),
     "langgraph": frozenset({"adapters"}),  # of an extra for each
@@ -129,6 +130,10 @@ NEIGHBOURS = frozenset({
 })
 
 
+# What puts the commands together, and the commands of adapters.
+COMMANDS = frozenset({"inmem.cli.__init__", "inmem.cli.app", "inmem.cli.otel"})
+
+
 def part_of(module: str) -> str:
     """`inmem.storage.wal` is of the part `storage`, `inmem.__init__` of `__init__`.
 
@@ -137,6 +142,8 @@ def part_of(module: str) -> str:
     part, _, name = module.removeprefix("inmem.").partition(".")
     if part == "engines" and name.partition(".")[0] in ("base", "postgres"):
         return f"engines.{name.partition('.')[0]}"
+    if module in COMMANDS:
+        return "cli.app"
     is_facade = part == "primitives" and name.rpartition(".")[2] in FACADE_MODULES
     return "primitives.facades" if is_facade else part
 

@@ -36,10 +36,11 @@ ERROR_TYPE: Final = "error.type"
 # content is asked for. A name stands for all that begin with it and a dot, too.
 _CONTENT: Final = frozenset({
     TOOL_ARGUMENTS, TOOL_RESULT, QUERY_TEXT, DOCUMENTS, "inmem.content",
-    "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions", "gen_ai.tool.definitions",
-    "gen_ai.prompt", "gen_ai.completion", "gen_ai.event.content", "gen_ai.evaluation.explanation",
-    "input.value", "output.value", "llm.input_messages", "llm.output_messages", "llm.prompts",
-    "llm.completions", "retrieval.documents", "traceloop.entity.input", "traceloop.entity.output",
+    "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions",
+    "gen_ai.tool.definitions", "gen_ai.prompt", "gen_ai.completion", "gen_ai.event.content",
+    "gen_ai.evaluation.explanation", "input.value", "output.value", "llm.input_messages",
+    "llm.output_messages", "llm.prompts", "llm.completions", "retrieval.documents",
+    "traceloop.entity.input", "traceloop.entity.output",
 })
 
 
