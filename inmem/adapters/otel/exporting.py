@@ -192,7 +192,7 @@ class RunFollower:
         began = time.monotonic()
         record = view.runs.get_run()
         ended = record is not None and record.status in ENDED
-        newer, length = view.traces.recorded_after(self._sent.version), view.events.len()
+        newer, length = view.traces.recorded_after(self._sent.version), view.events.count()
         took_s = time.monotonic() - began
         self._rest_s = min(_REST_MAX_S, _REST * took_s) if took_s > _SHORT_LOOK_S else 0.0
         has_events = not self._sent.ended and length - self._sent.events >= EVENTS_PER_SPAN
