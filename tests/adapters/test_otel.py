@@ -25,7 +25,9 @@ from otlp_receiver import Received, Receiver, receiver
 
 from inmem.adapters.otel import SCHEMA_URL, SpansNotSentError, export, span_context
 from inmem.adapters.otel.otlp import otlp_exporter
-from inmem.exchange.recorded import import_recorded
+from inmem.exchange.recorded.formats import find_files, parse_file
+from inmem.exchange.recorded.storing import store_step
+from inmem.exchange.recorded.trajectory import Trajectory
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 SECRET = "what nobody asked for"
@@ -316,10 +318,13 @@ def test_real_runs(db: inmem.Database, otlp: Receiver, sender: SpanExporter) -> 
     """Recorded runs of agents: all of them with INMEM_EXHAUSTIVE, a few without."""
     if not DATA.is_dir():
         pytest.skip(f"no recorded runs at {DATA}: nothing real to export")
-    names = sorted((DATA / "swe-agent").rglob("*.traj"))
-    if is_all := bool(os.environ.get("INMEM_EXHAUSTIVE")):
-        import_recorded(db, [DATA / "tau-bench" / "gpt-4o-airline.json"], "tau-bench")
-    import_recorded(db, names if is_all else names[:3], "swe-agent")
+    files = find_files(DATA)
+    is_all = bool(os.environ.get("INMEM_EXHAUSTIVE"))
+    for path in files if is_all else [file for file in files if file.suffix == ".traj"][:3]:
+        for _, parsed in parse_file(path, path.name):
+            assert isinstance(parsed, Trajectory)
+            for step in parsed.steps:
+                store_step(db, parsed, step)
     runs = db.runs.list_runs()
     assert len(runs) == (213 if is_all else 3)
     for run in runs:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, Final
 
 from opentelemetry.sdk.resources import Resource
@@ -16,13 +16,12 @@ from opentelemetry.sdk.trace.export import SpanExporter
 import inmem
 from inmem.adapters.otel import names
 from inmem.adapters.otel.recorded import Resources, kept_in, span_of
-from inmem.adapters.otel.sending import Sending, batches_of, check_exporter, seconds_of
+from inmem.adapters.otel.sending import BATCH_SPANS, Sending, batches_of, check_exporter, seconds_of
 from inmem.adapters.otel.spans import ENDED, EVENTS_PER_SPAN, RunSpans, resource_of
 from inmem.adapters.otel.waiting import waiting_in
 
 CURSOR_PREFIX: Final = "otel/cursor/"
 RETRY_S: Final = 30.0
-_COMMIT_TRACES: Final = 512  # after which a follower stores where it is
 _CURSOR_CHARS: Final = 200
 _SHORT_LOOK_S: Final = 0.002  # a look that takes no longer is made as often as something changes
 _REST: Final = 4  # times as long as a longer look took, before the next one
@@ -201,15 +200,21 @@ class RunFollower:
     def _send_traces(self, newer: list[tuple[int, str]]) -> None:
         """Those of whole commits at a time: the cursor is a version."""
         ids: list[str] = []
-        for place, (version, trace_id) in enumerate(newer):
-            ids.append(trace_id)
-            is_last = place + 1 == len(newer)
-            if is_last or (len(ids) >= _COMMIT_TRACES and newer[place + 1][0] != version):
-                self._send(self._spans_of(ids))
-                self._sent.version = version
-                self._sent.traces += len(ids)
-                self._keep()
+        last = 0
+        for version, commit in groupby(newer, key=lambda each: each[0]):
+            more = [trace_id for _, trace_id in commit]
+            if ids and len(ids) + len(more) > BATCH_SPANS:
+                self._send_commits(ids, last)
                 ids = []
+            ids += more
+            last = version
+        self._send_commits(ids, last)
+
+    def _send_commits(self, ids: list[str], version: int) -> None:
+        self._send(self._spans_of(ids))
+        self._sent.version = version
+        self._sent.traces += len(ids)
+        self._keep()
 
     def _spans_of(self, ids: list[str]) -> Iterator[ReadableSpan]:
         for trace_id in ids:
@@ -259,7 +264,7 @@ class RunFollower:
 def follow(
     db: inmem.Database, run: str, exporter: SpanExporter, *, cursor: str = "default", content: bool = False,
     resource: Resource | None = None, retry_s: float | timedelta = RETRY_S,
-    timeout_s: float | timedelta | None = None,
+    timeout_s: float | None = None,
 ) -> int:
     """Export a run's traces as their commits come, until it has ended; how many spans this call has sent.
 
@@ -298,8 +303,6 @@ def follow(
     check_exporter(exporter)
     if not isinstance(cursor, str) or not 0 < len(cursor.encode("utf-8", "replace")) <= _CURSOR_CHARS:
         raise inmem.InvalidInputError(f"cursor must be a str of 1-{_CURSOR_CHARS} bytes", argument="cursor")
-    if timeout_s is not None:
-        timeout_s = seconds_of(timeout_s, "timeout_s")
     stored = StoredSpans(db, run, content=content, resource=resource)
     sending = Sending(exporter, seconds_of(retry_s, "retry_s"))
     RunFollower(db, run, stored, sending, CURSOR_PREFIX + cursor).follow(timeout_s)

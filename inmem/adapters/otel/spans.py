@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
@@ -27,10 +27,11 @@ def resource_of(given: Resource | None) -> Resource:
     """What the spans are of: as given, or by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, or `inmem`."""
     if given is not None:
         return given
-    made = Resource.create()
-    if str(made.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service"):
-        return made.merge(Resource({SERVICE_NAME: "inmem"}))
-    return made
+    said = OTELResourceDetector().detect().attributes
+    made = {SERVICE_NAME: "inmem", **said}
+    # Of what the SDK adds, no id of this process: the next one that sends the same spans has another.
+    sdk = {name: it for name, it in Resource.create().attributes.items() if name.startswith("telemetry.")}
+    return Resource({**sdk, **made})
 
 
 class RunSpans:
