@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from architecture.test_imports import LAYERS
+from otlp_receiver import receiver
 from support import stop_writer
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -114,6 +115,10 @@ def test_every_public_name_is_in_the_reference() -> None:
     wanted |= {"inmem.adapters.langgraph.InmemSaver"}
     wanted |= {"inmem.adapters.openai_agents.InmemSession"}
     wanted |= {"inmem.adapters.key_value.InmemStore", "inmem.adapters.dogpile.InmemBackend"}
+    wanted |= {
+        f"inmem.adapters.otel.{name}" for name in
+        ("InmemSpanExporter", "SpansNotSentError", "export", "follow", "settle", "span_context")
+    }
     wanted |= {f"inmem.aio.{name}" for name in vars(inmem.aio) if name == "open" or name.startswith("Async")}
     assert set(named) == wanted | {"inmem.errors"}  # which shows all of its own
 
@@ -246,6 +251,8 @@ def test_what_json_gives_is_what_is_told(scratch: Path, monkeypatch: pytest.Monk
         ask("queue purge", "r", "mail", "-d", "./data")
         ask("report", "r", "-d", "./data", "-o", "r.html")
         ask("top", "-d", "./data", "--interval", "0.1", "--count", "1")
+        with receiver() as otlp:
+            ask("otel", "r", "--endpoint", otlp.url, "-d", "./data")
         ask("export", "-d", "./data", "-o", "all.jsonl")
         ask("import", "-d", "./data", "all.jsonl")
         ask("backup", "-d", "./data", "./data.backup")
