@@ -22,13 +22,14 @@ from typing import Any, Final
 
 import msgpack
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 import inmem
 from inmem.adapters.otel import names
 from inmem.adapters.otel.attributes import restored, stored, without_content
+from inmem.adapters.otel.stored_span import StoredSpan, event_of, link_of
 
 Kept = dict[str, Any]  # what is stored of a span
 
@@ -41,29 +42,6 @@ _FIELDS: Final = frozenset({
 _TYPE_BYTES: Final = 128  # of the type of a custom trace
 _RESERVED: Final = frozenset({"ToolCall", "Decision", "Query", "Thought", "Error"})
 _SPAN: Final = "Span"  # the type of what is no operation of the GenAI conventions
-
-
-class RestoredSpan(ReadableSpan):
-    """A span that was recorded, with what it lacked then."""
-
-    def __init__(self, dropped: list[int], *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self._dropped = dropped
-
-    @property
-    def dropped_attributes(self) -> int:
-        """How many attributes it had beyond the limit."""
-        return self._dropped[0]
-
-    @property
-    def dropped_events(self) -> int:
-        """How many events."""
-        return self._dropped[1]
-
-    @property
-    def dropped_links(self) -> int:
-        """How many links."""
-        return self._dropped[2]
 
 
 def key_of(kept: Kept) -> str:
@@ -173,7 +151,7 @@ def kept_in(trace: inmem.Trace) -> Kept | None:
     return kept | {"attributes": attributes | {name: it for name, it in mine.items() if it is not None}}
 
 
-def span_of(kept: Kept, resource: Resource, *, content: bool) -> RestoredSpan:
+def span_of(kept: Kept, resource: Resource, *, content: bool) -> StoredSpan:
     """The span that was recorded; without prompts, arguments and results unless content is asked for."""
 
     def attributes(of: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,11 +165,11 @@ def span_of(kept: Kept, resource: Resource, *, content: bool) -> RestoredSpan:
         above = _context(kept["trace"], span_id, is_remote, kept["flags"], kept["state"])
     scope = kept["scope"]
     code, description = kept["status"]
-    return RestoredSpan(
+    return StoredSpan(
         kept["dropped"], kept["name"], own, above, resource, attributes(kept["attributes"]),
-        [Event(name, attributes(more), at) for name, at, more in kept["events"]],
+        [event_of(name, attributes(more), at) for name, at, more in kept["events"]],
         [
-            Link(_context(trace, span, is_remote, flags, state), attributes(more))
+            link_of(_context(trace, span, is_remote, flags, state), attributes(more))
             for trace, span, is_remote, flags, state, more in kept["links"]
         ],
         SpanKind[kept["kind"]], status=Status(StatusCode[code], description),

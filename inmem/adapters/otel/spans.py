@@ -13,6 +13,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 import inmem
 from inmem.adapters.otel import names
 from inmem.adapters.otel.attributes import as_text, passed_on
+from inmem.adapters.otel.stored_span import StoredSpan, event_of, link_of
 
 EVENTS_PER_SPAN: Final = 128  # what the SDK allows by default
 ENDED: Final = frozenset({
@@ -68,7 +69,7 @@ class RunSpans:
                 attributes["inmem.content.metadata"] = as_text(record.metadata)
             if record.parent_run is not None:
                 above = self._context(run=record.parent_run)
-                links.append(Link(above, {"inmem.link": "parent_run", "inmem.run.id": record.parent_run}))
+                links.append(link_of(above, {"inmem.link": "parent_run", "inmem.run.id": record.parent_run}))
             if record.error is not None:
                 status = Status(StatusCode.ERROR, record.error)
                 attributes[names.ERROR_TYPE] = "_OTHER"  # a run's error is a text without a type
@@ -126,8 +127,9 @@ class RunSpans:
         attributes: Mapping[str, Any], *, kind: SpanKind = SpanKind.INTERNAL, status: Status = _UNSET,
         links: Sequence[Link] = (), events: Sequence[inmem.Event] = (),
     ) -> ReadableSpan:
-        return ReadableSpan(
-            name, self._context(part), above, self._resource, attributes, [self._event(e) for e in events],
+        return StoredSpan(
+            (0, 0, 0), name, self._context(part), above, self._resource, attributes,
+            [self._event(event) for event in events],
             links, kind, status=status, start_time=start_us * _NS, end_time=end_us * _NS,
             instrumentation_scope=_SCOPE,
         )
@@ -136,7 +138,7 @@ class RunSpans:
         attributes: dict[str, Any] = {"inmem.event.sequence": event.sequence}
         if self._content and event.payload is not None:
             attributes["inmem.content.payload"] = as_text(event.payload)
-        return Event(event.event_type, attributes, event.timestamp * _NS)
+        return event_of(event.event_type, attributes, event.timestamp * _NS)
 
     def _context(self, part: str = "", *, run: str | None = None) -> SpanContext:
         return names.context_of(str(self._namespace), run or self._run, part)
