@@ -83,7 +83,7 @@ def test_made_up_ids_are_different_and_in_order(store: Any) -> None:
     assert sorted(names(store.read(lambda traces: traces.list()))) == sorted(ids)
 
 
-def test_what_was_recorded_after_a_version(store: Any) -> None:
+def test_what_was_recorded_after_a_version(store: Any, request: pytest.FixtureRequest) -> None:
     def after(version: int) -> list[tuple[int, str]]:
         return store.read(lambda traces: traces.recorded_after(version))
 
@@ -92,6 +92,9 @@ def test_what_was_recorded_after_a_version(store: Any) -> None:
     store.write(lambda traces: traces.record_many([NewTrace(Thought("x"), id=name) for name in "ba"]))
     store.write(lambda traces: traces.record(Thought("early"), id="c", timestamp=1))
     found = after(0)
+    if request.node.callspec.params["store"] == WITHIN:
+        assert found == [], "what a transaction records has no version before its end"
+        return
     assert [name for _, name in found] == ["z", "a", "b", "c"]
     first, second, same, last = [version for version, _ in found]
     assert first < second == same < last
