@@ -163,6 +163,11 @@ def test_a_root_that_failed(db: inmem.Database) -> None:
         raise ValueError("no way")
     run = only_run(db)
     assert run.status is inmem.RunStatus.FAILED and run.error == "ValueError: no way"
+    long = program.tracer.start_span("x" * 100_000)
+    long.set_status(Status(StatusCode.ERROR, "y" * 100_000))
+    long.end()
+    [failed] = [run for run in db.runs.query_runs(tags=["otel"]) if run.error != "ValueError: no way"]
+    assert failed.error == "y" * 1000 and failed.metadata["name"] == "x" * 1000
 
 
 def test_spans_wait_for_their_parents(db: inmem.Database) -> None:

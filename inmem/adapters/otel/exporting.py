@@ -87,7 +87,7 @@ def export(
     asked for. A batch that the exporter refuses is tried again for `retry_s`
     seconds. Ids follow from namespace, run and trace: what is exported twice
     has the same ids. The run should have ended; the span of one that has not
-    ends with what is there so far. Cost: about 60 µs a span and what the
+    ends with what is there so far. Cost: about 20 µs a span and what the
     exporter takes, in batches of up to 512, in bounded memory.
 
     >>> import inmem

@@ -31,6 +31,7 @@ from inmem.adapters.otel.recorded import (
 PREFIX: Final = "otel/waiting/"
 AT_ONCE: Final = 128  # spans of one commit
 _PAGE: Final = 256
+_TEXT_CHARS: Final = 1000  # of a root's name and error, in the record of its run
 
 
 def record(
@@ -171,10 +172,11 @@ def _end(txn: inmem.Transaction, root: Kept) -> None:
     run = txn.runs.get_run()
     if run is None or run.status is not inmem.RunStatus.ACTIVE:
         return
-    txn.runs.update_metadata({"name": root["name"]})
+    name = root["name"][:_TEXT_CHARS]
+    txn.runs.update_metadata({"name": name})
     code, description = root["status"]
     if code == StatusCode.ERROR.name:
-        txn.runs.fail_run(description or f"{root['name']} failed")
+        txn.runs.fail_run((description or f"{name} failed")[:_TEXT_CHARS])
     else:
         txn.runs.complete_run()
 

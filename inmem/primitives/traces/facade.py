@@ -159,8 +159,8 @@ class TraceReads:
         A program that keeps the last version goes on there, and misses
         nothing: a commit shows all of its traces at once. 0 is before all of
         them. In `Database.wait` it waits for new ones. What a transaction
-        records itself has no version before its end, and is not there. Cost: 0.5 µs for each
-        trace of the run.
+        records itself has no version before its end, and is not there. Cost:
+        0.5 µs for each trace of the run.
 
         >>> import inmem
         >>> with inmem.open() as db:
