@@ -295,6 +295,7 @@ def test_what_cannot_be_recorded(db: inmem.Database, caplog: pytest.LogCaptureFi
     db.runs.delete_run("gone")
     assert InmemSpanExporter(db, run="gone").export(program.spans()[:1]) is SpanExportResult.FAILURE
     assert "were not recorded in gone" in caplog.text
+    caplog.clear()  # the tracebacks hold what was open
 
 
 def test_a_real_instrumented_program(db: inmem.Database, place: dict[str, Any], workers: Workers) -> None:
