@@ -104,7 +104,8 @@ def inmem_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         left = _holders(path)
     _removed(place)
     if left:
-        pytest.fail(f"the store was left open by {', '.join(left)}: close it, or end the process", pytrace=False)
+        who = ", ".join(left)
+        pytest.fail(f"the store was left open by {who}: close it, or end the process", pytrace=False)
 
 
 @pytest.fixture
@@ -178,7 +179,8 @@ class InmemClock:
                 with open(self._file, "r+b") as file:  # in place: the writer has it mapped
                     file.write(moved.to_bytes(8, "little"))
                 database.status()  # wakes a writer that rests
-                _until(lambda wanted=wanted: self.now() >= wanted, "the writer has not followed the clock", _MOVE_S)
+                problem = "the writer has not followed the clock"
+                _until(lambda wanted=wanted: self.now() >= wanted, problem, _MOVE_S)
                 left_us -= step_us
 
 
@@ -235,7 +237,7 @@ class InmemWriter:
         os.environ[VARIABLE] = f"{step}:{count}:{flag}"
 
     def freeze(self) -> int:
-        """Stop it, as a machine that swaps does: it neither answers nor ends, until `thaw`. Raises as `kill`."""
+        """Stop it, as a machine that swaps does: it does nothing until `thaw`. Raises as `kill`."""
         pid = self._there()
         os.kill(pid, signal.SIGSTOP)
         self._frozen = pid
@@ -306,12 +308,18 @@ def _holders(path: Path) -> list[str]:
         if not process.name.isdigit() or int(process.name) == writer:
             continue
         with suppress(OSError):  # it has ended, or is another user's
-            files = [os.readlink(file) for file in (process / "fd").iterdir()]
-            if any(file.startswith(f"{path}/") for file in files):
+            if any(_target(file).startswith(f"{path}/") for file in (process / "fd").iterdir()):
                 name = (process / "comm").read_text().strip()
                 is_this = int(process.name) == os.getpid()
                 found.append("this process" if is_this else f"process {process.name} ({name})")
     return found
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:  # it was closed meanwhile
+        return ""
 
 
 def _removed(place: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 Microseconds = Callable[[], int]
 
-VARIABLE: Final = "INMEM_MOVED_CLOCK"  # names the file of a `MovedClock`, for writers that are started with it
+VARIABLE: Final = "INMEM_MOVED_CLOCK"  # names the file of a `MovedClock`, for writers of tests
 
 FAR_US: Final = 60 * 1_000_000  # between store time and wall clock: ordinary corrections stay below
 _LEAP_US: Final = 86_400 * 1_000_000

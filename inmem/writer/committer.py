@@ -26,6 +26,7 @@ from inmem.commit.decide import NO_RESULTS, Procedures, decide
 from inmem.commit.validation import RecentWrites
 from inmem.commit.workspace import DATA
 from inmem.errors import CommitRefusedError, ConflictError, InmemError, InvalidInputError, StoreFullError
+from inmem.host.clock import FAR_US
 from inmem.primitives.import_mark import is_mark
 from inmem.primitives.server import is_index, is_upkeep
 from inmem.record import expires_at, pack, payload_of, timestamp_of, version_of
@@ -203,6 +204,13 @@ class Committer:
         if self._suspects.is_careful:
             self._careful_until_us = now_us + CAREFUL_US
         self.commit([], now_us)
+
+    def leap(self, by_s: int, now_us: int) -> None:
+        """Store time has leapt ahead. A far leap is stored at once: the next writer must not end sessions."""
+        self.sessions.leap(by_s)
+        if by_s * 1_000_000 >= FAR_US:
+            self.sessions.must_write = True
+            self.commit([], now_us)
 
     def commit(self, requests: Sequence[Request], now_us: int) -> list[Answer]:
         """Decide and publish a group; one answer for each request, in order.

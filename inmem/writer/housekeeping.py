@@ -91,7 +91,7 @@ class Housekeeping:
         by_s = (offset - self._offset) // 1_000_000
         if by_s:  # below 0 it was set back, and they with it
             if by_s > 0:
-                self._parts.committer.sessions.leap(by_s)
+                self._parts.committer.leap(by_s, self._parts.clock.now_us())
             self._offset = offset
 
     def _compare_clocks(self, now: float) -> None:
