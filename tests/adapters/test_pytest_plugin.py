@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import textwrap
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-
-PLUGIN = "inmem.adapters.pytest_plugin"
+from pytest_runs import run_pytest
 
 
 def run(scratch: Path, source: str, *options: str) -> tuple[int, str]:
     """Run a test file with nothing but the plugin; how it ended, and what it said."""
     place = scratch / "tests"
     place.mkdir()
-    (place / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     (place / "test_it.py").write_text("import inmem, os, pytest, sys\n" + textwrap.dedent(source))
-    known = [] if entry_points(group="pytest11", name="inmem") else ["-p", PLUGIN]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *known, *options]
-    environment = {**os.environ, "TMPDIR": str(scratch)}
-    done = subprocess.run(
-        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        timeout=100,
-    )  # fmt: skip
+    code, said = run_pytest(place, scratch, *options)
     left = [each.name for each in scratch.iterdir() if each.name.startswith("inmem-")]
-    assert left == [], done.stdout
-    return done.returncode, done.stdout
+    assert left == [], said
+    return code, said
 
 
 @pytest.mark.parametrize("options", [(), ("-n", "2")])

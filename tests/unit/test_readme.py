@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from forked import run_script
+from pytest_runs import run_pytest
 from support import stop_writer
 from typer.main import get_command
 
@@ -96,10 +97,13 @@ def written(document: Path, folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_program_runs(document: Path, scratch: Path) -> None:
-    """Those of the README as a reader starts them, others forked off: see `forked`."""
+    """Those of the README as a reader starts them, tests by pytest, others forked off: see `forked`."""
     try:
         for program in written(document, scratch):
-            if document.parent == ROOT:
+            if program.name.startswith("test_"):
+                code, said = run_pytest(program.parent, scratch, program.name)
+                assert code == 0 and " passed" in said, said
+            elif document.parent == ROOT:
                 output(start(program))
             else:
                 done = run_script(program, env=plain())
