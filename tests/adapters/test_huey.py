@@ -240,8 +240,8 @@ def test_messages_can_be_read_by_who_looks(db: inmem.Database) -> None:
     def add(a: int, b: int) -> int:
         return a + b
 
-    add(1, 2, id="first")
-    add.schedule((1, 2), delay=60, id="later")
+    first = add(1, 2)
+    second = add.schedule((1, 2), delay=60)
     (job, later) = huey.storage.queues.peek(QUEUE, limit=2)
-    assert (job.payload["id"], job.payload["task"].rpartition(".")[2], job.priority) == ("first", "add", 7)
-    assert later.payload["id"] == "later"
+    assert (job.payload["id"], job.payload["task"].rpartition(".")[2], job.priority) == (first.id, "add", 7)
+    assert later.payload["id"] == second.id

@@ -174,14 +174,14 @@ def test_a_task_that_kills_each_worker_is_dead_in_the_end(db: inmem.Database) ->
     def poison() -> None:
         raise AssertionError("it is never executed here")
 
-    poison(id="bad")
+    bad = poison()
     for _ in range(3):
         wait_until(lambda: huey.storage.queues.counts(QUEUE).ready, "it is ready again")
         killed(huey)
     wait_until(lambda: huey.storage.queues.counts(QUEUE).ready == 1, "the last claim has run out")
     assert InmemStorage("app", db, blocking=False).take() is None
     (dead,) = huey.storage.queues.dead(QUEUE)
-    assert dead.payload["id"] == "bad" and dead.attempt == 3
+    assert dead.payload["id"] == bad.id and dead.attempt == 3
 
 
 def test_a_message_that_cannot_be_read_is_dead_with_its_reason(db: inmem.Database) -> None:
@@ -248,7 +248,7 @@ def test_a_scheduled_task_is_in_one_place_at_any_time(db: inmem.Database) -> Non
     def note() -> None:
         pass
 
-    note.schedule(delay=-1, id="due")
+    note.schedule(delay=-1)
     huey.execute(take(huey), NOW - timedelta(days=9999))  # before its time: the worker schedules it
     assert (huey.scheduled_count(), huey.pending_count()) == (1, 0)
     assert huey.storage.queues.counts(QUEUE).claimed == 0
