@@ -30,11 +30,13 @@ class Packed:
 
     The parts of a long one are entries of their own, under `p/token/number`, and must be stored before
     what names them. Parts that nothing names are of a program that died in the middle, or is still in the
-    middle of it. So who sweeps them may take the second for the first; `are_there` tells.
+    middle of it. So who sweeps them may take the second for the first; `are_there` tells. Tokens
+    start with `area`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, area: str = "") -> None:
         self.parts: list[tuple[str, bytes]] = []
+        self._area = area
         self._left = WHOLE_BYTES
 
     def add(self, kind: str, data: bytes) -> list[Any]:
@@ -42,7 +44,7 @@ class Packed:
         if len(data) <= self._left:
             self._left -= len(data)
             return [kind, data]
-        token = os.urandom(12).hex()
+        token = self._area + os.urandom(12).hex()
         starts = range(0, len(data), PART_BYTES)
         self.parts += [(part_key(token, n), data[at : at + PART_BYTES]) for n, at in enumerate(starts)]
         return [kind, token, len(starts)]

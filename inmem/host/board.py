@@ -320,6 +320,14 @@ class Board:
         self._map.close()
 
 
+def _epoll() -> type[select.epoll]:
+    """The class, which gevent takes out of its module: nobody waits by it here."""
+    if hasattr(select, "epoll"):
+        return select.epoll
+    found: type[select.epoll] = sys.modules["gevent.monkey"].get_original("select", "epoll")
+    return found
+
+
 def _opened_bell(board: Path, create: bool) -> select.epoll | None:
     """The bell of a board; None in a client where there is none: the writer is of the release before.
 
@@ -333,7 +341,7 @@ def _opened_bell(board: Path, create: bool) -> select.epoll | None:
     try:
         # For reading too, on both sides: so it never ends, and who rings for a dead writer gets no SIGPIPE.
         flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
-        return select.epoll.fromfd(os.open(path, flags))
+        return _epoll().fromfd(os.open(path, flags))
     except OSError as error:
         if create:
             raise

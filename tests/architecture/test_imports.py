@@ -94,6 +94,8 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "key_value": frozenset({"adapters"}),
     "dogpile": frozenset({"adapters"}),
     "opentelemetry": frozenset({"adapters"}),
+    "huey": frozenset({"adapters"}),
+    "gevent": frozenset({"adapters"}),  # for its greenlets, where a program has it
 }
 # Loading any of these runs what a file or a peer says.
 CODE_IN_DATA = frozenset({"pickle", "_pickle", "cPickle", "shelve", "marshal", "dill", "cloudpickle"})

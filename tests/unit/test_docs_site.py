@@ -119,6 +119,7 @@ def test_every_public_name_is_in_the_reference() -> None:
         f"inmem.adapters.otel.{name}" for name in
         ("InmemSpanExporter", "SpansNotSentError", "export", "follow", "settle", "span_context")
     }
+    wanted |= {"inmem.adapters.huey.InmemHuey", "inmem.adapters.huey.InmemStorage"}
     wanted |= {f"inmem.aio.{name}" for name in vars(inmem.aio) if name == "open" or name.startswith("Async")}
     assert set(named) == wanted | {"inmem.errors"}  # which shows all of its own
 
