@@ -209,8 +209,7 @@ class Committer:
         """Store time has leapt ahead. A far leap is stored at once: the next writer must not end sessions."""
         self.sessions.leap(by_s)
         if by_s * 1_000_000 >= FAR_US:
-            self.sessions.must_write = True
-            self.commit([], now_us)
+            self.begin_epoch(self._epoch, now_us)
 
     def commit(self, requests: Sequence[Request], now_us: int) -> list[Answer]:
         """Decide and publish a group; one answer for each request, in order.

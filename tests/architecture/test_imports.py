@@ -93,6 +93,7 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "agents": frozenset({"adapters"}),
     "key_value": frozenset({"adapters"}),
     "dogpile": frozenset({"adapters"}),
+    "pytest": frozenset({"adapters"}),
     "opentelemetry": frozenset({"adapters"}),
     "huey": frozenset({"adapters"}),
     "gevent": frozenset({"adapters"}),  # for its greenlets, where a program has it
