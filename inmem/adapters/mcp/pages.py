@@ -68,10 +68,10 @@ def _place_of(run: inmem.RunMetadata) -> str:
 def _run_at(cursor: str) -> inmem.RunMetadata:
     """A place in the order of creation. The run may be deleted by now, so its id is not enough."""
     time, _, run_id = cursor.partition(":")
+    created_at = number_in(cursor, time)
     return inmem.RunMetadata(
-        run_id=inmem.RunId(run_id), parent_run=None, status=inmem.RunStatus.ACTIVE,
-        created_at=number_in(cursor, time), updated_at=0, completed_at=None, tags=(), metadata={},
-        error=None, version=0,
+        run_id=inmem.RunId(run_id), parent_run=None, status=inmem.RunStatus.ACTIVE, created_at=created_at,
+        updated_at=0, completed_at=None, tags=(), metadata={}, error=None, version=0,
     )
 
 

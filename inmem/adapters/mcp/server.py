@@ -74,7 +74,7 @@ class StoreServer(MCPServer[Any]):
             middleware=[SubscriptionMiddleware(db, bus)], log_level="WARNING",
         )
         self._db = db
-        self.completion()(self._complete)
+        self.completion()(self._complete)  # type: ignore[no-untyped-call]
 
     async def _complete(
         self, ref: mcp_types.PromptReference | mcp_types.ResourceTemplateReference,

@@ -18,7 +18,9 @@ from inmem.adapters.mcp.reading import Queue, scope_of
 from inmem.adapters.mcp.shown import Cut, LeaseShown, Time, Value, shown_together, time_of
 from inmem.adapters.mcp.writing import RemovedShown
 
-_JOB: Final = re.compile(r"(?P<id>.{1,130})#(?P<token>[0-9]{1,18})\.(?P<mark>[0-9]{1,17})", re.DOTALL)
+_JOB: Final = re.compile(
+    r"(?P<id>(?P<queue>[^\0\ud800-\udfff]{1,100})/[0-9]{1,18})#(?P<token>[0-9]{1,18})\.(?P<mark>[0-9]{1,17})"
+)
 _LEASE: Final = re.compile(r"(?P<token>[0-9]{1,18})\.(?P<acquired_at>[0-9]{1,18})")
 
 JobClaim = Annotated[str, Field(description="The `claim` that queues_claim has returned.")]
@@ -26,7 +28,7 @@ LeaseClaim = Annotated[str, Field(description="The `claim` that leases_acquire h
 JobIdGiven = Annotated[str, Field(description="The job's id.")]
 LeaseName = Annotated[str, Field(description="The name of what is owned.")]
 LeaseS = Annotated[
-    float, Field(gt=0, le=86_400, description="For so many seconds the job is yours. Then others may take it.")
+    float, Field(gt=0, le=86_400, description="Yours for so many seconds. Then others may take it.")
 ]
 TtlGiven = Annotated[
     float, Field(gt=0, le=86_400, description="For how many seconds from now on it is yours.")
@@ -222,13 +224,12 @@ def _job_of(scope: inmem.aio.AsyncRunScope, claim: str) -> inmem.Job:
         InvalidInputError: it is no claim of a job.
     """
     found = _JOB.fullmatch(claim)
-    queue, slash, number = found["id"].rpartition("/") if found else ("", "", "")
-    if found is None or not slash or not queue or not (number.isascii() and number.isdigit()):
+    if found is None:
         raise inmem.InvalidInputError(
             f"claim must be one that queues_claim has returned, not {claim[:60]!r}", argument="claim"
         )
     return inmem.Job(
-        id=inmem.JobId(found["id"]), queue=queue, payload=None, attempt=0, token=int(found["token"]),
+        id=inmem.JobId(found["id"]), queue=found["queue"], payload=None, attempt=0, token=int(found["token"]),
         claimed_until=0, enqueued_at=0, errors=(), run_id=scope.run_id, prefix=scope.prefix,
         mark=int(found["mark"]),
     )
