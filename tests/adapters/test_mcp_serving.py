@@ -22,8 +22,8 @@ import inmem
 pytest.importorskip("mcp.server.mcpserver", reason="the extra `mcp` is not installed")
 
 import httpx2
-from mcp.client.streamable_http import streamable_http_client
 from mcp.client.client import Client
+from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp_clients import Caller, arguments_of, http, http_server, inside, stdio
 from typer.testing import CliRunner
@@ -34,6 +34,8 @@ from inmem.adapters.mcp.subscriptions import MAX_WATCHED
 from inmem.cli.app import app
 
 DEADLINE_S = 30.0
+# Clients of 2025 are what most people have; the SDK's client warns of what the next protocol drops.
+of_2025 = pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
 INITIALIZE = {
     "jsonrpc": "2.0", "id": 1, "method": "initialize",
     "params": {
@@ -62,7 +64,8 @@ def test_requests_for_other_sites_are_refused(directory: Path) -> None:
         assert posted(url) == 200
         port = url.split(":")[2].split("/")[0]
         assert posted(url, Host=f"localhost:{port}", Origin=f"http://localhost:{port}") == 200
-        for host in ("evil.example.com", f"evil.example.com:{port}", "127.0.0.1.evil.example.com", f"evil.localhost:{port}"):
+        evil = "evil.example.com"
+        for host in (evil, f"{evil}:{port}", f"127.0.0.1.{evil}", f"evil.localhost:{port}", ""):
             assert posted(url, Host=host) == 421, host
         for origin in ("http://evil.example.com", f"http://evil.example.com:{port}", "null", "file://"):
             assert posted(url, Origin=origin) == 403, origin
@@ -112,7 +115,7 @@ def test_a_port_that_is_taken_is_an_error_of_one_line(directory: Path) -> None:
     with http_server(directory) as url:
         port = url.split(":")[2].split("/")[0]
         result = CliRunner().invoke(app, ["mcp", "-d", str(directory), "--http", "--port", port])
-        assert result.exit_code == 1 and result.stderr.startswith(f"inmem: 127.0.0.1 port {port} cannot be used")
+        assert result.exit_code == 1 and f"127.0.0.1 port {port} cannot be used" in result.stderr
         assert result.stderr.count("\n") == 1
 
 
@@ -162,8 +165,9 @@ def put(number: int, value: bytes) -> bytes:
 def test_hostile_messages_do_no_harm(process: subprocess.Popen[bytes], directory: Path) -> None:
     begin(process)
     deep, wide = b"[" * 20_000 + b"]" * 20_000, b'"' + b"x" * (1 << 20) + b'"'
-    for line in (b"", b"{", b"null", b"[]", b"\xff\xfe\x00", b'{"jsonrpc":"2.0"}', b'{"id":1}', deep, put(2, deep),
-                 put(3, b'"\\ud800"'), put(4, b"1e999"), put(5, b"NaN"), put(6, b"9" * 5000)):  # fmt: skip
+    no_messages = (b"", b"{", b"null", b"[]", b"\xff\xfe\x00", b'{"jsonrpc":"2.0"}', b'{"id":1}', deep)
+    no_values = (deep, b'"\\ud800"', b"1e999", b"NaN", b"9" * 5000)
+    for line in (*no_messages, *(put(10 + number, value) for number, value in enumerate(no_values))):
         asked(process, line, None)
     answers = {}
     assert process.stdin is not None and process.stdout is not None
@@ -205,7 +209,8 @@ def test_the_writer_is_killed_between_calls(directory: Path) -> None:
                 assert (await call("kv_add", run="r", key="n"))["value"] == number
                 killed = kill_writer(directory)
                 assert (await call("kv_get", run="r", key="n"))["value"] == number
-                assert (await call("events_append", run="r", events=[{"event_type": "e"}]))["first_sequence"] == number - 1
+                appended = await call("events_append", run="r", events=[{"event_type": "e"}])
+                assert appended["first_sequence"] == number - 1
                 assert writer_pid(directory) not in (0, killed)
 
     asyncio.run(run())
@@ -264,7 +269,8 @@ def test_two_clients_at_once(home: Home) -> None:
         return refused
 
     async def run(url: str) -> None:
-        async with http(url) as one, http(url, "legacy") as other, stdio(home.place, "--write", "--agent", "two") as third:
+        of_its_own = stdio(home.place, "--write", "--agent", "two")
+        async with http(url) as one, http(url, "legacy") as other, of_its_own as third:
             await one("cells_set", run="r", name="c", value=0, expected_version=0)
             async with asyncio.TaskGroup() as group:
                 for call in (one, other, third):
@@ -316,7 +322,8 @@ async def change(db: inmem.aio.AsyncDatabase, uri: str) -> None:
         await db.leases.acquire("r", os.urandom(4).hex(), ttl_s=60)
 
 
-URIS = [ROOT, *(f"{ROOT}/{kind}" for kind in ("kv", "kv/k", "events", "events/0", "cells", "cells/c", "traces", "queues", "leases"))]
+KINDS = ("kv", "kv/k", "events", "events/1", "cells", "cells/c", "traces", "queues", "leases")
+URIS = [ROOT, *(f"{ROOT}/{kind}" for kind in KINDS)]
 
 
 def test_changes_are_told_to_those_who_listen(fresh: Fresh) -> None:
@@ -324,10 +331,10 @@ def test_changes_are_told_to_those_who_listen(fresh: Fresh) -> None:
         async with inside(place) as call:
             await call.db.runs.create_run(run_id="r")
             for uri in URIS:
-                async with call.client.listen(resource_subscriptions=[uri]) as listening, asyncio.timeout(DEADLINE_S):
+                async with call.client.listen(resource_subscriptions=[uri]) as listening:
                     await change(call.db, uri)
-                    event = await anext(aiter(listening))
-                    assert event.uri == uri
+                    async with asyncio.timeout(DEADLINE_S):
+                        assert (await anext(aiter(listening))).uri == uri
             async with call.client.listen(resource_subscriptions=["inmem://runs"]) as listening:
                 await call("runs_create", run="later")
                 async with asyncio.timeout(DEADLINE_S):
@@ -358,35 +365,40 @@ async def subscriber(url: str) -> AsyncIterator[tuple[Client, Heard]]:
         yield client, heard
 
 
+@of_2025
 def test_clients_of_2025_subscribe_by_request(home: Home) -> None:
     async def run(url: str) -> None:
-        async with inmem.aio.open(home.place, agent="old") as db:
-            async with subscriber(url) as (one, heard), subscriber(url) as (other, also):
-                assert one.server_capabilities.resources is not None
-                assert one.server_capabilities.resources.subscribe
-                for uri in (f"{ROOT}/kv", f"{ROOT}/events", f"{ROOT}/kv"):
-                    await one.session.subscribe_resource(uri)
-                await other.session.subscribe_resource(f"{ROOT}/kv")
-                await change(db, f"{ROOT}/kv")
-                assert await heard.next() == await also.next() == f"{ROOT}/kv"
-                await change(db, f"{ROOT}/events")
-                assert await heard.next() == f"{ROOT}/events"
-                await other.session.unsubscribe_resource(f"{ROOT}/kv")
-                await other.session.unsubscribe_resource(f"{ROOT}/cells")
-                await change(db, f"{ROOT}/kv")
-                assert await heard.next() == f"{ROOT}/kv"
-                with pytest.raises(MCPError):
-                    await one.session.subscribe_resource("test://elsewhere")
-                await other.session.subscribe_resource(f"{ROOT}/cells")
-                await change(db, f"{ROOT}/cells")
-                assert await also.next() == f"{ROOT}/cells"  # and not what it had given up before
-                assert heard.uris.empty() and also.uris.empty()
+        async with (
+            inmem.aio.open(home.place, agent="old") as db,
+            subscriber(url) as (one, heard),
+            subscriber(url) as (other, also),
+        ):
+            assert one.server_capabilities.resources is not None
+            assert one.server_capabilities.resources.subscribe
+            for uri in (f"{ROOT}/kv", f"{ROOT}/events", f"{ROOT}/kv"):
+                await one.session.subscribe_resource(uri)
+            await other.session.subscribe_resource(f"{ROOT}/kv")
+            await change(db, f"{ROOT}/kv")
+            assert await heard.next() == await also.next() == f"{ROOT}/kv"
+            await change(db, f"{ROOT}/events")
+            assert await heard.next() == f"{ROOT}/events"
+            await other.session.unsubscribe_resource(f"{ROOT}/kv")
+            await other.session.unsubscribe_resource(f"{ROOT}/cells")
+            await change(db, f"{ROOT}/kv")
+            assert await heard.next() == f"{ROOT}/kv"
+            with pytest.raises(MCPError):
+                await one.session.subscribe_resource("test://elsewhere")
+            await other.session.subscribe_resource(f"{ROOT}/cells")
+            await change(db, f"{ROOT}/cells")
+            assert await also.next() == f"{ROOT}/cells"  # and not what it had given up before
+            assert heard.uris.empty() and also.uris.empty()
 
     home.open().close()
     with http_server(home.place, "--agent", "old") as url:
         asyncio.run(run(url))
 
 
+@of_2025
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 def test_nothing_is_watched_for_clients_that_are_gone(fresh: Fresh, mode: Any) -> None:
     async def run(place: dict[str, Any]) -> None:

@@ -98,6 +98,8 @@ async def serve_http(
         InvalidInputError: the host is not of this machine alone, and there is no token or no allowed
             host; or the token is too short; or the port cannot be used.
     """
+    if type(port) is not int or not 0 <= port <= 65535:
+        raise inmem.InvalidInputError(f"port must be 0 to 65535, not {port!r:.40}", argument="port")
     if token is not None and (len(token) < MIN_TOKEN_CHARS or not token.isascii()):
         raise inmem.InvalidInputError(
             f"token must be ASCII of {MIN_TOKEN_CHARS} characters at least", argument="token"
@@ -139,7 +141,7 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise inmem.InvalidInputError(
-            f"{host} port {port} cannot be used: {getattr(error, 'strerror', None) or error}", argument="port"
+            f"{host} port {port} cannot be used: {error.strerror or error}", argument="port"
         ) from error

@@ -196,7 +196,7 @@ class WorkingTools:
     async def leases_renew(self, run: Run, name: LeaseName, claim: LeaseClaim, ttl_s: TtlGiven) -> LeaseShown:
         """Keep a lease for `ttl_s` seconds from now on. The claim stays the same."""
         scope = scope_of(self._db, run)
-        renewed = await scope.leases.renew(_lease_of(scope, name, claim), ttl_s)
+        renewed = await scope.leases.renew(await _lease_of(scope, name, claim), ttl_s)
         stored = await scope.leases.get(name)  # which knows the holder too
         return LeaseShown.of(stored if stored is not None and stored.token == renewed.token else renewed)
 
@@ -204,7 +204,7 @@ class WorkingTools:
     async def leases_release(self, run: Run, name: LeaseName, claim: LeaseClaim) -> ReleasedShown:
         """Give a lease back before it runs out."""
         scope = scope_of(self._db, run)
-        return ReleasedShown(released=await scope.leases.release(_lease_of(scope, name, claim)))
+        return ReleasedShown(released=await scope.leases.release(await _lease_of(scope, name, claim)))
 
 
 def _claimed(job: inmem.Job) -> ClaimedShown:
@@ -235,12 +235,14 @@ def _job_of(scope: inmem.aio.AsyncRunScope, claim: str) -> inmem.Job:
     )
 
 
-def _lease_of(scope: inmem.aio.AsyncRunScope, name: str, claim: str) -> inmem.Lease:
+async def _lease_of(scope: inmem.aio.AsyncRunScope, name: str, claim: str) -> inmem.Lease:
     """The lease that a claim names.
 
     Raises:
         InvalidInputError: it is no claim of a lease.
+        InvalidKeyError: the name cannot be one.
     """
+    await scope.leases.get(name)  # which checks the name: a Lease that is made by hand is not checked
     found = _LEASE.fullmatch(claim)
     if found is None:
         raise inmem.InvalidInputError(
