@@ -33,7 +33,9 @@ def http_server(place: Any, *more: str, **environment: str) -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **environment}) as process:
         try:
             assert process.stdout is not None
-            yield json.loads(process.stdout.readline())["url"]
+            told = json.loads(process.stdout.readline())
+            assert told == {"url": told["url"], "write": "--write" in more}
+            yield told["url"]
         finally:
             process.send_signal(signal.SIGTERM)
             code = process.wait(30)
