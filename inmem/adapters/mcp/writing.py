@@ -104,7 +104,7 @@ _BODIES: dict[str, Any] = {
 }
 
 
-class Written(BaseModel):
+class WrittenShown(BaseModel):
     """Something was written."""
 
     version: int = Field(description="The version of the commit, or of the cell.")
@@ -216,13 +216,13 @@ class WritingTools:
     # --- entries ------------------------------------------------------------------------------
 
     @is_tool("Write a key", changes=True, destroys=True, repeatable=True)
-    async def kv_put(self, run: Run, key: Key, value: JsonValue, ttl_s: TtlS = None) -> Written:
+    async def kv_put(self, run: Run, key: Key, value: JsonValue, ttl_s: TtlS = None) -> WrittenShown:
         """Write a value under a key of a run. It replaces what is there, also its time to live.
 
         To change a value only if nobody else did, use a cell.
         """
         scope = scope_of(self._db, run)
-        return Written(version=await scope.kv.put(key, value_of(value), ttl=ttl_s))
+        return WrittenShown(version=await scope.kv.put(key, value_of(value), ttl=ttl_s))
 
     @is_tool("Write several keys", changes=True, destroys=True, repeatable=True)
     async def kv_put_many(
@@ -230,10 +230,10 @@ class WritingTools:
         run: Run,
         entries: Annotated[dict[str, JsonValue], Field(description="An object: keys with their values.")],
         ttl_s: TtlS = None,
-    ) -> Written:
+    ) -> WrittenShown:
         """Write several keys of a run at once: others see all of them or none."""
         values = {key: value_of(value, f"entries[{key[:80]!r}]") for key, value in entries.items()}
-        return Written(version=await scope_of(self._db, run).kv.put_many(values, ttl=ttl_s))
+        return WrittenShown(version=await scope_of(self._db, run).kv.put_many(values, ttl=ttl_s))
 
     @is_tool("Add to a number", changes=True)
     async def kv_add(
@@ -292,7 +292,7 @@ class WritingTools:
                 "0: there must be no such cell yet. None: overwrite whatever is there.",
             ),
         ] = None,
-    ) -> Written:
+    ) -> WrittenShown:
         """Create or change a cell; with `expected_version` only if nobody has changed it since you read it.
 
         If it fails with the code version_mismatch, read the cell again and decide anew.
@@ -300,10 +300,10 @@ class WritingTools:
         cells = scope_of(self._db, run).cells
         content = value_of(value)
         if expected_version is None:
-            return Written(version=await cells.set(name, content))
+            return WrittenShown(version=await cells.set(name, content))
         if expected_version == 0:
-            return Written(version=await cells.init(name, content))
-        return Written(version=await cells.cas(name, expected_version, content))
+            return WrittenShown(version=await cells.init(name, content))
+        return WrittenShown(version=await cells.cas(name, expected_version, content))
 
     @is_tool("Remove a cell", changes=True, destroys=True, repeatable=True)
     async def cells_delete(self, run: Run, name: CellName) -> RemovedShown:
