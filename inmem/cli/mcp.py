@@ -5,14 +5,12 @@ Over standard input and output nothing else is written there. It ends when its c
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from typing import Annotated, Final
 
 import typer
 
-import inmem.aio
 from inmem.cli.common import WRONG_USAGE, Where, command, console, fail
 from inmem.errors import InmemError, InvalidInputError
 
@@ -43,8 +41,11 @@ def mcp(
     if not http and (host != "127.0.0.1" or port != 8765 or allow_host):
         raise InvalidInputError("--host, --port and --allow-host need --http", argument="http")
     place = where.named if where.is_server else where.directory().path
-    try:
+    try:  # here: no other command has to wait for these
+        import asyncio
+
         import inmem.adapters.mcp as adapter
+        import inmem.aio
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "inmem":
             raise

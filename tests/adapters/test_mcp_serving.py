@@ -122,6 +122,15 @@ def test_options_of_http_need_it(directory: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1 and "holds no inmem database" in result.stderr
 
 
+def test_what_to_install_is_said(directory: Path) -> None:
+    program = "import sys; sys.modules['mcp'] = None; from inmem.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", program, "mcp", "-d", str(directory)], capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "pip install 'inmem[mcp]'" in ran.stderr and ran.stderr.count("\n") == 1
+
+
 # --- standard input and output --------------------------------------------------------------------
 
 

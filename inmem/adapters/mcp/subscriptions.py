@@ -61,9 +61,9 @@ class ResourceWatches:
             raise MCPError(INVALID_PARAMS, f"{MAX_WATCHED} resources are watched already, the limit")
         self._counts[uri] = self._counts.get(uri, 0) + 1
         try:
-            if uri not in self._tasks:
+            if not self._is_watched(uri):
                 first = await found.scope.wait(lambda view: (_digest(found, view),))
-                if uri not in self._tasks:  # nobody else has begun meanwhile
+                if not self._is_watched(uri):  # nobody else has begun meanwhile
                     self._tasks[uri] = asyncio.create_task(self._watch(found, first[0]))
         except inmem.InmemError as error:
             self.drop(uri)
@@ -71,6 +71,9 @@ class ResourceWatches:
         except BaseException:
             self.drop(uri)
             raise
+
+    def _is_watched(self, uri: str) -> bool:
+        return uri in self._tasks and not self._tasks[uri].done()  # one that has failed is begun anew
 
     def drop(self, uri: str) -> None:
         """One of those who have subscribed goes."""
