@@ -206,14 +206,10 @@ def test_every_command_has_a_section_and_an_example() -> None:
 
 
 def test_what_json_gives_is_what_is_told(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but `serve`, `tail` and `ui`, which do not end by themselves."""
+    """All but `mcp`, `serve`, `tail` and `ui`, which do not end by themselves."""
     monkeypatch.chdir(scratch)
     told = {name: fields(section) for name, section in sections().items()}
-    seen = {"serve", "tail", "ui"}
-    """All but `serve`, `ui` and `mcp`, which do not end by themselves."""
-    monkeypatch.chdir(scratch)
-    told = {name: fields(section) for name, section in sections().items()}
-    seen = {"serve", "ui", "mcp"}
+    seen = {"mcp", "serve", "tail", "ui"}
 
     def ask(name: str, *arguments: str) -> Any:
         result = CliRunner().invoke(app, [*name.split(), *arguments, "--json"])
