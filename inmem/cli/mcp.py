@@ -17,7 +17,7 @@ from inmem.errors import InmemError, InvalidInputError
 TOKEN: Final = "INMEM_MCP_TOKEN"
 
 
-@command(about_runs=True)
+@command(about_runs=True, old="none")
 def mcp(
     where: Where,
     write: Annotated[bool, typer.Option("--write", help="Offer the tools that change it, too.")] = False,
