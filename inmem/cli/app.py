@@ -25,6 +25,7 @@ from inmem.cli.kv import kv
 from inmem.cli.leases import lease, leases
 from inmem.cli.life import init, serve, start, status, stop
 from inmem.cli.look import cells, events, verify
+from inmem.cli.mcp import mcp
 from inmem.cli.otel import otel
 from inmem.cli.queue import queue
 from inmem.cli.report import report
@@ -45,7 +46,7 @@ app = typer.Typer(
 )
 for command in (
     init, serve, start, status, stop, top, doctor, check, backup, restore, checkpoint, clock, salvage,
-    export, import_, otel,
+    export, import_, mcp, otel,
 ):
     app.command(cls=Command)(command)
 app.add_typer(config, name="config")

@@ -6,6 +6,7 @@ Invariant: what goes out comes in again equal in every value, or is refused
 with file and line. docs/EXPORT.md describes the files.
 
 `export_runs` and `import_runs` keep runs as they are: chains, versions, times.
+`to_json` and `from_json` write single values as the files do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from inmem.exchange.export import Exported, count_runs, export_runs
 from inmem.exchange.import_ import Imported, discard_import, import_runs, unfinished_imports
+from inmem.jsonvalues import from_json, to_json
 
 __all__ = [
     "Exported",
@@ -22,7 +24,9 @@ __all__ = [
     "count_runs",
     "discard_import",
     "export_runs",
+    "from_json",
     "import_runs",
+    "to_json",
     "unfinished_imports",
 ]
 

@@ -86,8 +86,8 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "greenlet": frozenset({"engines.postgres"}),
     "typer": frozenset({"cli", "cli.app"}),  # of the extra `cli`: the core must not need them
     "rich": frozenset({"cli", "cli.app"}),
-    "starlette": frozenset({"web"}),  # of the extra `ui`
-    "uvicorn": frozenset({"web"}),
+    "starlette": frozenset({"web", "adapters"}),  # of the extras `ui` and `mcp`
+    "uvicorn": frozenset({"web", "adapters"}),
     "langgraph": frozenset({"adapters"}),  # of an extra for each
     "langchain_core": frozenset({"adapters"}),
     "agents": frozenset({"adapters"}),
@@ -95,6 +95,9 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "dogpile": frozenset({"adapters"}),
     "pytest": frozenset({"adapters"}),
     "opentelemetry": frozenset({"adapters"}),
+    "mcp": frozenset({"adapters"}),
+    "mcp_types": frozenset({"adapters"}),
+    "pydantic": frozenset({"adapters"}),
     "huey": frozenset({"adapters"}),
     "gevent": frozenset({"adapters"}),  # for its greenlets, where a program has it
 }
@@ -134,7 +137,7 @@ NEIGHBOURS = frozenset({
 
 
 # What puts the commands together, and the commands of adapters.
-COMMANDS = frozenset({"inmem.cli.__init__", "inmem.cli.app", "inmem.cli.otel"})
+COMMANDS = frozenset({"inmem.cli.__init__", "inmem.cli.app", "inmem.cli.mcp", "inmem.cli.otel"})
 
 
 def part_of(module: str) -> str:

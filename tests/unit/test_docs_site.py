@@ -120,6 +120,7 @@ def test_every_public_name_is_in_the_reference() -> None:
         ("InmemSpanExporter", "SpansNotSentError", "export", "follow", "settle", "span_context")
     }
     wanted |= {"inmem.adapters.huey.InmemHuey", "inmem.adapters.huey.InmemStorage"}
+    wanted |= {f"inmem.adapters.mcp.{name}" for name in ("mcp_server", "serve_http", "serve_stdio")}
     wanted |= {f"inmem.aio.{name}" for name in vars(inmem.aio) if name == "open" or name.startswith("Async")}
     assert set(named) == wanted | {"inmem.errors"}  # which shows all of its own
 
@@ -205,10 +206,10 @@ def test_every_command_has_a_section_and_an_example() -> None:
 
 
 def test_what_json_gives_is_what_is_told(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but `serve`, `tail` and `ui`, which do not end by themselves."""
+    """All but `mcp`, `serve`, `tail` and `ui`, which do not end by themselves."""
     monkeypatch.chdir(scratch)
     told = {name: fields(section) for name, section in sections().items()}
-    seen = {"serve", "tail", "ui"}
+    seen = {"mcp", "serve", "tail", "ui"}
 
     def ask(name: str, *arguments: str) -> Any:
         result = CliRunner().invoke(app, [*name.split(), *arguments, "--json"])
