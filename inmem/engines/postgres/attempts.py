@@ -66,7 +66,6 @@ from inmem.errors import (
 )
 from inmem.keys import TypeTag, fence_of
 from inmem.primitives.server import PROCEDURES
-from inmem.record import expires_at
 from inmem.wire import from_wire, to_wire
 from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
@@ -233,18 +232,12 @@ class Attempt:
                 memory.give_back(rows[0], bucket)
             return None
         changes = Changes(effects.ops)
-        records = [*changes.put.values()]
         who = self._sequence, self._digest, self._session, now_us + 1, effects.results
-        ends = [expires_at(record) or None for record in records]
-        put = [*changes.put], records, ends, changes.deleted
-        has_deleted = bool(changes.deleted)
-        what: Ask
         if len(rows) == 1 and rows[0] in versions:
-            what = WRITE_ONE_IF_SO[has_deleted], (*who, rows[0], *put, versions[rows[0]])
+            what = WRITE_ONE_IF_SO.asked((*who, rows[0], versions[rows[0]]), changes)
         else:
             written = sorted(rows_of_ops(effects.ops))
-            seen = [versions.get(row, -1) for row in rows]
-            what = WRITE_IF_SO[has_deleted], (*who, written, *put, rows, seen)
+            what = WRITE_IF_SO.asked((*who, written, rows, [versions.get(row, -1) for row in rows]), changes)
         self.may_be_made = True
         [found] = self._connection.ask(what)
         self.may_be_made = False
@@ -383,16 +376,14 @@ class Attempt:
         if not buckets <= locked.versions.keys() and not changes.ranges:
             raise InvariantError(f"a commit writes in buckets that it has not locked: {sorted(buckets)!r}")
         written = sorted(buckets & locked.versions.keys())
-        records = [*changes.put.values()]
         before: list[Ask] = [(DELETE_RANGE, each) for each in changes.ranges]
         for fenced, fence in changes.fences.items():
             before.append((OPEN, (fenced,)) if fence is None else (CLOSE, (fenced, fence)))
             rows = [row for row in locked.versions if fence_of(owner_of_row(row)) == fenced]
             before.append((STATE, (rows, 0 if fence is None else 1)))
-        write: Ask = (WRITE[bool(changes.deleted)], (
-            self._sequence, self._digest, self._session, version, result, written, [*changes.put], records,
-            [expires_at(record) or None for record in records], changes.deleted,
-        ))
+        write = WRITE.asked(
+            (self._sequence, self._digest, self._session, version, result, written), changes
+        )
         self.may_be_made = True
         if before:
             [found] = connection.ask(*before, write)[len(before) :]
