@@ -11,23 +11,28 @@ the lock, and made if the buckets have still the versions at which they were kno
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Final
 
 import msgpack
 
 from inmem.changes import DELETE_RANGE as DELETE_RANGE_OP
 from inmem.changes import Table
-from inmem.client.applied import Applied
+from inmem.client.applied import Applied, Shown
 from inmem.commit.decide import Effects, decide
+from inmem.commit.footprint import Looks
 from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES
 from inmem.engines.postgres.ahead import Ahead
 from inmem.engines.postgres.asking import BEGIN, COMMIT, ROLLBACK, Ask, Row
 from inmem.engines.postgres.buckets import (
+    STRIPES,
     buckets_of,
     buckets_of_range,
     is_of_one_prefix,
+    looks_of,
     owner_of_row,
     owners_of,
     registry_of,
@@ -35,7 +40,7 @@ from inmem.engines.postgres.buckets import (
     rows_of_bucket,
 )
 from inmem.engines.postgres.connections import Connections, ServerConnection
-from inmem.engines.postgres.known import Bucket, KnownState, Memory, NotKnownError, Told, is_simple
+from inmem.engines.postgres.known import Bucket, KnownState, Memory, Noted, NotKnownError, Told, is_simple
 from inmem.engines.postgres.moment import SeenBuckets
 from inmem.engines.postgres.statements import (
     ADD_BUCKETS,
@@ -54,10 +59,12 @@ from inmem.engines.postgres.statements import (
     USED,
     WRITE,
     WRITE_BLIND,
+    WRITE_IF_SAME,
     WRITE_IF_SO,
     WRITE_ONE_IF_SO,
 )
 from inmem.engines.postgres.stored import Changes, Fences, LockedState
+from inmem.engines.postgres.taking import Taken, asked, taken
 from inmem.errors import (
     ConflictError,
     CorruptionError,
@@ -71,15 +78,24 @@ from inmem.writeset import OP_CALL, OP_PUT, WriteSet
 
 _KV: Final = int(TypeTag.KV)
 _DATA: Final = int(Table.DATA)
+_NO_LOOKS: Final = Looks()
+_TAKES: Final = 3  # tries to take one of some entries
+_MOST_SAME: Final = 1024  # bytes of records that are compared
+
 
 class Commit:
     """One of some commits."""
 
-    __slots__ = ("buckets", "request")
+    __slots__ = ("buckets", "looks", "request", "rows")
 
     def __init__(self, request: WriteSet) -> None:
         self.request = request
-        self.buckets = buckets_of(request)
+        self.buckets = self.rows = buckets_of(request)  # rows that it locks, and of those what it looks at
+        self.looks = _NO_LOOKS
+        if len(request.ops) == 1 and request.ops[0][0] == OP_CALL and not request.reads and not request.ranges:
+            self.looks = looks_of(*request.ops[0][1:3])
+            if self.looks.place is not None:
+                self.rows = [row_of(self.looks.place)]
 
 
 Outcome = Applied | InmemError
@@ -135,7 +151,8 @@ class Attempt:
             self._connection.ask((ROLLBACK, ()))
             held = frozenset()
         if len(commits) == 1 and not is_in_doubt and not sync and not held:
-            applied = self._blindly(commits[0]) or self._guessed(commits[0], told)
+            one = commits[0]
+            applied = self._blindly(one) or self._took(one) or self._guessed(one, told)
             if applied is not None:
                 self.is_made = True
                 return [applied]
@@ -173,7 +190,7 @@ class Attempt:
         self.is_made = True
         self._hint([*locked.versions], (version, locked.waiting_us))
         if len(commits) == 1:
-            self._remember(locked, version, made[0])
+            self._remember(commits[0], locked, version, made[0])
         return outcomes
 
     def _hint(self, rows: list[bytes], made: Row) -> None:
@@ -182,62 +199,124 @@ class Attempt:
         if waiting_us and waiting_us > self._connections.now_us():
             self._connections.hints.give(self._connection, rows)
 
-    def _remember(self, locked: Locked, version: int, effects: Effects) -> None:
-        """What a commit has left of the only bucket that it concerned."""
-        if len(locked.versions) != 1 or not is_simple(effects.ops):
+    def _remember(self, commit: Commit, locked: Locked, version: int, effects: Effects) -> None:
+        """What a commit has left of the only row that tells of all that it has looked at."""
+        rows = commit.rows
+        if len(rows) != 1 or rows[0] not in rows_of_ops(effects.ops) or not is_simple(effects.ops):
             return
-        [(row, before)] = locked.versions.items()
+        bucket = Bucket(version, locked.state.known, locked.state.windows, is_ours=False)
+        self._keep(rows[0], locked.versions[rows[0]], bucket, version, effects)
+
+    def _keep(self, row: bytes, before: int, bucket: Bucket, version: int, effects: Effects) -> None:
         known = self._memory.take(row)
-        bucket = Bucket(
-            version, locked.state.known, locked.state.windows,
-            is_ours=known is None or known.version == before,
-        )
+        bucket.is_ours = known is None or known.version == before
         bucket.wrote(version, effects.ops)
         self._memory.give_back(row, bucket)
 
-    def _guessed(self, commit: Commit, told: Told) -> Applied | None:
-        """Decide a commit from what is known, and make it if that is so. None: it has to be looked at."""
-        memory, rows = self._memory, commit.buckets
-        if not self._connections.is_fresh() or memory.avoids(rows):
+    def _took(self, commit: Commit) -> Applied | None:
+        """Make a commit that takes any one of some entries: one that nobody else has locked.
+
+        None: it is another commit, or there is none, or it has to look at more.
+        """
+        takes = commit.looks.takes
+        if takes is None:
             return None
-        if not owners_of(commit.request, rows) <= {*map(owner_of_row, rows)} or not all(
-            is_of_one_prefix(start, end) for start, end, _ in commit.request.ranges
-        ):
-            return None  # these rows do not tell of every fence, or not of every run
-        bucket: Bucket | None = None
-        if told.versions:
-            versions = {row: told.versions[row] for row in rows if row in told.versions}
-            state = KnownState(told.records)
+        stripe = None
+        for _ in range(_TAKES):
+            found = taken(takes, self._connection.ask((BEGIN, ()), *asked(takes, stripe))[-1])
+            if found is not None and found.is_current:
+                applied = self._take(commit, found)
+                if applied is not None:
+                    return applied
+                break
+            self._connection.tell(ROLLBACK)
+            if found is None:
+                if stripe is not None:
+                    break
+                stripe = random.randrange(STRIPES)  # all of them may be busy
         else:
-            bucket = memory.take(rows[0]) if len(rows) == 1 else None
-            if bucket is None:
-                return None
-            if not bucket.is_ours or commit.request.reads or commit.request.ranges:
-                memory.give_back(rows[0], bucket)
-                return None
-            versions = {rows[0]: bucket.version}
-            state = KnownState(bucket.records, bucket.windows)
-        now_us = max(self._connections.now_us(), *versions.values())
+            return None
+        if self._connection.in_transaction:
+            self._connection.tell(ROLLBACK)
+        return None
+
+    def _take(self, commit: Commit, found: Taken) -> Applied | None:
+        self._connections.saw(found.clock_us)
+        now_us = max(found.clock_us, found.version)
+        versions = {found.row: found.version}
         try:
             effects = decide(
-                commit.request, state, SeenBuckets(versions, versions), PROCEDURES, version=now_us + 1,
+                commit.request, found.state(), SeenBuckets(versions, versions), PROCEDURES,
+                version=now_us + 1, now_us=now_us, fences=(), marks={}, chain=self._chain,
+            )
+        except NotKnownError:
+            return None
+        except InmemError as error:
+            if error.is_foreign:
+                raise
+            return None
+        if not is_simple(effects.ops) or rows_of_ops(effects.ops) != {found.row}:
+            return None
+        version = now_us + 1
+        write = WRITE.asked(
+            (self._sequence, self._digest, self._session, version, effects.results, [found.row]),
+            Changes(effects.ops),
+        )
+        self.may_be_made = True
+        written, _ = self._connection.ask(write, (COMMIT, ()))
+        if not written:
+            raise ForgottenError
+        self._hint([found.row], (version, found.waiting_us))
+        bucket = Bucket(version, found.records, [], is_ours=False)
+        self._keep(found.row, found.version, bucket, version, effects)
+        applied = Shown(version, msgpack.unpackb(effects.results))
+        applied.records = bucket.records.copy()
+        return applied
+
+    def _guessed(self, commit: Commit, told: Told) -> Applied | None:
+        """Decide a commit from what is known, and make it if that is so. None: it has to be looked at."""
+        memory, rows, request = self._memory, commit.rows, commit.request
+        if not self._connections.is_fresh():
+            return None
+        if not owners_of(request, rows) <= {*map(owner_of_row, rows)} or not all(
+            is_of_one_prefix(start, end) for start, end, _ in request.ranges
+        ):
+            return None  # these rows do not tell of every fence, or not of every run
+        is_wrong = memory.avoids(rows)
+        bucket: Bucket | None = None
+        state: KnownState
+        noted: Noted | None = None
+        if told.versions:
+            if is_wrong:
+                return None
+            versions = {row: told.versions[row] for row in rows if row in told.versions}
+            state = KnownState(told.records)
+        elif request.reads or request.ranges or len(rows) != 1 or (bucket := memory.take(rows[0])) is None:
+            return None
+        elif bucket.is_ours and not is_wrong:
+            versions = {rows[0]: bucket.version}
+            state = KnownState(bucket.records, bucket.windows)
+        else:  # others have written in it, but maybe not what this looks at
+            versions = {}
+            state = noted = Noted(bucket.records)
+        now_us = max([self._connections.now_us(), *versions.values()])
+        try:
+            effects = decide(
+                request, state, SeenBuckets(versions, versions), PROCEDURES, version=now_us + 1,
                 now_us=now_us, fences=(), marks={}, chain=self._chain,
             )
         except (NotKnownError, InmemError) as error:
             if isinstance(error, InmemError) and error.is_foreign:
                 raise
             effects = None
-        if effects is None or not effects.ops or not is_simple(effects.ops):
+        what = None
+        if effects is not None and effects.ops and is_simple(effects.ops):
+            who = self._sequence, self._digest, self._session, now_us + 1, effects.results
+            what = _written_if(who, Changes(effects.ops), rows, versions, noted)
+        if what is None or effects is None:
             if bucket is not None:
                 memory.give_back(rows[0], bucket)
             return None
-        changes = Changes(effects.ops)
-        who = self._sequence, self._digest, self._session, now_us + 1, effects.results
-        if len(rows) == 1 and rows[0] in versions:
-            what = WRITE_ONE_IF_SO.asked((*who, rows[0], versions[rows[0]]), changes)
-        else:
-            written = sorted(rows_of_ops(effects.ops))
-            what = WRITE_IF_SO.asked((*who, written, rows, [versions.get(row, -1) for row in rows]), changes)
         self.may_be_made = True
         [found] = self._connection.ask(what)
         self.may_be_made = False
@@ -246,6 +325,7 @@ class Attempt:
             return None
         self._hint(rows, found[0])
         if bucket is not None:
+            bucket.is_ours = noted is None
             bucket.wrote(now_us + 1, effects.ops)
             memory.give_back(rows[0], bucket)
         return Applied(now_us + 1, msgpack.unpackb(effects.results))
@@ -392,6 +472,22 @@ class Attempt:
             found, _ = connection.ask(write, (COMMIT, ()))
         if not found:
             raise ForgottenError
+
+
+def _written_if(
+    who: tuple[Any, ...], changes: Changes, rows: list[bytes], versions: dict[bytes, int], noted: Noted | None
+) -> Ask | None:
+    """The statement that writes if what was known is so. None: there is none."""
+    written = {*map(row_of, changes.put), *map(row_of, changes.deleted)}
+    if noted is not None:
+        same = noted.looked_at
+        if written != {*rows} or len(same) not in WRITE_IF_SAME or sum(map(len, same.values())) > _MOST_SAME:
+            return None
+        return WRITE_IF_SAME[len(same)].asked((*who, rows[0], *chain.from_iterable(same.items())), changes)
+    if written == {*rows} and len(rows) == 1 and rows[0] in versions:
+        return WRITE_ONE_IF_SO.asked((*who, rows[0], versions[rows[0]]), changes)
+    rows = sorted({*rows, *written})
+    return WRITE_IF_SO.asked((*who, sorted(written), rows, [versions.get(row, -1) for row in rows]), changes)
 
 
 def _between(versions: Mapping[bytes, int], start: bytes, end: bytes) -> dict[bytes, int]:

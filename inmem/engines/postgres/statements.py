@@ -144,7 +144,8 @@ class Write:
             takes += "BBI"
         at = len(takes) + 1
         if deletes:
-            some = f"in ({', '.join(f'${n}' for n in range(at, at + deletes))})" if deletes > 0 else f"= any(${at})"
+            few = ", ".join(f"${n}" for n in range(at, at + deletes))
+            some = f"in ({few})" if few else f"= any(${at})"
             tables += f", d as (delete from records where key {some} and exists (select from s))"
             takes += "b" * deletes if deletes > 0 else "B"
         return Statement(f"with {tables} select version, {self._waiting} from s", takes, "ii")
@@ -169,6 +170,21 @@ WRITE_ONE_IF_SO: Final = Write(
     " and state = 0 returning version, waiting),"
     f" s as ({_OUTCOME.format('b.version', '$5')} from b {_OURS})", "iibibbi", "(select waiting from b)",
 )
+# What was decided on records that were there is so if they are the same, whatever else has changed. Their
+# rows are locked too: so they are compared as they are now, not as they were when the statement began.
+_SAME: Final = (7, 9)  # the first of each pair of values
+WRITE_IF_SAME: Final = {
+    count: Write(
+        "b as (update buckets set version = $4 where bucket = $6 and version < $4 and state = 0"
+        " returning version, waiting),"
+        f" c as (select from records r, b where r.key in ({', '.join(f'${n}' for n in _SAME[:count])})"
+        f" and (r.key, r.record) in ({', '.join(f'(${n}, ${n + 1})' for n in _SAME[:count])})"
+        " for update of r),"
+        f" o as (select version from b where (select count(*) from c) = {count}),"
+        f" s as ({_OUTCOME.format('o.version', '$5')} from o {_OURS})",
+        "iibibb" + "bb" * count, "(select waiting from b)",
+    ) for count in (1, 2)
+}
 DELETE_RANGE: Final = Statement("delete from records where key >= $1 and key < $2", "bb")
 OPEN: Final = Statement("delete from fences where digest = $1", "b")
 CLOSE: Final = Statement(
