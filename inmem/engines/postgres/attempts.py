@@ -12,25 +12,20 @@ the lock, and made if the buckets have still the versions at which they were kno
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import chain
 from typing import Any, Final
 
 import msgpack
 
-from inmem.changes import DELETE_RANGE as DELETE_RANGE_OP
-from inmem.changes import Table
 from inmem.client.applied import Applied, Shown
 from inmem.commit.decide import Effects, decide
 from inmem.commit.footprint import Looks
-from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES
 from inmem.engines.postgres.ahead import Ahead
 from inmem.engines.postgres.asking import BEGIN, COMMIT, ROLLBACK, Ask, Row
 from inmem.engines.postgres.buckets import (
     STRIPES,
     buckets_of,
-    buckets_of_range,
     is_of_one_prefix,
     looks_of,
     owner_of_row,
@@ -59,28 +54,22 @@ from inmem.engines.postgres.statements import (
     USED,
     WRITE,
     WRITE_BLIND,
-    WRITE_IF_SAME,
-    WRITE_IF_SO,
-    WRITE_ONE_IF_SO,
 )
 from inmem.engines.postgres.stored import Changes, Fences, LockedState
 from inmem.engines.postgres.taking import Taken, asked, taken
+from inmem.engines.postgres.written import blind_writes, packed, rows_of_ops, unpacked, written_if
 from inmem.errors import (
     ConflictError,
     CorruptionError,
     InmemError,
     InvariantError,
 )
-from inmem.keys import TypeTag, fence_of
+from inmem.keys import fence_of
 from inmem.primitives.server import PROCEDURES
-from inmem.wire import from_wire, to_wire
-from inmem.writeset import OP_CALL, OP_PUT, WriteSet
+from inmem.writeset import OP_CALL, WriteSet
 
-_KV: Final = int(TypeTag.KV)
-_DATA: Final = int(Table.DATA)
 _NO_LOOKS: Final = Looks()
 _TAKES: Final = 3  # tries to take one of some entries
-_MOST_SAME: Final = 1024  # bytes of records that are compared
 
 
 class Commit:
@@ -92,8 +81,9 @@ class Commit:
         self.request = request
         self.buckets = self.rows = buckets_of(request)  # rows that it locks, and of those what it looks at
         self.looks = _NO_LOOKS
-        if len(request.ops) == 1 and request.ops[0][0] == OP_CALL and not request.reads and not request.ranges:
-            self.looks = looks_of(*request.ops[0][1:3])
+        ops = request.ops
+        if len(ops) == 1 and ops[0][0] == OP_CALL and not request.reads and not request.ranges:
+            self.looks = looks_of(*ops[0][1:3])
             if self.looks.place is not None:
                 self.rows = [row_of(self.looks.place)]
 
@@ -185,7 +175,7 @@ class Attempt:
             self._connection.ask((ROLLBACK, ()))
             return outcomes
         version = max(outcome.version for outcome in outcomes if isinstance(outcome, Applied))
-        result = made[0].results if len(commits) == 1 else _packed(outcomes)
+        result = made[0].results if len(commits) == 1 else packed(outcomes)
         self._write(made, version, result, locked)
         self.is_made = True
         self._hint([*locked.versions], (version, locked.waiting_us))
@@ -312,7 +302,7 @@ class Attempt:
         what = None
         if effects is not None and effects.ops and is_simple(effects.ops):
             who = self._sequence, self._digest, self._session, now_us + 1, effects.results
-            what = _written_if(who, Changes(effects.ops), rows, versions, noted)
+            what = written_if(who, Changes(effects.ops), rows, versions, noted)
         if what is None or effects is None:
             if bucket is not None:
                 memory.give_back(rows[0], bucket)
@@ -446,7 +436,7 @@ class Attempt:
             raise CorruptionError("the result of a commit is damaged") from None
         # A server that was restarted shows what its standby may not have; this waits for that.
         self._connection.ask((USED, (self._session,)), (COMMIT, ()))
-        return [Applied(row[2], found)] if count == 1 else [*map(_unpacked, found)]
+        return [Applied(row[2], found)] if count == 1 else [*map(unpacked, found)]
 
     def _write(self, made: list[Effects], version: int, result: bytes, locked: Locked) -> None:
         connection = self._connection
@@ -474,80 +464,9 @@ class Attempt:
             raise ForgottenError
 
 
-def _written_if(
-    who: tuple[Any, ...], changes: Changes, rows: list[bytes], versions: dict[bytes, int], noted: Noted | None
-) -> Ask | None:
-    """The statement that writes if what was known is so. None: there is none."""
-    written = {*map(row_of, changes.put), *map(row_of, changes.deleted)}
-    if noted is not None:
-        same = noted.looked_at
-        if written != {*rows} or len(same) not in WRITE_IF_SAME or sum(map(len, same.values())) > _MOST_SAME:
-            return None
-        return WRITE_IF_SAME[len(same)].asked((*who, rows[0], *chain.from_iterable(same.items())), changes)
-    if written == {*rows} and len(rows) == 1 and rows[0] in versions:
-        return WRITE_ONE_IF_SO.asked((*who, rows[0], versions[rows[0]]), changes)
-    rows = sorted({*rows, *written})
-    return WRITE_IF_SO.asked((*who, sorted(written), rows, [versions.get(row, -1) for row in rows]), changes)
-
-
 def _between(versions: Mapping[bytes, int], start: bytes, end: bytes) -> dict[bytes, int]:
     """The versions of the buckets in a range over runs, and of their registry."""
     registry = registry_of(start)
     return {
         bucket: version for bucket, version in versions.items() if bucket == registry or start <= bucket < end
     }
-
-
-def rows_of_ops(ops: Iterable[Any]) -> set[bytes]:
-    """The rows of the buckets that operations write in."""
-    found: set[bytes] = set()
-    for op in ops:
-        if op[1] == _DATA:
-            found.update(buckets_of_range(op[2], op[3]) if op[0] == DELETE_RANGE_OP else (row_of(op[2]),))
-    return found
-
-
-def blind_writes(
-    request: WriteSet,
-) -> tuple[list[bytes], list[bytes], list[int], list[bytes]] | None:
-    """Keys, payloads and ends of what a commit puts, and keys that it deletes.
-
-    None if it looks at anything, or is not of KV entries alone: those need no procedure.
-    """
-    if request.reads or request.ranges or request.expiry_us:
-        return None
-    put: dict[bytes, tuple[bytes, int]] = {}
-    deleted: dict[bytes, None] = {}
-    weight = ENTRY_BYTES * len(request.ops)
-    for op in request.ops:
-        kind, key = op[0], op[1]
-        if kind == OP_CALL or key[key.index(0) + 1] != _KV:
-            return None
-        weight += len(key)
-        if kind == OP_PUT:
-            put[key] = op[2], op[3]
-            deleted.pop(key, None)
-            weight += len(op[2])
-        else:
-            deleted[key] = None
-            put.pop(key, None)
-    if weight > MAX_COMMIT_BYTES:
-        return None  # which refuses it
-    return (
-        [*put], [payload for payload, _ in put.values()],
-        [expires for _, expires in put.values()], [*deleted],
-    )
-
-
-def _packed(outcomes: list[Outcome]) -> bytes:
-    packed: bytes = msgpack.packb([
-        [each.version, each.results] if isinstance(each, Applied) else [0, to_wire(each)] for each in outcomes
-    ])
-    return packed
-
-
-def _unpacked(found: list[Any]) -> Outcome:
-    version, result = found
-    return Applied(version, result) if version else from_wire(result)
-
-
