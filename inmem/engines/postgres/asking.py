@@ -88,6 +88,7 @@ class AskedConnection(Connection):
     may_prepare = True  # not behind a proxy that loses what was prepared
     _names: dict[bytes, bytes]
     _poll: select.poll | None = None
+    _polled = 0  # what that looks for
     _owed = 0  # answers that nobody has waited for
     _cancelled: asyncio.CancelledError | None = None  # while its call takes in its answers
     round_trips = 0  # how often somebody has waited for an answer of `ask`, by all connections of a process
@@ -193,7 +194,9 @@ class AskedConnection(Connection):
         poll = self._poll
         if poll is None:
             poll = self._poll = select.poll()
-        poll.register(pgconn.socket, events)
+        if events != self._polled:
+            poll.register(pgconn.socket, events)
+            self._polled = events
         until = time.monotonic() + min(self.left_s(), self.patience_s)
         while not (ready := poll.poll(_WAIT_MS)):
             if self.closed:

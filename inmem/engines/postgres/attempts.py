@@ -75,17 +75,29 @@ _TAKES: Final = 3  # tries to take one of some entries
 class Commit:
     """One of some commits."""
 
-    __slots__ = ("buckets", "looks", "request", "rows")
+    __slots__ = ("_buckets", "_rows", "looks", "request")
 
     def __init__(self, request: WriteSet) -> None:
         self.request = request
-        self.buckets = self.rows = buckets_of(request)  # rows that it locks, and of those what it looks at
         self.looks = _NO_LOOKS
         ops = request.ops
         if len(ops) == 1 and ops[0][0] == OP_CALL and not request.reads and not request.ranges:
-            self.looks = looks_of(*ops[0][1:3])
-            if self.looks.place is not None:
-                self.rows = [row_of(self.looks.place)]
+            self.looks = looks_of(ops[0][1], ops[0][2])
+        place = self.looks.place
+        self._buckets: list[bytes] | None = None
+        self._rows = None if place is None else [row_of(place)]
+
+    @property
+    def buckets(self) -> list[bytes]:
+        """The rows that it locks, in order."""
+        if self._buckets is None:
+            self._buckets = self._rows if self._rows and self.looks.is_of_place else buckets_of(self.request)
+        return self._buckets
+
+    @property
+    def rows(self) -> list[bytes]:
+        """Those that tell of all that it looks at."""
+        return self.buckets if self._rows is None else self._rows
 
 
 Outcome = Applied | InmemError

@@ -111,7 +111,8 @@ def buckets_of_call(name: str, arguments: list[Any]) -> Iterable[bytes]:
     """Those of a procedure, by its arguments; what is no argument of it is refused later."""
     footprint = FOOTPRINTS.get(name)
     try:
-        if name in LOOKS and (looks := LOOKS[name](*arguments)).is_of_place and looks.place is not None:
+        looks = LOOKS[name](*arguments) if name in LOOKS else None
+        if looks is not None and looks.is_of_place and looks.place is not None:
             return [row_of(looks.place)]
         if footprint is not None:
             return _buckets_of_footprint(footprint(*arguments))
