@@ -54,6 +54,7 @@ from inmem.engines.postgres.statements import (
     USED,
     WRITE,
     WRITE_BLIND,
+    WRITE_LOCKED,
 )
 from inmem.engines.postgres.stored import Changes, Fences, LockedState
 from inmem.engines.postgres.taking import Taken, asked, taken
@@ -260,8 +261,8 @@ class Attempt:
         if not is_simple(effects.ops) or rows_of_ops(effects.ops) != {found.row}:
             return None
         version = now_us + 1
-        write = WRITE.asked(
-            (self._sequence, self._digest, self._session, version, effects.results, [found.row]),
+        write = WRITE_LOCKED.asked(
+            (self._sequence, self._digest, self._session, version, effects.results, found.row),
             Changes(effects.ops),
         )
         self.may_be_made = True

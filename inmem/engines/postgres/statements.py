@@ -156,6 +156,10 @@ WRITE: Final = Write(
     " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s))",
     "iibibB", "0::bigint",
 )
+WRITE_LOCKED: Final = Write(  # in one row, which is locked
+    f"s as ({_OUTCOME.format('$4', '$5')} {_OURS}),"
+    " b as (update buckets set version = $4 from s where bucket = $6)", "iibibb", "0::bigint",
+)
 WRITE_IF_SO: Final = Write(
     "l as (select b.bucket, b.waiting from buckets b, unnest($7::bytea[], $8::bigint[]) e(bucket, version)"
     " where b.bucket = e.bucket and b.state = 0 and b.version < $4"
