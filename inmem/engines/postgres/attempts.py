@@ -208,11 +208,16 @@ class Attempt:
         if len(rows) != 1 or rows[0] not in rows_of_ops(effects.ops) or not is_simple(effects.ops):
             return
         bucket = Bucket(version, locked.state.known, locked.state.windows, is_ours=False)
-        self._keep(rows[0], locked.versions[rows[0]], bucket, version, effects)
+        self._keep(commit, rows[0], locked.versions[rows[0]], bucket, version, effects)
 
-    def _keep(self, row: bytes, before: int, bucket: Bucket, version: int, effects: Effects) -> None:
+    def _keep(
+        self, commit: Commit, row: bytes, before: int, bucket: Bucket, version: int, effects: Effects
+    ) -> None:
         known = self._memory.take(row)
-        bucket.is_ours = known is None or known.version == before
+        if known is None:  # of a stripe of many things others have some most likely
+            bucket.is_ours = commit.looks.takes is None and not commit.looks.is_of_place
+        else:
+            bucket.is_ours = known.version == before
         bucket.wrote(version, effects.ops)
         self._memory.give_back(row, bucket)
 
@@ -271,7 +276,7 @@ class Attempt:
             raise ForgottenError
         self._hint([found.row], (version, found.waiting_us))
         bucket = Bucket(version, found.records, [], is_ours=False)
-        self._keep(found.row, found.version, bucket, version, effects)
+        self._keep(commit, found.row, found.version, bucket, version, effects)
         applied = Shown(version, msgpack.unpackb(effects.results))
         applied.records = bucket.records.copy()
         return applied
