@@ -57,7 +57,7 @@ from inmem.engines.postgres.statements import (
     WRITE_LOCKED,
 )
 from inmem.engines.postgres.stored import Changes, Fences, LockedState
-from inmem.engines.postgres.taking import Taken, asked, taken
+from inmem.engines.postgres.taking import TakenEntry, asked, taken
 from inmem.engines.postgres.written import blind_writes, packed, rows_of_ops, unpacked, written_if
 from inmem.errors import (
     ConflictError,
@@ -248,7 +248,7 @@ class Attempt:
             self._connection.tell(ROLLBACK)
         return None
 
-    def _take(self, commit: Commit, found: Taken) -> Applied | None:
+    def _take(self, commit: Commit, found: TakenEntry) -> Applied | None:
         self._connections.saw(found.clock_us)
         now_us = max(found.clock_us, found.version)
         versions = {found.row: found.version}

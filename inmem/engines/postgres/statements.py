@@ -98,7 +98,7 @@ WRITE_BLIND: Final = Statement(
 _FEW: Final = 4  # records that a statement takes one by one: as lists they cost both sides more
 
 
-class Write:
+class WriteStatement:
     """Statements that write records, of which each number of a few has one: what is not done costs too.
 
     They give the version, and until when somebody waits for one of the buckets.
@@ -151,16 +151,16 @@ class Write:
         return Statement(f"with {tables} select version, {self._waiting} from s", takes, "ii")
 
 
-WRITE: Final = Write(
+WRITE: Final = WriteStatement(
     f"s as ({_OUTCOME.format('$4', '$5')} {_OURS}),"
     " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s))",
     "iibibB", "0::bigint",
 )
-WRITE_LOCKED: Final = Write(  # in one row, which is locked
+WRITE_LOCKED: Final = WriteStatement(  # in one row, which is locked
     f"s as ({_OUTCOME.format('$4', '$5')} {_OURS}),"
     " b as (update buckets set version = $4 from s where bucket = $6)", "iibibb", "0::bigint",
 )
-WRITE_IF_SO: Final = Write(
+WRITE_IF_SO: Final = WriteStatement(
     "l as (select b.bucket, b.waiting from buckets b, unnest($7::bytea[], $8::bigint[]) e(bucket, version)"
     " where b.bucket = e.bucket and b.state = 0 and b.version < $4"
     " and (b.version = e.version or e.version < 0) order by b.bucket for update of b),"
@@ -169,7 +169,7 @@ WRITE_IF_SO: Final = Write(
     " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s))",
     "iibibBBI", "(select max(waiting) from l)",
 )
-WRITE_ONE_IF_SO: Final = Write(
+WRITE_ONE_IF_SO: Final = WriteStatement(
     "b as (update buckets set version = $4 where bucket = $6 and version = $7 and version < $4"
     " and state = 0 returning version, waiting),"
     f" s as ({_OUTCOME.format('b.version', '$5')} from b {_OURS})", "iibibbi", "(select waiting from b)",
@@ -178,7 +178,7 @@ WRITE_ONE_IF_SO: Final = Write(
 # rows are locked too: so they are compared as they are now, not as they were when the statement began.
 _SAME: Final = (7, 9)  # the first of each pair of values
 WRITE_IF_SAME: Final = {
-    count: Write(
+    count: WriteStatement(
         "b as (update buckets set version = $4 where bucket = $6 and version < $4 and state = 0"
         " returning version, waiting),"
         f" c as (select from records r, b where r.key in ({', '.join(f'${n}' for n in _SAME[:count])})"

@@ -19,7 +19,7 @@ _NEAR: Final = STRIPES + 1  # entries that are tried: of consecutive numbers eac
 _LOCK: Final = Statement("select from buckets where bucket = $1 and state = 0 for update", "b")
 
 
-class Taken(NamedTuple):
+class TakenEntry(NamedTuple):
     """An entry that was taken, and what is known of it: nobody can change that before this has committed."""
 
     row: bytes
@@ -47,7 +47,7 @@ def asked(takes: Takes, stripe: int | None = None) -> list[Ask]:
     return [(_LOCK, (rows[stripe],)), (_statement(*shape, True), (*values, stripe))]
 
 
-def taken(takes: Takes, found: list[Row]) -> Taken | None:
+def taken(takes: Takes, found: list[Row]) -> TakenEntry | None:
     """What was found, if there was an entry to take."""
     if not found:
         return None
@@ -63,7 +63,7 @@ def taken(takes: Takes, found: list[Row]) -> Taken | None:
         window = Window(*place, False)
         window.add([] if key is None else [(key, its_record)], 1)
         windows.append(window)
-    return Taken(row, version, waiting_us, clock_us, records, windows, seen == version)
+    return TakenEntry(row, version, waiting_us, clock_us, records, windows, seen == version)
 
 
 @functools.lru_cache(maxsize=16)
