@@ -20,6 +20,12 @@ class Applied(NamedTuple):
     results: list[Any]
 
 
+class Shown(Applied):
+    """One of which it is known what some records were when it was made."""
+
+    records: dict[bytes, bytes | None]
+
+
 def applied(answered: Answered) -> Applied:
     """What an answer says.
 

@@ -42,6 +42,17 @@ class Footprint(NamedTuple):
         return overlap(self.changes, looks_at) or overlap(self.looks_at, changes)
 
 
+class Takes(NamedTuple):
+    """Of a call that takes any one of some entries: the best that nobody else is just taking will do.
+
+    All that it changes are records whose keys end as the key of that entry.
+    """
+
+    entries: Range
+    heads: tuple[bytes, ...]  # of the records that an entry names
+    beside: tuple[Range, ...]  # ranges of whose first records it looks at the first
+
+
 class Looks(NamedTuple):
     """What a procedure most likely looks at: an engine whose records are far away has it at hand then."""
 
@@ -49,6 +60,9 @@ class Looks(NamedTuple):
     starts: tuple[Range, ...] = ()  # ranges whose first records it looks at
     ends: tuple[Range, ...] = ()  # and whose last one
     named: tuple[tuple[Range, bytes], ...] = ()  # under a head and the end of each of those keys
+    place: bytes | None = None  # a key that changes whenever something does that it has to look at
+    is_of_place: bool = False  # whether all that it changes has keys that end as the place
+    takes: Takes | None = None
 
 
 NAME_BYTES: Final = 8  # of the end of a key that names another record

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from inmem.commit.footprint import Looks, Range
+from inmem.commit.footprint import Range
 from inmem.engines.postgres.asking import Ask, Row
+from inmem.engines.postgres.buckets import looks_of
 from inmem.engines.postgres.connections import ServerConnection
 from inmem.engines.postgres.known import Window
 from inmem.engines.postgres.moment import SMALL_PAGE, page_asked
 from inmem.engines.postgres.statements import NAMED, RECORDS
 from inmem.engines.postgres.stored import LockedState
-from inmem.errors import InmemError
-from inmem.primitives.server import FOOTPRINTS, LOOKS
 from inmem.writeset import OP_CALL, WriteSet
 
 
@@ -60,16 +57,3 @@ class Ahead:
         for found in answers[at : at + len(self._named)]:
             known.update(found)
         return LockedState(connection, known, windows)
-
-
-def looks_of(name: str, arguments: list[Any]) -> Looks:
-    """What a procedure most likely looks at."""
-    try:
-        if name in LOOKS:
-            return LOOKS[name](*arguments)
-        if name in FOOTPRINTS:
-            looks_at = FOOTPRINTS[name](*arguments).looks_at
-            return Looks(tuple(start for start, end in looks_at if end == start + b"\0"))
-    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, InmemError):
-        pass  # it is refused later
-    return Looks()

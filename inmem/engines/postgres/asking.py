@@ -7,6 +7,7 @@ cancels what is under way at Ctrl-C, which a commit must never be.
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 import struct
 import time
@@ -63,7 +64,7 @@ _DUMPS: Final[dict[str, Callable[[Any], bytes]]] = {
 class Statement:
     """A statement: `b` stands for bytes, `i` for a number, `t` for text, a capital for a list of such."""
 
-    __slots__ = ("begins", "dumps", "ends", "formats", "is_number", "oids", "text")
+    __slots__ = ("begins", "dumps", "formats", "is_bound", "is_number", "oids", "text")
 
     def __init__(self, text: str, takes: str = "", gives: str = "") -> None:
         """`takes` are the types of `$1` and so on, `gives` those of its columns."""
@@ -73,7 +74,7 @@ class Statement:
         self.formats = [pq.Format.BINARY] * len(takes)
         self.is_number = [each == "i" for each in gives]
         self.begins = text.startswith("begin")  # a transaction
-        self.ends = text in ("commit", "rollback")
+        self.is_bound = self.begins or text in ("commit", "rollback")
 
 
 Ask = tuple[Statement, tuple[Any, ...]]
@@ -88,6 +89,7 @@ class AskedConnection(Connection):
     may_prepare = True  # not behind a proxy that loses what was prepared
     _names: dict[bytes, bytes]
     _poll: select.poll | None = None
+    _polled = 0  # what that looks for
     _owed = 0  # answers that nobody has waited for
     _cancelled: asyncio.CancelledError | None = None  # while its call takes in its answers
     round_trips = 0  # how often somebody has waited for an answer of `ask`, by all connections of a process
@@ -106,9 +108,11 @@ class AskedConnection(Connection):
         was_begun = self.in_transaction
         try:
             new = self._send(asked)
-            self._drain()
+            if self._owed:
+                self._drain()
             answers, error = self._answers(new, asked)
-            self.check_doubt()
+            if self.is_in_doubt:
+                self.check_doubt()
         except BaseException:
             self.close()  # in the middle of answers
             raise
@@ -165,9 +169,9 @@ class AskedConnection(Connection):
             names = self._names = {}
         new: list[bytes | None] = []
         for query, values in asked:
-            data = [dump(value) for dump, value in zip(query.dumps, values, strict=True)]
-            if query.begins or query.ends:
+            if query.is_bound:
                 self.in_transaction = query.begins
+            data = [dump(value) for dump, value in zip(query.dumps, values, strict=True)]
             if not self.may_prepare:
                 pgconn.send_query_params(query.text, data, query.oids, query.formats, pq.Format.BINARY)
                 new.append(None)
@@ -193,12 +197,15 @@ class AskedConnection(Connection):
         poll = self._poll
         if poll is None:
             poll = self._poll = select.poll()
-        poll.register(pgconn.socket, events)
-        until = time.monotonic() + min(self.left_s(), self.patience_s)
+        if events != self._polled:
+            poll.register(pgconn.socket, events)
+            self._polled = events
+        since = time.monotonic() if self.patience_s < math.inf else 0.0
         while not (ready := poll.poll(_WAIT_MS)):
             if self.closed:
                 raise psycopg.OperationalError("the connection was closed")
-            if time.monotonic() >= until:
+            now = time.monotonic()
+            if now >= self.deadline or now - since >= self.patience_s:
                 raise psycopg.OperationalError("the server did not answer in time")
         if ready[0][1] & ~select.POLLOUT:
             pgconn.consume_input()
@@ -235,8 +242,11 @@ class AskedConnection(Connection):
         answers: list[list[Row]] = []
         error: psycopg.Error | None = None
         at = 0
+        is_busy, get_result = self.pgconn.is_busy, self.pgconn.get_result
         while True:
-            result = self._result()
+            while is_busy():
+                self._wait()
+            result = get_result()
             if result is None:  # the end of one statement's
                 continue
             status = result.status

@@ -11,23 +11,23 @@ the lock, and made if the buckets have still the versions at which they were kno
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import random
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 import msgpack
 
-from inmem.changes import DELETE_RANGE as DELETE_RANGE_OP
-from inmem.changes import Table
-from inmem.client.applied import Applied
+from inmem.client.applied import Applied, Shown
 from inmem.commit.decide import Effects, decide
-from inmem.config import ENTRY_BYTES, MAX_COMMIT_BYTES
+from inmem.commit.footprint import Looks
 from inmem.engines.postgres.ahead import Ahead
 from inmem.engines.postgres.asking import BEGIN, COMMIT, ROLLBACK, Ask, Row
 from inmem.engines.postgres.buckets import (
+    STRIPES,
     buckets_of,
-    buckets_of_range,
     is_of_one_prefix,
+    looks_of,
     owner_of_row,
     owners_of,
     registry_of,
@@ -35,7 +35,7 @@ from inmem.engines.postgres.buckets import (
     rows_of_bucket,
 )
 from inmem.engines.postgres.connections import Connections, ServerConnection
-from inmem.engines.postgres.known import Bucket, KnownState, Memory, NotKnownError, Told, is_simple
+from inmem.engines.postgres.known import Bucket, KnownState, Memory, Noted, NotKnownError, Told, is_simple
 from inmem.engines.postgres.moment import SeenBuckets
 from inmem.engines.postgres.statements import (
     ADD_BUCKETS,
@@ -54,33 +54,51 @@ from inmem.engines.postgres.statements import (
     USED,
     WRITE,
     WRITE_BLIND,
-    WRITE_IF_SO,
-    WRITE_ONE_IF_SO,
+    WRITE_LOCKED,
 )
 from inmem.engines.postgres.stored import Changes, Fences, LockedState
+from inmem.engines.postgres.taking import TakenEntry, asked, taken
+from inmem.engines.postgres.written import blind_writes, packed, rows_of_ops, unpacked, written_if
 from inmem.errors import (
     ConflictError,
     CorruptionError,
     InmemError,
     InvariantError,
 )
-from inmem.keys import TypeTag, fence_of
+from inmem.keys import fence_of
 from inmem.primitives.server import PROCEDURES
-from inmem.record import expires_at
-from inmem.wire import from_wire, to_wire
-from inmem.writeset import OP_CALL, OP_PUT, WriteSet
+from inmem.writeset import OP_CALL, WriteSet
 
-_KV: Final = int(TypeTag.KV)
-_DATA: Final = int(Table.DATA)
+_NO_LOOKS: Final = Looks()
+_TAKES: Final = 3  # tries to take one of some entries
+
 
 class Commit:
     """One of some commits."""
 
-    __slots__ = ("buckets", "request")
+    __slots__ = ("_buckets", "_rows", "looks", "request")
 
     def __init__(self, request: WriteSet) -> None:
         self.request = request
-        self.buckets = buckets_of(request)
+        self.looks = _NO_LOOKS
+        ops = request.ops
+        if len(ops) == 1 and ops[0][0] == OP_CALL and not request.reads and not request.ranges:
+            self.looks = looks_of(ops[0][1], ops[0][2])
+        place = self.looks.place
+        self._buckets: list[bytes] | None = None
+        self._rows = None if place is None else [row_of(place)]
+
+    @property
+    def buckets(self) -> list[bytes]:
+        """The rows that it locks, in order."""
+        if self._buckets is None:
+            self._buckets = self._rows if self._rows and self.looks.is_of_place else buckets_of(self.request)
+        return self._buckets
+
+    @property
+    def rows(self) -> list[bytes]:
+        """Those that tell of all that it looks at."""
+        return self.buckets if self._rows is None else self._rows
 
 
 Outcome = Applied | InmemError
@@ -136,7 +154,8 @@ class Attempt:
             self._connection.ask((ROLLBACK, ()))
             held = frozenset()
         if len(commits) == 1 and not is_in_doubt and not sync and not held:
-            applied = self._blindly(commits[0]) or self._guessed(commits[0], told)
+            one = commits[0]
+            applied = self._blindly(one) or self._took(one) or self._guessed(one, told)
             if applied is not None:
                 self.is_made = True
                 return [applied]
@@ -169,12 +188,12 @@ class Attempt:
             self._connection.ask((ROLLBACK, ()))
             return outcomes
         version = max(outcome.version for outcome in outcomes if isinstance(outcome, Applied))
-        result = made[0].results if len(commits) == 1 else _packed(outcomes)
+        result = made[0].results if len(commits) == 1 else packed(outcomes)
         self._write(made, version, result, locked)
         self.is_made = True
         self._hint([*locked.versions], (version, locked.waiting_us))
         if len(commits) == 1:
-            self._remember(locked, version, made[0])
+            self._remember(commits[0], locked, version, made[0])
         return outcomes
 
     def _hint(self, rows: list[bytes], made: Row) -> None:
@@ -183,68 +202,129 @@ class Attempt:
         if waiting_us and waiting_us > self._connections.now_us():
             self._connections.hints.give(self._connection, rows)
 
-    def _remember(self, locked: Locked, version: int, effects: Effects) -> None:
-        """What a commit has left of the only bucket that it concerned."""
-        if len(locked.versions) != 1 or not is_simple(effects.ops):
+    def _remember(self, commit: Commit, locked: Locked, version: int, effects: Effects) -> None:
+        """What a commit has left of the only row that tells of all that it has looked at."""
+        rows = commit.rows
+        if len(rows) != 1 or rows[0] not in rows_of_ops(effects.ops) or not is_simple(effects.ops):
             return
-        [(row, before)] = locked.versions.items()
+        bucket = Bucket(version, locked.state.known, locked.state.windows, is_ours=False)
+        self._keep(commit, rows[0], locked.versions[rows[0]], bucket, version, effects)
+
+    def _keep(
+        self, commit: Commit, row: bytes, before: int, bucket: Bucket, version: int, effects: Effects
+    ) -> None:
         known = self._memory.take(row)
-        bucket = Bucket(
-            version, locked.state.known, locked.state.windows,
-            is_ours=known is None or known.version == before,
-        )
+        if known is None:  # of a stripe of many things others have some most likely
+            bucket.is_ours = commit.looks.takes is None and not commit.looks.is_of_place
+        else:
+            bucket.is_ours = known.version == before
         bucket.wrote(version, effects.ops)
         self._memory.give_back(row, bucket)
 
-    def _guessed(self, commit: Commit, told: Told) -> Applied | None:
-        """Decide a commit from what is known, and make it if that is so. None: it has to be looked at."""
-        memory, rows = self._memory, commit.buckets
-        if not self._connections.is_fresh() or memory.avoids(rows):
+    def _took(self, commit: Commit) -> Applied | None:
+        """Make a commit that takes any one of some entries: one that nobody else has locked.
+
+        None: it is another commit, or there is none, or it has to look at more.
+        """
+        takes = commit.looks.takes
+        if takes is None:
             return None
-        if not owners_of(commit.request, rows) <= {*map(owner_of_row, rows)} or not all(
-            is_of_one_prefix(start, end) for start, end, _ in commit.request.ranges
-        ):
-            return None  # these rows do not tell of every fence, or not of every run
-        bucket: Bucket | None = None
-        if told.versions:
-            versions = {row: told.versions[row] for row in rows if row in told.versions}
-            state = KnownState(told.records)
+        stripe = None
+        for _ in range(_TAKES):
+            found = taken(takes, self._connection.ask((BEGIN, ()), *asked(takes, stripe))[-1])
+            if found is not None and found.is_current:
+                applied = self._take(commit, found)
+                if applied is not None:
+                    return applied
+                break
+            self._connection.tell(ROLLBACK)
+            if found is None:
+                if stripe is not None:
+                    break
+                stripe = random.randrange(STRIPES)  # all of them may be busy
         else:
-            bucket = memory.take(rows[0]) if len(rows) == 1 else None
-            if bucket is None:
-                return None
-            if not bucket.is_ours or commit.request.reads or commit.request.ranges:
-                memory.give_back(rows[0], bucket)
-                return None
-            versions = {rows[0]: bucket.version}
-            state = KnownState(bucket.records, bucket.windows)
-        now_us = max(self._connections.now_us(), *versions.values())
+            return None
+        if self._connection.in_transaction:
+            self._connection.tell(ROLLBACK)
+        return None
+
+    def _take(self, commit: Commit, found: TakenEntry) -> Applied | None:
+        self._connections.saw(found.clock_us)
+        now_us = max(found.clock_us, found.version)
+        versions = {found.row: found.version}
         try:
             effects = decide(
-                commit.request, state, SeenBuckets(versions, versions), PROCEDURES, version=now_us + 1,
+                commit.request, found.state(), SeenBuckets(versions, versions), PROCEDURES,
+                version=now_us + 1, now_us=now_us, fences=(), marks={}, chain=self._chain,
+            )
+        except NotKnownError:
+            return None
+        except InmemError as error:
+            if error.is_foreign:
+                raise
+            return None
+        if not is_simple(effects.ops) or rows_of_ops(effects.ops) != {found.row}:
+            return None
+        version = now_us + 1
+        write = WRITE_LOCKED.asked(
+            (self._sequence, self._digest, self._session, version, effects.results, found.row),
+            Changes(effects.ops),
+        )
+        self.may_be_made = True
+        written, _ = self._connection.ask(write, (COMMIT, ()))
+        if not written:
+            raise ForgottenError
+        self._hint([found.row], (version, found.waiting_us))
+        bucket = Bucket(version, found.records, [], is_ours=False)
+        self._keep(commit, found.row, found.version, bucket, version, effects)
+        applied = Shown(version, msgpack.unpackb(effects.results))
+        applied.records = bucket.records.copy()
+        return applied
+
+    def _guessed(self, commit: Commit, told: Told) -> Applied | None:
+        """Decide a commit from what is known, and make it if that is so. None: it has to be looked at."""
+        memory, rows, request = self._memory, commit.rows, commit.request
+        if not self._connections.is_fresh():
+            return None
+        if not owners_of(request, rows) <= {*map(owner_of_row, rows)} or not all(
+            is_of_one_prefix(start, end) for start, end, _ in request.ranges
+        ):
+            return None  # these rows do not tell of every fence, or not of every run
+        is_wrong = memory.avoids(rows)
+        bucket: Bucket | None = None
+        state: KnownState
+        noted: Noted | None = None
+        if told.versions:
+            if is_wrong:
+                return None
+            versions = {row: told.versions[row] for row in rows if row in told.versions}
+            state = KnownState(told.records)
+        elif request.reads or request.ranges or len(rows) != 1 or (bucket := memory.take(rows[0])) is None:
+            return None
+        elif bucket.is_ours and not is_wrong:
+            versions = {rows[0]: bucket.version}
+            state = KnownState(bucket.records, bucket.windows)
+        else:  # others have written in it, but maybe not what this looks at
+            versions = {}
+            state = noted = Noted(bucket.records)
+        now_us = max([self._connections.now_us(), *versions.values()])
+        try:
+            effects = decide(
+                request, state, SeenBuckets(versions, versions), PROCEDURES, version=now_us + 1,
                 now_us=now_us, fences=(), marks={}, chain=self._chain,
             )
         except (NotKnownError, InmemError) as error:
             if isinstance(error, InmemError) and error.is_foreign:
                 raise
             effects = None
-        if effects is None or not effects.ops or not is_simple(effects.ops):
+        what = None
+        if effects is not None and effects.ops and is_simple(effects.ops):
+            who = self._sequence, self._digest, self._session, now_us + 1, effects.results
+            what = written_if(who, Changes(effects.ops), rows, versions, noted)
+        if what is None or effects is None:
             if bucket is not None:
                 memory.give_back(rows[0], bucket)
             return None
-        changes = Changes(effects.ops)
-        records = [*changes.put.values()]
-        who = self._sequence, self._digest, self._session, now_us + 1, effects.results
-        ends = [expires_at(record) or None for record in records]
-        put = [*changes.put], records, ends, changes.deleted
-        has_deleted = bool(changes.deleted)
-        what: Ask
-        if len(rows) == 1 and rows[0] in versions:
-            what = WRITE_ONE_IF_SO[has_deleted], (*who, rows[0], *put, versions[rows[0]])
-        else:
-            written = sorted(rows_of_ops(effects.ops))
-            seen = [versions.get(row, -1) for row in rows]
-            what = WRITE_IF_SO[has_deleted], (*who, written, *put, rows, seen)
         self.may_be_made = True
         [found] = self._connection.ask(what)
         self.may_be_made = False
@@ -253,6 +333,7 @@ class Attempt:
             return None
         self._hint(rows, found[0])
         if bucket is not None:
+            bucket.is_ours = noted is None
             bucket.wrote(now_us + 1, effects.ops)
             memory.give_back(rows[0], bucket)
         return Applied(now_us + 1, msgpack.unpackb(effects.results))
@@ -373,7 +454,7 @@ class Attempt:
             raise CorruptionError("the result of a commit is damaged") from None
         # A server that was restarted shows what its standby may not have; this waits for that.
         self._connection.ask((USED, (self._session,)), (COMMIT, ()))
-        return [Applied(row[2], found)] if count == 1 else [*map(_unpacked, found)]
+        return [Applied(row[2], found)] if count == 1 else [*map(unpacked, found)]
 
     def _write(self, made: list[Effects], version: int, result: bytes, locked: Locked) -> None:
         connection = self._connection
@@ -383,16 +464,14 @@ class Attempt:
         if not buckets <= locked.versions.keys() and not changes.ranges:
             raise InvariantError(f"a commit writes in buckets that it has not locked: {sorted(buckets)!r}")
         written = sorted(buckets & locked.versions.keys())
-        records = [*changes.put.values()]
         before: list[Ask] = [(DELETE_RANGE, each) for each in changes.ranges]
         for fenced, fence in changes.fences.items():
             before.append((OPEN, (fenced,)) if fence is None else (CLOSE, (fenced, fence)))
             rows = [row for row in locked.versions if fence_of(owner_of_row(row)) == fenced]
             before.append((STATE, (rows, 0 if fence is None else 1)))
-        write: Ask = (WRITE[bool(changes.deleted)], (
-            self._sequence, self._digest, self._session, version, result, written, [*changes.put], records,
-            [expires_at(record) or None for record in records], changes.deleted,
-        ))
+        write = WRITE.asked(
+            (self._sequence, self._digest, self._session, version, result, written), changes
+        )
         self.may_be_made = True
         if before:
             [found] = connection.ask(*before, write)[len(before) :]
@@ -409,58 +488,3 @@ def _between(versions: Mapping[bytes, int], start: bytes, end: bytes) -> dict[by
     return {
         bucket: version for bucket, version in versions.items() if bucket == registry or start <= bucket < end
     }
-
-
-def rows_of_ops(ops: Iterable[Any]) -> set[bytes]:
-    """The rows of the buckets that operations write in."""
-    found: set[bytes] = set()
-    for op in ops:
-        if op[1] == _DATA:
-            found.update(buckets_of_range(op[2], op[3]) if op[0] == DELETE_RANGE_OP else (row_of(op[2]),))
-    return found
-
-
-def blind_writes(
-    request: WriteSet,
-) -> tuple[list[bytes], list[bytes], list[int], list[bytes]] | None:
-    """Keys, payloads and ends of what a commit puts, and keys that it deletes.
-
-    None if it looks at anything, or is not of KV entries alone: those need no procedure.
-    """
-    if request.reads or request.ranges or request.expiry_us:
-        return None
-    put: dict[bytes, tuple[bytes, int]] = {}
-    deleted: dict[bytes, None] = {}
-    weight = ENTRY_BYTES * len(request.ops)
-    for op in request.ops:
-        kind, key = op[0], op[1]
-        if kind == OP_CALL or key[key.index(0) + 1] != _KV:
-            return None
-        weight += len(key)
-        if kind == OP_PUT:
-            put[key] = op[2], op[3]
-            deleted.pop(key, None)
-            weight += len(op[2])
-        else:
-            deleted[key] = None
-            put.pop(key, None)
-    if weight > MAX_COMMIT_BYTES:
-        return None  # which refuses it
-    return (
-        [*put], [payload for payload, _ in put.values()],
-        [expires for _, expires in put.values()], [*deleted],
-    )
-
-
-def _packed(outcomes: list[Outcome]) -> bytes:
-    packed: bytes = msgpack.packb([
-        [each.version, each.results] if isinstance(each, Applied) else [0, to_wire(each)] for each in outcomes
-    ])
-    return packed
-
-
-def _unpacked(found: list[Any]) -> Outcome:
-    version, result = found
-    return Applied(version, result) if version else from_wire(result)
-
-

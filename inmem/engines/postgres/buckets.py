@@ -2,7 +2,9 @@
 
 A bucket is what a run has of a primitive, with its indices. It has one row; that of
 the KV entries has a row for each stripe, and a key's stripe is told by its hash: so
-puts of several processes into one run need not wait for each other's.
+puts of several processes into one run need not wait for each other's. That of the
+jobs has one row for the queues, and one for each stripe of jobs, told by the end of
+their numbers: so whoever has or takes one need not wait for who does so with another.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from typing import Any, Final
 
 import xxhash
 
-from inmem.commit.footprint import Footprint, Range
+from inmem.commit.footprint import Footprint, Looks, Range
+from inmem.errors import InmemError
 from inmem.keys import TypeTag, successor
-from inmem.primitives.server import FOOTPRINTS
+from inmem.primitives.server import FOOTPRINTS, LOOKS
 from inmem.writeset import OP_CALL, WriteSet
 
 OWNERS: Final = tuple(sorted({int(tag) & 0x0F for tag in TypeTag}))
@@ -24,6 +27,7 @@ _KV: Final = int(TypeTag.KV)
 _RUN: Final = int(TypeTag.RUN)
 REGISTRY: Final = b"\0\xff"  # no type tag
 _JOB: Final = int(TypeTag.JOB)
+_JOB_QUEUE: Final = int(TypeTag.JOB_QUEUE)
 _hash: Final = xxhash.xxh3_64_intdigest
 
 
@@ -33,7 +37,10 @@ def row_of(key: bytes) -> bytes:
     tag = key[cut - 1]
     if tag == _KV:
         return b"%b%c" % (key[:cut], _hash(key) % STRIPES)
-    return b"%b%c" % (key[: cut - 1], tag & 0x0F)
+    tag &= 0x0F
+    if tag == _JOB and key[cut - 1] != _JOB_QUEUE:
+        return b"%b%c%c" % (key[: cut - 1], _JOB, key[-1] % STRIPES)
+    return b"%b%c" % (key[: cut - 1], tag)
 
 
 def rows_of_bucket(bucket: bytes) -> list[bytes]:
@@ -44,7 +51,17 @@ def rows_of_bucket(bucket: bytes) -> list[bytes]:
         return [bucket]
     if tag == _KV:
         return [b"%b%c%c" % (bucket[:cut], _KV, stripe) for stripe in range(STRIPES)]
+    if tag == _JOB:
+        jobs = [b"%b%c%c" % (bucket[:cut], _JOB, stripe) for stripe in range(STRIPES)]
+        return [b"%b%c" % (bucket[:cut], _JOB), *jobs]
     return [b"%b%c" % (bucket[:cut], tag)]
+
+
+def rows_of_stripes(key: bytes) -> tuple[bytes, list[bytes]]:
+    """What the rows of the stripes of a key's bucket start with, and those rows."""
+    cut = key.index(0) + 1
+    head = b"%b%c" % (key[:cut], key[cut] & 0x0F)
+    return head, [b"%b%c" % (head, stripe) for stripe in range(STRIPES)]
 
 
 def buckets_of_prefix(prefix: bytes) -> list[bytes]:
@@ -81,6 +98,9 @@ def buckets_of_range(start: bytes, end: bytes) -> list[bytes]:
     return rows_of_bucket(bucket) if end <= successor(bucket) else buckets_of_prefix(start[: cut - 1])
 
 
+_NO_ARGUMENTS: Final = (TypeError, ValueError, LookupError, AttributeError, OverflowError, InmemError)
+
+
 @functools.lru_cache(maxsize=1024)
 def _buckets_of_footprint(footprint: Footprint) -> frozenset[bytes]:
     ranges: set[Range] = {*footprint.looks_at, *footprint.changes}
@@ -91,6 +111,9 @@ def buckets_of_call(name: str, arguments: list[Any]) -> Iterable[bytes]:
     """Those of a procedure, by its arguments; what is no argument of it is refused later."""
     footprint = FOOTPRINTS.get(name)
     try:
+        looks = LOOKS[name](*arguments) if name in LOOKS else None
+        if looks is not None and looks.is_of_place and looks.place is not None:
+            return [row_of(looks.place)]
         if footprint is not None:
             return _buckets_of_footprint(footprint(*arguments))
         prefix = arguments[0]
@@ -98,10 +121,23 @@ def buckets_of_call(name: str, arguments: list[Any]) -> Iterable[bytes]:
             run = b"%b/%b" % (prefix, arguments[1].encode())
             return [*buckets_of_prefix(run), b"%b\0%c" % (prefix, _RUN)]
         if name.startswith("queue."):
-            return [b"%b\0%c" % (prefix, _JOB)]
+            return rows_of_bucket(b"%b\0%c" % (prefix, _JOB))
         return [*buckets_of_prefix(prefix), b"%b\0%c" % (prefix.rpartition(b"/")[0], _RUN)]
-    except (TypeError, ValueError, LookupError, AttributeError):
+    except _NO_ARGUMENTS:
         return []
+
+
+def looks_of(name: str, arguments: list[Any]) -> Looks:
+    """What a procedure most likely looks at."""
+    try:
+        if name in LOOKS:
+            return LOOKS[name](*arguments)
+        if name in FOOTPRINTS:
+            looks_at = FOOTPRINTS[name](*arguments).looks_at
+            return Looks(tuple(start for start, end in looks_at if end == start + b"\0"))
+    except _NO_ARGUMENTS:
+        pass  # it is refused later
+    return Looks()
 
 
 def _names_run(name: str, arguments: list[Any]) -> bool:

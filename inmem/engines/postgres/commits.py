@@ -247,8 +247,19 @@ class ServerSessions:
         held: ServerSession | None = None,
     ) -> Applied:
         """Make a commit; see `ServerSession.commit`. `held` is a session that has locked for it."""
-        with self._used(held) as session:
-            return session.commit(body, told or Told(), sync=sync, timeout_s=timeout_s)
+        session = self.take() if held is None else held
+        try:  # as `_used`
+            [outcome] = session.commit_all([body], told or Told(), sync=sync, timeout_s=timeout_s)
+        except CommitUnknownError:
+            session.close()
+            raise
+        except BaseException:
+            self.give_back(session)
+            raise
+        self.give_back(session)
+        if isinstance(outcome, InmemError):
+            raise outcome
+        return outcome
 
     def commit_all(self, bodies: list[bytes], *, sync: bool, timeout_s: float) -> list[Outcome]:
         """Make some commits as one transaction; see `ServerSession.commit_all`."""

@@ -73,7 +73,9 @@ class PostgresEngine:
         self.leaving: set[Leaves] = set()
         self.waits = ServerWaits(lambda: self.store)
         self._latest = ServerLatest(self._get, self._moment, store.connections.now_us, self._get_many)
-        self._direct = ServerSink(lambda: self.store.sessions, settings.timeout_s, default)
+        self._direct = ServerSink(
+            lambda: self.store.sessions, settings.timeout_s, default, self._latest.show
+        )
 
     @property
     def store(self) -> ServerStore:

@@ -160,6 +160,22 @@ class KnownState:
         raise NotKnownError
 
 
+class Noted(KnownState):
+    """The same, as far as it is records that are there; it notes those that are looked at."""
+
+    def __init__(self, records: dict[bytes, bytes | None]) -> None:
+        super().__init__(records)
+        self.looked_at: dict[bytes, bytes] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        """The record under a key."""
+        record = self._records.get(key)
+        if record is None:
+            raise NotKnownError
+        self.looked_at[key] = record
+        return record
+
+
 class Memory:
     """What a process remembers of buckets in which it has written."""
 

@@ -5,15 +5,17 @@ So is what is read after a commit to tell what that has taken: the commit is mad
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from inmem.client.applied import Applied
-from inmem.client.direct import DirectSink
+from inmem.client.applied import Applied, Shown
+from inmem.client.direct import Commits, DirectSink
 from inmem.client.retry import resolved_as
 from inmem.client.views import LatestView
 from inmem.engines.base import Item
 from inmem.errors import CommitUnknownError, SnapshotTooOldError, WriterUnavailableError
+from inmem.record import is_live
 
 T = TypeVar("T")
 
@@ -23,8 +25,23 @@ _TRIES: Final = 3  # of a read that takes longer than a snapshot may: the server
 class ServerLatest(LatestView):
     """The newest version at each call."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._shown = threading.local()
+
+    def show(self, records: dict[bytes, bytes | None] | None) -> None:
+        """What this thread looks at next, as a commit of its own has left it a moment ago."""
+        self._shown.records = records
+
     def read_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The live records under some keys, all of one version."""
+        shown = getattr(self._shown, "records", None)
+        if shown is not None:
+            self.show(None)
+            if all(key in shown for key in keys):
+                now_us = self.now_us()
+                found = [shown[key] for key in keys]
+                return [each if each is not None and is_live(each, now_us) else None for each in found]
         return again(super().read_many, keys)
 
     def scan(self, start: bytes, end: bytes, **options: Any) -> list[Item]:
@@ -41,9 +58,16 @@ class ServerLatest(LatestView):
 
 
 class ServerSink(DirectSink):
-    """Commits of their own, of the thread that calls."""
+    """Commits of their own, of the thread that calls; `show` is where a view takes what they have shown."""
 
-    __slots__ = ()
+    __slots__ = ("_show",)
+
+    def __init__(
+        self, session: Callable[[], Commits], timeout_s: float, default: Callable[[Any], Any] | None,
+        show: Callable[[dict[bytes, bytes | None] | None], None],
+    ) -> None:
+        super().__init__(session, timeout_s, default)
+        self._show = show
 
     def _made(self, body: bytes, convert: Callable[[Applied], Any]) -> Any:
         def told(applied: Applied) -> Any:
@@ -58,7 +82,13 @@ class ServerSink(DirectSink):
             applied = self._session().commit(body, sync=False, timeout_s=self._timeout_s)
         except CommitUnknownError as error:
             raise resolved_as(error, told) from None
-        return told(applied)
+        if not isinstance(applied, Shown):
+            return told(applied)
+        self._show(applied.records)
+        try:
+            return told(applied)
+        finally:
+            self._show(None)
 
 
 def again(read: Callable[..., T], *arguments: Any, **options: Any) -> T:

@@ -5,8 +5,8 @@ Whoever commits locks the rows of all buckets that he reads or writes, in their
 order, and then reads: so what he decides is still so when he commits.
 
     records   key, record as in the image of the local engine, and when it expires
-    buckets   key (prefix, NUL, low half of the tag, of KV entries a stripe), version of the last commit,
-              whether it is open: 0, or closed by a fence; until when somebody waits
+    buckets   key (prefix, NUL, low half of the tag, of KV entries and jobs a stripe), version of the last
+              commit, whether it is open: 0, or closed by a fence; until when somebody waits
     fences    digest of a run that was deleted, or is being imported; what it is
     sessions  session, last sequence, digest and outcome of that commit
     meta      database id, format, chain: one row
@@ -25,7 +25,7 @@ from psycopg import sql
 
 from inmem.errors import InvalidInputError
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 NAMES: Final = ("records", "buckets", "fences", "sessions")
 _LOCK: Final = 0x696E6D656D  # of who makes the tables
 

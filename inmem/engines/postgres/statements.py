@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
+from itertools import chain
+from typing import Any, Final
 
 from inmem.commit.footprint import NAME_BYTES
-from inmem.engines.postgres.asking import Statement
+from inmem.engines.postgres.asking import Ask, Statement
 from inmem.engines.postgres.connections import CLOCK
 from inmem.engines.postgres.moment import SMALL_PAGE
+from inmem.engines.postgres.stored import Changes
+from inmem.record import expires_at
 
 LOCKED: Final = Statement(
     f"select bucket, version, state, {CLOCK}, waiting from buckets where bucket = any($1)"
@@ -92,44 +95,100 @@ WRITE_BLIND: Final = Statement(
 )
 
 # What was decided here.
-_WRITES: Final = (
-    "p as (insert into records (key, record, expires)"
-    " select k, r, e from unnest($7::bytea[], $8::bytea[], $9::bigint[]) x(k, r, e)"
-    f" where exists (select from s) {_OVERWRITE})"
-)
-_DELETES: Final = ", d as (delete from records where key = any($10) and exists (select from s))"
+_FEW: Final = 4  # records that a statement takes one by one: as lists they cost both sides more
 
 
-def _written(head: str, takes: str, waiting: str) -> dict[bool, Statement]:
-    """A statement that writes records; by whether it deletes any: what it does not do costs too.
+class WriteStatement:
+    """Statements that write records, of which each number of a few has one: what is not done costs too.
 
-    It gives the version, and until when somebody waits for one of the buckets.
+    They give the version, and until when somebody waits for one of the buckets.
     """
-    return {
-        deletes: Statement(f"with {head}, {_WRITES}{more} select version, {waiting} from s", takes, "ii")
-        for deletes, more in ((False, ""), (True, _DELETES))
-    }
+
+    def __init__(self, head: str, takes: str, waiting: str) -> None:
+        """`head` are its first tables, whose values have the types `takes`; `s` is a row if it may write."""
+        self._head = head
+        self._takes = takes
+        self._waiting = waiting
+        self._of: dict[tuple[int, int], Statement] = {}
+
+    def asked(self, values: tuple[Any, ...], changes: Changes) -> Ask:
+        """The statement for some changes, after the values of its head."""
+        put, deleted = changes.put, changes.deleted
+        ends = [expires_at(record) or None for record in put.values()]
+        are_few = len(put) <= _FEW and not any(ends)
+        shape = len(put) if are_few else -1, len(deleted) if len(deleted) <= _FEW else -1
+        statement = self._of.get(shape)
+        if statement is None:
+            statement = self._of[shape] = self._made(*shape)
+        if not are_few:
+            values = *values, [*put], [*put.values()], ends
+        elif put:
+            values = *values, *chain.from_iterable(put.items())
+        if len(deleted) > _FEW:
+            values = *values, deleted
+        elif deleted:
+            values = *values, *deleted
+        return statement, values
+
+    def _made(self, puts: int, deletes: int) -> Statement:
+        tables, takes = self._head, self._takes
+        at = len(takes) + 1
+        insert = "insert into records (key, record, expires) select"
+        if puts > 0:
+            pairs = ", ".join(f"(${n}, ${n + 1})" for n in range(at, at + 2 * puts, 2))
+            tables += f", p as ({insert} k, r, null from s, (values {pairs}) x(k, r) {_OVERWRITE})"
+            takes += "bb" * puts
+        elif puts:
+            lists = f"${at}::bytea[], ${at + 1}::bytea[], ${at + 2}::bigint[]"
+            tables += f", p as ({insert} k, r, e from s, unnest({lists}) x(k, r, e) {_OVERWRITE})"
+            takes += "BBI"
+        at = len(takes) + 1
+        if deletes:
+            few = ", ".join(f"${n}" for n in range(at, at + deletes))
+            some = f"in ({few})" if few else f"= any(${at})"
+            tables += f", d as (delete from records where key {some} and exists (select from s))"
+            takes += "b" * deletes if deletes > 0 else "B"
+        return Statement(f"with {tables} select version, {self._waiting} from s", takes, "ii")
 
 
-WRITE: Final = _written(
+WRITE: Final = WriteStatement(
     f"s as ({_OUTCOME.format('$4', '$5')} {_OURS}),"
     " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s))",
-    "iibibBBBIB", "0::bigint",
+    "iibibB", "0::bigint",
 )
-WRITE_IF_SO: Final = _written(
-    "l as (select b.bucket, b.waiting from buckets b, unnest($11::bytea[], $12::bigint[]) e(bucket, version)"
+WRITE_LOCKED: Final = WriteStatement(  # in one row, which is locked
+    f"s as ({_OUTCOME.format('$4', '$5')} {_OURS}),"
+    " b as (update buckets set version = $4 from s where bucket = $6)", "iibibb", "0::bigint",
+)
+WRITE_IF_SO: Final = WriteStatement(
+    "l as (select b.bucket, b.waiting from buckets b, unnest($7::bytea[], $8::bigint[]) e(bucket, version)"
     " where b.bucket = e.bucket and b.state = 0 and b.version < $4"
     " and (b.version = e.version or e.version < 0) order by b.bucket for update of b),"
-    " o as (select from l having count(*) = array_length($11, 1)),"
+    " o as (select from l having count(*) = array_length($7, 1)),"
     f" s as ({_OUTCOME.format('$4', '$5')} from o {_OURS}),"
     " b as (update buckets set version = $4 where bucket = any($6) and exists (select from s))",
-    "iibibBBBIBBI", "(select max(waiting) from l)",
+    "iibibBBI", "(select max(waiting) from l)",
 )
-WRITE_ONE_IF_SO: Final = _written(
-    "b as (update buckets set version = $4 where bucket = $6 and version = $11 and version < $4"
+WRITE_ONE_IF_SO: Final = WriteStatement(
+    "b as (update buckets set version = $4 where bucket = $6 and version = $7 and version < $4"
     " and state = 0 returning version, waiting),"
-    f" s as ({_OUTCOME.format('b.version', '$5')} from b {_OURS})", "iibibbBBIBi", "(select waiting from b)",
+    f" s as ({_OUTCOME.format('b.version', '$5')} from b {_OURS})", "iibibbi", "(select waiting from b)",
 )
+# What was decided on records that were there is so if they are the same, whatever else has changed. Their
+# rows are locked too: so they are compared as they are now, not as they were when the statement began.
+_SAME: Final = (7, 9)  # the first of each pair of values
+WRITE_IF_SAME: Final = {
+    count: WriteStatement(
+        "b as (update buckets set version = $4 where bucket = $6 and version < $4 and state = 0"
+        " returning version, waiting),"
+        f" c as (select from records r, b where r.key in ({', '.join(f'${n}' for n in _SAME[:count])})"
+        f" and (r.key, r.record) in ({', '.join(f'(${n}, ${n + 1})' for n in _SAME[:count])})"
+        " for update of r),"
+        f" o as (select version from b where (select count(*) from c) = {count}),"
+        f" s as ({_OUTCOME.format('o.version', '$5')} from o {_OURS})",
+        "iibibb" + "bb" * count, "(select waiting from b)",
+    ) for count in (1, 2)
+}
 DELETE_RANGE: Final = Statement("delete from records where key >= $1 and key < $2", "bb")
 OPEN: Final = Statement("delete from fences where digest = $1", "b")
 CLOSE: Final = Statement(
