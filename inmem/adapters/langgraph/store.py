@@ -1,0 +1,121 @@
+"""The store of items: `InmemStore`. See `items` for what is stored.
+
+Invariant: a batch is one transaction. What it reads is of one version, what it
+writes is one commit, and texts are embedded before it begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from langgraph.store.base import BaseStore, IndexConfig, Op, Result, TTLConfig
+
+import inmem
+from inmem.adapters.langgraph.batch import StoreBatch
+from inmem.adapters.langgraph.vectors import ItemEmbedding
+from inmem.aio import AsyncDatabase
+
+RUN_ID: Final = "langgraph-store"
+
+
+class InmemStore(BaseStore):
+    """Items of LangGraph in a store of inmem: memory that many threads, agents and processes share.
+
+    `db` is a `Database`, or an `AsyncDatabase` for programs that await. With
+    a `Database` the awaited methods work too, in the loop.
+
+    `index` turns vector search on: `{"embed": function, "dims": 1536, "fields":
+    ["text"]}`, as LangGraph describes it. `ttl` has what is used where a call
+    says nothing: `default_ttl` in minutes, and `refresh_on_read`. Expired
+    items are never seen; the writer removes them, so nothing is to be swept.
+    `run_id` is the run that the items are in: another one is another store.
+
+    Cost: `get` and `put` are a read and a commit. A read of an item with a
+    time to live, which begins anew then, is a commit too. A search
+    reads what is below its namespace until it has enough, in order of
+    namespace and key; with a filter about 5 µs for each item that does not match. With a
+    query it reads all vectors there: there is no index of them.
+
+    >>> import inmem
+    >>> from inmem.adapters.langgraph import InmemStore
+    >>> with inmem.open() as db:
+    ...     store = InmemStore(db)
+    ...     store.put(("users", "ada"), "food", {"likes": "figs", "rating": 5})
+    ...     [item.key for item in store.search(("users",), filter={"rating": {"$gte": 4}})]
+    ['food']
+
+    Raises:
+        InvalidInputError: an argument is wrong.
+    """
+
+    supports_ttl = True
+
+    def __init__(
+        self, db: inmem.Database | AsyncDatabase, *, index: IndexConfig | None = None,
+        ttl: TTLConfig | None = None, run_id: str = RUN_ID,
+    ) -> None:
+        super().__init__()
+        if not isinstance(db, inmem.Database | AsyncDatabase):
+            problem = f"db must be a Database or an AsyncDatabase, not {type(db).__name__}"
+            raise inmem.InvalidInputError(problem, argument="db")
+        self.db = db
+        self.run_id = inmem.RunId(run_id)
+        self.ttl_config = ttl
+        self._embedding = ItemEmbedding(index) if index else None
+        self.index_config = index
+        self.embeddings = self._embedding.embeddings if self._embedding else None
+        self._is_made = False  # the run
+
+    def __repr__(self) -> str:
+        return f"InmemStore({self.db!r}, run_id={str(self.run_id)!r})"
+
+    def batch(self, ops: Iterable[Op]) -> list[Result]:
+        """Do several operations as one transaction: they read what was before it, then it writes.
+
+        Raises:
+            InvalidInputError: one is wrong, or a value cannot be stored; nothing was done.
+            InvalidNamespaceError: so is a namespace.
+            LimitError: what it stores is more than one commit takes, 16 MiB.
+        """
+        db = self.db
+        if not isinstance(db, inmem.Database):
+            raise inmem.InvariantError(
+                "this store has an AsyncDatabase: its methods are awaited",
+                hint="Call aget, aput, abatch and so on, or give the store what inmem.open returns.",
+            )
+        batch = StoreBatch(ops, self._embedding)
+        texts, queries = batch.texts(), batch.queries()
+        if self.embeddings and (texts or queries):
+            vectors = self.embeddings.embed_documents(texts) if texts else []
+            batch.embedded(texts, vectors, queries, [self.embeddings.embed_query(each) for each in queries])
+        results = db.transact(db.run(self.run_id), self._in_run(batch))
+        self._is_made |= batch.writes
+        return results
+
+    async def abatch(self, ops: Iterable[Op]) -> list[Result]:
+        """See `batch`."""
+        batch = StoreBatch(ops, self._embedding)
+        texts, queries = batch.texts(), batch.queries()
+        if self.embeddings and (texts or queries):
+            vectors = await self.embeddings.aembed_documents(texts) if texts else []
+            of_queries = [await self.embeddings.aembed_query(each) for each in queries]
+            batch.embedded(texts, vectors, queries, of_queries)
+        db = self.db
+        if isinstance(db, inmem.Database):
+            results = db.transact(db.run(self.run_id), self._in_run(batch))
+        else:
+            results = await db.transact(db.run(self.run_id), self._in_run(batch))
+        self._is_made |= batch.writes
+        return results
+
+    def _in_run(self, batch: StoreBatch) -> Callable[[Any], list[Result]]:
+        """A batch; the first that writes creates the run, so that it can be found."""
+        if self._is_made or not batch.writes:
+            return batch
+
+        def begin(txn: Any) -> list[Result]:
+            txn.runs.create_run(tags=["langgraph"], metadata={"holds": "items"}, exist_ok=True)
+            return batch(txn)
+
+        return begin
