@@ -27,6 +27,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 import inmem
 from inmem.adapters.langgraph.layout import all_threads
 from inmem.adapters.langgraph.listing import CheckpointListing
+from inmem.adapters.langgraph.transactions import Transactions
 from inmem.adapters.langgraph.work import SaverWork, config_of, forget, name_copy, place_of, run_of
 from inmem.aio import AsyncDatabase
 
@@ -41,7 +42,9 @@ class InmemSaver(BaseCheckpointSaver[str]):
 
     `db` is a `Database`, for graphs that are invoked, or an `AsyncDatabase`,
     for graphs that are awaited. With a `Database` the awaited methods work
-    too: they do their work in the loop, some hundred microseconds each.
+    too: they do their work in the loop, some hundred microseconds each. With
+    an `AsyncDatabase` the others work in other threads, where steps run that
+    are not awaited.
 
     `fence` says what becomes of two workers that resume one thread at once,
     of which LangGraph lets both succeed. None: both, and history forks.
@@ -66,9 +69,7 @@ class InmemSaver(BaseCheckpointSaver[str]):
         serde: SerializerProtocol | None = None,
     ) -> None:
         super().__init__(serde=serde)
-        if not isinstance(db, inmem.Database | AsyncDatabase):
-            problem = f"db must be a Database or an AsyncDatabase, not {type(db).__name__}"
-            raise inmem.InvalidInputError(problem, argument="db")
+        self._transactions = Transactions(db)
         if fence not in (None, "parent", "lease"):
             problem = f"fence must be None, 'parent' or 'lease', not {fence!r}"
             raise inmem.InvalidInputError(problem, argument="fence")
@@ -90,24 +91,10 @@ class InmemSaver(BaseCheckpointSaver[str]):
 
     def _do(self, fn: Callable[[Any], T], written: str = "") -> T:
         """Do a piece of work; `written` is the thread that it changes, if it needs its lease."""
-        db = self._here()
-        result: T = db.transact(db.shared("agent"), fn, lease=self._leases.get(written))
-        return result
+        return self._transactions.do(fn, self._leases.get(written))
 
     async def _ado(self, fn: Callable[[Any], T], written: str = "") -> T:
-        db = self.db
-        if isinstance(db, inmem.Database):
-            return self._do(fn, written)
-        result: T = await db.transact(db.shared("agent"), fn, lease=self._leases.get(written))
-        return result
-
-    def _here(self) -> inmem.Database:
-        if not isinstance(self.db, inmem.Database):
-            raise inmem.InvariantError(
-                "this saver has an AsyncDatabase: its methods are awaited",
-                hint="Call ainvoke, aput and so on, or give the saver what inmem.open returns.",
-            )
-        return self.db
+        return await self._transactions.ado(fn, self._leases.get(written))
 
     def _owned(self, thread_id: str) -> str:
         """The thread, to be written. With a fence of leases it must be held."""
@@ -231,8 +218,12 @@ class InmemSaver(BaseCheckpointSaver[str]):
         Raises:
             LeaseHeldError: another worker has it, and did not give it back within `wait_s` seconds.
         """
+        if not isinstance(self.db, inmem.Database):
+            raise inmem.InvariantError(
+                "this saver has an AsyncDatabase", hint="async with saver.alease(thread_id), or a Database."
+            )
         run_id = self._do(run_of(thread_id))
-        with self._here().leases.hold(run_id, _LEASE, ttl_s=ttl_s, wait_s=wait_s) as held:
+        with self.db.leases.hold(run_id, _LEASE, ttl_s=ttl_s, wait_s=wait_s) as held:
             self._leases[thread_id] = held
             try:
                 yield held
@@ -260,9 +251,12 @@ class InmemSaver(BaseCheckpointSaver[str]):
 
     def delete_thread(self, thread_id: str) -> None:
         """Remove a thread. Its id may be used again; a worker that still has it writes nothing more."""
+        if not isinstance(self.db, inmem.Database):
+            return self._transactions.wait(self.adelete_thread(thread_id))
         run_id = self._do(forget(thread_id))
         if run_id is not None:
-            self._here().runs.delete_run(run_id)
+            self.db.runs.delete_run(run_id)
+        return None
 
     async def adelete_thread(self, thread_id: str) -> None:
         """See `delete_thread`."""

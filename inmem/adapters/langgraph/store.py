@@ -13,6 +13,7 @@ from langgraph.store.base import BaseStore, IndexConfig, Op, Result, TTLConfig
 
 import inmem
 from inmem.adapters.langgraph.batch import StoreBatch
+from inmem.adapters.langgraph.transactions import Transactions
 from inmem.adapters.langgraph.vectors import ItemEmbedding
 from inmem.aio import AsyncDatabase
 
@@ -23,7 +24,8 @@ class InmemStore(BaseStore):
     """Items of LangGraph in a store of inmem: memory that many threads, agents and processes share.
 
     `db` is a `Database`, or an `AsyncDatabase` for programs that await. With
-    a `Database` the awaited methods work too, in the loop.
+    a `Database` the awaited methods work too, in the loop; with an
+    `AsyncDatabase` the others do in other threads than the loop's.
 
     `index` turns vector search on: `{"embed": function, "dims": 1536, "fields":
     ["text"]}`, as LangGraph describes it. `ttl` has what is used where a call
@@ -56,11 +58,9 @@ class InmemStore(BaseStore):
         ttl: TTLConfig | None = None, run_id: str = RUN_ID,
     ) -> None:
         super().__init__()
-        if not isinstance(db, inmem.Database | AsyncDatabase):
-            problem = f"db must be a Database or an AsyncDatabase, not {type(db).__name__}"
-            raise inmem.InvalidInputError(problem, argument="db")
         self.db = db
         self.run_id = inmem.RunId(run_id)
+        self._transactions = Transactions(db, self.run_id)
         self.ttl_config = ttl
         self._embedding = ItemEmbedding(index) if index else None
         self.index_config = index
@@ -78,18 +78,12 @@ class InmemStore(BaseStore):
             InvalidNamespaceError: so is a namespace.
             LimitError: what it stores is more than one commit takes, 16 MiB.
         """
-        db = self.db
-        if not isinstance(db, inmem.Database):
-            raise inmem.InvariantError(
-                "this store has an AsyncDatabase: its methods are awaited",
-                hint="Call aget, aput, abatch and so on, or give the store what inmem.open returns.",
-            )
         batch = StoreBatch(ops, self._embedding)
         texts, queries = batch.texts(), batch.queries()
         if self.embeddings and (texts or queries):
             vectors = self.embeddings.embed_documents(texts) if texts else []
             batch.embedded(texts, vectors, queries, [self.embeddings.embed_query(each) for each in queries])
-        results = db.transact(db.run(self.run_id), self._in_run(batch))
+        results = self._transactions.do(self._in_run(batch))
         self._is_made |= batch.writes
         return results
 
@@ -101,11 +95,7 @@ class InmemStore(BaseStore):
             vectors = await self.embeddings.aembed_documents(texts) if texts else []
             of_queries = [await self.embeddings.aembed_query(each) for each in queries]
             batch.embedded(texts, vectors, queries, of_queries)
-        db = self.db
-        if isinstance(db, inmem.Database):
-            results = db.transact(db.run(self.run_id), self._in_run(batch))
-        else:
-            results = await db.transact(db.run(self.run_id), self._in_run(batch))
+        results = await self._transactions.ado(self._in_run(batch))
         self._is_made |= batch.writes
         return results
 
