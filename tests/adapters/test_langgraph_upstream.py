@@ -1,10 +1,11 @@
 """LangGraph's own tests, with our saver and store: by hand, since they are not installed with it.
 
-They are in the source distributions of what is installed, and its conformance tests of delta channels
+Those are in the source distributions of what is installed, and its conformance tests of delta channels
 in its repository. All that is there is run:
 
-    pip install pytest-mock pytest-asyncio syrupy pycryptodome redis langgraph-checkpoint-postgres
     mkdir upstream && cd upstream
+    pip install --no-deps --target packages pytest-mock pytest-asyncio syrupy pycryptodome redis httpx \
+        langgraph-checkpoint-postgres langgraph-checkpoint-sqlite aiosqlite sqlite-vec psycopg-pool
     pip download --no-deps --no-binary :all: langgraph==1.2.24 langgraph-checkpoint==4.3.2 \
         langgraph-checkpoint-sqlite==3.1.2
     for each in *.tar.gz; do tar xzf $each; done
@@ -69,7 +70,7 @@ SUITES = {
 
 
 def environment(home: Home, *paths: Path) -> dict[str, str]:
-    path = os.pathsep.join(map(str, [ROOT, HERE / "upstream", *paths]))
+    path = os.pathsep.join(map(str, [ROOT, HERE / "upstream", *paths, Path(UPSTREAM) / "packages"]))
     more = os.environ.get("PYTHONPATH", "")
     return {
         **os.environ, "PYTHONPATH": f"{path}{os.pathsep}{more}", "INMEM_UPSTREAM_PLACE": str(home.place),

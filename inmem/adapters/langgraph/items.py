@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from langgraph.store.base import Item, SearchItem
 
-from inmem.adapters.foreign import hashed
+from inmem.adapters.foreign import hashed, readable
 
 ITEMS: Final = "i/"
 VECTORS: Final = "v/"
@@ -36,7 +36,7 @@ Namespace = tuple[str, ...]
 
 def place_of_item(namespace: Namespace, key: str) -> str:
     """Where an item and its vectors are, below `ITEMS` and `VECTORS`."""
-    return "".join((".".join(_labels(namespace)), _END, _short(key, _KEY_BYTES)))
+    return "".join((".".join(_labels(namespace)), _END, readable(key, _KEY_BYTES, "")))
 
 
 def begin_of(namespace: Namespace) -> str:
@@ -92,14 +92,8 @@ def _short_labels(namespace: Namespace) -> Iterator[str]:
     """The labels as far as there is room for them."""
     left = _LABELS_BYTES
     for label in namespace:
-        short = _short(label, _LABEL_BYTES)
-        left -= len(short.encode("utf-8", "surrogatepass")) + 1
+        short = readable(label, _LABEL_BYTES, "")
+        left -= len(short.encode()) + 1
         if left < 0:
             return
         yield short
-
-
-def _short(name: str, most: int) -> str:
-    data = name.encode("utf-8", "surrogatepass")
-    is_itself = len(data) <= most and not name.startswith(_HASHED) and "\0" not in name
-    return name if is_itself else _HASHED + hashed(name)

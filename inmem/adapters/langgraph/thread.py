@@ -140,7 +140,7 @@ class Thread:
             if index >= 0 and self.kv.exists(key):
                 continue
             self.kv.put(key, {
-                "task_id": task_id, "path": path, "index": index, "channel": channel, "value": value
+                "channel": channel, "index": index, "path": path, "task_id": task_id, "value": value
             })
 
     def delete(self, namespace: str, checkpoint_id: str) -> None:

@@ -6,7 +6,6 @@ cosine of two is their scalar product.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import math
 import struct
@@ -89,8 +88,9 @@ def _plain_product(query: bytes, vectors: Sequence[bytes]) -> list[float]:
 
 
 def _numpy_product(query: bytes, vectors: Sequence[bytes]) -> list[float]:
-    numpy: Any = importlib.import_module("numpy")
-    rows = numpy.frombuffer(b"".join(vectors), "<f4").reshape(len(vectors), -1)
+    import numpy
+
+    rows: Any = numpy.frombuffer(b"".join(vectors), "<f4").reshape(len(vectors), -1)
     found: list[float] = (rows @ numpy.frombuffer(query, "<f4")).tolist()
     return found
 

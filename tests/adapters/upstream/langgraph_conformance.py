@@ -1,4 +1,4 @@
-"""Holds the saver against the conformance package that comes first on the path; prints what passed as JSON."""
+"""Holds the saver against the conformance package that is first on the path; prints JSON of what passed."""
 
 from __future__ import annotations
 
