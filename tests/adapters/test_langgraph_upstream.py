@@ -1,4 +1,4 @@
-"""LangGraph's own tests, with our saver and store: by hand, since they are not installed with it.
+r"""LangGraph's own tests, with our saver and store: by hand, since they are not installed with it.
 
 Those are in the source distributions of what is installed, and its conformance tests of delta channels
 in its repository. All that is there is run:
