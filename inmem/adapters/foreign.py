@@ -7,6 +7,7 @@ of transactions in batches of that many.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Collection
@@ -26,6 +27,7 @@ def hashed(name: str) -> str:
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
+@functools.lru_cache(maxsize=4096)
 def readable(name: str, most: int, without: str = "/") -> str:
     """A name as a part of a key: itself if it is short, else `~` and its hash, 33 characters.
 

@@ -43,12 +43,12 @@ class Write(NamedTuple):
 
 
 class StoredCheckpoint(NamedTuple):
-    """A checkpoint with all that belongs to it, not loaded yet."""
+    """A checkpoint with all that belongs to it; metadata and values are not loaded yet."""
 
     thread_id: str
     namespace: str
     id: str
-    checkpoint: Typed
+    checkpoint: Any
     metadata: Typed
     parent: str | None
     values: dict[str, Typed]

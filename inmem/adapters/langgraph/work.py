@@ -104,9 +104,8 @@ class SaverWork:
             thread = self.found(txn, place.thread_id)
             if thread is None:
                 return None
-            checkpoint_id = place.checkpoint_id or thread.newest(place.namespace)
-            entry = None if checkpoint_id is None else thread.entry(place.namespace, checkpoint_id)
-            return None if entry is None else thread.whole(place.namespace, checkpoint_id or "", entry)
+            found = thread.found(place.namespace, place.checkpoint_id)
+            return None if found is None else thread.whole(place.namespace, *found)
 
         return get
 
@@ -119,7 +118,7 @@ class SaverWork:
             parent = config_of(stored.thread_id, stored.namespace, stored.parent)
         return CheckpointTuple(
             config=config_of(stored.thread_id, stored.namespace, stored.id),
-            checkpoint=load(stored.checkpoint) | {"channel_values": values},
+            checkpoint=stored.checkpoint | {"channel_values": values},
             metadata=load(stored.metadata), parent_config=parent,
             pending_writes=self._loaded_writes(stored.writes),
         )
