@@ -369,6 +369,18 @@ def test_many_at_once(store: InmemStore) -> None:
     in_threads(3, work)
 
 
+def test_puts_of_one_item_never_conflict(fresh: Fresh) -> None:
+    async def main() -> None:
+        async with inmem.aio.open(**fresh()) as db:
+            store = InmemStore(db)
+            await asyncio.gather(*(store.aput(("a",), "same", {"n": n}) for n in range(200)))
+            item = await store.aget(("a",), "same")
+            assert item and item.value["n"] in range(200)
+            assert (await db.status()).conflicts < 200  # but for the first ones, which create the run
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("kind", ["thread", "loop"])
 def test_awaited(fresh: Fresh, kind: str) -> None:
     async def embed(texts: list[str]) -> list[list[float]]:

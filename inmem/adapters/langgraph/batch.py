@@ -1,7 +1,9 @@
-"""A batch of the store's operations as one transaction: it reads what was there before, then writes.
+"""A batch of the store's operations: it reads what is there, then writes, each as one transaction.
 
 Invariant: operations are checked, and values embedded, before anything is
-read. Of several puts of one item the last one is stored.
+read. Of several puts of one item the last one is stored. What is written does
+not depend on what was read, but for the time when an item was created. So
+writing reads nothing, and batches that write the same items never conflict.
 """
 
 from __future__ import annotations
@@ -77,11 +79,17 @@ class StoreBatch:
         self._now = datetime.now(UTC).isoformat()
         self._vectors: dict[str, bytes] = {}
         self._asked: dict[str, bytes] = {}
+        self._before: dict[str, Record] = {}
+
+    @property
+    def puts(self) -> bool:
+        """Whether it stores items."""
+        return bool(self._values)
 
     @property
     def writes(self) -> bool:
-        """Whether it stores items."""
-        return bool(self._values)
+        """Whether it stores or deletes items."""
+        return bool(self._puts)
 
     def texts(self) -> list[str]:
         """What is to be embedded of items, each once."""
@@ -98,31 +106,33 @@ class StoreBatch:
             self._vectors = self._embedding.packed(texts, vectors)
             self._asked = self._embedding.packed(queries, of_queries)
 
-    def __call__(self, txn: Any) -> list[Result]:
-        """Read, then write."""
+    def read(self, txn: Any) -> list[Result]:
+        """What the operations find; times to live begin anew."""
         kv = txn.kv
         wanted = [*self._values] + [  # a deletion needs no look
             place_of_item(op.namespace, op.key) for op in self._ops if isinstance(op, GetOp)
         ]
         found = kv.get_many([ITEMS + place for place in wanted])
-        before = {key[len(ITEMS) :]: record for key, record in found.items()}
-        results = [self._read(kv, op, before) for op in self._ops]
-        for place, op in self._puts.items():
-            self._put(kv, place, op, before.get(place))
-        return results
+        self._before = {key[len(ITEMS) :]: record for key, record in found.items()}
+        return [self._read(kv, op) for op in self._ops]
 
-    def _read(self, kv: Any, op: Op, before: dict[str, Record]) -> Result:
+    def write(self, txn: Any) -> None:
+        """Store and delete items."""
+        for place, op in self._puts.items():
+            self._put(txn.kv, place, op)
+
+    def _read(self, kv: Any, op: Op) -> Result:
         if isinstance(op, GetOp):
-            return self._get(kv, op, before)
+            return self._get(kv, op)
         if isinstance(op, SearchOp):
             return self._search(kv, op)
         if isinstance(op, ListNamespacesOp):
             return _namespaces(kv, op)
         return None
 
-    def _get(self, kv: Any, op: GetOp, before: dict[str, Record]) -> Item | None:
+    def _get(self, kv: Any, op: GetOp) -> Item | None:
         place = place_of_item(op.namespace, op.key)
-        record = before.get(place)
+        record = self._before.get(place)
         if record is None:
             return None
         if op.refresh_ttl:
@@ -146,11 +156,12 @@ class StoreBatch:
 
     # --- writing ------------------------------------------------------------------------
 
-    def _put(self, kv: Any, place: str, op: PutOp, before: Record | None) -> None:
+    def _put(self, kv: Any, place: str, op: PutOp) -> None:
         if op.value is None:
             kv.discard(ITEMS + place)
             kv.discard(VECTORS + place)
             return
+        before = self._before.get(place)
         vectors = [self._vectors[text] for text in self._texts[place]]
         record: Record = {
             "namespace": [*op.namespace], "key": op.key, "value": self._values[place],
@@ -160,7 +171,7 @@ class StoreBatch:
             record["ttl_minutes"] = op.ttl
         if vectors:
             record["vectors"] = len(vectors)
-        elif before is not None and "vectors" in before:
+        else:  # of what was there before
             kv.discard(VECTORS + place)
         _store(kv, place, record, vectors)
 

@@ -1,7 +1,7 @@
 """The store of items: `InmemStore`. See `items` for what is stored.
 
-Invariant: a batch is one transaction. What it reads is of one version, what it
-writes is one commit, and texts are embedded before it begins.
+Invariant: what a batch reads is of one version, what it writes is one commit,
+and texts are embedded before it begins.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class InmemStore(BaseStore):
         return f"InmemStore({self.db!r}, run_id={str(self.run_id)!r})"
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
-        """Do several operations as one transaction: they read what was before it, then it writes.
+        """Do several operations: they read what was there before, as one; then what they write is one commit.
 
         Raises:
             InvalidInputError: one is wrong, or a value cannot be stored; nothing was done.
@@ -83,8 +83,10 @@ class InmemStore(BaseStore):
         if self.embeddings and (texts or queries):
             vectors = self.embeddings.embed_documents(texts) if texts else []
             batch.embedded(texts, vectors, queries, [self.embeddings.embed_query(each) for each in queries])
-        results = self._transactions.do(self._in_run(batch))
-        self._is_made |= batch.writes
+        results = self._transactions.do(batch.read)
+        if batch.writes:
+            self._transactions.do(self._in_run(batch))
+            self._is_made |= batch.puts
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
@@ -95,17 +97,19 @@ class InmemStore(BaseStore):
             vectors = await self.embeddings.aembed_documents(texts) if texts else []
             of_queries = [await self.embeddings.aembed_query(each) for each in queries]
             batch.embedded(texts, vectors, queries, of_queries)
-        results = await self._transactions.ado(self._in_run(batch))
-        self._is_made |= batch.writes
+        results = await self._transactions.ado(batch.read)
+        if batch.writes:
+            await self._transactions.ado(self._in_run(batch))
+            self._is_made |= batch.puts
         return results
 
-    def _in_run(self, batch: StoreBatch) -> Callable[[Any], list[Result]]:
-        """A batch; the first that writes creates the run, so that it can be found."""
-        if self._is_made or not batch.writes:
-            return batch
+    def _in_run(self, batch: StoreBatch) -> Callable[[Any], None]:
+        """What a batch writes; the first that puts creates the run, so that it can be found."""
+        if self._is_made or not batch.puts:
+            return batch.write
 
-        def begin(txn: Any) -> list[Result]:
+        def begin(txn: Any) -> None:
             txn.runs.create_run(tags=["langgraph"], metadata={"holds": "items"}, exist_ok=True)
-            return batch(txn)
+            batch.write(txn)
 
         return begin
