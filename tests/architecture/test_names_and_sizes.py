@@ -22,8 +22,8 @@ def shared_names(modules: Mapping[str, str]) -> set[str]:
     """
     trees = {module: ast.parse(source) for module, source in modules.items()}
     exported = {
-        (module, name) for module, tree in trees.items() if module.startswith(ADAPTERS)
-        for name in exports(tree)
+        (module.removesuffix(".__init__"), name) for module, tree in trees.items()
+        if module.startswith(ADAPTERS) for name in exports(tree)
     }
     counts: Counter[str] = Counter()
     public = set()
@@ -66,7 +66,8 @@ def test_no_file_is_too_long() -> None:
     assert long_files(sources) == LONG_FILES
 
 
-EXPORTED = {"inmem.adapters.x": "__all__ = ['A']", "inmem.adapters.x.b": "class A: ..."}
+EXPORTED = {"inmem.adapters.x.__init__": "__all__ = ['A']", "inmem.adapters.x.b": "class A: ..."}
+EXPORTED_TOO = {"inmem.adapters.y.__init__": "__all__ = ['A']", "inmem.adapters.y.z": "class A: ..."}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ EXPORTED = {"inmem.adapters.x": "__all__ = ['A']", "inmem.adapters.x.b": "class 
         ({"inmem.a": "class A:\n    class B: ...", "inmem.b": "def f():\n    class B: ..."}, {"B"}),
         ({"inmem.a": "class A: ...\nclass A: ..."}, {"A"}),
         ({"inmem.a": "class A: ...", "inmem.b": "class B: ...\nA = B"}, set()),
-        (EXPORTED | {"inmem.adapters.y": "__all__ = ['A']", "inmem.adapters.y.z": "class A: ..."}, set()),
+        (EXPORTED | EXPORTED_TOO, set()),
         (EXPORTED | {"inmem.adapters.y.z": "class A: ..."}, {"A"}),  # not exported
         (EXPORTED | {"inmem.b": "class A: ..."}, {"A"}),
         (EXPORTED | {"inmem.adapters.x.c": "class A: ..."}, {"A"}),
