@@ -36,7 +36,7 @@ class InmemStore(BaseStore):
     Cost: `get` and `put` are a read and a commit. A read of an item with a
     time to live, which begins anew then, is a commit too. A search
     reads what is below its namespace until it has enough, in order of
-    namespace and key; with a filter about 5 µs for each item that does not match. With a
+    namespace and key; what a filter leaves out is read too. With a
     query it reads all vectors there: there is no index of them.
 
     >>> import inmem

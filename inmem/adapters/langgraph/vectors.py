@@ -63,7 +63,7 @@ class ItemEmbedding:
 
 
 def cosines(query: bytes, vectors: Sequence[bytes]) -> list[float]:
-    """How near unit vectors are to one. With numpy, if it is installed, some 30 times as fast.
+    """How near unit vectors are to one. numpy is used if it is installed.
 
     Raises:
         InvalidInputError: one has another number of dimensions.
