@@ -19,7 +19,7 @@ from bench import harness, report
 
 BENCHMARKS = (
     "single", "processes", "contention", "sync", "ycsb", "growth", "recovery", "memory", "latency", "tax",
-    "waiting", "loops", "leases", "queues", "postgres",
+    "waiting", "loops", "leases", "queues", "postgres", "savers",
 )  # fmt: skip
 
 

@@ -45,7 +45,8 @@ _QUICK_ROUNDS = 2
 _QUICK_PEERS = ("redis", "sqlite", "stratadb", "huey")  # those that targets name
 _BESIDE, _QUICK_BESIDE = (2, 4), (2,)
 _PACKAGES = (
-    "lmdb", "msgpack", "pyzmq", "xxhash", "redis", "hiredis", "huey", "diskcache", "stratadb", "matplotlib"
+    "lmdb", "msgpack", "pyzmq", "xxhash", "redis", "hiredis", "huey", "diskcache", "stratadb", "matplotlib",
+    "langgraph-checkpoint",
 )  # fmt: skip
 
 

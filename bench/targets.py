@@ -101,6 +101,11 @@ TARGETS = (
     Target("queues", "job claimed and acked, 1 process: x huey", 3, unit="x"),
     Target("queues", "claims with very many jobs waiting / with few", 0.7, unit="x"),
     Target("queues", "from put to start: p50 us", 300, at_most=True, unit="µs"),
+    *(
+        Target("savers", f"{operation}, {count}: {ours}x {peer}", 1, unit="x")
+        for operation in ("put", "put_writes", "get_tuple") for count in ("1 process", "8 processes")
+        for ours, peer in (("", "langgraph sqlite"), ("inmem on postgresql ", "langgraph postgres"))
+    ),
     Target("recovery", "from a checkpoint: keys per second", 200_000, unit="/s"),
     Target("recovery", "from the log: records per second", 100_000, unit="/s"),
     Target("memory", "image / encoded keys and values", 2, at_most=True, unit="x"),

@@ -121,6 +121,10 @@ class Client:
         """Remove the jobs that wait."""
         raise Unsupported("no queues")
 
+    def saver(self) -> Any:
+        """A saver of LangGraph's checkpoints."""
+        raise Unsupported("no saver for LangGraph")
+
     # Records of named fields, as YCSB has them.
 
     def insert(self, key: str, record: Record) -> Any:
@@ -198,6 +202,8 @@ _REGISTRY: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "huey": ("huey", "Huey", ()),
     "diskcache": ("diskcache", "DiskCache", ()),
     "manager": ("manager", "Manager", ()),
+    "langgraph sqlite": ("savers", "SqliteSavers", ()),
+    "langgraph postgres": ("savers", "PostgresSavers", ()),
     "inmem on postgresql": ("postgres", "OursOnPostgres", ()),
     "sql by hand": ("postgres", "ByHand", ()),
     "inmem on postgresql, 1 ms away": ("postgres", "OursOnPostgres", (1.0,)),
@@ -205,7 +211,7 @@ _REGISTRY: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "inmem on postgresql, 10 ms away": ("postgres", "OursOnPostgres", (10.0,)),
     "sql by hand, 10 ms away": ("postgres", "ByHand", (10.0,)),
 }
-FAMILIES = ("redis", "sqlite", "stratadb", "huey", "diskcache", "manager", "postgres")
+FAMILIES = ("redis", "sqlite", "stratadb", "huey", "diskcache", "manager", "postgres", "savers")
 
 
 @dataclass(frozen=True)

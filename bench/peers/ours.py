@@ -148,6 +148,11 @@ class OurClient(Client):
     def no_jobs(self) -> None:
         self._run.queues.purge("jobs")
 
+    def saver(self) -> Any:
+        from inmem.adapters.langgraph import InmemSaver  # of the extra `langgraph`
+
+        return InmemSaver(self._db)
+
     def steps(self) -> int:
         with self._steps.snapshot() as view:
             head, state = view.events.head(), view.cells.read("phase")

@@ -200,6 +200,11 @@ class OursOnPostgresClient(Client):
     def jobs(self) -> int:
         return self.db.queues.counts("jobs", "q").ready
 
+    def saver(self) -> Any:
+        from inmem.adapters.langgraph import InmemSaver  # of the extra `langgraph`
+
+        return InmemSaver(self.db)
+
     def close(self) -> None:
         self.db.close()
 

@@ -7,6 +7,7 @@ of transactions in batches of that many.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Collection
@@ -15,6 +16,7 @@ from typing import Any, Final
 PART_BYTES: Final = 4 * 1024 * 1024  # of a value that is stored in parts
 WHOLE_BYTES: Final = 8 * 1024 * 1024  # of the values of one commit: what does not fit is stored so
 _PARTS: Final = "p/"
+_HASHED: Final = "~"  # begins what stands for a name
 
 
 def hashed(name: str) -> str:
@@ -23,6 +25,21 @@ def hashed(name: str) -> str:
     It is BLAKE2b of 16 bytes: no two names of a store have the same.
     """
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+@functools.lru_cache(maxsize=4096)
+def readable(name: str, most: int, without: str = "/") -> str:
+    """A name as a part of a key: itself if it is short, else `~` and its hash, 33 characters.
+
+    It is itself if it has at most `most` bytes, does not begin with `~`, and has no NUL and none of the
+    characters that part it from others. So no two names have the same, and each part is of bounded size.
+    """
+    try:
+        is_short = len(name.encode()) <= most
+    except UnicodeEncodeError:  # half of a surrogate pair
+        is_short = False
+    is_itself = is_short and name[:1] != _HASHED and not any(each in name for each in "\0" + without)
+    return name if is_itself else _HASHED + hashed(name)
 
 
 class Packed:

@@ -100,6 +100,7 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "pydantic": frozenset({"adapters"}),
     "huey": frozenset({"adapters"}),
     "gevent": frozenset({"adapters"}),  # for its greenlets, where a program has it
+    "numpy": frozenset({"adapters"}),  # of none: used where it is installed
 }
 # Loading any of these runs what a file or a peer says.
 CODE_IN_DATA = frozenset({"pickle", "_pickle", "cPickle", "shelve", "marshal", "dill", "cloudpickle"})

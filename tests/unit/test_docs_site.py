@@ -112,7 +112,7 @@ def test_every_public_name_is_in_the_reference() -> None:
     }
     wanted |= {f"inmem.exchange.{name}" for name in inmem.exchange.__all__}
     wanted |= {f"inmem.steps.{name}" for name in inmem.steps.__all__}
-    wanted |= {"inmem.adapters.langgraph.InmemSaver"}
+    wanted |= {"inmem.adapters.langgraph.InmemSaver", "inmem.adapters.langgraph.InmemStore"}
     wanted |= {"inmem.adapters.openai_agents.InmemSession"}
     wanted |= {"inmem.adapters.key_value.InmemStore", "inmem.adapters.dogpile.InmemBackend"}
     wanted |= {

@@ -4,16 +4,17 @@ A thread is a run of its own. `langgraph/threads/<hash>` among the entries that
 all runs of the agent share names it: `{"thread_id", "run_id"}`. So a deletion
 of a thread fences who comes late, and its id can be used again.
 
-In the run, with hashes for names of any length:
+In the run, with hashes for long names and for those with slashes:
 
     n/<namespace>                          the namespace as it is
-    c/<namespace>/<checkpoint id>          {"checkpoint", "metadata", "parent"}
+    c/<namespace>/<checkpoint id>          {"step", "source", "parent", "checkpoint", "metadata"}
     b/<namespace>/<channel>/<version>      a value of a channel; type "empty": it had none
     w/<namespace>/<checkpoint id>/<task>/<number>
-                                           {"task_id", "path", "index", "channel", "value"}
+                                           {"channel", "index", "path", "task_id", "value"}
     p/<token>/<number>                     parts of long values, see `inmem.adapters.foreign`
 
-Checkpoint, metadata and values are `[type, bytes]` of the serializer.
+Checkpoint, metadata and values are `[type, bytes]` of the serializer. Source
+and step are in the metadata too; here they can be read.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from typing import Any, Final, NamedTuple
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 
-from inmem.adapters.foreign import hashed
+from inmem.adapters.foreign import hashed, readable
 
 EMPTY: Final = "empty"
 _THREADS: Final = "langgraph/threads/"
+_NAMESPACE_BYTES: Final = 96
+_NAME_BYTES: Final = 64  # of a channel, a task
 _LEAST_INDEX: Final = min(WRITES_IDX_MAP.values())
 
 Typed = tuple[str, bytes]
@@ -40,12 +43,12 @@ class Write(NamedTuple):
 
 
 class StoredCheckpoint(NamedTuple):
-    """A checkpoint with all that belongs to it, not loaded yet."""
+    """A checkpoint with all that belongs to it; metadata and values are not loaded yet."""
 
     thread_id: str
     namespace: str
     id: str
-    checkpoint: Typed
+    checkpoint: Any
     metadata: Typed
     parent: str | None
     values: dict[str, Typed]
@@ -62,19 +65,24 @@ def all_threads(view: Any) -> list[str]:
     return [entry["thread_id"] for _, entry in view.kv.list_with_values(_THREADS)]
 
 
+def namespace_key(namespace: str) -> str:
+    """Where a namespace is named."""
+    return f"n/{readable(namespace, _NAMESPACE_BYTES)}"
+
+
 def checkpoint_key(namespace: str, checkpoint_id: str) -> str:
     """Where a checkpoint is."""
-    return f"c/{hashed(namespace)}/{checkpoint_id}"
+    return f"c/{readable(namespace, _NAMESPACE_BYTES)}/{checkpoint_id}"
 
 
 def value_key(namespace: str, channel: str, version: object) -> str:
     """Where a value of a channel is."""
-    return f"b/{hashed(namespace)}/{hashed(channel)}/{version}"
+    return f"b/{readable(namespace, _NAMESPACE_BYTES)}/{readable(channel, _NAME_BYTES)}/{version}"
 
 
 def writes_prefix(namespace: str, checkpoint_id: str) -> str:
     """Where the writes of a checkpoint are."""
-    return f"w/{hashed(namespace)}/{checkpoint_id}/"
+    return f"w/{readable(namespace, _NAMESPACE_BYTES)}/{checkpoint_id}/"
 
 
 def index_of(channel: str, position: int) -> int:
@@ -85,4 +93,5 @@ def index_of(channel: str, position: int) -> int:
 
 def write_key(namespace: str, checkpoint_id: str, task_id: str, index: int) -> str:
     """Where a write of a task is."""
-    return f"{writes_prefix(namespace, checkpoint_id)}{hashed(task_id)}/{index - _LEAST_INDEX:08}"
+    task = readable(task_id, _NAME_BYTES)
+    return f"{writes_prefix(namespace, checkpoint_id)}{task}/{index - _LEAST_INDEX:08}"

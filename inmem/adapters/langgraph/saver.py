@@ -9,7 +9,7 @@ over, so a program may change its state right after.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, Literal, TypeVar
 
@@ -27,11 +27,13 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 import inmem
 from inmem.adapters.langgraph.layout import all_threads
 from inmem.adapters.langgraph.listing import CheckpointListing
+from inmem.adapters.langgraph.transactions import Transactions
 from inmem.adapters.langgraph.work import SaverWork, config_of, forget, name_copy, place_of, run_of
 from inmem.aio import AsyncDatabase
 
 T = TypeVar("T")
 
+Pieces = Generator[Callable[[Any], Any], Any, None]
 Fence = Literal["parent", "lease"] | None
 _LEASE: Final = "@run"
 
@@ -41,7 +43,9 @@ class InmemSaver(BaseCheckpointSaver[str]):
 
     `db` is a `Database`, for graphs that are invoked, or an `AsyncDatabase`,
     for graphs that are awaited. With a `Database` the awaited methods work
-    too: they do their work in the loop, some hundred microseconds each.
+    too: they do their work in the loop, some hundred microseconds each. With
+    an `AsyncDatabase` the others work in other threads, where steps run that
+    are not awaited.
 
     `fence` says what becomes of two workers that resume one thread at once,
     of which LangGraph lets both succeed. None: both, and history forks.
@@ -66,9 +70,7 @@ class InmemSaver(BaseCheckpointSaver[str]):
         serde: SerializerProtocol | None = None,
     ) -> None:
         super().__init__(serde=serde)
-        if not isinstance(db, inmem.Database | AsyncDatabase):
-            problem = f"db must be a Database or an AsyncDatabase, not {type(db).__name__}"
-            raise inmem.InvalidInputError(problem, argument="db")
+        self._transactions = Transactions(db)
         if fence not in (None, "parent", "lease"):
             problem = f"fence must be None, 'parent' or 'lease', not {fence!r}"
             raise inmem.InvalidInputError(problem, argument="fence")
@@ -90,24 +92,23 @@ class InmemSaver(BaseCheckpointSaver[str]):
 
     def _do(self, fn: Callable[[Any], T], written: str = "") -> T:
         """Do a piece of work; `written` is the thread that it changes, if it needs its lease."""
-        db = self._here()
-        result: T = db.transact(db.shared("agent"), fn, lease=self._leases.get(written))
-        return result
+        return self._transactions.do(fn, self._leases.get(written))
 
     async def _ado(self, fn: Callable[[Any], T], written: str = "") -> T:
-        db = self.db
-        if isinstance(db, inmem.Database):
-            return self._do(fn, written)
-        result: T = await db.transact(db.shared("agent"), fn, lease=self._leases.get(written))
-        return result
+        return await self._transactions.ado(fn, self._leases.get(written))
 
-    def _here(self) -> inmem.Database:
-        if not isinstance(self.db, inmem.Database):
-            raise inmem.InvariantError(
-                "this saver has an AsyncDatabase: its methods are awaited",
-                hint="Call ainvoke, aput and so on, or give the saver what inmem.open returns.",
-            )
-        return self.db
+    def _do_all(self, pieces: Pieces, written: str = "") -> None:
+        """Do pieces of work, each of which is told what came of the one before."""
+        piece = next(pieces)
+        with suppress(StopIteration):
+            while True:
+                piece = pieces.send(self._do(piece, written))
+
+    async def _ado_all(self, pieces: Pieces, written: str = "") -> None:
+        piece = next(pieces)
+        with suppress(StopIteration):
+            while True:
+                piece = pieces.send(await self._ado(piece, written))
 
     def _owned(self, thread_id: str) -> str:
         """The thread, to be written. With a fence of leases it must be held."""
@@ -163,6 +164,19 @@ class InmemSaver(BaseCheckpointSaver[str]):
         """See `get_delta_channel_history`."""
         return self._work.histories(await self._ado(self._work.walk(place_of(config), channels)))
 
+    def list_lone(self, thread_id: str) -> Sequence[RunnableConfig]:
+        """Checkpoints that came without the writes of their steps: a crash came between the two.
+
+        The thread goes on well from such a one. But a replay from the
+        checkpoint before runs the step's tasks again, and what they wrote to
+        a delta channel is lost. With `durability="exit"` this is so by design.
+        """
+        return self._do(self._work.lone(thread_id))
+
+    async def alist_lone(self, thread_id: str) -> Sequence[RunnableConfig]:
+        """See `list_lone`."""
+        return await self._ado(self._work.lone(thread_id))
+
     # --- writing ------------------------------------------------------------------------
 
     def put(
@@ -178,11 +192,9 @@ class InmemSaver(BaseCheckpointSaver[str]):
             LeaseLostError: another worker has the thread's lease.
         """
         place, work = place_of(config), self._work
-        entries, parts = work.prepared(place, config, checkpoint, metadata, new_versions)
-        owned = self._owned(place.thread_id)
-        for part in work.put_parts(place.thread_id, parts):
-            self._do(part, owned)
-        self._do(work.put(place, checkpoint["id"], metadata.get("source"), entries), owned)
+        entries, packed = work.prepared(place, config, checkpoint, metadata, new_versions)
+        put = work.put(place, checkpoint["id"], metadata.get("source"), entries)
+        self._do_all(work.storing(place.thread_id, packed, put), self._owned(place.thread_id))
         return config_of(place.thread_id, place.namespace, checkpoint["id"])
 
     async def aput(
@@ -191,11 +203,9 @@ class InmemSaver(BaseCheckpointSaver[str]):
     ) -> RunnableConfig:
         """See `put`."""
         place, work = place_of(config), self._work
-        entries, parts = work.prepared(place, config, checkpoint, metadata, new_versions)
-        owned = self._owned(place.thread_id)
-        for part in work.put_parts(place.thread_id, parts):
-            await self._ado(part, owned)
-        await self._ado(work.put(place, checkpoint["id"], metadata.get("source"), entries), owned)
+        entries, packed = work.prepared(place, config, checkpoint, metadata, new_versions)
+        put = work.put(place, checkpoint["id"], metadata.get("source"), entries)
+        await self._ado_all(work.storing(place.thread_id, packed, put), self._owned(place.thread_id))
         return config_of(place.thread_id, place.namespace, checkpoint["id"])
 
     def put_writes(
@@ -203,22 +213,18 @@ class InmemSaver(BaseCheckpointSaver[str]):
     ) -> None:
         """Store what a task wrote at a checkpoint, which may come later: one commit."""
         place, work = place_of(config), self._work
-        entries, parts = work.prepared_writes(place, writes)
-        owned = self._owned(place.thread_id)
-        for part in work.put_parts(place.thread_id, parts):
-            self._do(part, owned)
-        self._do(work.put_writes(place, task_id, task_path, entries), owned)
+        entries, packed = work.prepared_writes(place, writes)
+        put = work.put_writes(place, task_id, task_path, entries)
+        self._do_all(work.storing(place.thread_id, packed, put), self._owned(place.thread_id))
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """See `put_writes`."""
         place, work = place_of(config), self._work
-        entries, parts = work.prepared_writes(place, writes)
-        owned = self._owned(place.thread_id)
-        for part in work.put_parts(place.thread_id, parts):
-            await self._ado(part, owned)
-        await self._ado(work.put_writes(place, task_id, task_path, entries), owned)
+        entries, packed = work.prepared_writes(place, writes)
+        put = work.put_writes(place, task_id, task_path, entries)
+        await self._ado_all(work.storing(place.thread_id, packed, put), self._owned(place.thread_id))
 
     # --- leases -------------------------------------------------------------------------
 
@@ -231,8 +237,12 @@ class InmemSaver(BaseCheckpointSaver[str]):
         Raises:
             LeaseHeldError: another worker has it, and did not give it back within `wait_s` seconds.
         """
+        if not isinstance(self.db, inmem.Database):
+            raise inmem.InvariantError(
+                "this saver has an AsyncDatabase", hint="async with saver.alease(thread_id), or a Database."
+            )
         run_id = self._do(run_of(thread_id))
-        with self._here().leases.hold(run_id, _LEASE, ttl_s=ttl_s, wait_s=wait_s) as held:
+        with self.db.leases.hold(run_id, _LEASE, ttl_s=ttl_s, wait_s=wait_s) as held:
             self._leases[thread_id] = held
             try:
                 yield held
@@ -260,9 +270,12 @@ class InmemSaver(BaseCheckpointSaver[str]):
 
     def delete_thread(self, thread_id: str) -> None:
         """Remove a thread. Its id may be used again; a worker that still has it writes nothing more."""
+        if not isinstance(self.db, inmem.Database):
+            return self._transactions.wait(self.adelete_thread(thread_id))
         run_id = self._do(forget(thread_id))
         if run_id is not None:
-            self._here().runs.delete_run(run_id)
+            self.db.runs.delete_run(run_id)
+        return None
 
     async def adelete_thread(self, thread_id: str) -> None:
         """See `delete_thread`."""
@@ -287,23 +300,18 @@ class InmemSaver(BaseCheckpointSaver[str]):
             await self._ado(self._work.delete(thread_id, run_ids))
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy all checkpoints with their ancestors and writes; a new thread is visible when all is there."""
+        """Copy all checkpoints with their ancestors and writes; a new thread is visible when all is there.
+
+        A thread that was there before must not be pruned while others are copied into it.
+        """
         run_id = str(inmem.RunId.new())
-        pieces = self._work.copies(source_thread_id, target_thread_id, run_id)
-        piece: Any = next(pieces)
-        with suppress(StopIteration):
-            while True:
-                piece = pieces.send(self._do(piece))
+        self._do_all(self._work.copies(source_thread_id, target_thread_id, run_id))
         self._do(name_copy(target_thread_id, run_id))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """See `copy_thread`."""
         run_id = str(inmem.RunId.new())
-        pieces = self._work.copies(source_thread_id, target_thread_id, run_id)
-        piece: Any = next(pieces)
-        with suppress(StopIteration):
-            while True:
-                piece = pieces.send(await self._ado(piece))
+        await self._ado_all(self._work.copies(source_thread_id, target_thread_id, run_id))
         await self._ado(name_copy(target_thread_id, run_id))
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:

@@ -39,6 +39,15 @@ class Thread:
         keys = self.kv.list(prefix, reverse=True, limit=1)
         return keys[0][len(prefix) :] if keys else None
 
+    def found(self, namespace: str, checkpoint_id: str | None) -> tuple[str, dict[str, Any]] | None:
+        """A checkpoint, or the newest one: its id, and what is stored of it."""
+        if checkpoint_id is not None:
+            entry = self.entry(namespace, checkpoint_id)
+            return None if entry is None else (checkpoint_id, entry)
+        prefix = checkpoint_key(namespace, "")
+        found = self.kv.list_with_values(prefix, reverse=True, limit=1)
+        return (found[0][0][len(prefix) :], found[0][1]) if found else None
+
     def ids(self, namespace: str, *, before: str | None = None, limit: int | None = None) -> list[str]:
         """Ids of checkpoints, the newest first; of those before one."""
         prefix = checkpoint_key(namespace, "")
@@ -85,10 +94,10 @@ class Thread:
 
     def whole(self, namespace: str, checkpoint_id: str, entry: dict[str, Any]) -> StoredCheckpoint:
         """A checkpoint with all that belongs to it."""
+        checkpoint = self.checkpoint(entry)
         return StoredCheckpoint(
-            self.thread_id, namespace, checkpoint_id, self.typed(entry["checkpoint"]),
-            self.typed(entry["metadata"]), entry["parent"],
-            self.values(namespace, self.checkpoint(entry)["channel_versions"]),
+            self.thread_id, namespace, checkpoint_id, checkpoint, self.typed(entry["metadata"]),
+            entry["parent"], self.values(namespace, checkpoint["channel_versions"]),
             self.writes(namespace, checkpoint_id),
         )
 
@@ -135,12 +144,13 @@ class Thread:
         writes: Sequence[tuple[int, str, list[Any]]],
     ) -> None:
         """Store the writes of a task. The first one of an index stays; of a special channel the last."""
-        for index, channel, value in writes:
-            key = write_key(namespace, checkpoint_id, task_id, index)
-            if index >= 0 and self.kv.exists(key):
+        keyed = [(write_key(namespace, checkpoint_id, task_id, write[0]), *write) for write in writes]
+        there = self.kv.get_many([key for key, index, *_ in keyed if index >= 0])
+        for key, index, channel, value in keyed:
+            if index >= 0 and there.setdefault(key, value) is not value:
                 continue
             self.kv.put(key, {
-                "task_id": task_id, "path": path, "index": index, "channel": channel, "value": value
+                "channel": channel, "index": index, "path": path, "task_id": task_id, "value": value
             })
 
     def delete(self, namespace: str, checkpoint_id: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
@@ -18,15 +18,17 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 import inmem
-from inmem.adapters.foreign import Packed, hashed
+from inmem.adapters.foreign import Packed
 from inmem.adapters.langgraph.layout import (
     EMPTY,
     StoredCheckpoint,
     Write,
     checkpoint_key,
     index_of,
+    namespace_key,
     thread_key,
     value_key,
+    writes_prefix,
 )
 from inmem.adapters.langgraph.thread import Thread
 
@@ -44,10 +46,10 @@ class SavedPlace(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Entries to put, and before them the parts of long values."""
+    """Entries to put, and the parts of long values that they name."""
 
     entries: Any
-    parts: list[tuple[str, bytes]]
+    packed: Packed
 
 
 class Walked(NamedTuple):
@@ -102,9 +104,8 @@ class SaverWork:
             thread = self.found(txn, place.thread_id)
             if thread is None:
                 return None
-            checkpoint_id = place.checkpoint_id or thread.newest(place.namespace)
-            entry = None if checkpoint_id is None else thread.entry(place.namespace, checkpoint_id)
-            return None if entry is None else thread.whole(place.namespace, checkpoint_id or "", entry)
+            found = thread.found(place.namespace, place.checkpoint_id)
+            return None if found is None else thread.whole(place.namespace, *found)
 
         return get
 
@@ -117,7 +118,7 @@ class SaverWork:
             parent = config_of(stored.thread_id, stored.namespace, stored.parent)
         return CheckpointTuple(
             config=config_of(stored.thread_id, stored.namespace, stored.id),
-            checkpoint=load(stored.checkpoint) | {"channel_values": values},
+            checkpoint=stored.checkpoint | {"channel_values": values},
             metadata=load(stored.metadata), parent_config=parent,
             pending_writes=self._loaded_writes(stored.writes),
         )
@@ -167,16 +168,16 @@ class SaverWork:
         packed = Packed()
         rest: dict[str, Any] = {**checkpoint}
         values = rest.pop("channel_values")
-        entries: dict[str, Any] = {f"n/{hashed(place.namespace)}": place.namespace}
+        entries: dict[str, Any] = {namespace_key(place.namespace): place.namespace}
         for channel, version in new_versions.items():
             value = self._entry(values[channel], packed) if channel in values else [EMPTY, b""]
             entries[value_key(place.namespace, channel, version)] = value
         entries[checkpoint_key(place.namespace, checkpoint["id"])] = {
+            "step": metadata.get("step"), "source": metadata.get("source"), "parent": place.checkpoint_id,
             "checkpoint": self._entry(rest, packed),
             "metadata": self._entry(get_checkpoint_metadata(config, metadata), packed),
-            "parent": place.checkpoint_id,
         }
-        return Prepared(entries, packed.parts)
+        return Prepared(entries, packed)
 
     def prepared_writes(self, place: SavedPlace, writes: Sequence[tuple[str, Any]]) -> Prepared:
         """Writes of a task, to be put."""
@@ -187,19 +188,34 @@ class SaverWork:
             (index_of(channel, position), channel, self._entry(value, packed))
             for position, (channel, value) in enumerate(writes)
         ]
-        return Prepared(entries, packed.parts)
+        return Prepared(entries, packed)
 
     def _entry(self, value: Any, packed: Packed) -> list[Any]:
         return packed.add(*self.serde.dumps_typed(value))
 
-    def put_parts(self, thread_id: str, parts: list[tuple[str, bytes]]) -> Iterator[Callable[[Any], None]]:
-        """Store parts of long values, one in each commit: before what names them."""
-        for key, data in parts:
+    def storing(
+        self, thread_id: str, packed: Packed, names: Callable[[Any], None]
+    ) -> Generator[Callable[[Any], Any], Any, None]:
+        """Store parts of long values, one in each commit, then what names them; wants what each returned.
 
-            def put(txn: Any, key: str = key, data: bytes = data) -> None:
-                self.begun(txn, thread_id).kv.put(key, data)
+        If the thread is pruned, or deleted, in the middle, parts are stored again.
+        """
 
-            yield put
+        def name(txn: Any) -> bool:
+            if packed.parts and not packed.are_there(self.begun(txn, thread_id).kv):
+                return False
+            names(txn)
+            return True
+
+        is_done = False
+        while not is_done:
+            for key, data in packed.parts:
+
+                def put(txn: Any, key: str = key, data: bytes = data) -> None:
+                    self.begun(txn, thread_id).kv.put(key, data)
+
+                yield put
+            is_done = yield name
 
     def put(
         self, place: SavedPlace, checkpoint_id: str, source: str | None, entries: dict[str, Any]
@@ -230,6 +246,21 @@ class SaverWork:
             thread.put_writes(place.namespace, place.checkpoint_id or "", task_id, path, entries)
 
         return put
+
+    def lone(self, thread_id: str) -> Callable[[Any], list[RunnableConfig]]:
+        """Checkpoints of steps of which no writes are stored."""
+
+        def lone(txn: Any) -> list[RunnableConfig]:
+            thread = self.found(txn, thread_id)
+            return [] if thread is None else [
+                config_of(thread_id, namespace, checkpoint_id)
+                for namespace, checkpoint_id, entry in thread.all()
+                if entry["source"] == "loop" and entry["parent"] is not None
+                and thread.entry(namespace, entry["parent"]) is not None
+                and not thread.kv.list(writes_prefix(namespace, entry["parent"]), limit=1)
+            ]
+
+        return lone
 
     # --- deletion, copies ---------------------------------------------------------------
 
