@@ -283,7 +283,10 @@ def place(server: PostgresServer, name: str) -> str:
     return server.url_of(f"plant_{os.getpid()}_{abs(hash(name)) % 10**8}")
 
 
-@pytest.mark.parametrize("check", [additions, counter, log, rows, deleted, cuts], ids=lambda check: check.__name__)
+CHECKS: list[Callable[..., None]] = [additions, counter, log, rows, deleted, cuts]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: str(check.__name__))
 def test_without_a_bug(
     postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch, check: Callable[..., None]
 ) -> None:

@@ -43,6 +43,7 @@ from inmem.engines.postgres.statements import (
     CLOSE,
     DELETE_RANGE,
     FENCES,
+    LAST,
     LOCKED,
     LOCKED_BETWEEN,
     OPEN,
@@ -105,7 +106,12 @@ Outcome = Applied | InmemError
 
 
 class ForgottenError(Exception):
-    """The server has no row of a session, or has made another commit under its number."""
+    """The server has no row of a session, or one of another number."""
+
+    def __init__(self, last: int | None, database_id: bytes | None) -> None:
+        super().__init__()
+        self.last = last  # the number of the session's last commit; None: it has no row
+        self.database_id = database_id  # of the store that is there
 
 
 class Locked:
@@ -160,6 +166,9 @@ class Attempt:
                 self.is_made = True
                 return [applied]
         locked = self._lock(commits, told, sync, is_in_doubt, is_begun=bool(held))
+        if locked.session is not None and locked.session[0] < self._sequence - 1:
+            self._connection.ask((ROLLBACK, ()))
+            raise self._forgotten()
         if locked.session is not None and locked.session[0] >= self._sequence:
             self.is_made = True
             return self._known(locked.session, len(commits))
@@ -447,7 +456,7 @@ class Attempt:
         """The outcome of what was made by an earlier attempt."""
         if row[0] != self._sequence or row[1] != self._digest:
             self._connection.ask((ROLLBACK, ()))
-            raise ForgottenError
+            raise self._forgotten()
         try:
             found = msgpack.unpackb(row[3])
         except ValueError:
@@ -479,7 +488,13 @@ class Attempt:
         else:
             found, _ = connection.ask(write, (COMMIT, ()))
         if not found:
-            raise ForgottenError
+            raise self._forgotten()
+
+    def _forgotten(self) -> ForgottenError:
+        """What is there in place of what was expected. Nothing of this attempt is."""
+        self.may_be_made = False
+        [[(last, database_id)]] = self._connection.ask((LAST, (self._session,)))
+        return ForgottenError(last, database_id)
 
 
 def _between(versions: Mapping[bytes, int], start: bytes, end: bytes) -> dict[bytes, int]:

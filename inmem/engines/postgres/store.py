@@ -53,6 +53,7 @@ class ServerStore:
             raise
         self.database_id, self.chain, self.durability = found
         self.connections.durability = self.durability
+        self.connections.database_id = self.database_id
         self.sessions = ServerSessions(self.connections, self.chain)
         self.listens = True  # for hints
         self.tidying = Tidying(self)
