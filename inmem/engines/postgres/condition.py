@@ -211,7 +211,7 @@ class _Look:
         ahead_s = (newest - clock_us) / 1e6
         if ahead_s > _FAR_S:
             self._diagnosis.problem(
-                "clock", f"the store has times {ahead_s:,.0f} s ahead of the server's clock, which was set back",
+                "clock", f"the store has times {ahead_s:,.0f} s ahead of the server's clock, set back since",
                 "Correct the clock. Until it is there times of commits stand still, in the order of commits.",
             )
         return {
