@@ -72,7 +72,7 @@ def test_clients_hours_apart(there: PostgresHome) -> None:
         for other in clients:
             left = other("kv", "ttl", RUN, f"k{number}")
             if time.monotonic() - began < TTL_S / 2:
-                assert TTL_S / 4 < left <= TTL_S + 0.5  # what is known here of the server's clock is late by an answer
+                assert TTL_S / 4 < left <= TTL_S + 0.5  # its clock is known late, by an answer
                 assert other("kv", "get", RUN, f"k{number}") == number
         time.sleep(max(0.0, began + TTL_S + 0.3 - time.monotonic()))
         assert [other("kv", "get", RUN, f"k{number}") for other in clients] == [None] * 3
