@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -156,3 +157,53 @@ def test_what_it_has_locked_is_free_soon(apart: Apart, way: str) -> None:
         assert db.kv.get(RUN, "a") == 2
     print(f"{way}: free after {took:.1f} s")
     assert 0.5 < took < FREE_S + LATE_S
+
+
+IN_THE_MIDDLE = """
+import os, sys, signal
+import inmem
+from inmem.engines.postgres.attempts import Attempt
+
+write = Attempt._write
+
+def stop_first(*arguments):  # under its locks
+    Attempt._write = write
+    print("locked", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return write(*arguments)
+
+with inmem.open(sys.argv[1], timeout_s=60.0) as db:
+    Attempt._write = stop_first
+    print(db.kv.add("r", "a", 10))
+"""
+
+
+@pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "stopped"])
+def test_a_client_that_ends_under_its_locks(postgres_server: PostgresServer, is_killed: bool) -> None:
+    """One that was killed holds nobody up, one that is stopped for five seconds; then it goes on, once."""
+    url = postgres_server.url_of(f"middle_{os.getpid()}_{is_killed:d}")
+    with inmem.open(url, timeout_s=30.0) as db:
+        db.kv.put(RUN, "a", 1)
+        client = subprocess.Popen(
+            [sys.executable, "-c", IN_THE_MIDDLE, url], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(inmem.__file__).parents[1])},
+        )
+        assert client.stdout is not None
+        try:
+            assert client.stdout.readline() == "locked\n"
+            wait_until(lambda: Path(f"/proc/{client.pid}/stat").read_text().split()[2] == "T", "it stops")
+            if is_killed:
+                client.kill()
+            began = time.monotonic()
+            assert db.kv.add(RUN, "a", 100) == 101
+            took = time.monotonic() - began
+            print(f"{'killed' if is_killed else 'stopped'}: free after {took:.1f} s")
+            assert took < (LATE_S if is_killed else FREE_S + LATE_S)
+            if not is_killed:
+                client.send_signal(signal.SIGCONT)
+                assert client.stdout.readline() == "111\n"
+                assert client.wait(30) == 0
+                assert db.kv.get(RUN, "a") == 111
+        finally:
+            client.kill()
+            client.communicate()

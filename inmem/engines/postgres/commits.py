@@ -73,9 +73,7 @@ class ServerSession:
             InmemError: it was refused.
         """
         [outcome] = self.commit_all([body], told, sync=sync, timeout_s=timeout_s)
-        if isinstance(outcome, InmemError):
-            raise outcome
-        return outcome
+        return _given(outcome)
 
     def commit_all(
         self, bodies: list[bytes], told: Told, *, sync: bool, timeout_s: float, resent: int | None = None
@@ -205,12 +203,9 @@ class ServerSession:
                     )
                 finally:
                     self.close()
-            if isinstance(outcomes[0], InmemError):
-                raise outcomes[0]
-            return outcomes[0]
+            return outcomes if len(bodies) > 1 else _given(outcomes[0])
 
-        if len(bodies) == 1:
-            error.resender = resend
+        error.resender = resend
         return error
 
     def _connected(self, deadline: float) -> ServerConnection:
@@ -261,6 +256,21 @@ class ServerSession:
             self.rest()
 
 
+def _given(outcome: Outcome) -> Applied:
+    if isinstance(outcome, InmemError):
+        raise outcome
+    return outcome
+
+
+def _one_of(group: CommitUnknownError, number: int) -> CommitUnknownError:
+    """The error of one commit of a group: to resend it is to resend the group, once for all of them."""
+    again = group.resender
+    assert again is not None
+    error = CommitUnknownError(group.message, hint=group.hint)
+    error.resender = lambda timeout_s: _given(again(timeout_s)[number])
+    return error
+
+
 class ServerSessions:
     """The sessions of an engine: one for each commit that is under way, kept for the next one."""
 
@@ -302,9 +312,17 @@ class ServerSessions:
         return outcome
 
     def commit_all(self, bodies: list[bytes], *, sync: bool, timeout_s: float) -> list[Outcome]:
-        """Make some commits as one transaction; see `ServerSession.commit_all`."""
-        with self._used() as session:
-            return session.commit_all(bodies, Told(), sync=sync, timeout_s=timeout_s)
+        """Make some commits as one transaction; see `ServerSession.commit_all`.
+
+        If it is not known what became of several, each has an error of its own, to be resolved.
+        """
+        try:
+            with self._used() as session:
+                return session.commit_all(bodies, Told(), sync=sync, timeout_s=timeout_s)
+        except CommitUnknownError as error:
+            if len(bodies) == 1 or error.resender is None:
+                raise
+            return [_one_of(error, number) for number in range(len(bodies))]
 
     @contextmanager
     def _used(self, session: ServerSession | None = None) -> Iterator[ServerSession]:
