@@ -20,9 +20,14 @@ from test_75_failover import Pair, pair
 from wire_proxy import STALL, TO_CLIENT, WireProxy
 
 import inmem
+from inmem.engines.postgres.known import Told
+from inmem.keys import Key, Namespace
+from inmem.values import encode
+from inmem.writeset import OP_PUT, encode_single
 
 __all__ = ["pair"]
 RUN = "r"
+KEY = Key.kv(Namespace(), RUN, "a")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +111,38 @@ def test_it_is_logged_once_and_raised_by_each_session(
         in_threads(4, work, 60.0)
         assert len(told) - count <= 4, "sessions that were not used in the second round"
     assert len([record for record in caplog.records if record.name == "inmem"]) == 1
+
+
+def test_a_session_that_was_trimmed_has_lost_nothing(home: PostgresHome) -> None:
+    """Who asks for the outcome of a commit a day later is told that it is not known any more."""
+    with home.open() as db:
+        store = db.engine.store  # type: ignore[attr-defined]
+        session, body = store.sessions.take(), encode_single([OP_PUT, KEY, encode(1), 0])
+        session.commit(body, Told(), sync=False, timeout_s=5.0)
+        session._used_at -= store.connections.session_ttl_s
+        changed(home, LOSSES["the session"])
+        with pytest.raises(inmem.CommitUnknownError, match="does not know this session"):
+            session.commit_all([body], Told(), sync=False, timeout_s=5.0, resent=2)
+        session.commit(body, Told(), sync=False, timeout_s=5.0)
+        session._used_at -= store.connections.session_ttl_s
+        changed(home, LOSSES["the session"])
+        session.commit(body, Told(), sync=False, timeout_s=5.0)
+        store.sessions.give_back(session)
+
+
+def test_one_in_doubt_is_told_too(home: PostgresHome) -> None:
+    """No answer came, and those before it are lost: it was not made."""
+    with home.open() as db:
+        store = db.engine.store  # type: ignore[attr-defined]
+        session, body = store.sessions.take(), encode_single([OP_PUT, KEY, encode(1), 0])
+        for _ in range(3):
+            session.commit(body, Told(), sync=False, timeout_s=5.0)
+        changed(home, LOSSES["its last ones"])
+        with pytest.raises(inmem.CommitsLostError) as caught:
+            session.commit_all([body], Told(), sync=False, timeout_s=5.0, resent=4)
+        assert caught.value.lost == 2
+        session.commit(body, Told(), sync=False, timeout_s=5.0)
+        store.sessions.give_back(session)
 
 
 @pytest.mark.parametrize("durability", ["memory", "buffered"])

@@ -53,6 +53,7 @@ class ServerSession:
         self._memory = memory
         self._connection: ServerConnection | None = None
         self._used_at = _now()
+        self._may_be_trimmed = False  # it was idle for so long
         self._resending = threading.Lock()
         self._begin()
 
@@ -88,8 +89,9 @@ class ServerSession:
         except MalformedError as error:
             raise InvalidInputError(str(error)) from None
         now = _now()
-        if resent is None and not self._held and now - self._used_at > self._connections.session_ttl_s / 2:
-            self._begin()  # it may have been trimmed
+        self._may_be_trimmed = now - self._used_at > self._connections.session_ttl_s / 2
+        if resent is None and not self._held and self._may_be_trimmed:
+            self._begin()
         self._used_at = now
         sequence = self._sequence + 1 if resent is None else resent
         digest = xxhash.xxh3_64_intdigest(b"".join(bodies)) - (1 << 63)
@@ -118,6 +120,7 @@ class ServerSession:
                 self._begin()
                 if may_be_made and not is_known:
                     raise CommitUnknownError("the server does not know this session any more") from None
+                may_be_made = False  # it was not: what came before it is not there either
                 sequence = 1
             except _AGAIN as error:
                 self._ended(connection)
@@ -159,24 +162,22 @@ class ServerSession:
     def _check_lost(self, found: ForgottenError) -> bool:
         """Tell of commits that were acknowledged and are not there; whether there are such.
 
-        Where a session is idle for so long that it may have been trimmed, another one is begun before.
-
         Raises:
             DatabaseGoneError: another store is there.
             CommitsLostError: the server has lost some that it was to keep.
         """
         connections = self._connections
         if found.database_id != connections.database_id:
-            raise DatabaseGoneError("the server holds another store there than it did")
+            raise DatabaseGoneError("the server holds another store there than it did") from None
         lost = self._sequence - (found.last or 0)
-        if lost <= 0:
+        if lost <= 0 or (found.last is None and self._may_be_trimmed):
             return False
         text = f"the server has lost {lost} commits of this session that it had acknowledged"
         connections.tell_once(text)
         if connections.durability == "sync":
             version = self._version
             self._begin()
-            raise CommitsLostError(text, lost=lost, version=version)
+            raise CommitsLostError(text, lost=lost, version=version) from None
         return True
 
     def _forgotten(self, connection: ServerConnection) -> bool:
