@@ -35,6 +35,7 @@ from inmem.engines.postgres.buckets import (
     rows_of_bucket,
 )
 from inmem.engines.postgres.connections import Connections, ServerConnection
+from inmem.engines.postgres.failures import ForgottenError
 from inmem.engines.postgres.known import Bucket, KnownState, Memory, Noted, NotKnownError, Told, is_simple
 from inmem.engines.postgres.moment import SeenBuckets
 from inmem.engines.postgres.statements import (
@@ -103,15 +104,6 @@ class Commit:
 
 
 Outcome = Applied | InmemError
-
-
-class ForgottenError(Exception):
-    """The server has no row of a session, or one of another number."""
-
-    def __init__(self, last: int | None, database_id: bytes | None) -> None:
-        super().__init__()
-        self.last = last  # the number of the session's last commit; None: it has no row
-        self.database_id = database_id  # of the store that is there
 
 
 class Locked:
@@ -282,7 +274,7 @@ class Attempt:
         self.may_be_made = True
         written, _ = self._connection.ask(write, (COMMIT, ()))
         if not written:
-            raise ForgottenError
+            raise self._forgotten()
         self._hint([found.row], (version, found.waiting_us))
         bucket = Bucket(version, found.records, [], is_ours=False)
         self._keep(commit, found.row, found.version, bucket, version, effects)

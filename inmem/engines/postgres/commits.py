@@ -19,9 +19,9 @@ import xxhash
 
 from inmem.client.applied import Applied
 from inmem.engines.postgres.asking import BEGIN, ROLLBACK, Ask
-from inmem.engines.postgres.attempts import Attempt, Commit, ForgottenError, Outcome
+from inmem.engines.postgres.attempts import Attempt, Commit, Outcome
 from inmem.engines.postgres.connections import Connections, ServerConnection
-from inmem.engines.postgres.failures import as_ours, is_gone, is_lost
+from inmem.engines.postgres.failures import ForgottenError, as_ours, is_gone, is_lost
 from inmem.engines.postgres.green import pause
 from inmem.engines.postgres.known import Memory, Told
 from inmem.engines.postgres.statements import ADD_SESSION, DROP_SESSION, LOCKED, SOON_OVER
