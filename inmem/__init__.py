@@ -36,6 +36,7 @@ __all__ = [
     "ClosedError",
     "CommitRefusedError",
     "CommitUnknownError",
+    "CommitsLostError",
     "ConfigMismatchError",
     "ConflictError",
     "CorruptionError",

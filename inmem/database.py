@@ -391,7 +391,7 @@ class Database(DatabaseFacades):
                     raise
                 continue  # since the prefixes were listed
             if more or fewer:
-                repaired.append(prefix.decode())
+                repaired.append(prefix.decode(errors="backslashreplace"))
             added += more
             removed += fewer
         return RepairReport(added, removed, repaired)

@@ -5,31 +5,18 @@ Invariant: each failure has exactly one class, and each class one stable
 
     InmemError
     ├── InvalidInputError (ValueError)    raised before anything is sent
-    │   ├── InvalidKeyError
-    │   ├── InvalidValueError
-    │   └── InvalidRunIdError
+    │   └── InvalidKeyError, InvalidValueError, InvalidRunIdError
     ├── NotFoundError (KeyError)          the thing named does not exist
-    │   ├── RunNotFoundError
-    │   ├── CellNotFoundError
-    │   ├── TraceNotFoundError
-    │   └── JobNotFoundError
+    │   └── RunNotFoundError, CellNotFoundError, TraceNotFoundError, JobNotFoundError
     ├── AlreadyExistsError                the name is taken
-    │   ├── RunExistsError
-    │   ├── CellExistsError
-    │   └── TraceExistsError
+    │   └── RunExistsError, CellExistsError, TraceExistsError
     ├── InvariantError                    the store's rules forbid it
-    │   ├── AppendOnlyError
-    │   ├── InvalidTransitionError
-    │   ├── RunDeletedError
-    │   ├── VersionMismatchError
-    │   ├── LeaseLostError
-    │   └── JobLostError
+    │   ├── AppendOnlyError, InvalidTransitionError, RunDeletedError
+    │   └── VersionMismatchError, LeaseLostError, JobLostError
     ├── RetryableError                    nothing happened; try again
-    │   ├── ConflictError
-    │   ├── SnapshotTooOldError
-    │   ├── BusyError
-    │   └── LeaseHeldError
+    │   └── ConflictError, SnapshotTooOldError, BusyError, LeaseHeldError
     ├── CommitUnknownError                it may or may not have happened
+    ├── CommitsLostError                  the server has lost what it had acknowledged
     ├── WaitTimeoutError (TimeoutError)   what was waited for did not come in time
     ├── StepFailedError                   a step of a durable program, or the program, has failed for good
     ├── WriterUnavailableError            no writer could be reached or started
@@ -53,7 +40,8 @@ from typing import Any, ClassVar
 
 __all__ = [
     "AlreadyExistsError", "AppendOnlyError", "BusyError", "CellExistsError", "CellNotFoundError",
-    "ClosedError", "CommitRefusedError", "CommitUnknownError", "ConfigMismatchError", "ConflictError",
+    "ClosedError", "CommitRefusedError", "CommitUnknownError", "CommitsLostError", "ConfigMismatchError",
+    "ConflictError",
     "CorruptionError", "DatabaseGoneError", "ForkError", "FormatVersionError", "InmemError",
     "InvalidInputError", "InvalidKeyError", "InvalidRunIdError", "InvalidTransitionError",
     "InvalidValueError", "InvariantError", "JobLostError", "JobNotFoundError", "LeaseHeldError",
@@ -376,6 +364,19 @@ class CommitUnknownError(InmemError):
                 hint="Call resend() where the error was first raised.",
             )
         return self.resender(timeout_s)
+
+
+class CommitsLostError(InmemError):
+    """The server has lost commits that it had acknowledged: `lost` of this session, the last of `version`.
+
+    The commit that finds it out is not made; the next one goes on with what is stored.
+    """
+
+    code = "commits_lost"
+    default_hint = "Read again what was written last, then go on; let commits wait for a synchronous standby."
+    field_names: ClassVar[tuple[str, ...]] = ("lost", "version")
+    lost: int
+    version: int
 
 
 class WaitTimeoutError(InmemError, builtins.TimeoutError):

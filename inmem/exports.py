@@ -25,6 +25,7 @@ from inmem.errors import (
     ClosedError as ClosedError,
     CommitRefusedError as CommitRefusedError,
     CommitUnknownError as CommitUnknownError,
+    CommitsLostError as CommitsLostError,
     ConfigMismatchError as ConfigMismatchError,
     ConflictError as ConflictError,
     CorruptionError as CorruptionError,

@@ -133,6 +133,14 @@ def decode(data: bytes) -> Any:
         raise DamagedValueError(f"a stored value cannot be decoded: {error}") from None
 
 
+def text_of(stored: bytes) -> str:
+    """A name in stored bytes as text. Only damage, or a foreign hand, leaves one that is not UTF-8."""
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        raise DamagedValueError(f"a stored name is not UTF-8: {stored[:100]!r}") from None
+
+
 def _check(value: Any, argument: str, *, text: bool = False) -> None:
     """Raise for the first thing, in document order, that a container must not hold.
 

@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from inmem.aio.session import check_loop
@@ -31,6 +31,7 @@ from inmem.client.views import SnapshotView
 from inmem.client.waiting import Watched, timed_out
 from inmem.engines.postgres.engine import PostgresEngine
 from inmem.engines.postgres.green import Spawned
+from inmem.engines.postgres.pipelined import MOST, MOST_BYTES
 from inmem.errors import ClosedError, CommitUnknownError, ForkError, InmemError
 from inmem.primitives.byrun import ByRun
 
@@ -298,24 +299,22 @@ class ServedCommits:
     ) -> None:
         if future.done():
             return  # cancelled before anything was sent
-        result: Any = None
-        failed: BaseException | None = None
         try:
             result = await Spawned(_called(call))
-        except CommitUnknownError as error:
-            again = error.resender
-            if again is not None:
-                error.resender = lambda timeout_s: self._again(again, convert, timeout_s)
-            failed = error
         except BaseException as error:
-            failed = error
-        if not future.done():
-            if failed is None:
+            self._fail(future, error, convert)
+        else:
+            if not future.done():
                 future.set_result(result)
-            elif isinstance(failed, StopIteration):
-                future.set_exception(RuntimeError(repr(failed)))
-            else:
-                future.set_exception(failed)
+
+    def _fail(
+        self, future: asyncio.Future[Any], failed: BaseException, convert: Callable[[Any], Any]
+    ) -> None:
+        if isinstance(failed, CommitUnknownError) and (again := failed.resender) is not None:
+            failed.resender = lambda timeout_s: self._again(again, convert, timeout_s)
+        if not future.done():
+            is_end = isinstance(failed, StopIteration)  # which a future does not take
+            future.set_exception(RuntimeError(repr(failed)) if is_end else failed)
 
     async def _again(
         self, resend: Callable[[float | None], Any], convert: Callable[[Any], Any], timeout_s: float | None
@@ -340,24 +339,29 @@ async def _called(call: Callable[[], T]) -> T:
     return call()
 
 
+class _Queued(NamedTuple):
+    body: bytes
+    sync: bool
+    timeout_s: float
+    convert: Callable[[Applied], Any]
+    future: asyncio.Future[Any]
+
+
 class _InOrder(ServedCommits):
-    """Commits that are made one after the other."""
+    """Commits that are made one after the other. Those that wait for each other travel together."""
 
     def __init__(self, commits: ServedCommits) -> None:
         self._commits = commits
         self.loop = commits.loop
-        self._queue: deque[tuple[Callable[[], Any], Callable[[Any], Any], asyncio.Future[Any]]] = deque()
+        self._queue: deque[_Queued] = deque()
         self._is_running = False
 
     def commit(
         self, body: bytes, convert: Callable[[Applied], Any], *, sync: bool, timeout_s: float
     ) -> asyncio.Future[Any]:
         """See `ServedCommits`."""
-        sessions = self._commits._engine.store.sessions
         future = self.loop.create_future()
-        self._queue.append((
-            lambda: convert(sessions.commit(body, sync=sync, timeout_s=timeout_s)), convert, future
-        ))
+        self._queue.append(_Queued(body, sync, timeout_s, convert, future))
         if not self._is_running:
             self._is_running = True
             task = self.loop.create_task(self._run())
@@ -367,8 +371,50 @@ class _InOrder(ServedCommits):
 
     async def _run(self) -> None:
         while self._queue:
-            await self._commits._make(*self._queue.popleft())
+            await self._make_together(self._taken())
         self._is_running = False
+
+    def _taken(self) -> list[_Queued]:
+        """The next ones, as far as they fit one transaction; without those that were cancelled."""
+        queue = self._queue
+        taken = [queue.popleft()]
+        size = len(taken[0].body)
+        while queue and len(taken) < MOST and queue[0].sync == taken[0].sync:
+            size += len(queue[0].body)
+            if size > MOST_BYTES:
+                break
+            taken.append(queue.popleft())
+        return [each for each in taken if not each.future.done()]
+
+    async def _make_together(self, group: list[_Queued]) -> None:
+        if not group:
+            return
+        sessions, first = self._commits._engine.store.sessions, group[0]
+        if len(group) == 1:
+            body, sync, timeout_s, convert, future = first
+            call = functools.partial(sessions.commit, body, sync=sync, timeout_s=timeout_s)
+            await self._commits._make(lambda: convert(call()), convert, future)
+            return
+        bodies = [each.body for each in group]
+        call_all = functools.partial(
+            sessions.commit_all, bodies, sync=first.sync, timeout_s=first.timeout_s
+        )
+        outcomes: list[Any]
+        try:
+            outcomes = await Spawned(_called(call_all))
+        except BaseException as error:
+            outcomes = [error] * len(group)
+        for each, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                self._commits._fail(each.future, outcome, each.convert)
+                continue
+            try:
+                result = each.convert(outcome)
+            except BaseException as error:
+                self._commits._fail(each.future, error, each.convert)
+            else:
+                if not each.future.done():
+                    each.future.set_result(result)
 
 
 class ServedWaits:

@@ -11,36 +11,41 @@ from inmem.cli.common import FAILED, Where, command, console, print_fields, prin
 from inmem.cli.life import Timeout, status_of
 from inmem.cli.text import plain, span
 from inmem.config import Settings
+from inmem.engines.opening import needing_psycopg
 from inmem.maintenance.condition import judge_status, look_at_directory, look_at_journal
 from inmem.maintenance.diagnosis import Diagnosis
 from inmem.maintenance.machine import judge_room, look_at_machine
 
 
-@command(old="none", only_here="See what the server says: inmem status. What is stored: inmem check")
+@command(old="none")
 def doctor(where: Where, timeout: Timeout = 5.0) -> None:
-    """Will a store work on this machine, and is this one well? What to do, if not.
+    """Will a store work on this machine, or this server, and is this one well? What to do, if not.
 
-    Without a data directory it is about the machine alone. It reads no data:
+    Without a data directory or URL it is about the machine alone. It reads no data:
     for that there is `inmem check`. The exit code is 0 if nothing will hurt,
     else 1.
 
     Example: inmem doctor -d ./data
     """
     diagnosis = Diagnosis()
-    machine = look_at_machine(diagnosis)
-    store = None
-    if where.given is None:
+    # Memory and limits of this machine are of no concern to a store on a server.
+    machine = look_at_machine(Diagnosis() if where.is_server else diagnosis)
+    store = server = None
+    if where.is_server:
+        with diagnosis.looking_at("server"):
+            server = _look_at_server(where, diagnosis, timeout)
+    elif where.given is None:
         memory = machine["memory"]
         judge_room(diagnosis, memory["path"], memory["free_bytes"], Settings().quota_bytes)
     else:
         store = _look_at_store(diagnosis, where, timeout)
     if where.as_json:
         print_json({
-            "ok": diagnosis.is_well, "machine": machine, "directory": store,
+            "ok": diagnosis.is_well, "machine": machine, "directory": store, "server": server,
             "findings": [asdict(symptom) for symptom in diagnosis.symptoms],
         })
     else:
-        _print(diagnosis, machine, store)
+        _print(diagnosis, machine, store, server)
     if not diagnosis.is_well:
         raise typer.Exit(FAILED)
 
@@ -61,7 +66,17 @@ def _look_at_store(diagnosis: Diagnosis, where: Where, timeout_s: float) -> dict
     return None
 
 
-def _print(diagnosis: Diagnosis, machine: dict[str, Any], store: dict[str, Any] | None) -> None:
+def _look_at_server(where: Where, diagnosis: Diagnosis, timeout_s: float) -> dict[str, Any] | None:
+    """What is known of a server and of the store on it; None if it cannot be asked."""
+    with needing_psycopg():
+        from inmem.engines.postgres.condition import look_at_server
+    return look_at_server(diagnosis, where.named, timeout_s)
+
+
+def _print(
+    diagnosis: Diagnosis, machine: dict[str, Any], store: dict[str, Any] | None,
+    server: dict[str, Any] | None,
+) -> None:
     memory, files, writer = machine["memory"], machine["open_files"], machine["writer"] or {}
     packages = ", ".join(f"{name} {number or 'missing'}" for name, number in machine["packages"].items())
     fields = {
@@ -78,6 +93,8 @@ def _print(diagnosis: Diagnosis, machine: dict[str, Any], store: dict[str, Any] 
     }
     if store is not None:
         fields |= _store_fields(store)
+    if server is not None:
+        fields |= _server_fields(server)
     print_fields({name: plain(text) for name, text in fields.items()})
     out = console()
     for symptom in sorted(diagnosis.symptoms, key=lambda one: one.is_problem):
@@ -105,4 +122,21 @@ def _store_fields(store: dict[str, Any]) -> dict[str, str]:
             fields["image"] = f"{size(status['image_bytes'])} of {size(status['quota_bytes'])}"
     for number, line in enumerate(store["journal"]):
         fields[f"journal {number + 1}"] = line
+    return fields
+
+
+def _server_fields(server: dict[str, Any]) -> dict[str, str]:
+    settings, store = server["settings"], server["store"]
+    fields = {
+        "server": f"{server['url']}: PostgreSQL {server['version']}, user {server['user']}",
+        "connections": f"{server['connections']} of {settings['max_connections']} are in use",
+        "commits wait for": f"fsync {settings['fsync']}, "
+        f"synchronous_commit {settings['synchronous_commit']}, "
+        f"{server['synchronous_standbys']} synchronous standbys",
+        "clock": f"{server['clock_ahead_s']:+,.3f} s",
+    }
+    if store is not None:
+        fields["store"] = f"format {store['format']}, durability {store['durability']}, " + (
+            "may be written to" if store["may_write"] else "can only be read"
+        )
     return fields

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 from inmem.engines.base import Engine
@@ -19,6 +20,24 @@ def is_url(path: object) -> bool:
     return isinstance(path, str) and _POSTGRES.match(path) is not None
 
 
+@contextmanager
+def needing_psycopg() -> Iterator[None]:
+    """For imports of what serves URLs.
+
+    Raises:
+        InvalidInputError: psycopg is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "psycopg":
+            raise
+        raise InvalidInputError(
+            "path is a URL of PostgreSQL, and psycopg is not installed", argument="path",
+            hint="pip install 'inmem[postgres]'",
+        ) from None
+
+
 def open_engine(
     path: str | os.PathLike[str] | None, *, config: Any, arguments: Mapping[str, Any], autostart: bool,
     create: bool, known: bytes | None, default: Callable[[Any], Any] | None,
@@ -29,15 +48,8 @@ def open_engine(
             path, config=config, arguments=arguments, autostart=autostart, create=create, known=known,
             default=default,
         )
-    try:
+    with needing_psycopg():
         from inmem.engines.postgres.opening import open_postgres
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "psycopg":
-            raise
-        raise InvalidInputError(
-            "path is a URL of PostgreSQL, and psycopg is not installed", argument="path",
-            hint="pip install 'inmem[postgres]'",
-        ) from None
     assert isinstance(path, str)
     return open_postgres(
         path, config=config, arguments=arguments, create=create, known=known, default=default

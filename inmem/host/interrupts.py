@@ -22,6 +22,8 @@ from inmem.errors import BusyError
 T = TypeVar("T")
 
 _TURN_POLL_S: Final = 0.001
+_GOES_BACK: Final = 0x20 | 0x80 | 0x200  # flags of generators, coroutines, and both; `inspect` loads much
+_LOOKS: Final = 100  # at one stack
 # The packages whose code this one calls; also what is compiled of them may leave frames. An engine from
 # elsewhere adds its own.
 OURS: Final = {
@@ -153,12 +155,27 @@ class OneThread:
     def is_inside(self) -> bool:
         """Whether another thread is in the middle of a call."""
         me = get_ident()
-        frame: FrameType | None
         for thread, frame in sys._current_frames().items():
-            while frame is not None and thread != me:
-                if frame.f_locals.get("self") is self:
-                    return True
-                frame = frame.f_back
+            if thread != me and self._is_below(thread, frame):
+                return True
+        return False
+
+    def _is_below(self, thread: int, leaf: FrameType) -> bool:
+        """Whether a method of this is on the stack of a thread, which goes on meanwhile.
+
+        Frames that have ended keep their callers, but a generator that has gone back to its caller is cut
+        off from it: a stack that seems to end in one is looked at anew.
+        """
+        frame: FrameType | None = leaf
+        looks = 0
+        while frame is not None:
+            if frame.f_locals.get("self") is self:
+                return True
+            last, frame = frame, frame.f_back
+            # One that is found so each time is what the thread began with.
+            if frame is None and last.f_code.co_flags & _GOES_BACK and looks < _LOOKS:
+                looks += 1
+                frame = sys._current_frames().get(thread)
         return False
 
 

@@ -19,6 +19,7 @@ from inmem.reading.moment import Moment, readable
 from inmem.reading.run import StoredRun, metadata_of
 from inmem.reading.source import Source
 from inmem.storage.environment import Table
+from inmem.values import text_of
 
 _PAGE: Final = 200  # runs of one moment
 _PLACE_BYTES: Final = 8 + 65  # time of creation, and more than any run id
@@ -127,7 +128,7 @@ def run_after(moment: Moment, namespace: Namespace, run_id: str) -> str | None:
     start, end = range_of(namespace.prefix(), TypeTag.RUN)
     record = moment.first(start + run_id.encode() + b"\0", end)
     if record is not None:
-        found.append(record[0][len(start) :].decode())
+        found.append(text_of(record[0][len(start) :]))
     head = namespace.prefix() + b"/"
     at = head + run_id.encode() + b"\1" if run_id else head
     while True:
@@ -136,7 +137,7 @@ def run_after(moment: Moment, namespace: Namespace, run_id: str) -> str | None:
             break
         name = entry[0][: entry[0].index(0)]
         if not name.endswith(b"@"):  # what runs share is no run
-            found.append(name[len(head) :].decode())
+            found.append(text_of(name[len(head) :]))
             break
         at = name + b"\1"
     return min(found, default=None)
@@ -179,4 +180,4 @@ def unfinished(moment: Moment, namespace: Namespace) -> list[str]:
     """The runs whose import is not finished, in order. Cost: linear in the runs that were ever deleted."""
     head = namespace.prefix() + b"/"
     prefixes = (import_mark.unpack(v).prefix for _, v in moment.rows(Table.FENCES) if import_mark.is_mark(v))
-    return sorted(prefix[len(head) :].decode() for prefix in prefixes if prefix.startswith(head))
+    return sorted(text_of(prefix[len(head) :]) for prefix in prefixes if prefix.startswith(head))

@@ -23,7 +23,7 @@ from inmem.exchange import export_runs
 SECRET = "geheim"
 ONLY_HERE = [
     ("serve",), ("start",), ("stop",), ("backup", "file"), ("restore", "file"), ("checkpoint",), ("clock",),
-    ("salvage", "new"), ("config",), ("config", "set", "durability", "sync"), ("doctor",),
+    ("salvage", "new"), ("config",), ("config", "set", "durability", "sync"),
 ]  # fmt: skip
 PROGRAM = [sys.executable, "-W", "error", "-c", "from inmem.cli import main; main()"]
 

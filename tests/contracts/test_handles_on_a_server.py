@@ -33,6 +33,7 @@ from forks import in_child
 from homes import PostgresHome
 
 import inmem
+from inmem.engines.postgres import store as store_module
 
 __all__ = [
     "often",
@@ -195,3 +196,58 @@ def test_nothing_is_left_on_the_server(home_on_server: PostgresHome) -> None:
                 break
             connection.rollback()
         assert found == (0,)
+
+
+def opened_in_the_middle(
+    url: str, monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]
+) -> tuple[list[Any], list[BaseException]]:
+    """What a call gives, or raises, in the middle of the opening of a store, by the same thread."""
+    gave: list[Any] = []
+    raised: list[BaseException] = []
+    make = store_module._found_or_made
+
+    def interrupted(*arguments: Any) -> Any:
+        monkeypatch.setattr(store_module, "_found_or_made", make)
+        try:
+            gave.append(call())
+        except BaseException as error:
+            raised.append(error)
+        return make(*arguments)
+
+    monkeypatch.setattr(store_module, "_found_or_made", interrupted)
+    thread = threading.Thread(target=lambda: inmem.open(url).close(), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive(), "it waits for itself"
+    return gave, raised
+
+
+def test_a_handle_that_is_collected_while_a_store_is_opened(
+    store_path: str, db: inmem.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finalizer runs in the middle of anything."""
+    other = inmem.open(store_path + "&application_name=other")
+    store = other.engine.store  # type: ignore[attr-defined]
+    left = other.engine
+    del other
+
+    def collect() -> bool:
+        store.let_go()  # as the finalizer of a handle does
+        return bool(store.connections.is_closed)
+
+    gave, raised = opened_in_the_middle(store_path + "&application_name=third", monkeypatch, collect)
+    assert (gave, raised) == ([False], [])
+    assert store.connections.is_closed, "whoever opened has closed it"
+    assert left is not None and db.kv.list("r") == []
+
+
+def test_a_signal_handler_that_opens_while_a_store_is_opened(
+    store_path: str, db: inmem.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gave, raised = opened_in_the_middle(
+        store_path + "&application_name=third", monkeypatch, lambda: inmem.open(store_path)
+    )
+    assert gave == []
+    assert [type(error) for error in raised] == [inmem.BusyError]
+    inmem.open(store_path).close()
+    assert db.kv.list("r") == []

@@ -1,4 +1,4 @@
-"""Clients whose clocks are hours apart agree on what has expired and on who has a lease."""
+"""Clients whose clocks are hours apart agree on what has expired, who has a lease, and which job is due."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def there(postgres_server: PostgresServer) -> Iterator[PostgresHome]:
 
 
 def shift(hours: float) -> None:
-    """Set this process's clocks, but for the monotonic one."""
-    real, real_ns = time.time, time.time_ns
-    time.time = lambda: real() + hours * 3600  # type: ignore[assignment]
-    time.time_ns = lambda: real_ns() + round(hours * 3600e9)  # type: ignore[assignment]
+    """Set this process's clocks; the monotonic one as of a machine that was started at another time."""
+    for name, by in (("time", hours), ("monotonic", abs(3 * hours))):
+        real, real_ns = getattr(time, name), getattr(time, f"{name}_ns")
+        setattr(time, name, lambda real=real, by=by: real() + by * 3600)
+        setattr(time, f"{name}_ns", lambda real=real_ns, by=by: real() + round(by * 3600e9))
 
 
 def client(url: str, hours: float, calls: Any) -> None:
@@ -71,7 +72,7 @@ def test_clients_hours_apart(there: PostgresHome) -> None:
         for other in clients:
             left = other("kv", "ttl", RUN, f"k{number}")
             if time.monotonic() - began < TTL_S / 2:
-                assert TTL_S / 4 < left <= TTL_S
+                assert TTL_S / 4 < left <= TTL_S + 0.5  # its clock is known late, by an answer
                 assert other("kv", "get", RUN, f"k{number}") == number
         time.sleep(max(0.0, began + TTL_S + 0.3 - time.monotonic()))
         assert [other("kv", "get", RUN, f"k{number}") for other in clients] == [None] * 3
@@ -88,5 +89,43 @@ def test_clients_hours_apart(there: PostgresHome) -> None:
         assert isinstance(taken, inmem.Lease) and taken.token > lease.token
         assert time.monotonic() - began > TTL_S - 0.3
         assert abs(taken.acquired_at / 1e6 - time.time()) < TTL_S, "it is the server's time"
+    for one in clients:
+        one.end()
+
+
+def test_jobs_of_clients_hours_apart(there: PostgresHome) -> None:
+    there.open().close()
+    clients = [Client(there.url, hours) for hours in HOURS]
+    began_us = time.time_ns() // 1000
+    for number, one in enumerate(clients):
+        queue, others = f"q{number}", [other for other in clients if other is not one]
+        began = time.monotonic()
+        job_id = one("queues", "put", RUN, queue, number, delay_s=TTL_S)
+        early = [other("queues", "claim", RUN, queue, lease_s=TTL_S) for other in others]
+        if time.monotonic() - began < TTL_S:
+            assert early == [None, None]
+        job = others[0]("queues", "claim", RUN, queue, lease_s=TTL_S, wait_s=3 * TTL_S)
+        assert job.id == job_id
+        assert time.monotonic() - began > TTL_S - 0.3, "it is due by the server's time"
+        claimed = time.monotonic()
+        assert abs(job.claimed_until / 1e6 - time.time() - TTL_S) < TTL_S
+        second = others[1]("queues", "claim", RUN, queue, lease_s=TTL_S)
+        if time.monotonic() - claimed < TTL_S:
+            assert second is None
+        again = one("queues", "claim", RUN, queue, lease_s=600.0, wait_s=3 * TTL_S)
+        assert (again.id, again.attempt) == (job_id, 2)
+        assert time.monotonic() - claimed > TTL_S - 0.3, "the claim runs out by the server's time"
+        assert isinstance(others[0]("queues", "ack", job), inmem.JobLostError)
+        one("queues", "ack", again)
+    for one in clients * 3:
+        one("events", "append", RUN, "e")
+    ids = [one("runs", "create_run").run_id for one in clients]
+    events = clients[0]("events", "read_range", RUN, 0)
+    times = [event.timestamp for event in events]
+    times += [clients[0]("runs", "get_run", run_id).created_at for run_id in ids]
+    now_us = time.time_ns() // 1000
+    assert times == sorted(times) and len(times) == 12
+    assert began_us - 1e6 < times[0] and times[-1] < now_us + 1e6
+    assert clients[0]("events", "verify_chain", RUN).is_valid
     for one in clients:
         one.end()

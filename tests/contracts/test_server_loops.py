@@ -16,6 +16,7 @@ from postgres_server import PostgresServer
 
 import inmem
 from inmem import aio
+from inmem.engines.postgres.asking import AskedConnection
 from inmem.engines.postgres.green import Connection
 
 RUN = "run"
@@ -219,6 +220,44 @@ def test_thousands_of_coroutines_wait_for_the_thread_of_the_process(there: Postg
             assert opened(db) <= 18
             await db.kv.put(RUN, "go", 1)
             assert await asyncio.gather(*waits) == [1] * 1000
+
+    asyncio.run(main())
+
+
+def test_commits_of_a_pipeline_travel_together(there: PostgresHome) -> None:
+    async def main() -> None:
+        async with aio.open(there.url) as db:
+            for run in range(4):
+                await db.kv.put(f"r{run}", "k", 1)
+            before = AskedConnection.round_trips
+            async with db.pipeline() as pipe:
+                for n in range(400):  # of another run than the one before, so each is a commit of its own
+                    await pipe.kv.put(f"r{n % 4}", "last", n)
+                    await pipe.kv.add(f"r{n % 4}", "n")
+            took = AskedConnection.round_trips - before
+            assert took < 200, "what waits for each other goes in one transaction"
+            for run in range(4):
+                assert await db.kv.get_many(f"r{run}", ["last", "n"]) == {"last": 396 + run, "n": 100}
+            print(f"400 commits in {took} round trips")
+
+    asyncio.run(main())
+
+
+def test_one_of_a_pipeline_is_refused(there: PostgresHome) -> None:
+    """It is told, and the others stand, in their order."""
+
+    async def main() -> None:
+        async with aio.open(there.url) as db:
+            await db.kv.put("r0", "text", "no number")
+            with pytest.raises(inmem.InvalidValueError):
+                async with db.pipeline() as pipe:
+                    for n in range(40):
+                        await pipe.kv.put(f"r{n % 2}", "last", n)
+                        if n == 20:
+                            await pipe.run("r2").kv.add("n")
+                            await pipe.run("r0").kv.add("text")
+            assert [await db.kv.get(f"r{n}", "last") for n in range(2)] == [38, 39]
+            assert await db.kv.get("r0", "text") == "no number" and await db.kv.get("r2", "n") == 1
 
     asyncio.run(main())
 

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import wait_until
 
 import inmem
+from inmem.host.interrupts import OneThread
 
 ROUNDS = int(os.environ.get("INMEM_TEST_CLOSES", "5"))
+LOOKS = 200_000
 T = inmem.Thought("x")
 
 
@@ -208,6 +211,35 @@ def meet(make: Callable[[int], Callable[[int], Any]], count: int = 4, calls: int
         thread.join(60)
     assert not wrong, wrong
     return sum(done), sum(refused)
+
+
+class Busy(OneThread):
+    """Is inside a call all the time, in generators that come and go."""
+
+    def call(self, is_over: threading.Event) -> None:
+        while not is_over.is_set():
+            sum(sum(range(n)) for n in counted(20))
+
+
+def counted(end: int) -> Iterator[int]:
+    for n in range(end):
+        yield len([*map(str, range(n))])
+
+
+def test_who_is_inside_is_seen_while_he_goes_on(often: None) -> None:
+    """A generator that goes back is cut off from its caller, also on a stack that is being looked at."""
+    sys.setswitchinterval(1e-6)
+    one, is_over = Busy(), threading.Event()
+    thread = threading.Thread(target=one.call, args=(is_over,))
+    thread.start()
+    try:
+        wait_until(one.is_inside, "it is inside")
+        missed = sum(not one.is_inside() for _ in range(LOOKS))
+    finally:
+        is_over.set()
+        thread.join(30)
+    assert missed == 0 and not one.is_inside()
+    print(f"{LOOKS} looks, missed 0")
 
 
 def test_a_transaction_of_several_threads_at_once(db: inmem.Database, often: None) -> None:

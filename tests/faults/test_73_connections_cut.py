@@ -14,6 +14,9 @@ from wire_proxy import CUT_AFTER, CUT_BEFORE, STALL, TO_CLIENT, TO_SERVER, WireP
 
 import inmem
 from inmem import CommitUnknownError
+from inmem.keys import Key, Namespace
+from inmem.values import encode
+from inmem.writeset import OP_PUT, encode_single
 
 RUN = "r"
 SHARE = 1.0 if os.environ.get("INMEM_EXHAUSTIVE") else 0.04
@@ -268,3 +271,42 @@ def test_what_is_not_answered_in_time_is_told_when_it_is_asked_again(
             told[name] = told.get(name, 0) + 1
             commits.n += 1
         print(f"{kind.__name__}, {action}: {told}")
+
+
+@pytest.mark.timeout(120)
+def test_each_commit_of_a_group_is_resolved(proxy: WireProxy, postgres_server: PostgresServer) -> None:
+    """Those that travelled together, and had no answer: each tells what became of it, every time."""
+    schema = f"group_{os.getpid()}"
+    keys = [Key.kv(Namespace(), RUN, f"k{n}") for n in range(3)]
+    unknown = 0
+    with (
+        inmem.open(postgres_server.url_of(schema), timeout_s=STEADY_S) as steady,
+        opened(proxy.url_of(schema)) as db,
+    ):
+        for number in range(1, 30):
+            session = db.engine.session()  # type: ignore[attr-defined]
+            session.commit(encode_single([OP_PUT, keys[0], encode(-1), 0]), sync=False, timeout_s=STEADY_S)
+            sequences = [
+                session.submit(encode_single([OP_PUT, key, encode(number), 0]), sync=False, timeout_s=SHORT_S)
+                for key in keys
+            ]
+            proxy.arm(TO_CLIENT, number, STALL)
+            errors: list[CommitUnknownError] = []
+            for sequence in sequences:
+                try:
+                    session.outcome(sequence, SHORT_S)
+                except CommitUnknownError as error:
+                    errors.append(error)
+                except inmem.WriterUnavailableError:
+                    pass
+            proxy.release()
+            assert len(errors) in (0, 3), "one outcome for all"
+            found = [error.resend(STEADY_S) for error in errors]
+            assert found == [error.resend(STEADY_S) for error in errors]
+            for key, applied in zip(("k0", "k1", "k2"), found, strict=False):
+                entry = steady.kv.get_versioned(RUN, key)
+                assert entry is not None
+                assert (entry.value, entry.version) == (number, applied.version)
+            unknown += len(errors)
+    print(f"{unknown} commits of groups were in doubt: each resolved, twice the same")
+    assert unknown

@@ -21,6 +21,7 @@ from postgres_shared import MISSING
 from server_workers import judged, no_error, progress, started
 from small_disks import MIB, needs_root, tmpfs
 from support import Workers, in_threads, wait_until
+from typer.testing import CliRunner
 
 import inmem
 from inmem import (
@@ -30,6 +31,7 @@ from inmem import (
     PermissionDeniedError,
     WriterUnavailableError,
 )
+from inmem.cli.app import app
 
 RUN = "r"
 THREADS = 8
@@ -366,6 +368,9 @@ def test_a_pooling_proxy(server: PostgresServer, pooler: str, schema: str, worke
             told = [worker.result() for worker in some]
             no_error(told)
             assert judged(url, told) == (0, 0)
+        said = CliRunner().invoke(app, ["doctor", "-d", url])
+        assert said.exit_code == 1 and "proxy" in said.output
+        assert "set idle_in_transaction_session_timeout = '5s'" in said.output
         with psycopg.connect(f"host={pooler} port=5432 user=inmem dbname=postgres") as other:
             for _ in range(4):
                 found = other.execute("show idle_in_transaction_session_timeout").fetchone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def stored(path: Path, key: bytes) -> bytes:
 class DamagedImage:
     """What `fill` makes, in the image that a killed writer has left."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fill: Callable[[Any], None] = fill) -> None:
         self.path = self.place = path
         fill(path)
         kill_writer(path)
@@ -101,7 +101,7 @@ class DamagedImage:
 class DamagedTables:
     """The same in the tables of a server."""
 
-    def __init__(self, url: str, connection: Any) -> None:
+    def __init__(self, url: str, connection: Any, fill: Callable[[Any], None] = fill) -> None:
         self.place = url
         self._connection = connection  # in its schema
         fill(url)

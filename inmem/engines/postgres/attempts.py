@@ -35,6 +35,7 @@ from inmem.engines.postgres.buckets import (
     rows_of_bucket,
 )
 from inmem.engines.postgres.connections import Connections, ServerConnection
+from inmem.engines.postgres.failures import ForgottenError
 from inmem.engines.postgres.known import Bucket, KnownState, Memory, Noted, NotKnownError, Told, is_simple
 from inmem.engines.postgres.moment import SeenBuckets
 from inmem.engines.postgres.statements import (
@@ -43,6 +44,7 @@ from inmem.engines.postgres.statements import (
     CLOSE,
     DELETE_RANGE,
     FENCES,
+    LAST,
     LOCKED,
     LOCKED_BETWEEN,
     OPEN,
@@ -104,10 +106,6 @@ class Commit:
 Outcome = Applied | InmemError
 
 
-class ForgottenError(Exception):
-    """The server has no row of a session, or has made another commit under its number."""
-
-
 class Locked:
     """What commits find under their locks."""
 
@@ -160,6 +158,9 @@ class Attempt:
                 self.is_made = True
                 return [applied]
         locked = self._lock(commits, told, sync, is_in_doubt, is_begun=bool(held))
+        if locked.session is not None and locked.session[0] < self._sequence - 1:
+            self._connection.ask((ROLLBACK, ()))
+            raise self._forgotten()
         if locked.session is not None and locked.session[0] >= self._sequence:
             self.is_made = True
             return self._known(locked.session, len(commits))
@@ -273,7 +274,7 @@ class Attempt:
         self.may_be_made = True
         written, _ = self._connection.ask(write, (COMMIT, ()))
         if not written:
-            raise ForgottenError
+            raise self._forgotten()
         self._hint([found.row], (version, found.waiting_us))
         bucket = Bucket(version, found.records, [], is_ours=False)
         self._keep(commit, found.row, found.version, bucket, version, effects)
@@ -447,7 +448,7 @@ class Attempt:
         """The outcome of what was made by an earlier attempt."""
         if row[0] != self._sequence or row[1] != self._digest:
             self._connection.ask((ROLLBACK, ()))
-            raise ForgottenError
+            raise self._forgotten()
         try:
             found = msgpack.unpackb(row[3])
         except ValueError:
@@ -479,7 +480,13 @@ class Attempt:
         else:
             found, _ = connection.ask(write, (COMMIT, ()))
         if not found:
-            raise ForgottenError
+            raise self._forgotten()
+
+    def _forgotten(self) -> ForgottenError:
+        """What is there in place of what was expected. Nothing of this attempt is."""
+        self.may_be_made = False
+        [[(last, database_id)]] = self._connection.ask((LAST, (self._session,)))
+        return ForgottenError(last, database_id)
 
 
 def _between(versions: Mapping[bytes, int], start: bytes, end: bytes) -> dict[bytes, int]:

@@ -18,18 +18,30 @@ import psycopg
 import xxhash
 
 from inmem.client.applied import Applied
-from inmem.engines.postgres.asking import BEGIN, ROLLBACK
-from inmem.engines.postgres.attempts import Attempt, Commit, ForgottenError, Outcome
+from inmem.engines.postgres.asking import BEGIN, ROLLBACK, Ask
+from inmem.engines.postgres.attempts import Attempt, Commit, Outcome
 from inmem.engines.postgres.connections import Connections, ServerConnection
-from inmem.engines.postgres.failures import as_ours, is_gone, is_lost
+from inmem.engines.postgres.failures import ForgottenError, as_ours, is_gone, is_lost
 from inmem.engines.postgres.green import pause
 from inmem.engines.postgres.known import Memory, Told
 from inmem.engines.postgres.statements import ADD_SESSION, DROP_SESSION, LOCKED, SOON_OVER
-from inmem.errors import CommitUnknownError, InmemError, InvalidInputError, WriterUnavailableError
+from inmem.errors import (
+    CommitsLostError,
+    CommitUnknownError,
+    DatabaseGoneError,
+    InmemError,
+    InvalidInputError,
+    WriterUnavailableError,
+)
 from inmem.writeset import MalformedError, decode
 
 _AGAIN: Final = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 _PAUSE_S: Final = 0.01
+
+
+def _now() -> float:
+    """Seconds that go on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class ServerSession:
@@ -40,13 +52,15 @@ class ServerSession:
         self._chain = chain
         self._memory = memory
         self._connection: ServerConnection | None = None
-        self._used_at = time.monotonic()
+        self._used_at = _now()
+        self._may_be_trimmed = False  # it was idle for so long
         self._resending = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
         self._id = os.urandom(16)
-        self._sequence = 0
+        self._sequence = 0  # of its last commit that was acknowledged
+        self._version = 0
         self._held: frozenset[bytes] = frozenset()  # rows that its connection has locked, see `hold`
         self._is_stored = False
 
@@ -55,13 +69,12 @@ class ServerSession:
 
         Raises:
             CommitUnknownError: the connection was lost, and no server came back in time.
+            CommitsLostError: the server has lost commits of this session that it had acknowledged.
             WriterUnavailableError: there was no server; nothing was made.
             InmemError: it was refused.
         """
         [outcome] = self.commit_all([body], told, sync=sync, timeout_s=timeout_s)
-        if isinstance(outcome, InmemError):
-            raise outcome
-        return outcome
+        return _given(outcome)
 
     def commit_all(
         self, bodies: list[bytes], told: Told, *, sync: bool, timeout_s: float, resent: int | None = None
@@ -75,13 +88,14 @@ class ServerSession:
             commits = [Commit(decode(body)) for body in bodies]
         except MalformedError as error:
             raise InvalidInputError(str(error)) from None
-        now = time.monotonic()
-        if resent is None and not self._held and now - self._used_at > self._connections.session_ttl_s / 2:
-            self._begin()  # it may have been trimmed
+        now = _now()
+        self._may_be_trimmed = now - self._used_at > self._connections.session_ttl_s / 2
+        if resent is None and not self._held and self._may_be_trimmed:
+            self._begin()
         self._used_at = now
         sequence = self._sequence + 1 if resent is None else resent
         digest = xxhash.xxh3_64_intdigest(b"".join(bodies)) - (1 << 63)
-        deadline = now + timeout_s
+        deadline = time.monotonic() + timeout_s
         may_be_made = resent is not None
         said: psycopg.Error | None = None  # the last that the server has said, which tells more than silence
         held, self._held = self._held, frozenset()
@@ -101,10 +115,12 @@ class ServerSession:
                 if not self._is_stored:
                     held = self._stored(connection, held)
                 outcomes = attempt.make(commits, told, sync=sync, is_in_doubt=may_be_made, held=held)
-            except ForgottenError:
+            except ForgottenError as error:
+                is_known = self._check_lost(error)
                 self._begin()
-                if may_be_made:
+                if may_be_made and not is_known:
                     raise CommitUnknownError("the server does not know this session any more") from None
+                may_be_made = False  # it was not: what came before it is not there either
                 sequence = 1
             except _AGAIN as error:
                 self._ended(connection)
@@ -130,6 +146,7 @@ class ServerSession:
             else:
                 if attempt.is_made:
                     self._sequence = sequence
+                    self._version = max(each.version for each in outcomes if isinstance(each, Applied))
                 return outcomes
             held = frozenset()
             pause(random.uniform(0, pause_s))
@@ -137,9 +154,31 @@ class ServerSession:
 
     def _stored(self, connection: ServerConnection, held: frozenset[bytes]) -> frozenset[bytes]:
         """Have the server know the session; the rows that are still locked."""
-        connection.ask(*([(ROLLBACK, ())] if held else []), (ADD_SESSION, (self._id,)))
+        add: Ask = ADD_SESSION, (self._id, self._connections.database_id)
+        connection.ask(*([(ROLLBACK, ())] if held else []), add)
         self._is_stored = True
         return frozenset()
+
+    def _check_lost(self, found: ForgottenError) -> bool:
+        """Tell of commits that were acknowledged and are not there; whether there are such.
+
+        Raises:
+            DatabaseGoneError: another store is there.
+            CommitsLostError: the server has lost some that it was to keep.
+        """
+        connections = self._connections
+        if found.database_id != connections.database_id:
+            raise DatabaseGoneError("the server holds another store there than it did") from None
+        lost = self._sequence - (found.last or 0)
+        if lost <= 0 or (found.last is None and self._may_be_trimmed):
+            return False
+        text = f"the server has lost {lost} commits of this session that it had acknowledged"
+        connections.tell_once(text)
+        if connections.durability == "sync":
+            version = self._version
+            self._begin()
+            raise CommitsLostError(text, lost=lost, version=version) from None
+        return True
 
     def _forgotten(self, connection: ServerConnection) -> bool:
         """Whether the server now refuses whatever still comes of this session."""
@@ -165,12 +204,9 @@ class ServerSession:
                     )
                 finally:
                     self.close()
-            if isinstance(outcomes[0], InmemError):
-                raise outcomes[0]
-            return outcomes[0]
+            return outcomes if len(bodies) > 1 else _given(outcomes[0])
 
-        if len(bodies) == 1:
-            error.resender = resend
+        error.resender = resend
         return error
 
     def _connected(self, deadline: float) -> ServerConnection:
@@ -221,6 +257,21 @@ class ServerSession:
             self.rest()
 
 
+def _given(outcome: Outcome) -> Applied:
+    if isinstance(outcome, InmemError):
+        raise outcome
+    return outcome
+
+
+def _one_of(group: CommitUnknownError, number: int) -> CommitUnknownError:
+    """The error of one commit of a group: to resend it is to resend the group, once for all of them."""
+    again = group.resender
+    assert again is not None
+    error = CommitUnknownError(group.message, hint=group.hint)
+    error.resender = lambda timeout_s: _given(again(timeout_s)[number])
+    return error
+
+
 class ServerSessions:
     """The sessions of an engine: one for each commit that is under way, kept for the next one."""
 
@@ -262,9 +313,17 @@ class ServerSessions:
         return outcome
 
     def commit_all(self, bodies: list[bytes], *, sync: bool, timeout_s: float) -> list[Outcome]:
-        """Make some commits as one transaction; see `ServerSession.commit_all`."""
-        with self._used() as session:
-            return session.commit_all(bodies, Told(), sync=sync, timeout_s=timeout_s)
+        """Make some commits as one transaction; see `ServerSession.commit_all`.
+
+        If it is not known what became of several, each has an error of its own, to be resolved.
+        """
+        try:
+            with self._used() as session:
+                return session.commit_all(bodies, Told(), sync=sync, timeout_s=timeout_s)
+        except CommitUnknownError as error:
+            if len(bodies) == 1 or error.resender is None:
+                raise
+            return [_one_of(error, number) for number in range(len(bodies))]
 
     @contextmanager
     def _used(self, session: ServerSession | None = None) -> Iterator[ServerSession]:

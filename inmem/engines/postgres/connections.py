@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import weakref
@@ -39,6 +40,7 @@ _ONE_OF_MANY_S: Final = 2  # for each of several hosts to answer, of which one m
 
 
 ServerConnection = AskedConnection
+_log: Final = logging.getLogger("inmem")
 
 
 class Connections:
@@ -51,6 +53,8 @@ class Connections:
         self._one_host_s = _ONE_OF_MANY_S if "," in hosts else round(timeout_s)
         self._patience_s = _PATIENCE_S if "," in hosts else math.inf
         self.durability = "sync"  # of the store: what is asked of the server for each commit
+        self.database_id = b""
+        self._has_told = False
         self._free: deque[ServerConnection] = deque()  # the one that was used last is taken first
         self._all: weakref.WeakSet[ServerConnection] = weakref.WeakSet()
         self._turns = self._all_free()
@@ -80,6 +84,12 @@ class Connections:
     def is_fresh(self) -> bool:
         """Whether the server's clock was seen so lately that a commit may take its time from here."""
         return time.monotonic_ns() // 1000 - self._seen_at < _FRESH_US
+
+    def tell_once(self, text: str) -> None:
+        """Log what concerns all of a store's users, the first time that it is found out here."""
+        if not self._has_told:
+            self._has_told = True
+            _log.error("%s: %s", self._address.shown, text)
 
     def _all_free(self) -> ConnectionTurns:
         return ConnectionTurns(self._address.connections or AT_ONCE)

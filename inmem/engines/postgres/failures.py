@@ -22,6 +22,15 @@ from inmem.errors import (
 _LASTING: Final = ("authentication failed", "no pg_hba.conf entry", "does not exist", "no password supplied")
 
 
+class ForgottenError(Exception):
+    """The server has no row of a session, or one of another number."""
+
+    def __init__(self, last: int | None, database_id: bytes | None) -> None:
+        super().__init__()
+        self.last = last  # the number of the session's last commit; None: it has no row
+        self.database_id = database_id  # of the store that is there
+
+
 def is_lost(error: psycopg.Error, connection: psycopg.Connection[Any]) -> bool:
     """Whether an error says that the connection is gone, or the server is not to be written to now."""
     return is_gone(connection) or is_passing(error)

@@ -8,8 +8,8 @@ from inmem.client.applied import Applied
 from inmem.engines.postgres.commits import ServerSessions
 from inmem.errors import InmemError
 
-_MOST_BYTES: Final = 4 << 20  # of the commits of one transaction
-_MOST: Final = 32
+MOST_BYTES: Final = 4 << 20  # of the commits of one transaction
+MOST: Final = 32
 
 
 class PipelinedSession:
@@ -41,7 +41,7 @@ class PipelinedSession:
     def submit(self, body: bytes, *, sync: bool, timeout_s: float) -> int:
         """Take a commit, after those before it."""
         size = sum(map(len, self._waiting.values()))
-        if self._waiting and (size + len(body) > _MOST_BYTES or len(self._waiting) >= _MOST):
+        if self._waiting and (size + len(body) > MOST_BYTES or len(self._waiting) >= MOST):
             self._send()
         sequence, self.next_sequence = self.next_sequence, self.next_sequence + 1
         self._waiting[sequence] = body

@@ -24,7 +24,8 @@ def prepare(connection: AskedConnection, schema: str, durability: str) -> None:
         "lock_timeout": "0",
         "default_transaction_isolation": "read committed",
         # A client that is cut off in the middle of what it sends: nothing else ends what that has locked.
-        "tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3",
+        "tcp_keepalives_idle": "2", "tcp_keepalives_interval": "1", "tcp_keepalives_count": "3",
+        "tcp_user_timeout": "5s",  # for which what the server sends may go without an answer
         # Statements are few, and each is to go by an index whatever it is given. Left alone, the server plans
         # those with lists and limits anew each time, which takes it longer than what they do. What has to
         # read a whole table is expensive in its eyes then: compiling that would take a second.

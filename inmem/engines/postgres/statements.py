@@ -24,11 +24,14 @@ LOCKED_BETWEEN: Final = Statement(
 SESSION: Final = Statement(
     "select sequence, digest, version, result from sessions where session = $1 for update", "b", "iiib"
 )
-ADD_SESSION: Final = Statement(
+ADD_SESSION: Final = Statement(  # not of another store, that was made in the place of this one
     "insert into sessions (session, sequence, digest, version, status, result)"
-    " values ($1, 0, 0, 0, 0, '') on conflict do nothing", "b",
+    " select $1, 0, 0, 0, 0, '' from meta where id = $2 on conflict do nothing", "bb",
 )
 DROP_SESSION: Final = Statement("delete from sessions where session = $1", "b")
+LAST: Final = Statement(
+    "select (select sequence from sessions where session = $1), (select id from meta)", "b", "ib"
+)
 USED: Final = Statement("update sessions set active = now() where session = $1", "b")
 RECORDS: Final = Statement("select key, record from records where key = any($1)", "B", "bb")
 NAMED: Final = Statement(

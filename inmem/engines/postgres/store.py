@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
+import time
+from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -18,13 +20,14 @@ from inmem.engines.postgres.moment import ServerMoment
 from inmem.engines.postgres.polling import Poller
 from inmem.engines.postgres.tidying import Tidying
 from inmem.errors import (
+    BusyError,
     ConfigMismatchError,
     DatabaseGoneError,
     FormatVersionError,
     InmemError,
     InvalidInputError,
 )
-from inmem.host.interrupts import Living
+from inmem.host.interrupts import Exclusive, Living, let_through
 from inmem.primitives.events.rules import CHAIN_IDS
 
 MAX_AGE_S: Final = 2.0  # of a snapshot: an old one keeps the server from cleaning up after hot rows
@@ -53,6 +56,7 @@ class ServerStore:
             raise
         self.database_id, self.chain, self.durability = found
         self.connections.durability = self.durability
+        self.connections.database_id = self.database_id
         self.sessions = ServerSessions(self.connections, self.chain)
         self.listens = True  # for hints
         self.tidying = Tidying(self)
@@ -70,16 +74,24 @@ class ServerStore:
 
         Raises:
             DatabaseGoneError: the known store is not there.
+            BusyError: called by a signal handler or finalizer while its thread opens another one.
         """
+        try:
+            call = partial(cls._shared, address, timeout_s, **arguments)
+            return _opening.alone(time.monotonic() + timeout_s, call)
+        finally:
+            _settle()
+
+    @classmethod
+    def _shared(cls, address: Address, timeout_s: float, **arguments: Any) -> ServerStore:
         place = address.conninfo, address.schema
-        with _lock:
-            store = _stores.get(place)
-            if store is None:
-                store = _stores[place] = cls(address, timeout_s, **arguments)
-            elif arguments["known"] not in (None, store.database_id):
-                raise _gone(address)
-            store.handles += 1
-            return store
+        store = _stores.get(place)
+        if store is None or store.connections.is_closed:
+            store = _stores[place] = cls(address, timeout_s, **arguments)
+        elif arguments["known"] not in (None, store.database_id):
+            raise _gone(address)
+        store.handles += 1
+        return store
 
     @property
     def chain_name(self) -> str:
@@ -87,15 +99,12 @@ class ServerStore:
         return _CHAIN_NAMES[self.chain]
 
     def let_go(self) -> None:
-        """A handle has it no more; the last one closes it."""
-        with _lock:
-            self.handles -= 1
-            if self.handles:
-                return
-            place = self.address.conninfo, self.address.schema
-            if _stores.get(place) is self:
-                del _stores[place]
-        self.close()
+        """A handle has it no more; the last one closes it. It waits for nobody: a finalizer may call this.
+
+        Where a store is being opened, whoever does that closes it a moment later.
+        """
+        _leaving.append(self)
+        _settle()
 
     def moment(self, *, notes: bool = False) -> ServerMoment:
         """A snapshot of now; for who commits on what he reads in it, with `notes`."""
@@ -117,8 +126,15 @@ class ServerStore:
         self.tidying.after_fork_in_child()
 
 
+class _Opening(Exclusive):
+    def what(self) -> str:
+        """For messages."""
+        return "opening or closing a store on a server"
+
+
 _stores: dict[tuple[str, str], ServerStore] = {}  # those that handles of this process have
-_lock = threading.Lock()
+_leaving: deque[ServerStore] = deque()  # each once for a handle that has it no more
+_opening: Final = _Opening()
 _alive: Final[Living[ServerStore]] = Living()
 
 
@@ -176,20 +192,30 @@ def _gone(address: Address) -> InmemError:
     )
 
 
-def _before_fork() -> None:
-    _lock.acquire()
+def _settle() -> None:
+    """Take in who has left, unless somebody is opening a store: he does so after that."""
+    try:
+        while _leaving:
+            _opening.alone(0.0, _let_go)
+    except BusyError as error:
+        let_through(error)
 
 
-def _after_fork_in_parent() -> None:
-    _lock.release()
+def _let_go() -> None:
+    while _leaving:
+        store = _leaving.popleft()
+        store.handles -= 1
+        if store.handles <= 0:
+            place = store.address.conninfo, store.address.schema
+            if _stores.get(place) is store:
+                del _stores[place]
+            store.close()
 
 
 def _after_fork_in_child() -> None:
-    _lock.release()
+    _opening.turns.clear()  # of a thread that is not here
     for store in _alive:
         store.after_fork_in_child()
 
 
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-)
+os.register_at_fork(after_in_child=_after_fork_in_child)

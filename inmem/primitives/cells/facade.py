@@ -32,7 +32,7 @@ from inmem.primitives.cells import rules
 from inmem.primitives.cells.rules import State
 from inmem.record import payload_of, timestamp_of
 from inmem.stepping import FacadeWaits, Pause, Raised, Steps
-from inmem.values import decode
+from inmem.values import decode, text_of
 
 T = TypeVar("T")
 V = TypeVar("V")  # the version that `set` gives, or what will have it
@@ -88,7 +88,7 @@ class CellReads:
         start, end = self._range(prefix, start_after, reverse)
         skip = len(self._head)
         found = self._view.scan(start, end, limit=check_limit(limit), reverse=bool(reverse))
-        return [key[skip:].decode() for key, _ in found]
+        return [text_of(key[skip:]) for key, _ in found]
 
     def iter(
         self, prefix: str | None = None, *, start_after: str | None = None, reverse: bool = False
@@ -109,7 +109,7 @@ class CellReads:
         start, end = self._range(prefix, start_after, reverse)
         skip = len(self._head)
         return (
-            (key[skip:].decode(), _state(record))
+            (text_of(key[skip:]), _state(record))
             for key, record in stream(self._view, self._prefix, start, end, reverse=bool(reverse))
         )
 

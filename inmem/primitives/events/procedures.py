@@ -14,7 +14,9 @@ from inmem.errors import InvalidInputError, InvariantError, LimitError
 from inmem.keys import MAX_KEY_BYTES, MAX_LABEL_BYTES, TypeTag, encode_sequence, range_of
 from inmem.primitives.events import rules as event_log
 from inmem.primitives.importing import importing_records, parts
+from inmem.values import DamagedValueError
 
+_LAST: Final = (1 << 63) - 1
 _MAX_PREFIX_BYTES: Final = MAX_KEY_BYTES - MAX_LABEL_BYTES - 11  # NUL, tag, NUL and sequence of the index
 
 
@@ -77,7 +79,10 @@ def last_event(workspace: Workspace, prefix: bytes) -> event_log.StoredEvent | N
     if found is None:
         return None
     key, payload = found
-    return event_log.unpack(int.from_bytes(key[-8:], "big"), payload)
+    sequence = int.from_bytes(key[-8:], "big")
+    if sequence >= _LAST:  # none of ours
+        raise DamagedValueError(f"no event can follow one of number {sequence}")
+    return event_log.unpack(sequence, payload)
 
 
 def import_events(

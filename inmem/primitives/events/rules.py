@@ -99,10 +99,7 @@ class StoredEvent(NamedTuple):
 
     def to_event(self) -> Event:
         """As the user sees it."""
-        try:
-            event_type = self.event_type.decode()
-        except UnicodeDecodeError:
-            raise values.DamagedValueError("not an event record") from None
+        event_type = values.text_of(self.event_type)
         return Event(
             self.sequence, event_type, values.decode(self.payload), self.timestamp, self.prev_hash, self.hash
         )

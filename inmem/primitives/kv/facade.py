@@ -32,7 +32,7 @@ from inmem.primitives.kv.watching import Change as Change
 from inmem.primitives.kv.watching import Seen
 from inmem.record import expires_at, payload_of
 from inmem.stepping import FacadeWaits, Steps
-from inmem.values import decode
+from inmem.values import decode, text_of
 from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class KVReads:
         `start_after` continues after a key (before it, if `reverse`).
         """
         skip = len(self._head)
-        return [key[skip:].decode() for key, _ in self._scan(prefix, limit, start_after, reverse)]
+        return [text_of(key[skip:]) for key, _ in self._scan(prefix, limit, start_after, reverse)]
 
     def list_with_values(
         self, prefix: str | None = None, *, limit: int | None = None, start_after: str | None = None,
@@ -108,7 +108,7 @@ class KVReads:
         """Like `list`, with the values, all of one version."""
         skip = len(self._head)
         return [
-            (key[skip:].decode(), decode(payload_of(record)))
+            (text_of(key[skip:]), decode(payload_of(record)))
             for key, record in self._scan(prefix, limit, start_after, reverse)
         ]
 
@@ -132,7 +132,7 @@ class KVReads:
         start, end = self._range(prefix, start_after, reverse)
         skip = len(self._head)
         return (
-            (key[skip:].decode(), decode(payload_of(record)))
+            (text_of(key[skip:]), decode(payload_of(record)))
             for key, record in stream(self._view, self._prefix, start, end, reverse=bool(reverse))
         )
 

@@ -9,6 +9,7 @@ from itertools import groupby
 from inmem.engines.base import Item
 from inmem.primitives.kv.versioned import Versioned, versioned
 from inmem.record import version_of
+from inmem.values import text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +53,4 @@ class Seen:
         return changes + [Change(self._name(key), None, version) for key in sorted(gone)]
 
     def _name(self, key: bytes) -> str:
-        return key[self._skip :].decode()
+        return text_of(key[self._skip :])

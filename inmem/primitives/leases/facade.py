@@ -33,6 +33,7 @@ from inmem.primitives.leases.held import HeldLease
 from inmem.primitives.leases.shown import Lease, lease_of
 from inmem.record import payload_of
 from inmem.stepping import FacadeWaits
+from inmem.values import text_of
 
 B = TypeVar("B")  # whether a lease was held, or what will say so
 Seconds = float | timedelta
@@ -74,7 +75,7 @@ class LeaseReads:
             for key, stored in page:
                 record = rules.unpack(payload_of(stored))
                 if not record.is_free:
-                    name = key[len(head) :].decode()
+                    name = text_of(key[len(head) :])
                     found.append(lease_of(records.prefix, records.run_id, name, record))
             if left is None or len(found) == limit:
                 break

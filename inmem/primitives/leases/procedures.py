@@ -23,6 +23,7 @@ from inmem.primitives.leases.rules import (
     LeaseRecord,
     Waiter,
 )
+from inmem.values import text_of
 
 # What `acquire` and `confirm` come to: `[token, ticket, acquired at, expires at, holder]`. With a token the
 # caller has the lease. With a ticket he waits. With neither he does not: another one has it.
@@ -161,7 +162,7 @@ class _Held:
         record = self.record
         if record is None or record.is_free:
             return [0, ticket, 0, 0, ""]
-        holder = record.holder.decode()
+        holder = text_of(record.holder)
         return [record.token if is_mine else 0, ticket, record.acquired_at, record.expires_at, holder]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from inmem.primitives.leases.rules import LeaseRecord
+from inmem.values import text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,5 +28,5 @@ class Lease:
 def lease_of(prefix: bytes, run_id: str, name: str, record: LeaseRecord) -> Lease:
     """What users get."""
     return Lease(
-        name, record.holder.decode(), record.token, record.acquired_at, record.expires_at, run_id, prefix
+        name, text_of(record.holder), record.token, record.acquired_at, record.expires_at, run_id, prefix
     )

@@ -46,7 +46,7 @@ from inmem.primitives.queues.reads import (
 )
 from inmem.primitives.queues.shown import Job
 from inmem.stepping import FacadeWaits, Inner, Steps, Streamed, Until
-from inmem.values import decode
+from inmem.values import decode, text_of
 
 LEASE_S: Final = 30.0
 _HOST: Final = socket.gethostname()[:60]
@@ -351,7 +351,7 @@ class RunQueues(Queues[JobId]):
             body, state = one
             name = queue.decode()
             try:
-                payload = decode(rules.value_in(body))
+                payload, key = decode(rules.value_in(body)), text_of(state.key)
             except ValueError as error:
                 reason = _POISON.format(error)[:200]
                 found.poison.append([self._prefix, queue, number, token, mark, 0, reason, False])
@@ -359,7 +359,7 @@ class RunQueues(Queues[JobId]):
             found.jobs.append(Job(
                 JobId.of(name, number), name, payload, state.attempt, token, until_us,
                 rules.enqueued_in(body), tuple(state.errors), self._run_id, state.priority,
-                state.max_attempts, state.key.decode() or None, self._prefix, mark,
+                state.max_attempts, key or None, self._prefix, mark,
             ))
         return found
 

@@ -15,7 +15,7 @@ from inmem.primitives.queues import rules
 from inmem.primitives.queues.job import STATES, JobId, check_job_id
 from inmem.primitives.queues.shown import Job, JobInfo, QueueCounts, check_job
 from inmem.record import payload_of
-from inmem.values import decode
+from inmem.values import decode, text_of
 
 _TIMED: Final = (TypeTag.JOB_DUE, TypeTag.JOB_CLAIMED)
 _LISTED: Final = {
@@ -71,7 +71,7 @@ class QueueReads:
     def list(self) -> builtins.list[str]:
         """The names of the run's queues, in byte order; those that are empty now too."""
         start, end = range_of(self._prefix, TypeTag.JOB_QUEUE)
-        return [key[len(start) :].decode() for key, _ in self._view.scan(start, end)]
+        return [text_of(key[len(start) :]) for key, _ in self._view.scan(start, end)]
 
     def has_ready(self, queue: str) -> bool:
         """Whether a claim would find a job now. Cost: about 4 µs.
@@ -202,10 +202,11 @@ def info(view: VersionView, prefix: bytes, queue: bytes, number: bytes) -> JobIn
     except ValueError:  # a claim finds that out, and says why: who looks at dead jobs must see this one too
         value = None
     is_done = state.state == rules.DONE
+    key = state.key.decode(errors="backslashreplace")
     return JobInfo(
         id=JobId.of(name, int.from_bytes(number, "big")), queue=name, state=STATES[state.state],
         payload=None if is_done else value, result=value if is_done else None, priority=state.priority,
-        attempt=state.attempt, max_attempts=state.max_attempts, key=state.key.decode() or None,
+        attempt=state.attempt, max_attempts=state.max_attempts, key=key or None,
         time=state.time_us, worker=state.worker, enqueued_at=rules.enqueued_in(body),
         errors=tuple(state.errors),
     )

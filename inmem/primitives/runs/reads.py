@@ -20,6 +20,7 @@ from inmem.primitives.byrun import Host, OfRun
 from inmem.primitives.runs import rules
 from inmem.primitives.runs.rules import RunMetadata, RunStats, RunStatus
 from inmem.record import payload_of
+from inmem.values import text_of
 
 _PLACE_BYTES: Final = 8 + 65  # time of creation, and more than any run id
 
@@ -161,7 +162,7 @@ class RunReads:
     def _found(self, view: View, wanted: _Wanted) -> Iterator[RunMetadata]:
         after = self._place(view, wanted.after)
         for place in self._candidates(view, wanted, after):
-            run = self._get(view, place[8:].decode())
+            run = self._get(view, text_of(place[8:]))
             if run is not None and _matches(run, wanted):
                 yield run
 
@@ -227,7 +228,7 @@ class RunReads:
         head, end = range_of(self._namespace, TypeTag.RUN)
         start, end = past(head, end, None if after is None else head + after.encode(), wanted.reverse)
         for key, record in _in_parts(view, start, end, wanted):
-            run = rules.unpack(key[len(head) :].decode(), payload_of(record))
+            run = rules.unpack(text_of(key[len(head) :]), payload_of(record))
             if _matches(run, wanted):
                 yield run.run_id
 
@@ -246,7 +247,7 @@ class RunReads:
             if not item:
                 return
             name = item[0][0].partition(b"\0")[0]
-            run_id = name[len(head) :].decode()
+            run_id = text_of(name[len(head) :])
             if not name.endswith(b"@") and self._get(view, run_id) is None:  # what runs share is no run
                 yield run_id
 

@@ -152,7 +152,7 @@ def unpack(run_id: str, payload: bytes) -> RunMetadata:
             run_id, parent or None, RunStatus(status), created, updated, completed or None, tuple(tags),
             values.decode(metadata), error, version,
         )
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         let_through(error)
         raise values.DamagedValueError(f"not a run record: {error}") from None
 

@@ -28,6 +28,7 @@ from inmem.primitives.traces import rules
 from inmem.primitives.traces.rules import Body, Trace, TraceTree
 from inmem.record import payload_of, version_of
 from inmem.stepping import FacadeWaits, Streamed, at_once
+from inmem.values import text_of
 from inmem.writeset import check_weight
 
 T = TypeVar("T")
@@ -146,7 +147,7 @@ class TraceReads:
         first, last = self._between(head, start_after, reverse, start, end)
         skip = len(head) + 8
         return (
-            rules.unpack(key[len(self._prefix) + 2 :].decode(), payload_of(record))
+            rules.unpack(text_of(key[len(self._prefix) + 2 :]), payload_of(record))
             for key, record in stream(
                 self._view, self._prefix, first, last, reverse=bool(reverse),
                 record_key=lambda key: rules.trace_key(self._prefix, key[skip:]),
@@ -176,7 +177,7 @@ class TraceReads:
             raise InvalidInputError("version must be an int from 0 to 2**63-1, not None", argument="version")
         start, end = range_of(self._prefix, TypeTag.TRACE)
         found = ((version_of(record), key) for key, record in self._view.scan(start, end))
-        return sorted((of, key[len(start) :].decode()) for of, key in found if of > version)
+        return sorted((of, text_of(key[len(start) :])) for of, key in found if of > version)
 
     def count(self) -> int:
         """How many traces a run has. Cost: about 0.3 µs a trace."""
@@ -243,7 +244,7 @@ class TraceReads:
             ids = [key[skip:] for key, _ in entries]
             records = view.read_many([rules.trace_key(self._prefix, trace_id) for trace_id in ids])
         return [
-            rules.unpack(trace_id.decode(), payload_of(record))
+            rules.unpack(text_of(trace_id), payload_of(record))
             for trace_id, record in zip(ids, records, strict=True) if record is not None
         ]
 
