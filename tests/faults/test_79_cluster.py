@@ -1,4 +1,4 @@
-"""Three nodes under Patroni: the leader is killed or frozen, and they fail over by themselves."""
+"""Three nodes under Patroni: the leader is killed, frozen or cut off, and they fail over by themselves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def cluster() -> Iterator[Cluster]:
 def test_it_fails_over_by_itself(cluster: Cluster, workers: Workers) -> None:
     rng = random.Random(SEED)
     url = cluster.url("store")
-    done = {"killed": 0, "frozen": 0}
+    ways = ["killed", "frozen", *(["cut off"] if cluster.can_cut else [])]  # the last needs root
+    done = dict.fromkeys(ways, 0)
     took: list[float] = []
     with inmem.open(url, timeout_s=DEADLINE_S):
         pass
@@ -46,12 +47,14 @@ def test_it_fails_over_by_itself(cluster: Cluster, workers: Workers) -> None:
         progress(workers, COUNT)
         time.sleep(rng.uniform(0, 0.5))
         leader = cluster.leader()
-        how = "frozen" if number % 2 else "killed"
+        how = ways[number % len(ways)]
         began = time.monotonic()
         if how == "killed":
             cluster.kill(leader)
-        else:
+        elif how == "frozen":
             cluster.signal(leader, signal.SIGSTOP)
+        else:
+            cluster.cut(leader)
         wait_until(
             lambda gone=leader: (found := cluster.leader()) and found != gone, "another one leads", 90
         )
@@ -60,8 +63,10 @@ def test_it_fails_over_by_itself(cluster: Cluster, workers: Workers) -> None:
         done[how] += 1
         if how == "killed":
             cluster.start(leader)
-        else:
+        elif how == "frozen":
             cluster.signal(leader, signal.SIGCONT)  # it thinks that it leads, and is told otherwise
+        else:
+            cluster.heal(leader)
         print(f"{number + 1}: {leader} was {how}, {took[-1]:.1f} s", flush=True)
     workers.words.stop()
     told = [worker.result(120) for worker in some]

@@ -1,4 +1,8 @@
-"""Three nodes of PostgreSQL under Patroni, with etcd, on this machine: they fail over by themselves."""
+"""Three nodes of PostgreSQL under Patroni, with etcd, on this machine: they fail over by themselves.
+
+Where the tests run as root each node has a network namespace of its own, with
+an address on a bridge, so that it can be cut off: see ip-netns(8).
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,8 @@ NODES = ("a", "b", "c")
 _NODE = """
 scope: tests
 name: {name}
-restapi: {{listen: '127.0.0.1:{rest}', connect_address: '127.0.0.1:{rest}'}}
-etcd3: {{host: '127.0.0.1:{etcd}'}}
+restapi: {{listen: '{host}:{rest}', connect_address: '{host}:{rest}'}}
+etcd3: {{host: '{etcd}'}}
 bootstrap:
   dcs:
     ttl: 20
@@ -36,12 +40,12 @@ bootstrap:
       parameters: {{wal_retrieve_retry_interval: 100ms, max_connections: 200, wal_keep_size: 256MB}}
   initdb: [{{encoding: UTF8}}, data-checksums, {{auth: trust}}]
   pg_hba: &hba
-    - host all all 127.0.0.1/32 trust
-    - host replication all 127.0.0.1/32 trust
+    - host all all {net} trust
+    - host replication all {net} trust
     - local all all trust
 postgresql:
-  listen: '127.0.0.1:{port}'
-  connect_address: '127.0.0.1:{port}'
+  listen: '{host}:{port}'
+  connect_address: '{host}:{port}'
   data_dir: {place}/{name}/data
   bin_dir: {programs}
   pgpass: {place}/{name}/pgpass
@@ -68,11 +72,19 @@ class Cluster:
         assert programs is not None
         self.place = Path(tempfile.mkdtemp(prefix="pc-", dir="/tmp"))
         self.place.chmod(0o755)
-        etcd, peer = _free_port(), _free_port()
+        self._bridge = f"im{os.getpid() % 10_000}"
+        self.can_cut = os.geteuid() == 0 and all(shutil.which(name) for name in ("ip", "setpriv"))
+        self._net = f"10.79.{os.getpid() % 250}" if self.can_cut else "127.0.0"
+        first = 11 if self.can_cut else 1
+        self.hosts = {name: f"{self._net}.{first + number}" for number, name in enumerate(NODES)}
+        if self.can_cut:
+            self._lay_networks()
+        peer = _free_port()
         self.ports = {name: _free_port() for name in NODES}
         self.rest = {name: _free_port() for name in NODES}
         self._own(self.place)
-        here = f"http://127.0.0.1:{etcd}"
+        etcd = f"{self._net}.1:{_free_port()}"
+        here = f"http://{etcd}"
         self.etcd = self._start("etcd", [
             "etcd", "--data-dir", str(self.place / "etcd"), "--listen-client-urls", here,
             "--advertise-client-urls", here, "--listen-peer-urls", f"http://127.0.0.1:{peer}",
@@ -86,12 +98,34 @@ class Cluster:
                 self._own(each)
             (self.place / name / "patroni.yml").write_text(_NODE.format(
                 name=name, rest=self.rest[name], etcd=etcd, port=self.ports[name], place=self.place,
-                programs=programs,
+                programs=programs, host=self.hosts[name], net=f"{self._net}.0/24",
             ))
             self.start(name)
             if name == "a":
                 wait_until(self.leader, "the first node leads", 90)
         wait_until(self.is_whole, "all nodes follow", 120)
+
+    def _lay_networks(self) -> None:
+        bridge = self._bridge
+        _ip(f"link add {bridge} type bridge")
+        _ip(f"addr add {self._net}.1/24 dev {bridge}")
+        _ip(f"link set {bridge} up")
+        for name, host in self.hosts.items():
+            space = f"{bridge}{name}"
+            _ip(f"netns add {space}")
+            _ip(f"link add {bridge}-{name} type veth peer name eth0 netns {space}")
+            _ip(f"link set {bridge}-{name} master {bridge} up")
+            _ip(f"-n {space} addr add {host}/24 dev eth0")
+            for device in ("lo", "eth0"):
+                _ip(f"-n {space} link set {device} up")
+
+    def cut(self, name: str) -> None:
+        """Take a node's network away: nothing that it sends arrives, and nothing reaches it."""
+        _ip(f"link set {self._bridge}-{name} down")
+
+    def heal(self, name: str) -> None:
+        """Give it back."""
+        _ip(f"link set {self._bridge}-{name} up")
 
     def _own(self, path: Path) -> None:
         if self._user is not None:
@@ -99,7 +133,11 @@ class Cluster:
 
     def _start(self, name: str, words: list[str]) -> subprocess.Popen[bytes]:
         more: dict[str, Any] = {}
-        if self._user is not None:
+        if self.can_cut and name in NODES and self._user is not None:
+            user, group = self._user
+            become = ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups"]
+            words = ["ip", "netns", "exec", f"{self._bridge}{name}", *become, *words]
+        elif self._user is not None:
             more = {"user": self._user[0], "group": self._user[1], "extra_groups": []}
         with (self.place / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
@@ -119,14 +157,14 @@ class Cluster:
 
     def url(self, schema: str) -> str:
         """That of a store, over all nodes."""
-        hosts = ",".join(f"127.0.0.1:{port}" for port in self.ports.values())
+        hosts = ",".join(f"{self.hosts[name]}:{self.ports[name]}" for name in NODES)
         return f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write&schema={schema}"
 
     def members(self) -> dict[str, tuple[str, str]]:
         """Role and state of each node, as any of them says."""
         for name in NODES:
             try:
-                with urlopen(f"http://127.0.0.1:{self.rest[name]}/cluster", timeout=2) as answer:
+                with urlopen(f"http://{self.hosts[name]}:{self.rest[name]}/cluster", timeout=2) as answer:
                     found = json.load(answer)
             except (OSError, ValueError):
                 continue
@@ -185,7 +223,15 @@ class Cluster:
                 self.kill(name)
         self.etcd.kill()
         self.etcd.wait()
+        if self.can_cut:
+            for name in NODES:
+                _ip(f"netns del {self._bridge}{name}")
+            _ip(f"link del {self._bridge}")
         shutil.rmtree(self.place, ignore_errors=True)
+
+
+def _ip(words: str) -> None:
+    subprocess.run(["ip", *words.split()], check=True, timeout=30)
 
 
 def _free_port() -> int:
