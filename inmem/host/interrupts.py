@@ -14,8 +14,8 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from threading import get_ident
-from types import FrameType, TracebackType
-from typing import Any, Final, Generic, NoReturn, TypeVar
+from types import CodeType, FrameType, FunctionType, TracebackType
+from typing import Any, ClassVar, Final, Generic, NoReturn, TypeVar
 
 from inmem.errors import BusyError
 
@@ -127,6 +127,14 @@ class OneThread:
     takes over before it looks, so of two that meet at least one is refused.
     """
 
+    _codes: ClassVar[frozenset[CodeType]] = frozenset()  # of its methods
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        members = [each.fget if isinstance(each, property) else each for each in vars(cls).values()]
+        methods = [getattr(each, "__wrapped__", each) for each in members if isinstance(each, FunctionType)]
+        cls._codes = cls._codes.union(each.__code__ for each in methods)
+
     def __init__(self) -> None:
         self.thread = get_ident()  # that has used it last
 
@@ -165,11 +173,16 @@ class OneThread:
 
         Frames that have ended keep their callers, but a generator that has gone back to its caller is cut
         off from it: a stack that seems to end in one is looked at anew.
+
+        Only frames of these methods are asked for their variables. One of another function may be about to
+        end, its variables half gone, while a finalizer of one of them lets other threads run: CPython 3.11
+        has ended with a segmentation fault.
         """
+        codes = self._codes
         frame: FrameType | None = leaf
         looks = 0
         while frame is not None:
-            if frame.f_locals.get("self") is self:
+            if frame.f_code in codes and frame.f_locals.get("self") is self:
                 return True
             last, frame = frame, frame.f_back
             # One that is found so each time is what the thread began with.
