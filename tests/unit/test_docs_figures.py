@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 PERFORMANCE = ROOT / "docs" / "PERFORMANCE.md"
 RESULTS = ROOT / "bench" / "results" / "results.md"
 GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
-PAGES = [ROOT / "README.md", PERFORMANCE, ROOT / "docs" / "caveats.md", *GUIDES]
+CHOICE = ROOT / "docs" / "when.md"
+PAGES = [ROOT / "README.md", PERFORMANCE, ROOT / "docs" / "caveats.md", CHOICE, *GUIDES]
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 FIGURE = re.compile(
     r"(?<![\w.,])\d[\d.,]* ?(?:[µmn]s|us|s|min|h|[KMGT]i?B|/s|x|%|times|(?:\w+ ){0,2}a second)(?![\w/])"
@@ -128,3 +129,12 @@ def test_the_rates_of_the_first_page_are_those_of_the_report() -> None:
     report = RESULTS.read_text(encoding="utf-8")
     rates = re.findall(r"\d+(?:,\d{3})+", table)
     assert len(rates) > 40 and not [rate for rate in rates if f"| {rate} " not in report]
+
+
+def test_the_comparison_has_no_figure_of_its_own() -> None:
+    """Whoever chooses sees what was measured, and nothing else."""
+    section = CHOICE.read_text(encoding="utf-8").partition("\n## Speed\n")[2].partition("\n## ")[0]
+    figures = set(re.findall(r"(?<!\S)\d+(?:,\d{3})+(?!\S)|(?<!\S)\d\.\d+(?!\S)", section))
+    sources = PERFORMANCE.read_text(encoding="utf-8") + RESULTS.read_text(encoding="utf-8")
+    known = set(re.findall(r"[\d.,]*\d", sources))
+    assert len(figures) > 20 and not figures - known - {"0.25"}, figures - known
