@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from inmem.adapters.foreign import WHOLE_BYTES
 from inmem.config import MAX_COMMIT_BYTES, MIB, Settings
 from inmem.scopes import MAX_ATTEMPTS, TRANSACT_TIMEOUT_S
 from inmem.values import MAX_VALUE_BYTES
@@ -33,7 +34,7 @@ COMMAND = re.compile(
 )
 LIMITS = {
     f"{MAX_COMMIT_BYTES // MIB} MiB", f"{MAX_VALUE_BYTES // MIB} MiB", f"{MAX_ATTEMPTS} times",
-    f"{TRANSACT_TIMEOUT_S:g} s",
+    f"{TRANSACT_TIMEOUT_S:g} s", f"{WHOLE_BYTES // MIB} MiB",
 }  # fmt: skip
 UNITS = {"": 1, "s": 1, "ms": 1, "MiB": MIB, "GiB": 1024 * MIB}
 ADDRESSES = "256 GiB of addresses"  # the size of the map, a constant of the storage
