@@ -23,7 +23,8 @@ PERFORMANCE = ROOT / "docs" / "PERFORMANCE.md"
 RESULTS = ROOT / "bench" / "results" / "results.md"
 GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
 CHOICE = ROOT / "docs" / "when.md"
-PAGES = [ROOT / "README.md", PERFORMANCE, ROOT / "docs" / "caveats.md", CHOICE, *GUIDES]
+CHOSEN = [ROOT / "docs" / name for name in ("caveats.md", "faq.md", "servers.md", "sizing.md")]
+PAGES = [ROOT / "README.md", PERFORMANCE, CHOICE, *CHOSEN, *GUIDES]
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 FIGURE = re.compile(
     r"(?<![\w.,])\d[\d.,]* ?(?:[µmn]s|us|s|min|h|[KMGT]i?B|/s|x|%|times|(?:\w+ ){0,2}a second)(?![\w/])"
