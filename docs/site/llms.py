@@ -26,7 +26,8 @@ DOCS: Final = ROOT / "docs"
 IN_FULL: Final = (  # the pages that are needed to write programs, in the order of reading
     "which.md", "concepts.md", "values.md", "guide/kv.md", "guide/events.md", "guide/cells.md",
     "guide/traces.md", "guide/runs.md", "guide/leases.md", "guide/queues.md", "guide/transactions.md",
-    "guide/waiting.md", "guide/asyncio.md", "guide/steps.md", "guide/durability.md", "recipes.md", "errors.md", "caveats.md",
+    "guide/waiting.md", "guide/asyncio.md", "guide/steps.md", "guide/durability.md", "recipes.md",
+    "errors.md", "caveats.md",
 )  # fmt: skip
 OPTIONAL: Final = ("Inside",)  # sections of mkdocs.yml whose pages nobody needs to use it
 LEFT_OUT: Final = ("index.md", "changelog.md")
