@@ -54,7 +54,7 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
-# As above. The pages open without a server, except that searching needs one (python -m http.server -d build/site).
+# As above. The pages open without a server, and can be searched without one.
 # The variable silences a notice about the theme's own future, which is printed at every build.
 .PHONY: docs
 DOCS_STAMP := $(VENV)/.docs

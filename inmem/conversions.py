@@ -25,7 +25,7 @@ _BY_TYPE: Final[tuple[tuple[type | tuple[type, ...], str], ...]] = (  # the firs
     (float, "float({})"),
     (str, "str({})"),
     (complex, "[{0}.real, {0}.imag]"),
-    ((bytearray, memoryview, bytes), "bytes({})"),
+    ((bytearray, bytes), "bytes({})"),
 )
 _BY_METHOD: Final = (  # of a class; the first that there is
     ("model_dump", '{}.model_dump(mode="json")'),  # pydantic
@@ -41,6 +41,8 @@ def conversion_of(value: Any, name: str = "value") -> str | None:
     'value.isoformat()'
     """
     kind = type(value)
+    if kind is memoryview:  # whose `tolist` gives numbers
+        return f"bytes({name})"
     for method, text in _BY_METHOD:  # before numbers: those of numpy are some of Python's too
         if callable(getattr(kind, method, None)):
             return text.format(name)

@@ -117,9 +117,9 @@ class RepairReport:
 class Database(DatabaseFacades):
     """One database, seen from one namespace. Made by `inmem.open`.
 
-    Safe to share between threads; pickles as its path, the database's id and
-    its settings, and unpickled finds it, or raises `DatabaseGoneError`; works
-    after a fork, or raises `ForkError`. Close it with `close()` or `with`.
+    Threads can share it. It can be pickled, as its path, the database's id and
+    its settings: unpickled it finds the database, or raises `DatabaseGoneError`.
+    After a fork it works, or raises `ForkError`. Close it with `close()` or `with`.
     """
 
     def __init__(self, engine: Engine, namespace: Namespace, reopen: dict[str, Any]) -> None:
@@ -169,8 +169,8 @@ class Database(DatabaseFacades):
     def run(self, run_id: str | RunScope) -> RunScope:
         """The facades bound to one run. Cost: about 0.1 µs when used before.
 
-        A scope of this store is taken too, and stays of its namespace: so
-        whatever takes a run's id takes a scope.
+        A scope of this store is accepted too, and keeps its namespace: so every
+        call that takes a run's id takes a scope.
 
         Raises:
             InvalidInputError: a scope of another database.
@@ -258,11 +258,11 @@ class Database(DatabaseFacades):
     ) -> T:
         """Sleep until `fn(view)` returns something true, and return that.
 
-        `fn` reads its `view`, a snapshot, and nothing else; it must be pure,
-        for it runs again when something that it has read was changed or has
-        expired, and may run without need. No snapshot is open and nothing is
-        polled while this sleeps. It needs no writer, and keeps one that runs
-        from leaving, as any open database does. Cost: the reads, and once a
+        `fn` must read its `view`, a snapshot, and nothing else. It must be
+        pure: it runs again when something that it has read was changed or has
+        expired, and sometimes without need. While this sleeps, no snapshot is
+        open and nothing is polled. It needs no writer; like any open database
+        it keeps an idle writer from leaving. Cost: the reads, and once a
         second a look at what was read.
 
         >>> import inmem
@@ -339,7 +339,7 @@ class Database(DatabaseFacades):
     def backup(self, path: str | os.PathLike[str]) -> BackupReport:
         """Copy one moment of the store to one new file, durable and read back.
 
-        A process of its own does it. `inmem restore` makes a store of it, and `inmem check` verifies it.
+        A helper process makes it. `inmem restore` makes a store from it, and `inmem check` verifies it.
         Commits go on meanwhile. Cost: about 2 µs an entry, the disk's time,
         and the memory of what is replaced meanwhile.
 
@@ -369,9 +369,9 @@ class Database(DatabaseFacades):
     def repair_indices(self, run_id: str | RunScope | None = None) -> RepairReport:
         """Make the indices of one run (default: of everything) what the records say.
 
-        Each run is compared here, in a snapshot, and mended by commits of its
-        own, one for 4,000 entries that are missing or wrong, so others go on
-        meanwhile. Cost: about 3 µs a record, and the memory of a run's index.
+        Each run is compared here, in a snapshot, and repaired by separate
+        commits, one for each 4,000 entries that are missing or wrong. So others
+        go on meanwhile. Cost: about 3 µs a record, and the memory of a run's index.
 
         Raises:
             RunDeletedError: the run was deleted; it has no indices.
@@ -436,13 +436,13 @@ def open(
     throw-away database in memory, removed when its last holder leaves. A
     `postgresql://` URL is a store on a server, for the processes of many
     machines; it needs the extra `postgres`.
-    What the directory lies in must be there; with `create` off, a database too.
+    The parent of the directory must exist; with `create=False` the database too.
     `tenant`, `app` and `agent` are the namespace. `timeout_s` (seconds,
     default 10) bounds opening and is the default deadline of a commit.
     `config` names a TOML file; `INMEM_*` variables override it, arguments
     override both. `default` is called, as by `json.dumps`, with each part of a
-    value that would be refused, and returns one that is not. Cost: under a
-    millisecond if a writer runs, else the start of a Python process.
+    value that would be refused, and returns a value that can be stored. Cost:
+    under a millisecond if a writer runs, else the start of a Python process.
 
     >>> import inmem
     >>> with inmem.open(default=str) as db:

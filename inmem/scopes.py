@@ -299,9 +299,10 @@ class Transaction(TransactionFacades):
     def at(self, run: str | RunScope) -> Transaction:
         """Another run, or a shared scope, in the same transaction.
 
-        A scope of another namespace stays of that; a name is one of the
-        namespace of what it is given to. Used with `with`, leaving it ends
-        nothing: what was written in it is the transaction's.
+        A scope of another namespace keeps that namespace. A name belongs to
+        the namespace of the object that `at` is called on. It can be used with
+        `with`: leaving that block ends nothing, and what was written in it is
+        part of the transaction.
         """
         return Transaction(
             self._draft, self._database.scope(run), is_nested=True, may_wait=self._may_wait
@@ -310,9 +311,9 @@ class Transaction(TransactionFacades):
     def wait(self) -> NoReturn:
         """"Not yet": drop this attempt, and run the function again when something that it read has changed.
 
-        It is for functions that `transact` runs, which waits for `wait_s` at
-        most. It ends the function: what it raises is no `Exception`, so
-        `except Exception` lets it through, and it does not count as an attempt.
+        For functions that `transact` runs; `wait_s` of that bounds the wait.
+        This ends the function by an exception that is no `Exception`, so
+        `except Exception` does not catch it. It does not count as an attempt.
 
         >>> import inmem
         >>> def take(txn):

@@ -23,6 +23,7 @@ LOADED = re.compile(
     r"""[^>]*?\shref=["']?(?:https?:)?//[^\s"'>]+""",
     re.IGNORECASE,
 )
+texts: dict[str, str] = {}  # of pages, by their file
 IMPORTED = re.compile(r"""@import\s+(?:url\()?["']?(?:https?:)?//|url\(["']?(?:https?:)?//""")
 
 
@@ -44,6 +45,8 @@ def on_files(files: Files, config: Any) -> Files:
             source, name = ROOT / target, moved(target)
             if source.is_file() and source.suffix != ".md" and files.get_file_from_path(name) is None:
                 files.append(File.generated(config, name, abs_src_path=str(source)))
+    worker = str(Path(__file__).with_name("iframe-worker.js"))
+    files.append(File.generated(config, "assets/iframe-worker.js", abs_src_path=worker))
     if files.get_file_from_path("PERFORMANCE.md") is None:
         found = PERFORMANCE.search(readme)
         text = f"# Performance\n\n{found[1] if found else ''}"
@@ -51,9 +54,17 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> None:
+    """Keep the text of a page, for those who read text: docs/llms.txt names it."""
+    if not page.file.src_uri.startswith("reference/"):
+        texts[page.file.src_uri] = markdown
+
+
 def on_post_build(config: Any) -> None:
-    """Fail if a page would load something over the network."""
+    """Put the texts of pages beside them, and fail if a page would load something over the network."""
     site = Path(config["site_dir"])
+    for name, text in texts.items():
+        (site / name).write_text(text, encoding="utf-8")
     found = [
         f"{path.relative_to(site)}: {match[0]}"
         for pattern, ending in ((LOADED, "html"), (IMPORTED, "css"))

@@ -346,7 +346,8 @@ def be(request: dict[str, Any], files: list[int]) -> int:
     if request["kind"] == "script":  # a file, which lies where it is to run
         sys.argv[:] = request["words"]
         sys.path.insert(0, "")
-        runpy.run_path(request["words"][0], run_name="__main__")
+        # Absolute, as Python has it: processes that it spawns look for it there.
+        runpy.run_path(os.path.abspath(request["words"][0]), run_name="__main__")
         return 0
     from inmem.cli import main
 

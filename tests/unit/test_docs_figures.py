@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from inmem.adapters.foreign import WHOLE_BYTES
 from inmem.config import MAX_COMMIT_BYTES, MIB, Settings
 from inmem.scopes import MAX_ATTEMPTS, TRANSACT_TIMEOUT_S
 from inmem.values import MAX_VALUE_BYTES
@@ -21,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 PERFORMANCE = ROOT / "docs" / "PERFORMANCE.md"
 RESULTS = ROOT / "bench" / "results" / "results.md"
 GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
-PAGES = [ROOT / "README.md", PERFORMANCE, ROOT / "docs" / "caveats.md", *GUIDES]
+CHOICE = ROOT / "docs" / "when.md"
+CHOSEN = [ROOT / "docs" / name for name in ("caveats.md", "faq.md", "servers.md", "sizing.md")]
+PAGES = [ROOT / "README.md", PERFORMANCE, CHOICE, *CHOSEN, *GUIDES]
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 FIGURE = re.compile(
     r"(?<![\w.,])\d[\d.,]* ?(?:[µmn]s|us|s|min|h|[KMGT]i?B|/s|x|%|times|(?:\w+ ){0,2}a second)(?![\w/])"
@@ -32,7 +35,7 @@ COMMAND = re.compile(
 )
 LIMITS = {
     f"{MAX_COMMIT_BYTES // MIB} MiB", f"{MAX_VALUE_BYTES // MIB} MiB", f"{MAX_ATTEMPTS} times",
-    f"{TRANSACT_TIMEOUT_S:g} s",
+    f"{TRANSACT_TIMEOUT_S:g} s", f"{WHOLE_BYTES // MIB} MiB",
 }  # fmt: skip
 UNITS = {"": 1, "s": 1, "ms": 1, "MiB": MIB, "GiB": 1024 * MIB}
 ADDRESSES = "256 GiB of addresses"  # the size of the map, a constant of the storage
@@ -128,3 +131,12 @@ def test_the_rates_of_the_first_page_are_those_of_the_report() -> None:
     report = RESULTS.read_text(encoding="utf-8")
     rates = re.findall(r"\d+(?:,\d{3})+", table)
     assert len(rates) > 40 and not [rate for rate in rates if f"| {rate} " not in report]
+
+
+def test_the_comparison_has_no_figure_of_its_own() -> None:
+    """Whoever chooses sees what was measured, and nothing else."""
+    section = CHOICE.read_text(encoding="utf-8").partition("\n## Speed\n")[2].partition("\n## ")[0]
+    figures = set(re.findall(r"(?<!\S)\d+(?:,\d{3})+(?!\S)|(?<!\S)\d\.\d+(?!\S)", section))
+    sources = PERFORMANCE.read_text(encoding="utf-8") + RESULTS.read_text(encoding="utf-8")
+    known = set(re.findall(r"[\d.,]*\d", sources))
+    assert len(figures) > 20 and not figures - known - {"0.25"}, figures - known

@@ -294,8 +294,8 @@ class TransactionCells(Cells[PendingVersion]):
 class StateCell(ByRun[RunCells]):
     """Named values per run with a version, changed by compare-and-swap.
 
-    A version only ever grows, also across deletion and re-creation, so a
-    version once read never matches another value.
+    Versions only grow, even if a cell is deleted and created again. So a
+    version that you have read never matches another value.
 
     >>> import inmem
     >>> with inmem.open() as db:

@@ -188,8 +188,8 @@ class EventReads(_AppendOnly):
     def verify_chain(self, anchor: tuple[int, bytes] | None = None) -> ChainVerification:
         """Check sequences, times and hashes of the whole log. Cost: about 4 µs an event.
 
-        `anchor` is a `(sequence, hash)` that you kept elsewhere; with it a
-        log that was cut or replaced is noticed too, which a bare chain cannot.
+        `anchor` is a `(sequence, hash)` that you have kept elsewhere. With it,
+        a log that was cut or replaced is noticed too.
 
         Raises:
             RunDeletedError: the run was deleted in the middle of it.
@@ -327,9 +327,9 @@ class PipedEvents(EventWrites[PendingAppend]):
 class EventLog(ByRun[RunEvents], _AppendOnly):
     """An append-only, hash-chained log per run.
 
-    Sequences start at 0 and have no gaps, whatever fails; appends of many
-    processes to one log all succeed, in one order. There is no update and no
-    delete. Types are 1-128 bytes, payloads any value.
+    Sequences start at 0 and have no gaps, whatever fails. Many processes can
+    append to one log: all appends succeed, in one order. Events cannot be
+    changed or deleted. Types are 1-128 bytes, payloads any value.
 
     >>> import inmem
     >>> with inmem.open() as db:

@@ -117,8 +117,8 @@ class KVReads:
     ) -> Iterator[tuple[str, Any]]:
         """Stream keys and values, in bounded memory. Cost: about 2 µs an entry.
 
-        Takes a new snapshot for each 512 entries or 4 MiB. So what changes
-        meanwhile ahead of it is seen, and nothing is pinned for long.
+        Takes a new snapshot for each 512 entries or 4 MiB. So it sees changes
+        of entries that it has not reached yet, and pins nothing for long.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -199,10 +199,10 @@ class KVWrites(Generic[V, N, B]):
     def add(self, key: str, delta: rules.Number = 1, *, initial: rules.Number = 0) -> N:
         """Add to a number and return the new one. Cost: one round trip.
 
-        The addition happens in the writer, on the current value, so it never
-        conflicts however many processes count. An absent entry counts as
-        `initial`. An expiry that is set stays. In a transaction it conflicts
-        only if the entry is also read.
+        The writer adds, to the current value. So it never conflicts, however
+        many processes count. An absent entry counts as `initial`. An expiry
+        that is set stays. In a transaction it conflicts only if the entry is
+        also read.
 
         Raises:
             InvalidValueError: the entry or an argument is no number, or the
@@ -218,10 +218,10 @@ class KVWrites(Generic[V, N, B]):
     def merge(self, key: str, fields: Mapping[str, Any]) -> V:
         """Set fields of an entry that is a `dict`, and return the commit version. Cost: one round trip.
 
-        This happens in the writer, on the current value, as `dict.update`
-        would do it: fields that are not named stay, whoever wrote them, and
-        many processes may set fields of one entry without a conflict. An
-        absent entry counts as an empty `dict`. An expiry that is set stays.
+        The writer does this, to the current value, like `dict.update`: other
+        fields stay as they are, whoever wrote them. So many processes can set
+        fields of one entry without a conflict. An absent entry counts as an
+        empty `dict`. An expiry that is set stays.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -257,10 +257,10 @@ class KVWrites(Generic[V, N, B]):
     def clear(self, prefix: str | None = None) -> N:
         """Remove the entries whose keys start with `prefix`, or all; how many. Cost: about 5 µs an entry.
 
-        One commit of at most 4,000 entries, which never conflicts; in a
-        transaction that has read one of them too it does. Outside of
-        transactions and pipelines more entries go in several commits, in byte
-        order, and others see that some are gone.
+        Up to 4,000 entries are one commit, which never conflicts, except in a
+        transaction that has also read one of them. Outside of transactions and
+        pipelines more entries take several commits, in byte order, and others
+        can see that some are gone and some are not.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -319,9 +319,9 @@ class RunKV(KV[int, rules.Number, bool]):
     ) -> Versioned | None:
         """Sleep until the version of an entry is not `after`, and return the entry; None if there is none.
 
-        `after` is a version that was seen, or None: then it returns as soon as
-        there is an entry. An entry that is deleted or expires has no version,
-        so that ends a wait for a change of it. See `Database.wait`.
+        `after` is a version that you have seen. With None it returns as soon as
+        there is an entry. A deletion or an expiry is a change too, and gives
+        None. See `Database.wait`.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -349,12 +349,12 @@ class RunKV(KV[int, rules.Number, bool]):
     ) -> Iterator[Change]:
         """What changes among the entries that start with `prefix`: first what is there, then what comes.
 
-        Of several changes of an entry between two looks only the newest is
-        given. A deletion or expiry comes, with None, if this iterator has seen
-        the entry; there is no trace of others. `since` is the `version` of a
-        `Change`: what was put after it comes, without a gap, and what was
-        deleted in between shows by its absence only. Cost: a look at all the
-        entries for each wake, 0.5 µs each; with many of them looks are rarer.
+        If an entry changes several times in short order, you may get only the
+        newest state. You get a deletion or an expiry, as None, only for entries
+        that this iterator has given before. `since` is the `version` of a
+        `Change`: you get everything that was put after it, but not what was
+        deleted in between. Cost: a look at all the entries for each wake, 0.5 µs
+        each; with many entries it looks less often.
 
         >>> import inmem
         >>> with inmem.open() as db:

@@ -16,10 +16,9 @@ from inmem.values import text_of
 class Change:
     """An entry that was put, or with None one that is not there any more.
 
-    `version` is where `kv.watch` goes on from when it is given as `since`.
-    For the last entry of a commit it is the commit's version; for those
-    before it the one below: who stops in the middle of a commit gets all of
-    it again.
+    Give `version` to `kv.watch` as `since`, to go on from here. For the last
+    entry of a commit it is the commit's version, for the others the one below:
+    if you stop in the middle of a commit, you get all of it again.
     """
 
     key: str

@@ -152,10 +152,10 @@ class RunLeases(Leases[bool]):
     ) -> Lease:
         """Take a lease for `ttl_s` seconds; the lease, with its token. Cost: one round trip.
 
-        One that is held can be taken once it has run out. `wait_s` is for how
-        long to wait for that, or for its release; None for ever. Who came first
-        is first. `holder` says who has it; by default host, process and
-        program, in a form that no other call has. It is not re-entrant.
+        A lease that another process holds can be taken when it has run out or
+        was released. `wait_s` is how long to wait for that, None for ever; the
+        first in the line gets it. `holder` says who has it: by default host,
+        process and program, different for each call. It is not re-entrant.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -230,8 +230,8 @@ class TransactionLeases(Leases[Pending[bool]]):
 class LeaseStore(ByRun[RunLeases]):
     """Named leases per run: at most one holder at a time, with a token that only grows.
 
-    A holder that slept through its time cannot do harm: what it commits
-    under the lease is refused once somebody else has acquired it.
+    A late holder does no harm: once another process has acquired the lease,
+    commits under the old one are refused.
 
     >>> import inmem
     >>> with inmem.open() as db:

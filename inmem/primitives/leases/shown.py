@@ -12,8 +12,8 @@ from inmem.values import text_of
 class Lease:
     """A lease as it was acquired or renewed. Times in microseconds since the epoch, by the store's clock.
 
-    `token` is above those of all earlier holders of this name: hand it on to
-    whatever the lease protects, so that it can refuse who comes late.
+    `token` is above those of all earlier holders of this name. Send it to what
+    the lease protects, so that late holders can be refused there.
     """
 
     name: str

@@ -152,11 +152,11 @@ class RunQueues(Queues[JobId]):
         """Take the best ready job; None if there is none within `wait_s` seconds.
 
         The job is the caller's for `lease_s` seconds: ack it, nack it, or
-        extend that. If none of it happens the claim has run out, counts as an
-        attempt, and the job is ready again without anybody's help. While it
-        waits, this sleeps; `wait_s=None` waits for ever. `worker` is shown
-        to who looks, by default host and process. `limit` is 1: `claim_many`
-        takes more. Cost: a read, one round trip, two reads.
+        extend the claim. If none of these happens, the claim runs out. That
+        counts as an attempt, and the job is ready again. Waiting is sleeping;
+        `wait_s=None` waits for ever. `worker` says who has the job, by default
+        host and process. `limit` is 1: `claim_many` takes more. Cost: a read,
+        one round trip, two reads.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -193,11 +193,11 @@ class RunQueues(Queues[JobId]):
     ) -> Iterator[HeldJob]:
         """Take one job after the other, for ever, or until none comes for `wait_s` seconds.
 
-        Each is used with `with`: leaving the block acks it. An exception in
-        the block nacks it, with its text, and then leaves the loop as well:
-        catch it around the block if the worker shall live on. The claim is
-        extended meanwhile. It ends when `stop`, an event, is set: it looks at
-        that before each claim, and once in a second while it waits.
+        Use each job with `with`: leaving the block acks it. An exception in
+        the block nacks it, with its text, and then leaves the loop as well. If
+        the worker is to go on, catch it around the block. The claim is extended
+        meanwhile. The iterator ends when `stop`, an event, is set. It looks at
+        `stop` before each claim, and once a second while it waits.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -218,8 +218,8 @@ class RunQueues(Queues[JobId]):
     def purge(self, queue: str, *, state: str | None = None) -> int:
         """Remove the jobs of a queue, of one state or all; how many. Cost: one round trip for 1,000 jobs.
 
-        A state is meant as `JobInfo` has it. Whoever has claimed one finds out by `JobLostError`. Jobs that
-        are put meanwhile stay.
+        States are those of `JobInfo`. Workers that have claimed such a job get `JobLostError`. Jobs that are
+        put meanwhile stay.
         """
         removed: int = self._sink.drive(self._purged(encode_queue(queue), check_state(state)))
         return removed
@@ -422,10 +422,10 @@ class PipedQueues(QueuePuts[PendingJobId]):
 class JobQueues(ByRun[RunQueues]):
     """Named queues per run, whose jobs are taken, retried, and done with everything else in one commit.
 
-    Each job is somebody's for a while, and nobody else's: the claim. A claim
-    that is not acked in time runs out, and the job is ready again. So a job is
-    done at least once, and its effects in the store exactly once, if they are
-    in one transaction with its ack.
+    A claim gives a job to one worker for a while. If it is not acked in time,
+    the claim runs out, and the job is ready again. So a job is done at least
+    once. Its effects in the store happen exactly once, if they are in one
+    transaction with its ack.
 
     >>> import inmem
     >>> with inmem.open() as db:

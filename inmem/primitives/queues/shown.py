@@ -13,7 +13,7 @@ from inmem.primitives.queues.job import JobId
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job that was claimed: whoever has this does it, until `claimed_until` at least.
+    """A claimed job: the holder does it, until `claimed_until` at least.
 
     `attempt` counts claims, from 1 on. `token` is of this claim alone. `errors`
     are the last ones of earlier attempts. Times in microseconds. It can be
@@ -57,14 +57,14 @@ def check_job(job: object, prefix: bytes) -> Job:
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """A job as it is stored, for who looks at it.
+    """A job as it is stored.
 
     `state` is one of `ready`, `delayed`, `claimed`, `dead` and `done`, as it
     was written: the time of a delayed or claimed one may have come since.
     `result` is that of a done job, which has no payload any more; `time` is
     when a delayed one is due, a claim runs out, or the job has ended. A payload
-    that does not decode is None here: it is dead, with the reason, once a claim
-    has met it.
+    that cannot be decoded is None here; the next claim makes the job dead, with
+    the reason.
     """
 
     id: JobId

@@ -138,12 +138,12 @@ class Runs(RunReads):
     def delete_run(self) -> DeletedRun:
         """Remove a run for good with all that it stores; how much that was.
 
-        One atomic commit over all primitives and indices, which cannot be
-        taken back: the id is fenced, and whoever writes into it later gets
-        RunDeletedError. Works on runs that were never created too. Cost: 10 ms
-        for 10,000 records. A larger run is counted here first, 1 µs a
-        record, and its space comes back in the time after the commit, a
-        million records in some seconds. Other commits wait 20 ms at most.
+        One atomic commit over all primitives and indices. It cannot be undone:
+        the id is closed, and later writes to it get RunDeletedError. It works on
+        runs that were never created, too. Cost: 10 ms for 10,000 records. A
+        larger run is counted here first, 1 µs a record. Its space is freed in
+        the time after the commit, a million records in some seconds. Other
+        commits wait 20 ms at most.
 
         Raises:
             RunNotFoundError: no record, and nothing stored.
@@ -225,7 +225,7 @@ class RunRuns(Runs):
     ) -> RunMetadata:
         """Sleep until the run has one of some statuses, by default one that it cannot work on in; its record.
 
-        A run that was not created yet is waited for. See `Database.wait`.
+        The run need not have been created yet. See `Database.wait`.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -285,9 +285,9 @@ class RunRuns(Runs):
     ) -> builtins.list[str]:
         """Fail the runs that `stale` finds; their ids. Cost: that of `stale`, and a transaction for each.
 
-        Each transaction looks at run and lease again, so an owner who renews
-        in between keeps his run. It releases the lease: what an owner who
-        wakes up later commits under it is refused.
+        Each transaction checks run and lease again, so an owner that renews in
+        between keeps its run. It releases the lease: if the owner wakes up
+        later, its commits under the lease are refused.
         """
         older_us = check_older(older_than_s)
         steps = failing(self._host, self._view, _required_error(error), older_us)

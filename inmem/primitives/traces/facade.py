@@ -157,11 +157,11 @@ class TraceReads:
     def recorded_after(self, version: int) -> builtins.list[tuple[int, str]]:
         """Version and id of each trace of a later commit than `version`, in the order of their commits.
 
-        A program that keeps the last version goes on there, and misses
-        nothing: a commit shows all of its traces at once. 0 is before all of
-        them. In `Database.wait` it waits for new ones. What a transaction
-        records itself has no version before its end, and is not there. Cost:
-        0.5 µs for each trace of the run.
+        Keep the last version and pass it next time, and you miss nothing: all
+        traces of a commit become visible at once. 0 is before all of them. In
+        `Database.wait` it waits for new ones. In a transaction its own traces
+        are left out, as they have no version yet. Cost: 0.5 µs for each trace
+        of the run.
 
         >>> import inmem
         >>> with inmem.open() as db:
@@ -360,10 +360,10 @@ class RunTraces(Traces):
 class TraceStore(ByRun[RunTraces]):
     """Reasoning traces per run: typed, tagged, timed, nested.
 
-    Recording is one round trip and writes four records and one for each tag:
-    use it to understand what an agent did, and the event log for volume.
-    Queries cost in proportion to what they find, not to the run. Results are
-    in order of timestamp, then id.
+    Recording a trace is one round trip, and writes four records and one for
+    each tag. Use traces to understand what an agent did, and the event log for
+    volume. The cost of a query depends on what it finds, not on the size of the
+    run. Results are in order of timestamp, then id.
 
     >>> import inmem
     >>> with inmem.open() as db:
