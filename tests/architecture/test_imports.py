@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("aio",),
     ("steps",),
     ("exchange",),
-    ("cli", "web"),
+    ("cli", "web", "demo"),
     ("exports",),
     ("__init__",),
     ("adapters",),
@@ -85,7 +85,7 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "psycopg": frozenset({"engines.postgres"}),  # of the extra `postgres`
     "greenlet": frozenset({"engines.postgres"}),
     "typer": frozenset({"cli", "cli.app"}),  # of the extra `cli`: the core must not need them
-    "rich": frozenset({"cli", "cli.app"}),
+    "rich": frozenset({"cli", "cli.app", "demo"}),
     "starlette": frozenset({"web", "adapters"}),  # of the extras `ui` and `mcp`
     "uvicorn": frozenset({"web", "adapters"}),
     "langgraph": frozenset({"adapters"}),  # of an extra for each
