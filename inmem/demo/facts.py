@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from inmem.database import Database
+import inmem
 from inmem.demo.plan import JOBS, REVIEW
-from inmem.primitives.events.rules import ChainVerification
-from inmem.primitives.traces.rules import ToolCall
 
 Anchor = tuple[int, bytes]
 
@@ -65,7 +63,7 @@ class StoredFacts:
     events: list[tuple[str, dict[str, Any]]]  # type and payload, in their order
     left: dict[str, int]  # jobs that are not done, by queue
     workers: dict[str, WorkerFacts]
-    chains: dict[str, ChainVerification]
+    chains: dict[str, inmem.ChainVerification]
     findings: list[str]  # of `db.check()`
     records: int = 0  # that it looked at
 
@@ -74,7 +72,7 @@ class StoredFacts:
         return [payload for found, payload in self.events if found == event_type]
 
 
-def not_done(database: Database, run: str) -> dict[str, int]:
+def not_done(database: inmem.Database, run: str) -> dict[str, int]:
     """How many jobs of each queue are in any state, but done."""
     found = {}
     for queue in (JOBS, REVIEW):
@@ -83,7 +81,7 @@ def not_done(database: Database, run: str) -> dict[str, int]:
     return found
 
 
-def read_facts(database: Database, run: str, workers: Sequence[str], heard: HeardFacts) -> StoredFacts:
+def read_facts(database: inmem.Database, run: str, workers: Sequence[str], heard: HeardFacts) -> StoredFacts:
     """Read all that the fleet has left. Nobody writes any more."""
     of_workers = {name: f"{run}.{name}" for name in workers}
     report = database.check()
@@ -102,12 +100,12 @@ def read_facts(database: Database, run: str, workers: Sequence[str], heard: Hear
     )
 
 
-def _worker(database: Database, run: str) -> WorkerFacts:
+def _worker(database: inmem.Database, run: str) -> WorkerFacts:
     state = database.cells.read(run, "state")
     traces = {}
     for trace in database.traces.iter(run):
         body, parent = trace.body, trace.parent_id
-        if isinstance(body, ToolCall):
+        if isinstance(body, inmem.ToolCall):
             traces[trace.id] = StoredTrace(parent, body.tool_name, body.arguments, body.result)
         else:
             traces[trace.id] = StoredTrace(parent, None)

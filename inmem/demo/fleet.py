@@ -19,15 +19,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from inmem.database import Database
-from inmem.database import open as open_database
+import inmem
 from inmem.demo.children import ChildFailedError, FleetChild, FleetProcesses
 from inmem.demo.facts import HeardFacts, not_done, read_facts
 from inmem.demo.link import DemoTask
 from inmem.demo.verify import DemoCheck, DemoEvidence, verified
 from inmem.demo.writer import WriterKill, why_not
-from inmem.errors import InmemError
-from inmem.keys import RunId
 
 PROGRAM: Final = ("-m", "inmem.demo.process")
 # Who is killed, and after which part of the time.
@@ -178,14 +175,14 @@ def run_demo(options: DemoOptions, signals: StopSignals, observer: DemoObserver 
 
 
 @contextmanager
-def _opened(path: str | None) -> Iterator[Database]:
+def _opened(path: str | None) -> Iterator[inmem.Database]:
     """The store. One without a path is gone afterwards.
 
     Raises:
         DemoFailedError: it is not.
     """
     # With a log, as a store has that stays; one without a path has none by default.
-    database = open_database(path, durability="buffered" if path is None else None)
+    database = inmem.open(path, durability="buffered" if path is None else None)
     place = None if path is not None else Path(database.path)
     try:
         yield database
@@ -202,7 +199,7 @@ class _Fleet:
     """The parent of all processes, while they work."""
 
     def __init__(
-        self, database: Database, options: DemoOptions, signals: StopSignals, observer: DemoObserver,
+        self, database: inmem.Database, options: DemoOptions, signals: StopSignals, observer: DemoObserver,
         spared: str,
     ) -> None:
         self._database = database
@@ -212,7 +209,7 @@ class _Fleet:
         # A URL may have a password, which the database's name has not.
         is_named = options.path is not None and "://" in options.path
         place = options.path if is_named and options.path is not None else str(database.path)
-        self._run = f"demo-{RunId.new()}"
+        self._run = f"demo-{inmem.RunId.new()}"
         durability = database.status().durability
         self._state = DemoState(database.name, self._run, options.seconds, durability, spared=spared)
         self._heard = HeardFacts()
@@ -378,7 +375,7 @@ class _Fleet:
             if not self._state.spared:
                 try:
                     self._writer_kill.strike()
-                except InmemError as error:
+                except inmem.InmemError as error:
                     raise DemoFailedError(f"the writer could not be killed: {error}") from None
                 self._writer = DemoKill("writer", "writer", self._writer_kill.pid, at_s)
                 self._state.kills.append(self._writer)

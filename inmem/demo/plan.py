@@ -10,8 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import Any, Final
 
-from inmem.primitives.traces.facade import NewTrace
-from inmem.primitives.traces.rules import Decision, ToolCall
+import inmem
 
 JOBS: Final = "jobs"  # the queue of the workers
 REVIEW: Final = "review"  # the queue of the reviewers
@@ -79,16 +78,16 @@ def name_of(number: int) -> str:
     return f"job-{number:06d}"
 
 
-def traces_of(job: DemoJob) -> list[NewTrace]:
+def traces_of(job: DemoJob) -> list[inmem.NewTrace]:
     """What is recorded of a job: a decision, and below it each call."""
     root = name_of(job.number)
     tools = [call.tool for call in job.calls]
-    decision = Decision(f"What is needed for {job.city}?", [*_TOOLS], ", ".join(tools))
+    decision = inmem.Decision(f"What is needed for {job.city}?", [*_TOOLS], ", ".join(tools))
     calls = [
-        NewTrace(
-            ToolCall(call.tool, call.arguments, call.result, 1e3 * call.takes_s), f"{root}.{place}", root,
-            tags=("demo",),
+        inmem.NewTrace(
+            inmem.ToolCall(call.tool, call.arguments, call.result, 1e3 * call.takes_s),
+            f"{root}.{place}", root, tags=("demo",),
         )
         for place, call in enumerate(job.calls)
     ]
-    return [NewTrace(decision, root, tags=("demo",)), *calls]
+    return [inmem.NewTrace(decision, root, tags=("demo",)), *calls]

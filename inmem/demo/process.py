@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 
-from inmem.database import open as open_database
+import inmem
 from inmem.demo.link import ParentGoneError, ParentLink
 from inmem.demo.roles import ROLES, FleetRole
 
@@ -21,7 +21,7 @@ def main(roles: Mapping[str, type[FleetRole]] = ROLES) -> None:
     link = ParentLink()
     code = 0
     try:
-        with open_database(link.task.place, create=False) as database:
+        with inmem.open(link.task.place, create=False) as database:
             roles[link.task.role](database, link).run()
     except ParentGoneError:
         code = 1

@@ -10,12 +10,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from inmem.database import Database
+import inmem
 from inmem.demo.link import ParentLink
 from inmem.demo.plan import BATCH, JOBS, LEASE, REVIEW, DemoJob, job_of, name_of, traces_of
-from inmem.errors import JobLostError, LeaseHeldError, LeaseLostError, WaitTimeoutError
-from inmem.primitives.leases.held import HeldLease
-from inmem.primitives.queues.shown import Job
 
 CLAIM_S: Final = 2.0  # a job of a worker that was killed is another one's after that
 LEASE_S: Final = 1.0  # another reviewer approves after that
@@ -28,7 +25,7 @@ _TRIES: Final = 10_000  # of a transaction: its deadline ends it
 class FleetRole:
     """One process at work on the run of the fleet."""
 
-    def __init__(self, database: Database, link: ParentLink) -> None:
+    def __init__(self, database: inmem.Database, link: ParentLink) -> None:
         self.link = link
         self.task = link.task
         self.fleet = database.run(self.task.run)
@@ -44,7 +41,7 @@ class FleetRole:
         """Do one thing, or wait for a moment."""
         raise NotImplementedError
 
-    def transact(self, step: Any, lease: HeldLease | None = None) -> Any:
+    def transact(self, step: Any, lease: inmem.HeldLease | None = None) -> Any:
         """A transaction of the fleet's run."""
         return self.fleet.transact(step, max_attempts=_TRIES, lease=lease)
 
@@ -69,7 +66,7 @@ class DemoPlanner(FleetRole):
         self.link.doing("waits for the workers")
         try:
             self.fleet.wait(self._has_room, timeout_s=_WAIT_S)
-        except WaitTimeoutError:
+        except inmem.WaitTimeoutError:
             return
         first, last = self.transact(self._put)
         self.link.doing(f"has put {name_of(first)} to {name_of(first + BATCH - 1)}")
@@ -104,12 +101,12 @@ class DemoWorker(FleetRole):
             time.sleep(call.takes_s)
         try:
             ours, own = self.finish(job, plan)
-        except JobLostError:  # its time ran out, and another worker has the job: nothing was stored
+        except inmem.JobLostError:  # its time ran out, and another worker has the job: nothing was stored
             self.link.doing(f"{name_of(plan.number)}: lost its claim")
             return
         self.link.tell("done", job=plan.number, **_anchor(ours), own=_anchor(own))
 
-    def finish(self, job: Job, plan: DemoJob) -> Any:
+    def finish(self, job: inmem.Job, plan: DemoJob) -> Any:
         """The result, the totals, the traces, the next job and the end of this one: one transaction."""
 
         def commit(txn: Any) -> Any:
@@ -144,12 +141,12 @@ class DemoReviewer(FleetRole):
                 self.link.tell("lease", token=held.token)
                 while not (self.link.stopping.is_set() or held.lost.is_set()):
                     self.review(held)
-        except LeaseHeldError:
+        except inmem.LeaseHeldError:
             self.link.doing("waits for the lease")
-        except LeaseLostError:
+        except inmem.LeaseLostError:
             self.link.tell("lease", token=0)
 
-    def review(self, held: HeldLease) -> None:
+    def review(self, held: inmem.HeldLease) -> None:
         """Approve one result."""
         job = self.fleet.queues.claim(REVIEW, lease_s=CLAIM_S, wait_s=_WAIT_S, worker=self.task.holder)
         if job is None:
@@ -158,11 +155,11 @@ class DemoReviewer(FleetRole):
         self.link.doing(f"holds lease {held.token}: {name_of(job.payload['job'])}")
         try:
             last = self.approve(held, job)
-        except JobLostError:
+        except inmem.JobLostError:
             return
         self.link.tell("approved", job=job.payload["job"], token=held.token, **_anchor(last))
 
-    def approve(self, held: HeldLease, job: Job) -> Any:
+    def approve(self, held: inmem.HeldLease, job: inmem.Job) -> Any:
         """Under the lease, in one transaction: it is refused if another reviewer has the lease then."""
         token = held.token
 

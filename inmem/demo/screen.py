@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from inmem.cli.text import plain
 from inmem.demo.fleet import DemoKill, DemoObserver, DemoOptions, DemoResult, DemoState
 
 _LINE_S: Final = 1.0  # between two lines where there is no terminal
@@ -101,7 +102,7 @@ def picture_of(state: DemoState, width: int, height: int) -> RenderableType:
     totals = Table.grid(padding=(0, 2, 0, 0))
     totals.add_column(style="dim", no_wrap=True)
     totals.add_column(no_wrap=True, overflow="ellipsis")
-    totals.add_row("store", state.place)
+    totals.add_row("store", plain(state.place))
     totals.add_row("jobs", f"{state.planned:,} planned, {state.done:,} done, {state.approved:,} approved")
     totals.add_row("rates", f"{state.jobs_per_s:,.0f} jobs/s, {state.commits_per_s:,.0f} commits/s")
     totals.add_row("amount", f"{state.amount / 100:,.2f}")

@@ -14,10 +14,7 @@ import threading
 import time
 from typing import Final
 
-from inmem.database import Database
-from inmem.database import open as open_database
-from inmem.engines.opening import is_url
-from inmem.errors import InmemError, InvalidInputError, WriterUnavailableError
+import inmem
 
 _DIE_S: Final = 10.0  # for the kernel to end a process
 _BEATS: Final = "heartbeats"
@@ -27,11 +24,11 @@ def why_not(path: str | None) -> str:
     """Why the writer of a store must be left alone; empty if the demonstration will have started it."""
     if path is None:
         return ""
-    if is_url(path):
+    if "://" in path:
         return "a store on a server has no writer"
     try:
-        open_database(path, create=False, autostart=False).close()
-    except (WriterUnavailableError, InvalidInputError):
+        inmem.open(path, create=False, autostart=False).close()
+    except (inmem.WriterUnavailableError, inmem.InvalidInputError):
         return ""  # nobody serves it, or nothing is there
     return "another program started it"
 
@@ -39,13 +36,13 @@ def why_not(path: str | None) -> str:
 class WriterKill:
     """The kill of a writer, and the first commit that is answered after it."""
 
-    def __init__(self, database: Database, run: str) -> None:
+    def __init__(self, database: inmem.Database, run: str) -> None:
         self._database = database
         self._run = run
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self.pid = 0
         self.back_s: float | None = None
-        self.error: InmemError | None = None
+        self.error: inmem.InmemError | None = None
         self._killed_at = 0.0
 
     def strike(self) -> None:
@@ -59,13 +56,13 @@ class WriterKill:
         try:
             # Asked after opening: so the descriptor is of the writer.
             if self._database.status().writer_pid != self.pid:
-                raise WriterUnavailableError("the writer has changed by itself")
+                raise inmem.WriterUnavailableError("the writer has changed by itself")
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             self._killed_at = time.monotonic()
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
             if not poll.poll(1e3 * _DIE_S):
-                raise WriterUnavailableError(f"writer {self.pid} was killed, and is there")
+                raise inmem.WriterUnavailableError(f"writer {self.pid} was killed, and is there")
         finally:
             os.close(descriptor)
         self._thread.start()
@@ -73,7 +70,7 @@ class WriterKill:
     def _beat(self) -> None:
         try:
             self._database.kv.add(self._run, _BEATS)
-        except InmemError as error:
+        except inmem.InmemError as error:
             self.error = error
         else:
             self.back_s = time.monotonic() - self._killed_at

@@ -35,11 +35,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("aio",),
     ("steps",),
     ("exchange",),
-    ("cli", "web", "demo"),
+    ("cli", "web"),
     ("exports",),
     ("__init__",),
     ("adapters",),
-    ("cli.app",),
+    ("cli.app", "demo"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
@@ -137,8 +137,8 @@ NEIGHBOURS = frozenset({
 })
 
 
-# What puts the commands together, and the commands of adapters.
-COMMANDS = frozenset({"inmem.cli.__init__", "inmem.cli.app", "inmem.cli.mcp", "inmem.cli.otel"})
+# What puts the commands together, and the commands of what uses the public API.
+COMMANDS = frozenset({"inmem.cli.__init__", "inmem.cli.app", "inmem.cli.demo", "inmem.cli.mcp", "inmem.cli.otel"})
 
 
 def part_of(module: str) -> str:
