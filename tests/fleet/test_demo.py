@@ -25,12 +25,10 @@ from unit.test_cli import PROGRAM, environment
 from unit.test_docs_site import fields, sections
 
 import inmem
-from inmem.demo.fleet import DemoFailedError, DemoOptions, StopSignals, run_demo
 
 __all__ = ["fresh", "home"]
 
 WAIT_S = 100.0
-HELPERS = Path(__file__).parents[1] / "helpers"
 KILLED = {"reviewer", "writer", "worker"}
 
 
@@ -159,30 +157,6 @@ class TestWholeRuns:
         words = [sys.executable, "-m", "inmem.demo"]
         code, out, errors = Demonstration("--seconds", "1", "--workers", "1", "--quiet", words=words).end()
         assert (code, errors) == (0, "") and re.fullmatch(r"All of it holds: .*\n", out)
-
-
-class TestPlantedBugs:
-    @pytest.mark.parametrize(
-        ("fault", "found"),
-        [
-            ("acks-alone", "every job was done exactly once"),
-            ("books-twice", "every job was done exactly once"),
-            ("forgets-traces", "the traces of each job are complete"),
-            ("trusts-its-clock", "no lease was held twice, and tokens grow"),
-        ],
-    )
-    def test_it_is_found(self, fault: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PYTHONPATH", str(HELPERS), prepend=os.pathsep)
-        options = DemoOptions(seconds=1.5, workers=2, program=("-m", "demo_faults", fault))
-        with StopSignals() as signals:
-            result = run_demo(options, signals)
-        wrong = {check.name for check in result.checks if check.problems}
-        assert found in wrong and not result.ok, result.problems
-
-    def test_a_process_that_cannot_start_is_told(self) -> None:
-        options = DemoOptions(seconds=1, workers=1, program=("-c", "raise SystemExit('no such thing')"))
-        with StopSignals() as signals, pytest.raises(DemoFailedError, match=r"exit code 1\. no such thing"):
-            run_demo(options, signals)
 
 
 class TestEndedEarly:
