@@ -138,7 +138,9 @@ NEIGHBOURS = frozenset({
 
 
 # What puts the commands together, and the commands of what uses the public API.
-COMMANDS = frozenset({"inmem.cli.__init__", "inmem.cli.app", "inmem.cli.demo", "inmem.cli.mcp", "inmem.cli.otel"})
+COMMANDS = frozenset({
+    "inmem.cli.__init__", "inmem.cli.app", "inmem.cli.demo", "inmem.cli.mcp", "inmem.cli.otel",
+})
 
 
 def part_of(module: str) -> str:
