@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from inmem.host.files import python_environment, python_program
 
 _LEAVE_S: Final = 10.0  # for the page to end when it is asked to
 _LOOK_S: Final = 0.1
-_UI: Final = ("-c", "from inmem.cli import main; main()", "ui", "--open")
+_PAGE: Final = ("-m", "inmem.demo.page")
 Store = Annotated[
     str | None,
     typer.Option(
@@ -110,18 +111,32 @@ class _Shown(DemoScreen):
 
 @contextmanager
 def _page(place: str, *, is_silent: bool) -> Iterator[None]:
-    """`inmem ui`, as a process of its own, which prints its link itself."""
+    """`inmem ui`, as a process of its own; its link is printed before the picture begins.
+
+    Raises:
+        DemoFailedError: it has ended. It says why on standard error.
+    """
     process = subprocess.Popen(
-        [python_program(), *_UI], env=python_environment() | {VARIABLE: place}, stdin=subprocess.DEVNULL,
+        [python_program(), *_PAGE], env=python_environment() | {VARIABLE: place}, stdin=subprocess.PIPE,
         # A URL may have a password: so it is given by the variable, and not as a word.
-        stdout=subprocess.DEVNULL if is_silent else None, process_group=0,
+        stdout=subprocess.PIPE, text=True, process_group=0,
     )
+    assert process.stdin is not None and process.stdout is not None
     try:
+        said = ""
+        while not said.endswith("}\n"):
+            line = process.stdout.readline()
+            if not line:
+                raise DemoFailedError("the page has ended")
+            said += line
+        if not is_silent:
+            print(f"The page is {json.loads(said)['link']}", flush=True)
         yield
     finally:
-        process.terminate()
+        process.stdin.close()
         try:
             process.wait(_LEAVE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        process.stdout.close()

@@ -10,6 +10,7 @@
     facts       what is in the store at the end
     verify      that against what was acknowledged: pure
     screen      what a person sees
+    page        the page of `inmem ui` beside it
 
 Invariant: the verdict is good only if every check compared something and
 found nothing, and every process that was killed has come back.

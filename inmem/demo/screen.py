@@ -32,17 +32,12 @@ class DemoScreen(DemoObserver):
     def __init__(self, *, is_silent: bool) -> None:
         self._console = Console(highlight=False, markup=False)
         self._is_silent = is_silent
+        self._can_move = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live: Live | None = None
         self._next = 0.0
         self._told: set[int] = set()
 
     def __enter__(self) -> DemoScreen:
-        if not self._is_silent and self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._live = Live(
-                Text("starts"), console=self._console, auto_refresh=False, vertical_overflow="crop",
-                transient=True,
-            )
-            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,6 +53,11 @@ class DemoScreen(DemoObserver):
     def draw(self, state: DemoState) -> None:
         """As its base says."""
         now = time.monotonic()
+        if self._live is None and self._can_move and not self._is_silent:
+            self._live = Live(
+                console=self._console, auto_refresh=False, vertical_overflow="crop", transient=True
+            )
+            self._live.start()
         if self._live is not None:
             if now >= self._next:
                 self._next = now + _FRAME_S

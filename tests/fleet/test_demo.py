@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import HTTPCookieProcessor, build_opener, urlopen
 
 import pytest
 from homes import fresh, home
@@ -28,6 +29,7 @@ import inmem
 __all__ = ["fresh", "home"]
 
 WAIT_S = 100.0
+ROOT = Path(__file__).parents[2]
 KILLED = {"reviewer", "writer", "worker"}
 
 
@@ -176,12 +178,11 @@ class TestEndedEarly:
     def test_processes_whose_parent_was_killed_end_by_themselves(
         self, store_path: Path, started: list[Demonstration]
     ) -> None:
-        one = Demonstration("--seconds", "60", "--path", str(store_path))
+        one = Demonstration("--seconds", "60", "--path", str(store_path), "--ui", BROWSER="true %s")
         started.append(one)
         one.line("jobs planned")
-        assert len(of_session(one.process.pid)) > 4
+        assert len(of_session(one.process.pid)) == 9  # itself, the page, a planner, four workers, two reviewers
         one.process.kill()
-        one.process.communicate()
         wait_until(lambda: not of_session(one.process.pid), "the processes have ended")
 
 
@@ -205,3 +206,31 @@ class TestUsage:
         (scratch / "file").write_text("")
         code, out, errors = Demonstration("--path", str(scratch / "file"), "--json").end()
         assert (code, errors) == (1, "") and json.loads(out)["error"]["code"]
+
+
+class TestThePage:
+    def test_it_is_there_while_the_fleet_works(
+        self, store_path: Path, scratch: Path, started: list[Demonstration]
+    ) -> None:
+        opened = scratch / "opened"
+        browser = scratch / "browser"
+        browser.write_text(f"#!/bin/sh\necho \"$1\" > {opened}\n")
+        browser.chmod(0o700)
+        one = Demonstration(
+            "--seconds", "1", "--workers", "1", "--ui", "--path", str(store_path), BROWSER=f"{browser} %s"
+        )
+        started.append(one)
+        link = one.line("^The page is ").split()[-1]
+        with build_opener(HTTPCookieProcessor()).open(link, timeout=WAIT_S) as answer:
+            assert answer.status == 200 and b"<html" in answer.read()
+        code, out, _ = one.end()
+        assert code == 0 and "All of it holds" in out
+        assert opened.read_text().strip() == link
+        with pytest.raises(OSError, match="refused"):
+            urlopen(link, timeout=WAIT_S)
+
+    def test_without_its_extra_it_says_what_is_missing(self, tmp_path: Path) -> None:
+        """Before anything is started."""
+        (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['uvicorn'] = None\n")
+        code, out, errors = Demonstration("--ui", PYTHONPATH=f"{tmp_path}:{ROOT}").end()
+        assert (code, out) == (2, "") and "pip install 'inmem[ui]'" in errors
