@@ -66,6 +66,20 @@ $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
+# Built from what is in the checkout, in directories of their own: nothing that an earlier build has left gets in.
+.PHONY: dist
+DIST_STAMP := $(VENV)/.dist
+
+dist: $(DIST_STAMP) ## sdist and wheel, built and checked, into dist
+	rm -rf dist build/lib inmem.egg-info/SOURCES.txt
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tests/helpers/distributions.py dist
+
+$(DIST_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[release]'
+	@touch $@
+
 clean: ## remove .venv, caches and build products
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find inmem workers tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

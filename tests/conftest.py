@@ -47,7 +47,8 @@ LONG = (
     "test_fleet", "test_63_interrupts", "test_replay", "test_71_leases", "test_40_idle_writers", "test_chaos",
     "test_01_writer_killed_at_a_step", "test_leases", "test_62_calls_in_the_middle_of_calls",
     "test_64_many_unanswered_commits", "test_69_waiting_while_writers_die", "test_new_primitive",
-    "test_types_from_a_wheel", "test_37_surroundings", "test_28_largest_commits", "test_planted_bugs",
+    "test_distribution", "test_demo", "test_demo_planted_bugs", "test_types_from_a_wheel",
+    "test_37_surroundings", "test_28_largest_commits", "test_planted_bugs",
 )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """The commands, put together.
 
     exit  meaning
-    0     done; for `status`: a writer serves; for `check` and `doctor`: nothing was found
-    1     it failed; for `check` and `doctor`: problems were found; for `verify`: the chain is broken;
+    0     done; for `status`: a writer serves; for `check`, `doctor` and `demo`: nothing was found
+    1     it failed; for `check`, `doctor` and `demo`: problems were found; for `verify`: the chain is broken;
           for a run or a key: there is no such
     2     wrong usage, or an extra is not installed
     3     `status`: no writer serves
@@ -19,6 +19,7 @@ from inmem.cli.care import backup, checkpoint, clock, restore, salvage
 from inmem.cli.check import check
 from inmem.cli.common import Command
 from inmem.cli.config import config
+from inmem.cli.demo import demo
 from inmem.cli.doctor import doctor
 from inmem.cli.exchange import export, import_
 from inmem.cli.kv import kv
@@ -46,7 +47,7 @@ app = typer.Typer(
 )
 for command in (
     init, serve, start, status, stop, top, doctor, check, backup, restore, checkpoint, clock, salvage,
-    export, import_, mcp, otel,
+    export, import_, mcp, otel, demo,
 ):
     app.command(cls=Command)(command)
 app.add_typer(config, name="config")

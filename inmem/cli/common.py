@@ -200,6 +200,7 @@ class Where:
 
 def command(
     *, about_runs: bool = False, reads: bool = False, old: str = "last", only_here: str = "",
+    directory: Any = Directory,
 ) -> Callable[[Callable[Concatenate[Where, P], None]], Callable[..., None]]:
     """Make a function a command: what it foresees as an error is printed, and ends it with 1.
 
@@ -208,6 +209,7 @@ def command(
     `old` says where the data directory was an argument in older forms: the
     "last" one, the "first" of two, or "none" of those that are counted. One that
     is `only_here` refuses a store on a server, and says what to do instead.
+    `directory` is the option that names the store, where it is another one.
     """
 
     def made(function: Callable[Concatenate[Where, P], None]) -> Callable[..., None]:
@@ -240,7 +242,7 @@ def command(
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         first = own[0].name if own else ""
         added: dict[str, tuple[Any, Any]] = {"old": (Old, None)} if old != "none" else {}
-        added["directory"] = Directory, None
+        added["directory"] = directory, None
         if about_runs:
             added |= {"tenant": (Tenant, "default"), "app": (App, "default"), "agent": (Agent, "default")}
         if reads:

@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("exports",),
     ("__init__",),
     ("adapters",),
-    ("cli.app",),
+    ("cli.app", "demo"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
@@ -85,7 +85,7 @@ FOREIGN: dict[str, frozenset[str] | None] = {
     "psycopg": frozenset({"engines.postgres"}),  # of the extra `postgres`
     "greenlet": frozenset({"engines.postgres"}),
     "typer": frozenset({"cli", "cli.app"}),  # of the extra `cli`: the core must not need them
-    "rich": frozenset({"cli", "cli.app"}),
+    "rich": frozenset({"cli", "cli.app", "demo"}),
     "starlette": frozenset({"web", "adapters"}),  # of the extras `ui` and `mcp`
     "uvicorn": frozenset({"web", "adapters"}),
     "langgraph": frozenset({"adapters"}),  # of an extra for each
@@ -137,8 +137,10 @@ NEIGHBOURS = frozenset({
 })
 
 
-# What puts the commands together, and the commands of adapters.
-COMMANDS = frozenset({"inmem.cli.__init__", "inmem.cli.app", "inmem.cli.mcp", "inmem.cli.otel"})
+# What puts the commands together, and the commands of what uses the public API.
+COMMANDS = frozenset({
+    "inmem.cli.__init__", "inmem.cli.app", "inmem.cli.demo", "inmem.cli.mcp", "inmem.cli.otel",
+})
 
 
 def part_of(module: str) -> str:

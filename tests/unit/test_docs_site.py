@@ -224,6 +224,7 @@ def test_what_json_gives_is_what_is_told(scratch: Path, monkeypatch: pytest.Monk
 
     unserved = sentence_after("what the directory says:", sections()["status"])
     try:
+        ask("demo", "--seconds", "1", "--workers", "1")
         ask("init", "-d", "./data")
         ask("start", "-d", "./data")
         with inmem.open("./data") as db:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import tomllib
 from collections.abc import Iterator
@@ -61,7 +62,9 @@ def test_nothing_else_looks_public() -> None:
 
 def test_the_version_is_the_distribution_s() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-    assert inmem.__version__ == project["project"]["version"]
+    assert project["project"]["dynamic"] == ["version"] and "version" not in project["project"]
+    module, _, name = project["tool"]["setuptools"]["dynamic"]["version"]["attr"].rpartition(".")
+    assert inmem.__version__ == getattr(importlib.import_module(module), name)
 
 
 def test_the_package_is_typed() -> None:
