@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -9,6 +10,7 @@ import pytest
 from page_server import PageServer
 
 import inmem
+from inmem.web.guard import Guard, Message, Receive, Send
 
 pytest.importorskip("starlette", reason="the extra `ui` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `ui` is not installed")
@@ -32,6 +34,33 @@ def test_the_link_gives_a_cookie_and_takes_the_token_out_of_the_address(server: 
 def test_the_way_after_the_link_is_always_one_of_this_page(server: PageServer) -> None:
     status, headers, _ = server.ask(f"//elsewhere.example/?token={server.token}", has_cookie=False)
     assert (status, headers["location"]) == (303, "/elsewhere.example/")
+    status, headers, _ = server.ask(f"/\\elsewhere.example/?token={server.token}", has_cookie=False)
+    assert (status, headers["location"]) == (303, "/elsewhere.example/")
+
+
+@pytest.mark.parametrize("other", ['a={"x": 1}', "a=b c", "alone", "=", "a=é", "inmem-ui-PORT=old", 'a="'])
+def test_cookies_of_other_programs_are_no_matter(server: PageServer, other: str) -> None:
+    sent = f"{other.replace('PORT', str(server.port))}; {server.cookie}"
+    assert server.ask("/api/store", headers={"Cookie": sent})[0] == 200
+
+
+def test_the_port_that_browsers_do_not_name() -> None:
+    statuses = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def receive() -> Message:
+        raise AssertionError("nothing has a body")
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status"))
+
+    for host in (b"127.0.0.1", b"127.0.0.1:80", b"localhost", b"evil.example"):
+        headers = [(b"host", host), (b"cookie", b"inmem-ui-80=t")]
+        scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": headers}
+        asyncio.run(Guard(app, "t", 80)(scope, receive, send))
+    assert [status for status in statuses if status] == [200, 403, 200, 403]
 
 
 @pytest.mark.parametrize("path", ["/", "/api/store", "/api/stream", "/assets/app.js", "/run/trip"])
