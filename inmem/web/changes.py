@@ -9,13 +9,15 @@ of once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from inmem.aio import AsyncDatabase
-from inmem.errors import RunDeletedError
+from inmem.errors import InmemError, RunDeletedError
 
+_log: Final = logging.getLogger(__name__)
 _PAUSE_S: Final = 0.1  # between two tellings of one kind
 _SHARE: Final = 10  # times as long as looks take, of all kinds together: a tenth of a core for each page
 SHARED: Final = ("agent", "app", "tenant")
@@ -117,3 +119,14 @@ class RunChanges:
             now = time.monotonic()
             self._free = max(now, self._free) + _SHARE * took_s
             await asyncio.sleep(max(_PAUSE_S, self._free - now))
+
+
+async def tell_changes(db: AsyncDatabase, run: str | None, told: Mailbox) -> None:
+    """Follow as `RunChanges` does. Why it could not go on is the last word: `bye`."""
+    try:
+        await RunChanges(db, run, told).follow()
+    except InmemError as error:
+        told.put("bye", error.message)
+    except Exception:  # a page that is told of nothing any more must not seem to be live
+        _log.exception("the page cannot follow %s", "the runs" if run is None else f"run {run}")
+        told.put("bye", "the page cannot follow any more: its server says why")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -29,7 +28,7 @@ from inmem.aio import open as open_waiting
 from inmem.cli.top import rates
 from inmem.database import Database, Status
 from inmem.errors import InmemError, InvalidInputError, NotFoundError
-from inmem.web.changes import Mailbox, RunChanges
+from inmem.web.changes import Mailbox, tell_changes
 from inmem.web.guard import NAMES, Guard, Message, Receive, Send
 from inmem.web.reader import MOST, PageReader
 from inmem.web.writing import change
@@ -40,7 +39,6 @@ _MAX_BODY: Final = 16 * 1024 * 1024
 _SAMPLE_S: Final = 1.0
 _LEAVE_S: Final = 2  # in which requests may end when the server stops
 _TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-_log: Final = logging.getLogger(__name__)
 _ASSETS: Final = files("inmem.web").joinpath("assets")
 
 
@@ -175,7 +173,7 @@ class WebPage:
         waiting = self._waiting
         assert waiting is not None  # requests come after the start
         told = Mailbox()
-        works = (self._sample(told), self._follow(waiting, run, told), self._close(told))
+        works = (self._sample(told), tell_changes(waiting, run, told), self._close(told))
         tasks = [asyncio.create_task(work) for work in works]
         try:
             while True:
@@ -187,15 +185,6 @@ class WebPage:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _follow(self, waiting: AsyncDatabase, run: str | None, told: Mailbox) -> None:
-        try:
-            await RunChanges(waiting, run, told).follow()
-        except InmemError as error:
-            told.put("bye", error.message)
-        except Exception:  # a page that is told of nothing any more must not seem to be live
-            _log.exception("the page cannot follow %s", "the runs" if run is None else f"run {run}")
-            told.put("bye", "the page cannot follow any more: its server says why")
 
     async def _close(self, told: Mailbox) -> None:
         await self._closing.wait()

@@ -21,8 +21,7 @@ import inmem
 pytest.importorskip("starlette", reason="the extra `ui` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `ui` is not installed")
 
-from inmem.web.changes import Mailbox
-from inmem.web.server import WebPage
+from inmem.web.changes import Mailbox, tell_changes
 
 HOSTILE = "<img src=x onerror=alert(1)> \u202e \x1b[2J"
 
@@ -273,11 +272,10 @@ class TestWhatItTells:
         words = [("status", 9999), ("changed", "kv"), ("changed", "events"), ("bye", "end")]
         assert asyncio.run(tell()) == words
 
-    def test_what_nobody_has_foreseen_ends_the_stream(self, home: Home, db: inmem.Database) -> None:
+    def test_what_nobody_has_foreseen_ends_the_stream(self) -> None:
         async def follow() -> tuple[str, Any]:
-            page = WebPage(db, may_write=False, port=1, token="t", place=home.place)
             told = Mailbox()
-            await page._follow(None, "trip", told)  # type: ignore[arg-type]
+            await tell_changes(None, "trip", told)  # type: ignore[arg-type]
             return await told.take()
 
         assert asyncio.run(follow()) == ("bye", "the page cannot follow any more: its server says why")
