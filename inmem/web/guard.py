@@ -39,8 +39,10 @@ _NO_TOKEN: Final = "Open the link that `inmem ui` has printed: nothing is shown 
 class Guard:
     """Asks every request for its token and where it comes from, before the app sees it."""
 
-    def __init__(self, app: App, token: str, port: int) -> None:
+    def __init__(self, app: App, token: str, port: int, once: str = "") -> None:
+        """`once` opens the page too, for the first that comes with it."""
         self._app = app
+        self._once = once
         self._token = token
         self._hosts = frozenset(name if port == _HTTP else f"{name}:{port}" for name in NAMES)
         self._cookie = f"inmem-ui-{port}"  # cookies do not tell ports from each other
@@ -63,7 +65,7 @@ class Guard:
             await _answer(guarded, 403, f"{problem}\n")
             return
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
-        if given and self._is_token(given) and scope["method"] == "GET":
+        if given and scope["method"] == "GET" and (self._is_token(given) or self._is_first(given)):
             cookie = f"{self._cookie}={self._token}; HttpOnly; SameSite=Strict; Path=/"
             await _answer(guarded, 303, "", [(b"location", _place(scope)), (b"set-cookie", cookie.encode())])
             return
@@ -89,6 +91,12 @@ class Guard:
         """Whether the token is in a header `Cookie`, with whatever other programs of this machine set."""
         named = (pair.strip().partition("=") for pair in header.split(";"))
         return any(name == self._cookie and self._is_token(value) for name, _, value in named)
+
+    def _is_first(self, given: str) -> bool:
+        is_right = bool(self._once) and hmac.compare_digest(given.encode(), self._once.encode())
+        if is_right:
+            self._once = ""
+        return is_right
 
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self._token.encode())

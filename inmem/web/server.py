@@ -55,7 +55,8 @@ class WebPage:
     """The app over one store. `token` is what a request has to have; see `Guard`."""
 
     def __init__(
-        self, database: Database, *, may_write: bool, port: int, token: str, place: str | None = None
+        self, database: Database, *, may_write: bool, port: int, token: str, place: str | None = None,
+        once: str = "",
     ) -> None:
         """`place` is what opens the same store once more: its name has no password of a URL."""
         self._db = database
@@ -74,7 +75,7 @@ class WebPage:
             *[Route(f"/api/{name}", self._read(read)) for name, read in self._reads().items()],
         ]
         app = Starlette(routes=routes, lifespan=self._lifespan)
-        self.app = Guard(app, token, port)
+        self.app = Guard(app, token, port, once)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -296,13 +297,16 @@ def new_token() -> str:
 
 
 def serve(
-    database: Database, sock: socket.socket, token: str, *, may_write: bool, place: str | None = None
+    database: Database, sock: socket.socket, token: str, *, may_write: bool, place: str | None = None,
+    once: str = "",
 ) -> None:
     """Serve the page until SIGINT or SIGTERM. See `WebPage`."""
 
     async def main() -> None:
         port = sock.getsockname()[1]
-        page = WebPage(database, may_write=may_write, port=port, token=token, place=place)
+        page = WebPage(
+            database, may_write=may_write, port=port, token=token, place=place, once=once
+        )
         config = uvicorn.Config(
             page.app, log_level="warning", access_log=False, server_header=False, date_header=False,
             timeout_graceful_shutdown=_LEAVE_S, http="h11", ws="none", lifespan="on", proxy_headers=False,

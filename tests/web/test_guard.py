@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from page_server import PageServer
+from support import wait_until
 
 import inmem
 from inmem.web.guard import Guard, Message, Receive, Send
@@ -42,6 +44,23 @@ def test_the_way_after_the_link_is_always_one_of_this_page(server: PageServer) -
 def test_cookies_of_other_programs_are_no_matter(server: PageServer, other: str) -> None:
     sent = f"{other.replace('PORT', str(server.port))}; {server.cookie}"
     assert server.ask("/api/store", headers={"Cookie": sent})[0] == 200
+
+
+def test_the_link_that_a_browser_is_started_with_works_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with inmem.open() as db:
+        browser = tmp_path / "browser"
+        browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/link\n')
+        browser.chmod(0o700)
+        link = tmp_path / "link"
+        monkeypatch.setenv("BROWSER", str(browser))
+        with PageServer(db.path, "--open") as server:
+            given = wait_until(lambda: link.exists() and link.read_text(), "the start of a browser")
+            once = given.strip().partition("token=")[2]
+            assert once and once != server.token
+            for token, status in [(once, 303), (once, 403), (server.token, 303)]:
+                assert server.ask(f"/?token={token}", has_cookie=False)[0] == status
 
 
 def test_the_port_that_browsers_do_not_name() -> None:
