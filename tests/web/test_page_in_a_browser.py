@@ -364,6 +364,8 @@ def test_details_that_come_late_are_not_shown(page: Browser, server: PageServer)
 def test_a_link_to_no_run_says_so(page: Browser, server: PageServer, place: str) -> None:
     page.visit(f"{server.base}/{place}")
     shows(page, "document.querySelector('main .failure').textContent.length > 5")
+    assert [message for message in page.messages if "status of 40" not in message] == []
+    page.messages.clear()
 
 
 def test_a_search_while_the_list_moves(page: Browser, server: PageServer, store: Path) -> None:
@@ -417,6 +419,9 @@ def test_a_value_is_edited_as_it_is(page: Browser, store: Path) -> None:
         shows(page, f"{said}.includes('has changed')")
         assert db.kv.get("trip-to-oslo", "text") == "of another"
         db.kv.delete("trip-to-oslo", "text")
+        page.visit("about:blank")  # before its server ends
+        assert [message for message in page.messages if "409" not in message] == []
+        page.messages.clear()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 // What the server is asked, and what it tells.
 
-const AGAIN_MS = 3000, REST_MS = 10000, SHARE = 19;
+const AGAIN_MS = 3000, REST_MS = 10000, SHARE = 9;
 
 export class Failure extends Error {
   constructor(message, status) { super(message); this.status = status; }
@@ -60,7 +60,7 @@ export function follow(run, handlers) {
 }
 
 // One call at a time: what is asked for meanwhile is done once more after it. Then it rests, so that the
-// server has one twentieth of a core for it, however much there is to read; `run(true)` does not wait for that.
+// server has at most a tenth of a core for it, however much there is to read; `run(true)` does not wait for that.
 export function oneAtATime(work) {
   let isRunning = false, again = false, isUrgent = false, wake = null;
   return async function run(urgent = false) {
