@@ -21,38 +21,43 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 if TYPE_CHECKING:
     from inmem import Database
 
-_PLACE: Final = "INMEM_PYTEST_PLACE"  # where the shared store of a run is; set by who begins it
+_PLACE: Final = "inmem_place"  # the name of the run's directory, as the workers of xdist are told of it
 _LEAVE_S: Final = 30.0  # in which a writer must have gone
 _MOVE_S: Final = 10.0
 _STEP_US: Final = 12 * 3600 * 1_000_000  # of the clock: a leap of more than a day is taken for a mistake
 _POLL_S: Final = 0.005
 STEPS: Final = ("logged", "synced", "published", "answering")  # of a commit, where a writer can be killed
 
-_previous: Final = pytest.StashKey[str | None]()
+_place: Final = pytest.StashKey[str]()  # the name of the directory of the run's shared store
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say where the run's shared store will be, if a test wants it."""
-    if not hasattr(config, "workerinput"):
-        config.stash[_previous] = os.environ.get(_PLACE)
-        name = f"inmem-{os.getpid()}-{secrets.token_hex(4)}"
-        os.environ[_PLACE] = str(Path(tempfile.gettempdir(), name))
+    """Say what the directory of the run's shared store is called, if a test wants one."""
+    told = getattr(config, "workerinput", {}).get(_PLACE)
+    config.stash[_place] = told or f"inmem-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of xdist."""
+    node.workerinput[_PLACE] = node.config.stash[_place]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove it: all workers have ended."""
-    if _previous not in config.stash:
+    if _place not in config.stash or hasattr(config, "workerinput"):
         return
-    place, before = Path(os.environ.pop(_PLACE)), config.stash[_previous]
-    if before is not None:
-        os.environ[_PLACE] = before
+    try:
+        place = Path(tempfile.gettempdir(), config.stash[_place])
+    except FileNotFoundError:  # there is no directory that can be written to: nothing was made
+        return
     if place.exists():
         _removed(place)
 
@@ -61,10 +66,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def _inmem_shared() -> Iterator[Path]:
+def _inmem_shared(pytestconfig: pytest.Config) -> Iterator[Path]:
     import inmem
 
-    place = Path(os.environ[_PLACE])
+    place = Path(tempfile.gettempdir(), pytestconfig.stash[_place])
     place.mkdir(mode=0o700, exist_ok=True)
     with inmem.open(place / "store", durability="memory"):  # as long as this is open its writer stays
         yield place / "store"
@@ -92,7 +97,7 @@ def inmem_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """
     from inmem.host.clock import VARIABLE
 
-    place = Path(tempfile.mkdtemp(prefix="inmem-test-"))
+    place = Path(tempfile.mkdtemp(prefix="inmem-test-")).resolve()  # as the kernel names open files
     clock = place / "clock"
     clock.write_bytes(bytes(8))
     monkeypatch.setenv(VARIABLE, str(clock))
@@ -269,6 +274,8 @@ class InmemWriter:
 
     def _end(self, number: int) -> int:
         pid = self._there()
+        if number == signal.SIGKILL:  # it ends as it is: one that is frozen does nothing more
+            self._frozen = None
         self.thaw()
         os.kill(pid, number)
         _until(lambda: self.pid != pid and not _is_alive(pid), f"the writer, process {pid}, has not ended")

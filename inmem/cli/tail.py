@@ -8,6 +8,7 @@ What was overwritten between two looks, and what was removed, is not seen.
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Final, NamedTuple
@@ -141,6 +142,15 @@ def tail(
         _Tail(source, run, wanted, listing).follow(last)
 
 
+class _Found(NamedTuple):
+    """A record that is new; what it says is read when it is printed."""
+
+    version: int
+    kind: str
+    name: bytes
+    record: bytes
+
+
 class _Tail:
     """Prints what has come since it looked last."""
 
@@ -169,14 +179,14 @@ class _Tail:
             self._source.follow()
             began = time.monotonic()
             try:
-                found = self._new()
+                found = self._new(last if is_first else None)
             except (SnapshotTooOldError, WriterUnavailableError):
                 time.sleep(_BETWEEN_S)  # between two images: the next look is at the new one
                 continue
-            for happened in found[max(0, len(found) - last) :] if is_first else found:
+            for each in found:
                 if self._listing.is_full:
                     break
-                self._print(happened)
+                self._print(self._happened(each))
             self._listing.flush()
             if self._listing.is_full:
                 return
@@ -186,42 +196,58 @@ class _Tail:
                 self._source.sleep(armed)
             time.sleep(min(_MOST_S, _SHARE * took_s))
 
-    def _new(self) -> list[Happened]:
+    def _new(self, most: int | None) -> list[_Found]:
+        """What has changed since the last whole look, in the order of commits; the last `most` of it."""
         with self._source.moment() as moment:
             store = StoredRun(moment, self._run.namespace, self._name)
             if store.is_empty() and is_deleted(moment, store):
                 raise RunDeletedError(f"run {self._name} was deleted: nothing will follow", run_id=self._name)
-            return sorted(self._changed(store, moment), key=lambda each: each.version)
+            # A look that fails in the middle leaves what is known as it was: nothing is passed over.
+            length, versions = store.length(), {kind: dict[bytes, int]() for kind in self._versions}
+            changed = self._changed(store, moment, length, versions)
+            if most is None:
+                found = sorted(changed, key=lambda each: each.version)
+            else:  # of a large run only what is shown is kept
+                numbered = ((each.version, number, each) for number, each in enumerate(changed))
+                found = [each for _, _, each in reversed(heapq.nlargest(most, numbered))]
+        self._versions, self._next = versions, length
+        return found
 
-    def _changed(self, store: StoredRun, moment: Moment) -> Iterator[Happened]:
-        for kind, (tag, told) in self._kinds.items():
-            for name, record in self._events(store) if tag == TypeTag.EVENT else store.records(tag):
-                if self._is_new(kind, name, record):
-                    with readable(f"{kind} {name!r} of {self._name}"):
-                        what = told(name, payload_of(record))
-                    yield Happened(version_of(record), timestamp_of(record), kind, *what)
+    def _changed(
+        self, store: StoredRun, moment: Moment, length: int, versions: dict[str, dict[bytes, int]]
+    ) -> Iterator[_Found]:
+        """Records that are new. `versions` gets those of all that is there: what was removed is left out."""
+        for kind, (tag, _) in self._kinds.items():
+            if tag == TypeTag.EVENT:
+                for name, record in self._events(store, length):
+                    yield _Found(version_of(record), kind, name, record)
+                continue
+            known, seen = self._versions[kind], versions[kind]
+            for name, record in store.records(tag):
+                version = seen[name] = version_of(record)
+                if known.get(name) != version:
+                    yield _Found(version, kind, name, record)
         if self._wants_run:
             found = moment.read(run_rules.run_key(self._run.namespace.prefix(), self._name))
-            if found is not None and self._is_new("run", b"", found):
-                run = run_rules.unpack(self._name, payload_of(found))
-                words = run.status.value + (f": {run.error}" if run.error else "")
-                yield Happened(version_of(found), timestamp_of(found), "run", self._name, words, None, False)
+            if found is not None:
+                version = versions["run"][b""] = version_of(found)
+                if self._versions["run"].get(b"") != version:
+                    yield _Found(version, "run", b"", found)
 
-    def _events(self, store: StoredRun) -> Iterator[tuple[bytes, bytes]]:
+    def _events(self, store: StoredRun, length: int) -> Iterator[tuple[bytes, bytes]]:
         """Those from the next one on; all of them if the log is shorter than it was."""
-        length = store.length()
-        first, self._next = self._next if self._next <= length else 0, length
-        after = (first - 1).to_bytes(8, "big") if first else None
-        return store.records(TypeTag.EVENT, start_after=after)
+        first = self._next if self._next <= length else 0
+        return store.records(TypeTag.EVENT, start_after=(first - 1).to_bytes(8, "big") if first else None)
 
-    def _is_new(self, kind: str, name: bytes, record: bytes) -> bool:
-        if kind == "event":
-            return True
-        known, version = self._versions[kind], version_of(record)
-        if known.get(name) == version:
-            return False
-        known[name] = version
-        return True
+    def _happened(self, found: _Found) -> Happened:
+        version, kind, name, record = found
+        if kind == "run":
+            run = run_rules.unpack(self._name, payload_of(record))
+            words = run.status.value + (f": {run.error}" if run.error else "")
+            return Happened(version, timestamp_of(record), kind, self._name, words, None, False)
+        with readable(f"{kind} {name!r} of {self._name}"):
+            what = KINDS[kind].told(name, payload_of(record))
+        return Happened(version, timestamp_of(record), kind, *what)
 
     def _print(self, happened: Happened) -> None:
         listing = self._listing

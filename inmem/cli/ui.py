@@ -48,13 +48,15 @@ def ui(
         check_run_id(run)
     with where.open() as database, server.listening(port) as sock:
         token = server.new_token()
-        link = server.link_of(sock, token, f"/run/{run}" if run else "/")
+        place = f"/run/{run}" if run else "/"
+        link = server.link_of(sock, token, place)
         said: dict[str, Any] = {"link": link, "write": write}
         if where.as_json:
             print_json(said)
         else:
             console().print(f"{link}\nCtrl-C ends it.", soft_wrap=True)
         sys.stdout.flush()
-        if open_browser:
-            webbrowser.open(link)
-        server.serve(database, sock, token, may_write=write, place=where.named)
+        once = server.new_token() if open_browser else ""
+        if open_browser:  # all users of a machine see the arguments of its programs: this link works once
+            webbrowser.open(server.link_of(sock, once, place))
+        server.serve(database, sock, token, may_write=write, place=where.named, once=once)

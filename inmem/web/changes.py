@@ -9,16 +9,17 @@ of once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any, Final
 
 from inmem.aio import AsyncDatabase
 from inmem.errors import InmemError, RunDeletedError
 
+_log: Final = logging.getLogger(__name__)
 _PAUSE_S: Final = 0.1  # between two tellings of one kind
-_SHARE: Final = 10  # times as long as a look takes, at least: a tenth of a core
+_SHARE: Final = 10  # times as long as looks take, of all kinds together: a tenth of a core for each page
 SHARED: Final = ("agent", "app", "tenant")
 
 
@@ -43,18 +44,44 @@ def scope_of(db: AsyncDatabase, run: str) -> Any:
     return db.shared(run[1:]) if run.startswith("@") else db.run(run)
 
 
+class Mailbox:
+    """What one page has still to be told: of each kind the newest, so that a slow page is cheap."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, tuple[str, Any]] = {}
+        self._filled = asyncio.Event()
+
+    def put(self, name: str, data: Any) -> None:
+        """Tell it, in place of an older word of the same kind that has not been taken."""
+        self._waiting[f"changed {data}" if name == "changed" else name] = (name, data)
+        self._filled.set()
+
+    async def take(self) -> tuple[str, Any]:
+        """Wait for the next word: its name, and what it says."""
+        while not self._waiting:
+            self._filled.clear()
+            await self._filled.wait()
+        return self._waiting.pop(next(iter(self._waiting)))
+
+
 class RunChanges:
-    """Of one run, or of the list of runs: an asynchronous iterator of kinds, each after it has changed.
+    """Follows one run, or the list of runs, and tells of each kind that has changed.
 
     Each kind comes once at first. `gone` is the last one, if the run is deleted.
     """
 
-    def __init__(self, db: AsyncDatabase, run: str | None) -> None:
+    def __init__(self, db: AsyncDatabase, run: str | None, told: Mailbox) -> None:
         self._db = db
         self._run = run
-        self._told: asyncio.Queue[str | InmemError] = asyncio.Queue()
+        self._told = told
+        self._free = 0.0  # when the looks of all kinds have had their share of the processor
 
-    async def __aiter__(self) -> AsyncIterator[str]:
+    async def follow(self) -> None:
+        """Go on until the run is deleted.
+
+        Raises:
+            InmemError: the store cannot be read or waited for.
+        """
         if self._run is None:
             looks: dict[str, Callable[[Any], Any]] = {"runs": lambda view: view.runs.get_stats()}
             scope = self._db.shared("agent")
@@ -65,20 +92,13 @@ class RunChanges:
                 looks["run"] = lambda view: view.runs.get_run(self._run)
         tasks = [asyncio.create_task(self._follow(scope, kind, look)) for kind, look in looks.items()]
         try:
-            while True:
-                told = await self._told.get()
-                if isinstance(told, RunDeletedError):
-                    yield "gone"
-                    return
-                if isinstance(told, InmemError):
-                    raise told
-                yield told
+            await asyncio.gather(*tasks)
+        except RunDeletedError:
+            self._told.put("changed", "gone")
         finally:
             for task in tasks:
                 task.cancel()
-            for task in tasks:
-                with suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(self, scope: Any, kind: str, look: Callable[[Any], Any]) -> None:
         while True:
@@ -89,15 +109,24 @@ class RunChanges:
                 nonlocal looks, took_s
                 began = time.monotonic()
                 look(view)
-                took_s = time.monotonic() - began
+                took_s += time.monotonic() - began
                 looks += 1
                 if looks == 1:
-                    self._told.put_nowait(kind)
+                    self._told.put("changed", kind)
                 return looks > 1
 
-            try:
-                await scope.wait(look_twice)
-            except InmemError as error:
-                self._told.put_nowait(error)
-                return
-            await asyncio.sleep(max(_PAUSE_S, _SHARE * took_s))
+            await scope.wait(look_twice)
+            now = time.monotonic()
+            self._free = max(now, self._free) + _SHARE * took_s
+            await asyncio.sleep(max(_PAUSE_S, self._free - now))
+
+
+async def tell_changes(db: AsyncDatabase, run: str | None, told: Mailbox) -> None:
+    """Follow as `RunChanges` does. Why it could not go on is the last word: `bye`."""
+    try:
+        await RunChanges(db, run, told).follow()
+    except InmemError as error:
+        told.put("bye", error.message)
+    except Exception:  # a page that is told of nothing any more must not seem to be live
+        _log.exception("the page cannot follow %s", "the runs" if run is None else f"run {run}")
+        told.put("bye", "the page cannot follow any more: its server says why")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -21,6 +20,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 NAMES: Final = ("127.0.0.1", "localhost")  # of the machine, to which the page answers
+_HTTP: Final = 80  # the port that browsers do not name
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -39,10 +39,12 @@ _NO_TOKEN: Final = "Open the link that `inmem ui` has printed: nothing is shown 
 class Guard:
     """Asks every request for its token and where it comes from, before the app sees it."""
 
-    def __init__(self, app: App, token: str, port: int) -> None:
+    def __init__(self, app: App, token: str, port: int, once: str = "") -> None:
+        """`once` opens the page too, for the first that comes with it."""
         self._app = app
+        self._once = once
         self._token = token
-        self._hosts = frozenset(f"{name}:{port}" for name in NAMES)
+        self._hosts = frozenset(name if port == _HTTP else f"{name}:{port}" for name in NAMES)
         self._cookie = f"inmem-ui-{port}"  # cookies do not tell ports from each other
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -63,11 +65,11 @@ class Guard:
             await _answer(guarded, 403, f"{problem}\n")
             return
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
-        if given and self._is_token(given) and scope["method"] == "GET":
+        if given and scope["method"] == "GET" and (self._is_token(given) or self._is_first(given)):
             cookie = f"{self._cookie}={self._token}; HttpOnly; SameSite=Strict; Path=/"
             await _answer(guarded, 303, "", [(b"location", _place(scope)), (b"set-cookie", cookie.encode())])
             return
-        if not self._is_token(self._sent(headers.get("cookie", ""))):
+        if not self._has_cookie(headers.get("cookie", "")):
             await _answer(guarded, 403, _NO_TOKEN)
             return
         await self._app(scope, receive, guarded)
@@ -82,15 +84,19 @@ class Guard:
         if origin is None and method not in ("GET", "HEAD"):
             return "Changes come from the page only, with its Origin."
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            return "Requests of other sites are refused."
+            return "Requests of other sites are refused. Put the link of `inmem ui` into the address bar."
         return ""
 
-    def _sent(self, header: str) -> str:
-        try:
-            found = SimpleCookie(header).get(self._cookie)
-        except CookieError:
-            return ""
-        return found.value if found is not None else ""
+    def _has_cookie(self, header: str) -> bool:
+        """Whether the token is in a header `Cookie`, with whatever other programs of this machine set."""
+        named = (pair.strip().partition("=") for pair in header.split(";"))
+        return any(name == self._cookie and self._is_token(value) for name, _, value in named)
+
+    def _is_first(self, given: str) -> bool:
+        is_right = bool(self._once) and hmac.compare_digest(given.encode(), self._once.encode())
+        if is_right:
+            self._once = ""
+        return is_right
 
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self._token.encode())
@@ -99,7 +105,7 @@ class Guard:
 def _place(scope: Message) -> bytes:
     """The same address without the token; always one of this page."""
     path: bytes = scope.get("raw_path") or scope["path"].encode()
-    return b"/" + path.lstrip(b"/")
+    return b"/" + path.lstrip(b"/\\")  # browsers take both for the same
 
 
 async def _answer(

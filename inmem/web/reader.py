@@ -7,8 +7,9 @@ document has a bounded size. Nothing here changes anything.
 from __future__ import annotations
 
 import itertools
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
@@ -19,6 +20,7 @@ from inmem.cli.stored_queues import queues_in
 from inmem.cli.text import full_time, plain, span
 from inmem.database import Database, Status
 from inmem.errors import InvalidInputError, RunNotFoundError
+from inmem.jsonvalues import to_json
 from inmem.keys import TypeTag
 from inmem.primitives.events.rules import Event
 from inmem.primitives.leases import rules as lease_rules
@@ -39,6 +41,7 @@ MOST: Final = 5_000  # rows of one page
 _SCANNED: Final = 20_000  # rows that are looked at for one page of a search
 _SEARCH_S: Final = 1.0
 _VALUE: Final = 200_000  # characters of a value that is shown alone
+_EDITED: Final = 1_000_000  # bytes of a value that the page offers to change
 _UNCREATED: Final = 50
 _LOOKED_AT: Final = 2_000
 _CHILDREN: Final = 200
@@ -192,9 +195,7 @@ class PageReader:
         """Traces in order of time, from after one on; `next` is the id to go on after, empty at the end."""
         store = self._source.run(name)
         place = _found(store.trace(after.encode()), f"trace {plain(after)}") if after else None
-        found = list(itertools.islice(store.traces(start_after=place), limit + 1))
-        rows = [self._trace_row(trace) for trace in found[:limit]]
-        return {"rows": rows, "next": found[limit - 1].id if len(found) > limit else ""}
+        return _paged(store.traces(start_after=place), limit, self._trace_row)
 
     def _trace_row(self, trace: Trace) -> list[Any]:
         own = duration_s(trace)
@@ -211,27 +212,28 @@ class PageReader:
     def entries(self, name: str, *, prefix: str = "", after: str = "", limit: int = 200) -> dict[str, Any]:
         """Entries of the KV store in order of their keys; `next` is the key to go on after."""
         found = self._source.run(name).entries(prefix or None, start_after=after or None)
-        page = list(itertools.islice(found, limit + 1))
-        rows = [
-            [e.key, e.version, e.timestamp, words_of(e.value, LINE), e.ttl_s, e.size] for e in page[:limit]
-        ]
-        return {"rows": rows, "next": page[limit - 1].key if len(page) > limit else ""}
+        return _paged(
+            found, limit,
+            lambda e: [e.key, e.version, e.timestamp, words_of(e.value, LINE), e.ttl_s, e.size],
+        )
 
     def entry(self, name: str, key: str) -> dict[str, Any]:
-        """One entry with its value."""
+        """One entry with its value; as JSON too, which says it exactly, where it may be changed."""
         entry = _found(self._source.run(name).entry(key), f"key {plain(key)}")
         expires = "never" if entry.ttl_s is None else f"in {span(entry.ttl_s)}"
         details = [
             ["value", Details(_VALUE).value(entry.value)], ["written", full_time(entry.timestamp)],
             ["version", f"{entry.version:,}"], ["expires", expires], ["size", f"{entry.size:,} bytes"],
         ]
-        return {"details": details}
+        document: dict[str, Any] = {"details": details, "version": entry.version}
+        if self._may_write and entry.size <= _EDITED:
+            document["json"] = json.dumps(to_json(entry.value), ensure_ascii=False, indent=2)
+        return document
 
     def cells(self, name: str, *, after: str = "", limit: int = 200) -> dict[str, Any]:
         """Cells in order of their names; `next` is the name to go on after."""
-        page = list(itertools.islice(self._source.run(name).cells(start_after=after or None), limit + 1))
-        rows = [[c.name, c.version, c.updated_at, words_of(c.value, LINE)] for c in page[:limit]]
-        return {"rows": rows, "next": page[limit - 1].name if len(page) > limit else ""}
+        found = self._source.run(name).cells(start_after=after or None)
+        return _paged(found, limit, lambda c: [c.name, c.version, c.updated_at, words_of(c.value, LINE)])
 
     def cell(self, name: str, cell: str) -> dict[str, Any]:
         """One cell with its value."""
@@ -258,7 +260,7 @@ class PageReader:
         """The queues with their counts."""
         with self._source.moment() as moment:
             reads = queues_in(moment, self._source.run(name).prefix)
-            rows = [[plain(queue), asdict(reads.counts(queue))] for queue in reads.list()]
+            rows = [[queue, asdict(reads.counts(queue))] for queue in reads.list()]
         return {"rows": rows, "now": self._source.now_us()}
 
     def jobs(self, name: str, queue: str, state: str) -> dict[str, Any]:
@@ -270,6 +272,16 @@ class PageReader:
         with self._source.moment() as moment:
             jobs = in_state(queues_in(moment, self._source.run(name).prefix), queue, state, _JOBS)
         return {"rows": [_job_row(job) for job in jobs], "most": _JOBS}
+
+
+def _paged(found: Iterator[T], limit: int, row: Callable[[T], list[Any]]) -> dict[str, Any]:
+    """Rows, and the first thing of the last one, after which to go on. One value at a time is in memory."""
+    rows: list[list[Any]] = []
+    for each in found:
+        if len(rows) == limit:
+            return {"rows": rows, "next": rows[-1][0] if rows else ""}
+        rows.append(row(each))
+    return {"rows": rows, "next": ""}
 
 
 def _job_row(job: JobInfo) -> dict[str, Any]:

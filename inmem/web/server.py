@@ -28,8 +28,8 @@ from inmem.aio import open as open_waiting
 from inmem.cli.top import rates
 from inmem.database import Database, Status
 from inmem.errors import InmemError, InvalidInputError, NotFoundError
-from inmem.web.changes import RunChanges
-from inmem.web.guard import NAMES, Guard
+from inmem.web.changes import Mailbox, tell_changes
+from inmem.web.guard import NAMES, Guard, Message, Receive, Send
 from inmem.web.reader import MOST, PageReader
 from inmem.web.writing import change
 
@@ -39,7 +39,6 @@ _MAX_BODY: Final = 16 * 1024 * 1024
 _SAMPLE_S: Final = 1.0
 _LEAVE_S: Final = 2  # in which requests may end when the server stops
 _TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-_Told = asyncio.Queue[tuple[str, Any]]
 _ASSETS: Final = files("inmem.web").joinpath("assets")
 
 
@@ -56,7 +55,8 @@ class WebPage:
     """The app over one store. `token` is what a request has to have; see `Guard`."""
 
     def __init__(
-        self, database: Database, *, may_write: bool, port: int, token: str, place: str | None = None
+        self, database: Database, *, may_write: bool, port: int, token: str, place: str | None = None,
+        once: str = "",
     ) -> None:
         """`place` is what opens the same store once more: its name has no password of a URL."""
         self._db = database
@@ -75,7 +75,7 @@ class WebPage:
             *[Route(f"/api/{name}", self._read(read)) for name, read in self._reads().items()],
         ]
         app = Starlette(routes=routes, lifespan=self._lifespan)
-        self.app = Guard(app, token, port)
+        self.app = Guard(app, token, port, once)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -164,42 +164,34 @@ class WebPage:
     async def _stream(self, request: Request) -> Response:
         if self._streams >= _STREAMS:
             return JSONResponse({"error": f"{_STREAMS} pages are open already"}, 503)
-        run = request.query_params.get("run")
-        return StreamingResponse(self._told(run), media_type="text/event-stream")
+        self._streams += 1  # before anything is waited for: requests that come together are counted
+        return _Stream(self._tell(request.query_params.get("run")), self._has_ended)
 
-    async def _told(self, run: str | None) -> AsyncIterator[bytes]:
-        self._streams += 1
+    def _has_ended(self) -> None:
+        self._streams -= 1
+
+    async def _tell(self, run: str | None) -> AsyncIterator[bytes]:
         waiting = self._waiting
         assert waiting is not None  # requests come after the start
-        told: _Told = asyncio.Queue()
-        tasks = [
-            asyncio.create_task(self._sample(told)), asyncio.create_task(self._follow(waiting, run, told)),
-            asyncio.create_task(self._close(told)),
-        ]
+        told = Mailbox()
+        works = (self._sample(told), tell_changes(waiting, run, told), self._close(told))
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             while True:
-                name, data = await told.get()
+                name, data = await told.take()
                 yield f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
                 if name == "bye":
                     return
         finally:
-            self._streams -= 1
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, waiting: AsyncDatabase, run: str | None, told: _Told) -> None:
-        try:
-            async for kind in RunChanges(waiting, run):
-                told.put_nowait(("changed", kind))
-        except InmemError as error:
-            told.put_nowait(("bye", error.message))
-
-    async def _close(self, told: _Told) -> None:
+    async def _close(self, told: Mailbox) -> None:
         await self._closing.wait()
-        told.put_nowait(("bye", "the page's server has ended"))
+        told.put("bye", "the page's server has ended")
 
-    async def _sample(self, told: _Told) -> None:
+    async def _sample(self, told: Mailbox) -> None:
         """The writer's counters are no stored thing that could be waited for: they are asked for."""
         before: tuple[Status, float] | None = None
         loop = asyncio.get_running_loop()
@@ -210,11 +202,25 @@ class WebPage:
                 rate = rates(before[0], status, now - before[1]) if before else None
                 before = (status, now)
                 document = asdict(status) | {"hot": dict(status.hot)}
-                told.put_nowait(("status", {"status": document, "rates": rate and asdict(rate)}))
+                told.put("status", {"status": document, "rates": rate and asdict(rate)})
             except InmemError as error:
                 before = None
-                told.put_nowait(("status", {"problem": error.message}))
+                told.put("status", {"problem": error.message})
             await asyncio.sleep(_SAMPLE_S)
+
+
+class _Stream(StreamingResponse):
+    """What is told as it happens, and what is to be called when nobody listens any more."""
+
+    def __init__(self, body: AsyncIterator[bytes], has_ended: Callable[[], None]) -> None:
+        super().__init__(body, media_type="text/event-stream")
+        self._has_ended = has_ended
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._has_ended()
 
 
 async def _answered(work: Callable[[], Any]) -> Response:
@@ -236,7 +242,7 @@ def _number(given: Mapping[str, str], name: str, default: int, most: int = (1 <<
     text = given.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit() and int(text[:20]) <= most):
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= most):
         raise InvalidInputError(f"{name} must be a number from 0 to {most:,}", argument=name)
     return int(text)
 
@@ -291,16 +297,19 @@ def new_token() -> str:
 
 
 def serve(
-    database: Database, sock: socket.socket, token: str, *, may_write: bool, place: str | None = None
+    database: Database, sock: socket.socket, token: str, *, may_write: bool, place: str | None = None,
+    once: str = "",
 ) -> None:
     """Serve the page until SIGINT or SIGTERM. See `WebPage`."""
 
     async def main() -> None:
         port = sock.getsockname()[1]
-        page = WebPage(database, may_write=may_write, port=port, token=token, place=place)
+        page = WebPage(
+            database, may_write=may_write, port=port, token=token, place=place, once=once
+        )
         config = uvicorn.Config(
             page.app, log_level="warning", access_log=False, server_header=False, date_header=False,
-            timeout_graceful_shutdown=_LEAVE_S, ws="none", lifespan="on",
+            timeout_graceful_shutdown=_LEAVE_S, http="h11", ws="none", lifespan="on", proxy_headers=False,
         )
         await _Served(config, page).serve(sockets=[sock])
 

@@ -6,10 +6,12 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from inmem.cli.text import plain
 from inmem.database import Database
-from inmem.errors import InvalidInputError
+from inmem.errors import InvalidInputError, VersionMismatchError
 from inmem.jsonvalues import from_json
 from inmem.keys import shorten
+from inmem.scopes import Transaction
 
 
 def _text(given: Mapping[str, Any], name: str) -> str:
@@ -25,12 +27,22 @@ def _scope(db: Database, given: Mapping[str, Any]) -> Any:
 
 
 def _put(db: Database, given: Mapping[str, Any]) -> None:
+    """Put a value, unless it has changed since the version that was seen. Its time to live stays."""
     scope, key, text = _scope(db, given), _text(given, "key"), _text(given, "value")
+    seen = given.get("version")
     try:
-        value = json.loads(text)
+        value = from_json(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"value must be JSON: {error}", argument="value") from None
-    scope.kv.put(key, from_json(value))
+
+    def put(txn: Transaction) -> None:
+        found = txn.kv.get_versioned(key)
+        if "version" in given and (found.version if found else None) != seen:
+            problem = f"{plain(key)} has changed since it was read" if found else f"{plain(key)} is gone"
+            raise VersionMismatchError(problem, expected=seen, actual=found.version if found else 0)
+        txn.kv.put(key, value, ttl=txn.kv.ttl(key))
+
+    scope.transact(put)
 
 
 ACTIONS: Final[dict[str, Callable[[Database, Mapping[str, Any]], Any]]] = {

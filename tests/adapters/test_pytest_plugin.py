@@ -154,3 +154,78 @@ def test_what_is_left_open_fails_its_test(scratch: Path) -> None:
     """)
     assert code == 1 and "4 passed, 2 errors" in said, said
     assert "left open by this process" in said and "left open by process" in said
+
+
+def test_an_environment_that_is_emptied_is_no_matter(scratch: Path) -> None:
+    code, said = run(scratch, """
+        def test_one(inmem_db):
+            os.environ.clear()
+            inmem_db.kv.put("run", "key", 1)
+
+        def test_two(inmem_db):
+            assert not [name for name in os.environ if name.startswith("INMEM")]
+    """)
+    assert code == 0 and "2 passed" in said, said
+
+
+def test_no_directory_to_write_to(scratch: Path) -> None:
+    code, said = run(scratch, """
+        import tempfile
+
+        def test_one(monkeypatch):  # to the end: as on a machine where nothing can be written
+            def none():
+                raise FileNotFoundError("no usable temporary directory")
+
+            tempfile.gettempdir = none
+    """)
+    assert code == 0 and "1 passed" in said, said
+
+
+def test_what_is_left_open_is_seen_behind_a_link(scratch: Path) -> None:
+    (scratch / "real").mkdir()
+    (scratch / "link").symlink_to(scratch / "real")
+    code, said = run(scratch / "link", """
+        kept = []
+
+        def test_one(inmem_path):
+            kept.append(inmem.open(inmem_path))
+    """)
+    assert code == 1 and "left open by this process" in said, said
+
+
+def test_a_writer_that_is_killed_while_it_is_frozen_does_nothing_more(scratch: Path) -> None:
+    code, said = run(scratch, """
+        import threading
+
+        def test_one(inmem_fresh, inmem_writer):
+            inmem_fresh.kv.put("run", "key", 1)
+            with inmem_fresh.pipeline() as sent:
+                pid = inmem_writer.freeze()
+                sent.kv.put("run", "key", 2)
+                assert inmem_writer.kill() == pid
+                assert inmem_writer.pid is None
+                assert inmem_fresh.kv.get("run", "key") == 1
+            assert inmem_fresh.kv.get("run", "key") == 2
+    """)
+    assert code == 0 and "1 passed" in said, said
+
+
+def test_a_worker_that_dies_leaves_nothing(scratch: Path) -> None:
+    code, said = run(scratch, """
+        @pytest.mark.parametrize("n", range(4))
+        def test_crash(inmem_db, n):
+            inmem_db.kv.put("run", "key", n)
+            if n == 1:
+                os._exit(9)
+    """, "-n", "2")  # fmt: skip
+    assert code == 1 and "1 failed, 3 passed" in said, said
+
+
+def test_a_run_that_is_interrupted_leaves_nothing(scratch: Path) -> None:
+    code, said = run(scratch, """
+        import signal
+
+        def test_one(inmem_fresh, inmem_db):
+            os.kill(os.getpid(), signal.SIGINT)
+    """)
+    assert code == 2 and "KeyboardInterrupt" in said, said

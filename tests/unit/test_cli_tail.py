@@ -17,6 +17,10 @@ from homes import Home, home
 from support import kill_writer, wait_until
 
 import inmem
+from inmem.cli.tail import KINDS, _Tail
+from inmem.keys import TypeTag
+from inmem.reading.named_source import NamedSource
+from inmem.reading.run import StoredRun
 
 __all__ = ["home"]
 MAIN = "from inmem.cli import main; main()"
@@ -133,3 +137,56 @@ def test_what_is_asked_for_wrongly(scratch: Path, words: list[str], said: str) -
         command = [sys.executable, "-c", MAIN, "tail", *words, "-d", str(scratch / "store")]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode in (1, 2) and said in done.stderr
+
+
+def looked_at(db: inmem.Database, run: str) -> _Tail:
+    """What `inmem tail` looks with, in this process."""
+    engine = db.engine
+    source = NamedSource("test", engine.stored, engine.latest().now_us, db.namespace)
+    return _Tail(source, run, {*KINDS, "run"}, None)  # type: ignore[arg-type]  # nothing is printed
+
+
+def test_a_look_that_fails_in_the_middle_passes_nothing_over(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with home.open() as db:
+        run = db.run("middle")
+        run.events.append("first", 0)
+        tail = looked_at(db, "middle")
+        assert len(tail._new(10)) == 1
+        run.events.append("second", 1)
+        run.kv.put_many({"a": 1, "b": 2})
+        records = StoredRun.records
+
+        def failing(self: StoredRun, tag: int, *args: Any, **options: Any) -> Iterator[tuple[bytes, bytes]]:
+            for record in records(self, tag, *args, **options):
+                yield record
+                if tag == TypeTag.KV:
+                    raise inmem.SnapshotTooOldError("it took too long")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(StoredRun, "records", failing)
+            with pytest.raises(inmem.SnapshotTooOldError):
+                tail._new(None)
+        names = [tail._happened(each).name for each in tail._new(None)]
+        assert names == ["1", "a", "b"] and tail._new(None) == []
+
+
+def test_what_was_removed_is_not_kept_in_memory(home: Home) -> None:
+    with home.open() as db:
+        run = db.run("removed")
+        tail = looked_at(db, "removed")
+        for n in range(5):
+            run.kv.put(f"key/{n}", n)
+            assert len(tail._new(None)) == 1
+            run.kv.delete(f"key/{n}")
+        assert tail._new(None) == [] and tail._versions["kv"] == {}
+
+
+def test_the_first_look_reads_the_values_that_it_shows(home: Home) -> None:
+    with home.open() as db:
+        run = db.run("values")
+        for n in range(30):
+            run.kv.put(f"key/{n:02}", "x" * 10_000)
+        found = looked_at(db, "values")._new(3)
+        assert [each.name for each in found] == [b"key/27", b"key/28", b"key/29"]

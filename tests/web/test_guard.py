@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from page_server import PageServer
+from support import wait_until
 
 import inmem
+from inmem.web.guard import Guard, Message, Receive, Send
 
 pytest.importorskip("starlette", reason="the extra `ui` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `ui` is not installed")
@@ -32,6 +36,50 @@ def test_the_link_gives_a_cookie_and_takes_the_token_out_of_the_address(server: 
 def test_the_way_after_the_link_is_always_one_of_this_page(server: PageServer) -> None:
     status, headers, _ = server.ask(f"//elsewhere.example/?token={server.token}", has_cookie=False)
     assert (status, headers["location"]) == (303, "/elsewhere.example/")
+    status, headers, _ = server.ask(f"/\\elsewhere.example/?token={server.token}", has_cookie=False)
+    assert (status, headers["location"]) == (303, "/elsewhere.example/")
+
+
+@pytest.mark.parametrize("other", ['a={"x": 1}', "a=b c", "alone", "=", "a=é", "inmem-ui-PORT=old", 'a="'])
+def test_cookies_of_other_programs_are_no_matter(server: PageServer, other: str) -> None:
+    sent = f"{other.replace('PORT', str(server.port))}; {server.cookie}"
+    assert server.ask("/api/store", headers={"Cookie": sent})[0] == 200
+
+
+def test_the_link_that_a_browser_is_started_with_works_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with inmem.open() as db:
+        browser = tmp_path / "browser"
+        browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/link\n')
+        browser.chmod(0o700)
+        link = tmp_path / "link"
+        monkeypatch.setenv("BROWSER", str(browser))
+        with PageServer(db.path, "--open") as server:
+            given = wait_until(lambda: link.exists() and link.read_text(), "the start of a browser")
+            once = given.strip().partition("token=")[2]
+            assert once and once != server.token
+            for token, status in [(once, 303), (once, 403), (server.token, 303)]:
+                assert server.ask(f"/?token={token}", has_cookie=False)[0] == status
+
+
+def test_the_port_that_browsers_do_not_name() -> None:
+    statuses = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def receive() -> Message:
+        raise AssertionError("nothing has a body")
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status"))
+
+    for host in (b"127.0.0.1", b"127.0.0.1:80", b"localhost", b"evil.example"):
+        headers = [(b"host", host), (b"cookie", b"inmem-ui-80=t")]
+        scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": headers}
+        asyncio.run(Guard(app, "t", 80)(scope, receive, send))
+    assert [status for status in statuses if status] == [200, 403, 200, 403]
 
 
 @pytest.mark.parametrize("path", ["/", "/api/store", "/api/stream", "/assets/app.js", "/run/trip"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 import json
 import subprocess
 import sys
@@ -18,6 +20,8 @@ import inmem
 
 pytest.importorskip("starlette", reason="the extra `ui` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `ui` is not installed")
+
+from inmem.web.changes import Mailbox, tell_changes
 
 HOSTILE = "<img src=x onerror=alert(1)> \u202e \x1b[2J"
 
@@ -143,12 +147,28 @@ class TestWhatItShows:
          ("jobs?run=trip&queue=work&state=odd", 400, "state must be"),
          ("jobs?run=trip&queue=&state=ready", 400, "queue"),
          ("kv?run=trip&after=" + "x" * 2000, 400, "start_after"), ("run?run=@none", 400, "none"),
-         ("events?run=trip&start=" + "9" * 30, 400, "start")],
+         ("events?run=trip&start=" + "9" * 30, 400, "start"),
+         ("kv?run=trip&limit=" + "0" * 5000, 400, "limit"),
+         ("kv?run=trip&limit=" + "0" * 20 + "99999", 400, "5,000")],
     )  # fmt: skip
     def test_what_is_asked_for_wrongly(self, server: PageServer, path: str, status: int, said: str) -> None:
         found, _, body = server.ask(f"/api/{path}")
         assert found == status, body
         assert said in json.loads(body)["error"]
+
+
+    def test_a_queue_of_any_name(self, db: inmem.Database, server: PageServer) -> None:
+        db.run("odd").queues.put(HOSTILE, "job")
+        ((name, counts),) = server.get("queues", run="odd")["rows"]
+        assert (name, counts["ready"]) == (HOSTILE, 1)
+        assert server.get("jobs", run="odd", queue=name, state="ready")["rows"][0]["line"] == "job"
+
+    def test_pages_of_no_rows_and_of_exactly_all(self, server: PageServer) -> None:
+        assert server.get("kv", run="trip", limit=0) == {"rows": [], "next": ""}
+        assert server.get("kv", run="trip", limit=451)["next"] == ""
+        assert server.get("traces", run="trip", limit=2)["next"] == ""
+        first = server.get("traces", run="trip", limit=1)
+        assert first["next"] == first["rows"][0][0]
 
 
 class TestWhatItTells:
@@ -223,6 +243,43 @@ class TestWhatItTells:
         assert next(told) == ("changed", "runs")
         told.close()
 
+    def test_pages_that_come_together_are_counted(self, server: PageServer) -> None:
+        def statuses(pages: int) -> list[int]:
+            found: list[http.client.HTTPResponse] = []
+            connections = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(pages)]
+            try:
+                for one in connections:
+                    one.request("GET", "/api/stream", headers={"Cookie": server.cookie})
+                found = [one.getresponse() for one in connections]
+                return sorted(one.status for one in found)
+            finally:
+                for each in (*found, *connections):
+                    each.close()
+
+        assert statuses(80) == [200] * 64 + [503] * 16
+        wait_until(lambda: statuses(1) == [200], "room for another page")
+
+    def test_a_page_that_does_not_read_is_told_the_newest_only(self) -> None:
+        async def tell() -> list[tuple[str, Any]]:
+            told = Mailbox()
+            for n in range(10_000):
+                told.put("status", n)
+                told.put("changed", "kv")
+                told.put("changed", "events")
+            told.put("bye", "end")
+            return [await told.take() for _ in range(4)]
+
+        words = [("status", 9999), ("changed", "kv"), ("changed", "events"), ("bye", "end")]
+        assert asyncio.run(tell()) == words
+
+    def test_what_nobody_has_foreseen_ends_the_stream(self) -> None:
+        async def follow() -> tuple[str, Any]:
+            told = Mailbox()
+            await tell_changes(None, "trip", told)  # type: ignore[arg-type]
+            return await told.take()
+
+        assert asyncio.run(follow()) == ("bye", "the page cannot follow any more: its server says why")
+
     def test_a_stream_of_no_run_at_all(self, server: PageServer) -> None:
         assert [name for name, _ in server.told("a/b")] == ["bye"]
 
@@ -255,6 +312,9 @@ class TestWhatItChanges:
                 ({"do": "put", "run": "mine", "key": "k", "value": "{"}, "JSON"),
                 ({"do": "put", "run": "mine", "key": "", "value": "1"}, "key"),
                 ({"do": "requeue", "run": "mine", "job": "x"}, "job"),
+                ({"do": "put", "run": "mine", "key": "k", "value": '{"$bytes": "!"}'}, "JSON"),
+                ({"do": "put", "run": "mine", "key": "k", "value": "9" * 5000}, "JSON"),
+                ({"do": "put", "run": "mine", "key": "k", "value": "9" * 30}, "int"),
             ]:
                 status, found = server.do(**wrong)
                 assert status == 400 and said in found["error"], (wrong, found)
@@ -262,6 +322,27 @@ class TestWhatItChanges:
             assert server.do(do="complete", run="mine")[0] in (404, 409)
             with pytest.raises(inmem.RunDeletedError):
                 run.kv.put("k", 1)
+
+    def test_a_value_comes_back_as_it_was(self, home: Home, db: inmem.Database) -> None:
+        run = db.run("edited")
+        values = ["123", 123, 1.0, True, b"\xff", HOSTILE, {"$a": [None, float("inf")]}, 1 << 62]
+        run.kv.put_many({f"key/{n}": value for n, value in enumerate(values)}, ttl=1000)
+        run.kv.put("large", "x" * 2_000_000)
+        with PageServer(home.place, "--write") as server:
+            for n, value in enumerate(values):
+                key = f"key/{n}"
+                found = server.get("entry", run="edited", key=key)
+                put = {"do": "put", "run": "edited", "key": key, "value": found["json"]}
+                assert server.do(**put, version=found["version"]) == (200, {})
+                again = run.kv.get(key)
+                assert again == value and type(again) is type(value)
+                assert (run.kv.ttl(key) or 0) > 900  # it lives as long as before
+                status, said = server.do(**put, version=found["version"])
+                assert status == 409 and "has changed" in said["error"]
+            run.kv.delete("key/0")
+            gone = {"do": "put", "run": "edited", "key": "key/0", "value": "1", "version": 1}
+            assert server.do(**gone)[0] == 409 and run.kv.get("key/0") is None
+            assert "json" not in server.get("entry", run="edited", key="large")  # too large to change here
 
     @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"null", b"[" * 100_000])
     def test_what_is_no_request(self, home: Home, db: inmem.Database, body: bytes) -> None:

@@ -1,6 +1,6 @@
 // Which view is shown, and the keys that work everywhere.
 
-import { get } from "./api.js";
+import { get, tell } from "./api.js";
 import { overview } from "./overview.js";
 import { hideDetails } from "./panel.js";
 import { TAB_NAMES, runPage } from "./run.js";
@@ -15,7 +15,7 @@ function show() {
   const { pathname, search } = location, query = new URLSearchParams(search);
   const keep = (place) => history.replaceState(null, "", place);
   if (pathname.startsWith("/run/")) {
-    const name = decodeURIComponent(pathname.slice(5));
+    const name = decoded(pathname.slice(5));
     document.title = name + " – inmem";
     view = runPage(main, store, name, query, go, keep);
   } else {
@@ -24,6 +24,7 @@ function show() {
   }
   document.documentElement.dataset.ready = "yes";
 }
+function decoded(text) { try { return decodeURIComponent(text); } catch { return text; } } // a % of its own
 function go(place) { history.pushState(null, "", place); show(); }
 
 document.addEventListener("click", (event) => {
@@ -42,11 +43,12 @@ document.addEventListener("keydown", (event) => {
   const isTyping = event.target.matches("input, textarea, select");
   if (event.key === "Escape") {
     if (help.open) return;
-    if (isTyping) { event.target.value = ""; event.target.dispatchEvent(new Event("input")); event.target.blur(); view?.focus?.focus(); }
+    if (isTyping && event.target.id !== "filter") event.target.blur(); // what was written in a form stays
+    else if (isTyping) { event.target.value = ""; event.target.dispatchEvent(new Event("input")); event.target.blur(); view?.focus?.focus(); }
     else if (!hideDetails() && location.pathname !== "/") go("/");
     return;
   }
-  if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (isTyping || help.open || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "/") { event.preventDefault(); document.getElementById("filter")?.focus(); }
   else if (event.key === "?") help.showModal();
   else if (event.key === "h") go("/");
@@ -61,7 +63,4 @@ get("store").then((found) => {
   store = found;
   document.getElementById("where").textContent = found.name + (found.namespace === "default/default/default" ? "" : "  " + found.namespace);
   show();
-}, (error) => {
-  const light = document.getElementById("live");
-  light.className = "off"; light.textContent = error.message;
-});
+}, (error) => tell("off", error.message));

@@ -2,7 +2,7 @@
 
 import { Failure, get, oneAtATime } from "./api.js";
 import { VirtualList } from "./list.js";
-import { showDetails } from "./panel.js";
+import { showWhen } from "./panel.js";
 import { clock, lasted } from "./words.js";
 
 const { make, add, count, label, percent } = parts;
@@ -32,13 +32,14 @@ export function events(panel, page, at) {
     bar.style.left = percent(Math.min(0.997, Math.max(0, (us - first) / (last - first))));
     return add(make("div", "track"), bar);
   }
-  async function choose(index) {
-    const sequence = found ? found[index][0] : index;
-    const { row, details } = await get("event", { run: page.name, sequence });
+  function choose(index) {
+    const sequence = found ? found[index][0] : index, before = index ? shownRow(index - 1) : null;
     page.keep(sequence);
-    const after = index ? shownRow(index - 1) : null;
-    if (after) details.push(["after the one before", lasted(row[1] - after[1])]);
-    showDetails("event " + count(row[0]) + ", " + row[2], details);
+    showWhen("event " + count(sequence), async () => {
+      const { row, details } = await get("event", { run: page.name, sequence });
+      if (before) details.push(["after the one before", lasted(row[1] - before[1])]);
+      return ["event " + count(row[0]) + ", " + row[2], details];
+    });
   }
   async function fetchPage(number) {
     if (asked.has(number)) return;
@@ -51,14 +52,15 @@ export function events(panel, page, at) {
     } catch (error) { asked.delete(number); throw error; }
   }
   function near(from, to) {
-    if (found) { if (next >= 0 && to >= found.length) searchOn(); return; }
+    if (found) { if (next >= 0 && to >= found.length) searchOn(true); return; }
     for (let n = Math.floor(from / PAGE); n <= Math.floor(Math.max(from, to - 1) / PAGE) && n * PAGE < total; n++)
       if (rows[Math.max(from, n * PAGE)] === undefined || rows[Math.min(to, total, (n + 1) * PAGE) - 1] === undefined) fetchPage(n).catch((error) => { if (!(error instanceof Failure)) throw error; });
   }
   const load = oneAtATime(async () => {
-    const wasAtEnd = list.isAtEnd();
+    if (isClosed) return;
     const got = await get("events", { run: page.name, start: total, limit: PAGE });
     if (isClosed) return;
+    const wasAtEnd = list.isAtEnd();
     got.rows.forEach((row) => { rows[row[0]] = row; });
     const before = total;
     total = got.count;
@@ -71,7 +73,7 @@ export function events(panel, page, at) {
     isFirst = false;
   });
   const searchOn = oneAtATime(async () => {
-    if (next < 0 || !found) return;
+    if (next < 0 || !found || isClosed) return;
     const words = search;
     const got = await get("events", { run: page.name, start: next, limit: PAGE, words });
     if (isClosed || words !== search || !found) return;
@@ -79,7 +81,7 @@ export function events(panel, page, at) {
     next = got.next;
     note.textContent = count(found.length) + (next < 0 ? " found" : " found so far");
     list.resize(found.length, { onlyMore: true });
-    if (next >= 0 && found.length < 50) setTimeout(searchOn);
+    if (next >= 0 && found.length < 50) setTimeout(() => searchOn(true));
   });
   let timer = 0;
   input.addEventListener("input", () => {
@@ -91,7 +93,7 @@ export function events(panel, page, at) {
       note.textContent = "";
       list.chosen = -1;
       list.resize(found ? 0 : total);
-      if (found) searchOn();
+      if (found) searchOn(true);
     }, 150);
   });
   load();

@@ -11,6 +11,7 @@ export class VirtualList {
     this.box.tabIndex = 0;
     this.box.setAttribute("role", "listbox");
     this.rows = add(this.box, make("div", "rows")).firstChild;
+    this.rows.setAttribute("role", "presentation");
     this.nodes = new Map();
     this.count = 0;
     this.chosen = -1;
@@ -23,7 +24,7 @@ export class VirtualList {
     this.watcher = new ResizeObserver(() => this.soon());
     this.watcher.observe(this.box);
   }
-  close() { this.watcher.disconnect(); }
+  close() { this.isClosed = true; this.watcher.disconnect(); }
   isAtEnd() { return this.box.scrollTop + this.box.clientHeight >= this.count * this.height - this.height; }
   // There are so many rows now. What is shown is made anew unless only new rows came at the end.
   resize(count, { onlyMore = false } = {}) {
@@ -47,6 +48,7 @@ export class VirtualList {
     requestAnimationFrame(() => { this.waits = false; this.draw(); });
   }
   draw() {
+    if (this.isClosed) return;
     const from = Math.max(0, Math.floor(this.box.scrollTop / this.height) - AROUND);
     const to = Math.min(this.count, Math.ceil((this.box.scrollTop + this.box.clientHeight) / this.height) + AROUND);
     for (const [index, node] of this.nodes) if (index < from || index >= to) { node.remove(); this.nodes.delete(index); }

@@ -1,6 +1,6 @@
 // The store: its writer, and the runs of its namespace.
 
-import { follow, get, oneAtATime } from "./api.js";
+import { follow, get, inTurn, oneAtATime } from "./api.js";
 import { VirtualList } from "./list.js";
 import { bytes, lasted, when } from "./words.js";
 
@@ -20,15 +20,21 @@ export function overview(main, store, query, go, keep) {
   const list = new VirtualList({
     shape: "run-row", height: 38, empty: "no runs", render: (index) => runRow(state.rows[index]),
     choose: (index) => go("/run/" + encodeURIComponent(state.rows[index].id)),
-    near: (_, to) => { if (state.next && to >= state.rows.length) more(); },
+    near: (_, to) => { if (state.next && to >= state.rows.length) more(true); },
   });
   list.box.setAttribute("aria-label", "Runs");
 
   function wanted() {
     return { words: search.value, status: status.value, tag: query.get("tag") || "", parent: query.get("parent") || "" };
   }
-  const load = oneAtATime(async () => {
-    const found = await get("runs", { ...wanted(), limit: Math.min(MOST, Math.max(PAGE, state.rows.length)) });
+  let isClosed = false, isAnother = false; // another search: from its first page on
+  const turn = inTurn();
+  const load = oneAtATime(() => turn(async () => {
+    if (isClosed) return;
+    const limit = isAnother ? PAGE : Math.min(MOST, Math.max(PAGE, state.rows.length));
+    isAnother = false;
+    const found = await get("runs", { ...wanted(), limit });
+    if (isClosed) return;
     state.rows = found.runs;
     state.next = found.next;
     list.resize(state.rows.length);
@@ -40,14 +46,15 @@ export function overview(main, store, query, go, keep) {
       return link;
     });
     others.replaceChildren(...(links.length ? [make("span", "note", "not created, or shared:"), ...links] : []));
-  });
-  const more = oneAtATime(async () => {
-    if (!state.next) return;
+  }));
+  const more = oneAtATime(() => turn(async () => {
+    if (!state.next || isClosed) return;
     const found = await get("runs", { ...wanted(), after: state.next, limit: PAGE });
+    if (isClosed) return;
     state.rows = state.rows.concat(found.runs);
     state.next = found.next;
     list.resize(state.rows.length, { onlyMore: true });
-  });
+  }));
   function options(stats) {
     const total = Object.values(stats).reduce((a, b) => a + b, 0);
     const chosen = status.value || query.get("status") || "";
@@ -66,8 +73,8 @@ export function overview(main, store, query, go, keep) {
     timer = setTimeout(() => {
       const given = Object.entries(wanted()).filter(([, value]) => value);
       keep("/" + (given.length ? "?" + new URLSearchParams(given) : ""));
-      state.rows = [];
-      load();
+      isAnother = true;
+      load(true);
     }, 120);
   }
   search.addEventListener("input", searched);
@@ -80,11 +87,11 @@ export function overview(main, store, query, go, keep) {
   search.value = query.get("words") || "";
 
   const stop = follow(null, {
-    changed: load,
+    changed: () => load(),
     status: (told) => { if (told.status) cards.replaceChildren(...gauges(told, state, store)); },
   });
   load();
-  return { close() { stop(); list.close(); clearTimeout(timer); }, focus: list.box };
+  return { close() { isClosed = true; stop(); list.close(); clearTimeout(timer); }, focus: list.box };
 }
 
 function runRow(run) {

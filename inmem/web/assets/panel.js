@@ -2,9 +2,17 @@
 
 const { make, add, button } = parts;
 const panel = document.getElementById("panel");
-let back = null;
+let back = null, asked = 0;
 
+// `load` gives title, details, and what is below them. Shown unless something else was asked for meanwhile.
+export async function showWhen(name, load) {
+  const number = ++asked;
+  let found;
+  try { found = await load(); } catch (error) { found = [name, [["", error.message]]]; }
+  if (number === asked) showDetails(...found);
+}
 export function showDetails(title, details, extra = []) {
+  asked++;
   if (panel.hidden) back = document.activeElement;
   const close = button("×", hideDetails);
   close.className = "close";
@@ -15,6 +23,7 @@ export function showDetails(title, details, extra = []) {
   panel.scrollTop = 0;
 }
 export function hideDetails() {
+  asked++;
   if (panel.hidden) return false;
   panel.hidden = true;
   back?.focus?.();

@@ -19,7 +19,7 @@ export function runPage(main, store, name, query, go, keep) {
   panel.setAttribute("role", "tabpanel");
   add(main, head, about, bar, panel);
   const page = { name, store, document: null, go, keep: (at) => keep(link(tab, at)), query };
-  let tab = null, shown = null;
+  let tab = null, shown = null, isClosed = false;
 
   function link(which, at) {
     const given = { ...(which ? { tab: which } : {}), ...(at === undefined || at === "" ? {} : { at }) };
@@ -28,11 +28,14 @@ export function runPage(main, store, name, query, go, keep) {
   }
   const load = oneAtATime(async () => {
     let found;
+    if (isClosed) return;
     try { found = await get("run", { run: name }); } catch (error) {
-      if (error.status !== 404) throw error;
+      if (isClosed) return;
+      if (error.status !== 404 && error.status !== 400) throw error;
       gone(error.message);
       return;
     }
+    if (isClosed) return;
     page.document = found;
     draw(found);
     if (tab === null) open(query.get("tab") in TABS ? query.get("tab") : usual(found.counts), query.get("at"));
@@ -40,6 +43,7 @@ export function runPage(main, store, name, query, go, keep) {
   });
   function usual(counts) { return TAB_NAMES.find((one) => counts[one]) || "events"; }
   function gone(message) {
+    isClosed = true;
     stop();
     hideDetails();
     head.replaceChildren(make("h1", "", name), make("p", "failure", message));
@@ -98,13 +102,13 @@ export function runPage(main, store, name, query, go, keep) {
   }
   function actions(found) {
     const box = make("span", "actions");
-    const ask = (what) => change({ do: what, run: name }).then(load, (error) => alert(error.message));
+    const ask = (what) => change({ do: what, run: name }).then(() => load(true), (error) => alert(error.message));
     const may = { active: ["complete", "pause", "cancel"], paused: ["resume", "cancel"] }[found.status] || [];
     for (const what of may) add(box, what === "cancel" ? risky("cancel", "cancel this run?", () => ask(what)) : button(what, () => ask(what)));
     return add(box, risky("delete", "delete all of it?", () => ask("delete")));
   }
   function open(which, at) {
-    if (tab === which) return;
+    if (tab === which || isClosed) return;
     shown?.close();
     hideDetails();
     tab = which;
@@ -122,5 +126,5 @@ export function runPage(main, store, name, query, go, keep) {
     },
   });
   load();
-  return { close() { stop(); shown?.close(); hideDetails(); }, tab: (which) => open(which), get focus() { return shown?.focus; } };
+  return { close() { isClosed = true; stop(); shown?.close(); hideDetails(); }, tab: (which) => open(which), get focus() { return shown?.focus; } };
 }

@@ -1,8 +1,8 @@
 // Keys, cells, leases, queues: tables that are read anew when they have changed.
 
-import { change, get, oneAtATime } from "./api.js";
+import { change, get, inTurn, oneAtATime } from "./api.js";
 import { VirtualList } from "./list.js";
-import { risky, showDetails } from "./panel.js";
+import { risky, showDetails, showWhen } from "./panel.js";
 import { bytes, lasted, when } from "./words.js";
 
 const { make, add, count, button } = parts;
@@ -15,34 +15,45 @@ function number(text) { return make("div", "number", text); }
 
 // A table of pages under names in order. Rows whose version is another one than before are marked for a moment.
 function paged(panel, page, options) {
-  let rows = [], next = "", isClosed = false, isFirst = true;
+  let rows = [], next = "", isClosed = false, isFirst = true, isAnother = false;
   const versions = new Map();
   const list = new VirtualList({
     shape: options.shape, height: 36, empty: options.empty,
-    render(index, node) { if (rows[index].isFresh) node.classList.add("fresh"); return options.cells(rows[index]); },
-    choose: (index) => choose(rows[index]),
-    near: (_, to) => { if (next && to >= rows.length) more(); },
+    render(index, node) {
+      if (rows[index].isFresh) node.classList.add("fresh");
+      rows[index].isFresh = false; // it is marked once
+      return options.cells(rows[index]);
+    },
+    choose: (index) => choose(rows[index][0]),
+    near: (_, to) => { if (next && to >= rows.length) more(true); },
   });
   list.box.setAttribute("aria-label", options.label);
   const ask = (query) => get(options.what, { run: page.name, ...options.query?.(), ...query });
   function told(found) {
+    const readAt = performance.now();
     for (const row of found) {
       row.isFresh = !isFirst && versions.get(row[0]) !== row[1];
+      row.readAt = readAt;
       versions.set(row[0], row[1]);
     }
     return found;
   }
-  const load = oneAtATime(async () => {
-    const got = await ask({ limit: Math.min(MOST, Math.max(PAGE, rows.length)) });
+  const turn = inTurn(); // a page that is added must follow the rows that are there
+  const load = oneAtATime(() => turn(async () => {
+    if (isClosed) return;
+    if (isAnother) { isFirst = true; versions.clear(); options.at = ""; }
+    const limit = isAnother ? PAGE : Math.min(MOST, Math.max(PAGE, rows.length));
+    isAnother = false;
+    const got = await ask({ limit });
     if (isClosed) return;
     rows = told(got.rows);
     next = got.next;
     list.resize(rows.length);
-    if (isFirst && options.at !== "") choose([options.at]);
+    if (isFirst && options.at !== "") choose(options.at);
     isFirst = false;
-  });
-  const more = oneAtATime(async () => {
-    if (!next) return;
+  }));
+  const more = oneAtATime(() => turn(async () => {
+    if (!next || isClosed) return;
     const got = await ask({ after: next, limit: PAGE });
     if (isClosed) return;
     const wasFirst = isFirst;
@@ -51,14 +62,15 @@ function paged(panel, page, options) {
     isFirst = wasFirst;
     next = got.next;
     list.resize(rows.length, { onlyMore: true });
-  });
-  async function choose(row) {
-    page.keep(row[0]);
-    try { await options.details(row[0]); } catch (error) { showDetails(row[0], [["", error.message]]); }
+  }));
+  function choose(key) {
+    page.keep(key);
+    showWhen(key, () => options.details(key));
   }
-  add(panel, ...(options.tools?.(() => { rows = []; isFirst = true; options.at = ""; load(); }) || []), list.box);
+  const timer = setInterval(() => { if (options.ticks && rows.some(options.ticks)) list.refresh(); }, 1000);
+  add(panel, ...(options.tools?.(() => { isAnother = true; load(true); }) || []), list.box);
   load();
-  return { changed: load, close() { isClosed = true; list.close(); }, focus: list.box };
+  return { changed: load, close() { isClosed = true; clearInterval(timer); list.close(); }, focus: list.box };
 }
 
 export function keys(panel, page, at) {
@@ -68,14 +80,16 @@ export function keys(panel, page, at) {
   let timer = 0;
   async function details(key) {
     const found = await get("entry", { run: page.name, key });
-    showDetails(key, found.details, page.store.write ? [edit(page, key, found.details[0][1])] : []);
+    return [key, found.details, found.json === undefined ? [] : [edit(page, key, found.json, found.version)]];
   }
   return paged(panel, page, {
     what: "kv", shape: "kv", label: "Entries", empty: "no entries", at, details,
     query: () => (input.value ? { prefix: input.value } : {}),
-    cells: ([key, , at_, words, ttl, size]) => [
-      name(key), time(at_), value(words), number(ttl === null ? bytes(size) : "for " + lasted(ttl * 1e6)),
-    ],
+    ticks: (row) => row[4] !== null, // the time that is left
+    cells: (row) => {
+      const [key, , at_, words, ttl, size] = row, left = ttl * 1e6 - (performance.now() - row.readAt) * 1000;
+      return [name(key), time(at_), value(words), number(ttl === null ? bytes(size) : "for " + lasted(Math.max(0, left)))];
+    },
     tools: (again) => {
       input.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(again, 150); });
       const tools = add(make("div", "bar-of-tools"), input);
@@ -85,15 +99,26 @@ export function keys(panel, page, at) {
   });
 }
 
-function edit(page, key, text) {
+function edit(page, key, text, version) {
   const box = make("div", "edit"), field = make("input"), area = make("textarea"), said = make("span", "note");
   field.value = key;
   field.placeholder = "key";
   field.setAttribute("aria-label", "Key");
   area.value = text;
   area.setAttribute("aria-label", "Value as JSON");
-  const ask = (what) => change({ run: page.name, key: field.value, ...what }).then(() => { said.textContent = "done"; }, (error) => { said.textContent = error.message; });
-  add(box, field, area, button("put this JSON", () => ask({ do: "put", value: area.value })));
+  field.readOnly = Boolean(key);
+  async function ask(what) {
+    try {
+      await change({ run: page.name, key: field.value, ...what });
+      said.textContent = "done";
+    } catch (error) { said.textContent = error.message; }
+  }
+  // What has changed since it was read is not overwritten. The next put begins with what this one has made.
+  const put = async () => {
+    await ask({ do: "put", value: area.value, ...(key ? { version } : {}) });
+    if (key && said.textContent === "done") version = (await get("entry", { run: page.name, key })).version;
+  };
+  add(box, field, area, button("put this JSON", put));
   if (key) add(box, risky("remove the key", "remove it?", () => ask({ do: "remove" })));
   return add(box, said);
 }
@@ -101,7 +126,6 @@ function edit(page, key, text) {
 // No history of a cell is stored. What was seen while this page is open is shown.
 export function cells(panel, page, at) {
   const seen = new Map();
-  let open = "";
   const shown = paged(panel, page, {
     what: "cells", shape: "cell", label: "Cells", empty: "no cells", at,
     cells: ([cell, version, at_, words]) => {
@@ -110,11 +134,10 @@ export function cells(panel, page, at) {
       return [name(cell), number("v" + count(version)), time(at_), value(words)];
     },
     async details(cell) {
-      open = cell;
       const found = await get("cell", { run: page.name, name: cell });
       const before = (seen.get(cell) || []).filter(([version]) => version < found.version).reverse();
       const lines = before.map(([version, at_, words]) => "v" + version + "  " + when(at_) + "  " + words).join("\n");
-      if (open === cell) showDetails(cell, [...found.details, ["before, as seen by this page", lines]]);
+      return [cell, [...found.details, ["before, as seen by this page", lines]]];
     },
   });
   return shown;
@@ -136,6 +159,7 @@ export function leases(panel, page) {
   });
   list.box.setAttribute("aria-label", "Leases");
   const load = oneAtATime(async () => {
+    if (isClosed) return;
     const got = await get("leases", { run: page.name });
     if (isClosed) return;
     rows = got.rows;
@@ -155,7 +179,7 @@ export function queues(panel, page, at) {
   const list = new VirtualList({
     shape: "queue", height: 36, empty: "no queues",
     render: (index) => [name(rows[index][0]), ...STATES.map((state) => number(rows[index][1][state] ? count(rows[index][1][state]) + " " + state : "–"))],
-    choose: (index) => { open = rows[index][0]; page.keep(open); load(); },
+    choose: (index) => { open = rows[index][0]; page.keep(open); load(true); },
   });
   list.box.setAttribute("aria-label", "Queues");
   list.box.classList.add("short");
@@ -177,6 +201,7 @@ export function queues(panel, page, at) {
   });
   below.box.setAttribute("aria-label", "Jobs");
   const load = oneAtATime(async () => {
+    if (isClosed) return;
     const got = await get("queues", { run: page.name });
     if (isClosed) return;
     rows = got.rows;

@@ -2,7 +2,7 @@
 
 import { get, oneAtATime } from "./api.js";
 import { VirtualList } from "./list.js";
-import { showDetails } from "./panel.js";
+import { showWhen } from "./panel.js";
 import { clock, lasted } from "./words.js";
 
 const { make, add, count, label, percent, button } = parts;
@@ -84,13 +84,15 @@ export function traces(panel, page, at) {
     if (to > from) bar.style.width = percent(to - from);
     return add(make("div", "track"), bar);
   }
-  async function choose(index) {
+  function choose(index) {
     const row = shown[index].row;
-    const { details } = await get("trace", { run: page.name, id: row[ID] });
     page.keep(row[ID]);
-    showDetails(row[NAME], details);
+    showWhen(row[NAME], async () => [row[NAME], (await get("trace", { run: page.name, id: row[ID] })).details]);
   }
   const load = oneAtATime(async () => {
+    if (isClosed) return;
+    // Counted before the list is read: of what comes meanwhile nothing is taken for missing.
+    const { counts } = await get("run", { run: page.name });
     let next = last;
     do {
       const got = await get("traces", { run: page.name, ...(next ? { after: next } : {}) });
@@ -101,7 +103,6 @@ export function traces(panel, page, at) {
       const wanted = page.document.counts.traces;
       if (next) note.textContent = count(all.size) + " of " + count(wanted) + " read";
     } while (next);
-    const { counts } = await get("run", { run: page.name });
     if (counts.traces > all.size && last) { // some have times before the last one's
       last = "";
       const found = all.size;

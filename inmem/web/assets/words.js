@@ -14,13 +14,13 @@ export function when(us) {
   return day(us) === day(Date.now() * 1000) ? clock(us).slice(0, 8) : day(us) + " " + clock(us).slice(0, 5);
 }
 export function lasted(us) {
-  if (us < 1000) return Math.round(us) + " µs";
-  if (us < 1e6) return (us / 1000).toPrecision(3) + " ms";
-  const s = us / 1e6;
-  if (s < 60) return s.toPrecision(3) + " s";
-  if (s < 3600) return Math.floor(s / 60) + " min " + Math.round(s % 60) + " s";
-  if (s < 86400) return Math.floor(s / 3600) + " h " + Math.round((s % 3600) / 60) + " min";
-  return Math.floor(s / 86400) + " d " + Math.round((s % 86400) / 3600) + " h";
+  if (us < 999.5) return Math.round(us) + " µs";
+  if (us < 999.5e3) return (us / 1000).toPrecision(3) + " ms";
+  if (us < 59.95e6) return (us / 1e6).toPrecision(3) + " s";
+  const s = Math.round(us / 1e6);
+  if (s < 3600) return Math.floor(s / 60) + " min " + s % 60 + " s";
+  if (s < 86400) return Math.floor(s / 3600) + " h " + Math.floor((s % 3600) / 60) + " min";
+  return Math.floor(s / 86400) + " d " + Math.floor((s % 86400) / 3600) + " h";
 }
 export function bytes(amount) {
   for (const unit of ["B", "KiB", "MiB", "GiB"]) {
