@@ -11,6 +11,7 @@ from inmem.aio.wrapping import AsyncFacade, Each, documented
 from inmem.pending import Pending
 from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.kv import rules
+from inmem.primitives.kv.arguments import Ttl
 from inmem.primitives.kv.facade import (
     KV,
     B,
@@ -24,7 +25,6 @@ from inmem.primitives.kv.facade import (
     RunKV,
     T,
     TransactionKV,
-    Ttl,
     V,
 )
 from inmem.primitives.kv.versioned import Versioned
@@ -68,6 +68,15 @@ class AsyncKVReads(AsyncFacade):
         reverse: bool = False,
     ) -> builtins.list[tuple[str, Any]]:
         result: builtins.list[tuple[str, Any]] = self._sync.list_with_values(
+            prefix, limit=limit, start_after=start_after, reverse=reverse
+        )
+        return result
+
+    async def list_versioned(
+        self, prefix: str | None = None, *, limit: int | None = None, start_after: str | None = None,
+        reverse: bool = False,
+    ) -> builtins.list[tuple[str, Versioned]]:
+        result: builtins.list[tuple[str, Versioned]] = self._sync.list_versioned(
             prefix, limit=limit, start_after=start_after, reverse=reverse
         )
         return result
@@ -172,6 +181,7 @@ class AsyncKVStore(ByRun[AsyncRunKV]):
     get_many = by_run(AsyncRunKV.get_many)
     list = by_run(AsyncRunKV.list)
     list_with_values = by_run(AsyncRunKV.list_with_values)
+    list_versioned = by_run(AsyncRunKV.list_versioned)
     iter = by_run(AsyncRunKV.iter)
     count = by_run(AsyncRunKV.count)
     put = by_run(AsyncRunKV.put)

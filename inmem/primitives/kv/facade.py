@@ -17,15 +17,16 @@ from inmem import values
 from inmem.client.retry import deadline_in
 from inmem.config import CLEAR_LIMIT
 from inmem.engines.base import Item, Sink, View
-from inmem.errors import InvalidInputError, InvalidValueError
+from inmem.errors import InvalidValueError
 from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, encode_name, encode_prefix, range_of
 from inmem.pending import Pending, PendingReal
-from inmem.primitives._common import check_limit, encoded, lasting
+from inmem.primitives._common import check_limit, lasting
 from inmem.primitives._paging import past, stream
 from inmem.primitives._waiting import check_version, differs_from, each_look
 from inmem.primitives.byrun import ByRun, OfRun, by_run
 from inmem.primitives.kv import rules
+from inmem.primitives.kv.arguments import Ttl, entries_of, fields_of, required, strings
 from inmem.primitives.kv.versioned import Versioned as Versioned
 from inmem.primitives.kv.versioned import versioned
 from inmem.primitives.kv.watching import Change as Change
@@ -33,13 +34,12 @@ from inmem.primitives.kv.watching import Seen
 from inmem.record import expires_at, payload_of
 from inmem.stepping import FacadeWaits, Steps
 from inmem.values import decode, text_of
-from inmem.writeset import OP_CALL, OP_DELETE, OP_PUT
+from inmem.writeset import OP_CALL, OP_DELETE
 
 T = TypeVar("T")
 V = TypeVar("V")  # the version of a commit, None where it is not known yet
 N = TypeVar("N")  # a number, or what will have it
 B = TypeVar("B")  # whether there was an entry, or what will say so
-Ttl = float | timedelta | None
 
 
 class PendingNumber(PendingReal[rules.Number]):
@@ -85,7 +85,7 @@ class KVReads:
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         """The entries that exist among `keys`, all of one version."""
-        wanted = {key: self._head + encode_name(key, "keys") for key in _strings(keys, "keys")}
+        wanted = {key: self._head + encode_name(key, "keys") for key in strings(keys, "keys")}
         records = self._view.read_many(builtins.list(wanted.values()))
         found = zip(wanted, records, strict=True)
         return {key: decode(payload_of(record)) for key, record in found if record is not None}
@@ -109,6 +109,24 @@ class KVReads:
         skip = len(self._head)
         return [
             (text_of(key[skip:]), decode(payload_of(record)))
+            for key, record in self._scan(prefix, limit, start_after, reverse)
+        ]
+
+    def list_versioned(
+        self, prefix: str | None = None, *, limit: int | None = None, start_after: str | None = None,
+        reverse: bool = False,
+    ) -> builtins.list[tuple[str, Versioned]]:
+        """Like `list_with_values`, with the version and time of the commit of each.
+
+        >>> import inmem
+        >>> with inmem.open() as db:
+        ...     first, second = db.kv.put("run-1", "b", "early"), db.kv.put("run-1", "a", "late")
+        ...     [(key, found.version == second) for key, found in db.kv.list_versioned("run-1")]
+        [('a', True), ('b', False)]
+        """
+        skip = len(self._head)
+        return [
+            (text_of(key[skip:]), versioned(record))
             for key, record in self._scan(prefix, limit, start_after, reverse)
         ]
 
@@ -188,11 +206,11 @@ class KVWrites(Generic[V, N, B]):
 
     def put_with_ttl(self, key: str, value: Any, ttl: float | timedelta) -> V:
         """Like `put` with `ttl`, which here must be given."""
-        return self.put(key, value, ttl=_required(ttl))
+        return self.put(key, value, ttl=required(ttl))
 
     def put_many(self, mapping: Mapping[str, Any], *, ttl: Ttl = None) -> V:
         """Write many entries as one atomic commit; its version. Cost: one round trip."""
-        entries = _entries(self._sink, self._head, mapping, lasting(ttl))
+        entries = entries_of(self._sink, self._head, mapping, lasting(ttl))
         version: V = self._sink.write(entries)
         return version
 
@@ -237,7 +255,7 @@ class KVWrites(Generic[V, N, B]):
                 stored; nothing is changed.
             LimitError: the value would be over 16 MiB encoded.
         """
-        arguments = [self._head + encode_name(key), _fields(self._sink, fields)]
+        arguments = [self._head + encode_name(key), fields_of(self._sink, fields)]
         version: V = self._sink.write([[OP_CALL, "kv.merge", arguments]])
         return version
 
@@ -435,6 +453,7 @@ class KVStore(ByRun[RunKV]):
     get_many = by_run(RunKV.get_many)
     list = by_run(RunKV.list)
     list_with_values = by_run(RunKV.list_with_values)
+    list_versioned = by_run(RunKV.list_versioned)
     iter = by_run(RunKV.iter)
     count = by_run(RunKV.count)
     put = by_run(RunKV.put)
@@ -465,34 +484,3 @@ class PipelineKV(ByRun[PipedKV]):
     delete = by_run(PipedKV.delete)
     discard = by_run(PipedKV.discard)
     clear = by_run(PipedKV.clear)
-
-
-def _fields(sink: Sink, fields: Mapping[str, Any]) -> bytes:
-    if not isinstance(fields, Mapping):
-        raise InvalidInputError(f"fields must be a mapping, not {type(fields).__name__}", argument="fields")
-    return encoded(sink, dict(fields), "fields")
-
-
-def _entries(
-    sink: Sink, head: bytes, mapping: Mapping[str, Any], expires: int
-) -> list[list[Any]]:
-    if not isinstance(mapping, Mapping):
-        raise InvalidInputError(
-            f"mapping must be a mapping, not {type(mapping).__name__}", argument="mapping"
-        )
-    return [
-        [OP_PUT, head + encode_name(key, "mapping key"), encoded(sink, value, f"mapping[{key!r}]"), expires]
-        for key, value in mapping.items()
-    ]
-
-
-def _required(ttl: Ttl) -> float | timedelta:
-    if ttl is None:
-        raise InvalidInputError("ttl must be given", argument="ttl")
-    return ttl
-
-
-def _strings(items: Iterable[str], argument: str) -> Iterable[str]:
-    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-        raise InvalidInputError(f"{argument} must be an iterable of str", argument=argument)
-    return items
