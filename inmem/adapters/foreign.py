@@ -78,13 +78,18 @@ def unpacked(entry: list[Any], read: Callable[[str], Any]) -> tuple[str, bytes]:
     """Type and bytes of a stored value; `read` gives the part under a key."""
     if len(entry) == 2:
         return entry[0], entry[1]
-    kind, token, count = entry
-    return kind, b"".join(read(part_key(token, n)) for n in range(count))
+    return entry[0], b"".join(map(read, part_keys(entry)))
 
 
 def part_key(token: str, number: int) -> str:
     """Where a part of a value is."""
     return f"{_PARTS}{token}/{number:06}"
+
+
+def part_keys(entry: list[Any]) -> list[str]:
+    """Where the parts of a value are that is stored so."""
+    _, token, count = entry
+    return [part_key(token, n) for n in range(count)]
 
 
 def token_of(entry: Any) -> str | None:

@@ -303,7 +303,7 @@ def test_leases_awaited(fresh: Fresh) -> None:
 def test_a_prune_takes_what_nothing_names(db: inmem.Database) -> None:
     saver = InmemSaver(db, fence="parent")
     first = put(saver, config(), source="input", a="kept" * (LARGE // 4))
-    second = put(saver, first, b=1)
+    second = put(saver, first, b="b" * 5000)
     saver.put_writes(second, [("a", "x" * LARGE)], "task")
     run = run_of(db)
     named = set(db.kv.list(run, "p/"))

@@ -118,10 +118,14 @@ def test_values_of_any_size(saver: InmemSaver, db: inmem.Database) -> None:
         assert found.checkpoint["channel_values"] == {"large": large, "small": 1, **several}
         assert found.metadata["note"] == "y" * (9 << 20)  # type: ignore[typeddict-item]
         assert found.pending_writes == [("task", "large", large[: 9 << 20])]
-    put(saver, config(), {"large": 2})
+    # Values that are not new are given again, as LangGraph does; each is stored once all the same.
+    version = saver.get_next_version("7", None)
+    put(saver, config(), {"large": 2, "small": 1, **several}, new={"large": version})
+    assert got(saver, config()).checkpoint["channel_values"] == {"large": 2, "small": 1, **several}
     saver.prune(["t"])
+    assert got(saver, config()).checkpoint["channel_values"] == {"large": 2, "small": 1, **several}
     [run_id] = [run for run in db.runs.list_runs() if db.runs.get_run(run).metadata["thread_id"] == "t"]  # type: ignore[union-attr]
-    assert len(db.kv.list(run_id, "b/")) == 9
+    assert len(db.kv.list(run_id, "b/")) == len(several)
     stored = db.kv.list(run_id, "p/")
     saver.delete_thread("u")
     put(saver, config(), dict.fromkeys(several, 1))
@@ -130,11 +134,15 @@ def test_values_of_any_size(saver: InmemSaver, db: inmem.Database) -> None:
 
 
 def test_what_is_stored_can_be_read(saver: InmemSaver, db: inmem.Database) -> None:
-    put(saver, config("user@example.com/7"), {"messages": ["hello"]})
+    where = put(saver, config("user@example.com/7"), {"messages": ["hello"], "document": "x" * 5000, "n": 1})
+    saver.put_writes(where, [("messages", ["a"]), ("n", 2)], "task-1")
     [run] = db.runs.query_runs(tags=["langgraph"])
     assert run.metadata == {"thread_id": "user@example.com/7"}
-    kinds = sorted({key.split("/")[0] for key in db.kv.list(run.run_id)})
-    assert kinds == ["b", "c", "n"]
+    made = where["configurable"]["checkpoint_id"]
+    blob, checkpoint, writes, namespace = db.kv.list(run.run_id)
+    assert blob.split("/")[:3] == ["b", "", "document"] and namespace == "n/"
+    assert checkpoint == f"c//{made} checkpoint" and writes.startswith(f"c//{made} writes/task-1/")
+    assert [write[:2] for write in db.kv.get(run.run_id, writes)["writes"]] == [[0, "messages"], [1, "n"]]
 
 
 def test_a_thread_that_was_deleted_can_be_used_again(saver: InmemSaver, db: inmem.Database) -> None:

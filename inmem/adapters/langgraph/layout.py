@@ -7,29 +7,46 @@ of a thread fences who comes late, and its id can be used again.
 In the run, with hashes for long names and for those with slashes:
 
     n/<namespace>                          the namespace as it is
-    c/<namespace>/<checkpoint id>          {"step", "source", "parent", "checkpoint", "metadata"}
-    b/<namespace>/<channel>/<version>      a value of a channel; type "empty": it had none
-    w/<namespace>/<checkpoint id>/<task>/<number>
-                                           {"channel", "index", "path", "task_id", "value"}
+    c/<namespace>/<checkpoint id> checkpoint
+                                           {"step", "source", "parent", "checkpoint", "metadata", "values",
+                                           "blobs"}
+    c/<namespace>/<checkpoint id> writes/<task>/<id of the call>
+                                           {"task_id", "path", "writes": [[index, channel, value], ...]}
+    b/<namespace>/<channel>/<version>      a value of a channel that is large
     p/<token>/<number>                     parts of long values, see `inmem.adapters.foreign`
 
 Checkpoint, metadata and values are `[type, bytes]` of the serializer. Source
-and step are in the metadata too; here they can be read.
+and step are in the metadata too; here they can be read. A checkpoint and its
+writes are beside each other, so one range has them. Numbers and short texts
+are in the checkpoint's `channel_values`; other small values of channels are in
+`values`, by channel, again in each checkpoint. `blobs` has the versions of the
+large ones, each of which is stored once.
+
+Nobody looks at what is there before writes are put. Each call has a record of
+its own, and who reads them takes the first that came of each index of a task;
+of special channels, whose index is negative, the last one. The versions of the
+commits tell.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+import time
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote, unquote
 
-from langgraph.checkpoint.base import WRITES_IDX_MAP
+from langgraph.checkpoint.base import WRITES_IDX_MAP, writes_sort_key
 
-from inmem.adapters.foreign import hashed, readable
+from inmem.adapters.foreign import hashed, part_keys, readable, unpacked
 
-EMPTY: Final = "empty"
+CHECKPOINTS: Final = "c/"
 _THREADS: Final = "langgraph/threads/"
 _NAMESPACE_BYTES: Final = 96
 _NAME_BYTES: Final = 64  # of a channel, a task
-_LEAST_INDEX: Final = min(WRITES_IDX_MAP.values())
+_CHECKPOINT: Final = "checkpoint"
+_IN_IDS: Final = ":|@+=,~"  # besides letters, digits and `_.-`: all sort after the space that ends an id
 
 Typed = tuple[str, bytes]
 
@@ -39,20 +56,68 @@ class Write(NamedTuple):
 
     task_id: str
     channel: str
-    value: Typed
+    value: list[Any]
 
 
-class StoredCheckpoint(NamedTuple):
-    """A checkpoint with all that belongs to it; metadata and values are not loaded yet."""
+class Found(NamedTuple):
+    """What one range has of a checkpoint."""
 
-    thread_id: str
-    namespace: str
     id: str
-    checkpoint: Any
-    metadata: Typed
-    parent: str | None
-    values: dict[str, Typed]
-    writes: list[Write]
+    entry: dict[str, Any]
+    records: list[Any]  # of its writes, with their versions, by key
+
+
+class StoredCheckpoint:
+    """A checkpoint with all that belongs to it, not loaded yet."""
+
+    def __init__(self, thread_id: str, namespace: str, found: Found) -> None:
+        self.thread_id = thread_id
+        self.namespace = namespace
+        self.id = found.id
+        self.entry = found.entry
+        self.writes = merged(found.records)
+        self._read: dict[str, Any] = {}
+        blobs: dict[str, str] = self.entry["blobs"]
+        self.blobs = {channel: value_key(namespace, channel, version) for channel, version in blobs.items()}
+
+    def lacks(self) -> list[str]:
+        """The keys of entries that have to be read yet: of large values, then of the parts of long ones."""
+        entry, read = self.entry, self._read
+        lacks = [key for key in self.blobs.values() if key not in read]
+        values = [entry["checkpoint"], entry["metadata"], *[each.value for each in self.writes]]
+        values += [read[key] for key in self.blobs.values() if read.get(key) is not None]
+        for value in values:
+            if len(value) == 3:
+                lacks += [key for key in part_keys(value) if key not in read]
+        return lacks
+
+    def add(self, keys: Iterable[str], found: dict[str, Any]) -> None:
+        """What was read under some keys."""
+        for key in keys:
+            self._read[key] = found.get(key)
+
+    def typed(self, value: list[Any]) -> Typed:
+        """Type and bytes of a stored value."""
+        return unpacked(value, self._read.__getitem__)
+
+    def large(self) -> dict[str, Typed]:
+        """The large values, by channel."""
+        found = ((channel, self._read[key]) for channel, key in self.blobs.items())
+        return {channel: self.typed(value) for channel, value in found if value is not None}
+
+
+def merged(records: list[Any]) -> list[Write]:
+    """The writes of some records, in the order in which a step applies them."""
+    of: dict[tuple[str, int], tuple[str, list[Any]]] = {}
+    for found in sorted(records, key=lambda each: each.version) if len(records) > 1 else records:
+        record = found.value
+        task_id, path = record["task_id"], record["path"]
+        for write in record["writes"]:
+            place = task_id, write[0]
+            if write[0] < 0 or place not in of:
+                of[place] = path, write
+    ordered = sorted(of.items(), key=lambda each: writes_sort_key(each[1][0], *each[0]))
+    return [Write(task_id, channel, value) for (task_id, _), (_, (_, channel, value)) in ordered]
 
 
 def thread_key(thread_id: str) -> str:
@@ -70,19 +135,45 @@ def namespace_key(namespace: str) -> str:
     return f"n/{readable(namespace, _NAMESPACE_BYTES)}"
 
 
+@functools.lru_cache(maxsize=4096)
+def checkpoints_prefix(namespace: str) -> str:
+    """Where the checkpoints of a namespace are, in the order of their ids."""
+    return f"{CHECKPOINTS}{readable(namespace, _NAMESPACE_BYTES)}/"
+
+
+def checkpoint_prefix(namespace: str, checkpoint_id: str) -> str:
+    """Where a checkpoint is, and its writes."""
+    return f"{checkpoints_prefix(namespace)}{quote(checkpoint_id, _IN_IDS)} "
+
+
 def checkpoint_key(namespace: str, checkpoint_id: str) -> str:
     """Where a checkpoint is."""
-    return f"c/{readable(namespace, _NAMESPACE_BYTES)}/{checkpoint_id}"
+    return checkpoint_prefix(namespace, checkpoint_id) + _CHECKPOINT
+
+
+def is_checkpoint(key: str) -> bool:
+    """Whether a key of that range is of a checkpoint itself, and not of its writes."""
+    return key.rpartition(" ")[2] == _CHECKPOINT
+
+
+def id_in(key: str, namespace: str) -> str:
+    """The id of the checkpoint to which a key belongs."""
+    return unquote(key[len(checkpoints_prefix(namespace)) :].partition(" ")[0])
 
 
 def value_key(namespace: str, channel: str, version: object) -> str:
-    """Where a value of a channel is."""
-    return f"b/{readable(namespace, _NAMESPACE_BYTES)}/{readable(channel, _NAME_BYTES)}/{version}"
+    """Where a large value of a channel is."""
+    return value_key_in(readable(namespace, _NAMESPACE_BYTES), channel, version)
+
+
+def value_key_in(part: str, channel: str, version: object) -> str:
+    """The same, for what stands for the namespace in keys."""
+    return f"b/{part}/{readable(channel, _NAME_BYTES)}/{version}"
 
 
 def writes_prefix(namespace: str, checkpoint_id: str) -> str:
     """Where the writes of a checkpoint are."""
-    return f"w/{readable(namespace, _NAMESPACE_BYTES)}/{checkpoint_id}/"
+    return checkpoint_prefix(namespace, checkpoint_id) + "writes/"
 
 
 def index_of(channel: str, position: int) -> int:
@@ -91,7 +182,7 @@ def index_of(channel: str, position: int) -> int:
     return index
 
 
-def write_key(namespace: str, checkpoint_id: str, task_id: str, index: int) -> str:
-    """Where a write of a task is."""
-    task = readable(task_id, _NAME_BYTES)
-    return f"{writes_prefix(namespace, checkpoint_id)}{task}/{index - _LEAST_INDEX:08}"
+def writes_key(namespace: str, checkpoint_id: str, task_id: str) -> str:
+    """A new place for writes of a task; those of later calls come after it."""
+    call = f"{time.time_ns():016x}{os.urandom(4).hex()}"
+    return f"{writes_prefix(namespace, checkpoint_id)}{readable(task_id, _NAME_BYTES)}/{call}"

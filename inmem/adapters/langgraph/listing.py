@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple, get_checkpoint_id
 
-from inmem.adapters.langgraph.layout import StoredCheckpoint, all_threads
+from inmem.adapters.langgraph.layout import Found, StoredCheckpoint, all_threads
 from inmem.adapters.langgraph.thread import Thread
 from inmem.adapters.langgraph.work import SaverWork
 
@@ -55,13 +56,10 @@ class CheckpointListing:
             thread = self._work.found(txn, thread_id)
             if thread is None:
                 continue
-            ids = self._ids(thread, namespace, before)
-            for checkpoint_id in ids:
-                entry = thread.entry(namespace, checkpoint_id)
-                if entry is not None and self._matches(thread, entry):
-                    found.append(thread.whole(namespace, checkpoint_id, entry))
-            if len(ids) == _PAGE:
-                places.append((thread_id, namespace, ids[-1]))
+            seen = [*itertools.islice(self._seen(thread, namespace, before), _PAGE)]
+            found += [thread.whole(namespace, each) for each in seen if self._matches(thread, each.entry)]
+            if len(seen) == _PAGE:
+                places.append((thread_id, namespace, seen[-1].id))
         return found, places
 
     def _all_places(self, txn: Any) -> _Places:
@@ -73,10 +71,11 @@ class CheckpointListing:
                 places += [(thread_id, namespace, self._before) for namespace in namespaces]
         return places[::-1]
 
-    def _ids(self, thread: Thread, namespace: str, before: str | None) -> list[str]:
+    def _seen(self, thread: Thread, namespace: str, before: str | None) -> Iterator[Found]:
         if self._only is None:
-            return thread.ids(namespace, before=before, limit=_PAGE)
-        return [self._only] if before is None or self._only < before else []
+            return thread.checkpoints(namespace, before)
+        found = thread.found(namespace, self._only) if before is None or self._only < before else None
+        return iter([] if found is None else [found])
 
     def _matches(self, thread: Thread, entry: dict[str, Any]) -> bool:
         if not self._wanted:

@@ -9,7 +9,7 @@ over, so a program may change its state right after.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, Literal, TypeVar
 
@@ -25,15 +25,16 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 import inmem
+from inmem.adapters.langgraph.copying import copies
 from inmem.adapters.langgraph.layout import all_threads
 from inmem.adapters.langgraph.listing import CheckpointListing
-from inmem.adapters.langgraph.transactions import Transactions
-from inmem.adapters.langgraph.work import SaverWork, config_of, forget, name_copy, place_of, run_of
+from inmem.adapters.langgraph.naming import forget, name_copy, named_run, run_of
+from inmem.adapters.langgraph.transactions import Transactions, Work
+from inmem.adapters.langgraph.work import SaverWork, config_of, place_of
 from inmem.aio import AsyncDatabase
 
 T = TypeVar("T")
 
-Pieces = Generator[Callable[[Any], Any], Any, None]
 Fence = Literal["parent", "lease"] | None
 _LEASE: Final = "@run"
 
@@ -76,7 +77,7 @@ class InmemSaver(BaseCheckpointSaver[str]):
             raise inmem.InvalidInputError(problem, argument="fence")
         self.db = db
         self._fence = fence
-        self._work = SaverWork(self.serde, is_fenced=fence == "parent")
+        self._work = SaverWork(self.serde, fence=fence)
         self._leases: dict[str, Any] = {}  # of threads, while they are held
 
     def __repr__(self) -> str:
@@ -97,18 +98,12 @@ class InmemSaver(BaseCheckpointSaver[str]):
     async def _ado(self, fn: Callable[[Any], T], written: str = "") -> T:
         return await self._transactions.ado(fn, self._leases.get(written))
 
-    def _do_all(self, pieces: Pieces, written: str = "") -> None:
-        """Do pieces of work, each of which is told what came of the one before."""
-        piece = next(pieces)
-        with suppress(StopIteration):
-            while True:
-                piece = pieces.send(self._do(piece, written))
+    def _take(self, work: Work[T], written: str = "") -> T:
+        """Take the steps of some work."""
+        return self._transactions.take(work, self._leases.get(written))
 
-    async def _ado_all(self, pieces: Pieces, written: str = "") -> None:
-        piece = next(pieces)
-        with suppress(StopIteration):
-            while True:
-                piece = pieces.send(await self._ado(piece, written))
+    async def _atake(self, work: Work[T], written: str = "") -> T:
+        return await self._transactions.atake(work, self._leases.get(written))
 
     def _owned(self, thread_id: str) -> str:
         """The thread, to be written. With a fence of leases it must be held."""
@@ -122,12 +117,12 @@ class InmemSaver(BaseCheckpointSaver[str]):
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that a config names, or the newest one of its namespace."""
-        stored = self._do(self._work.get(place_of(config)))
+        stored = self._take(self._work.get(place_of(config)))
         return None if stored is None else self._work.loaded(stored)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """See `get_tuple`."""
-        stored = await self._ado(self._work.get(place_of(config)))
+        stored = await self._atake(self._work.get(place_of(config)))
         return None if stored is None else self._work.loaded(stored)
 
     def list(
@@ -192,9 +187,9 @@ class InmemSaver(BaseCheckpointSaver[str]):
             LeaseLostError: another worker has the thread's lease.
         """
         place, work = place_of(config), self._work
-        entries, packed = work.prepared(place, config, checkpoint, metadata, new_versions)
-        put = work.put(place, checkpoint["id"], metadata.get("source"), entries)
-        self._do_all(work.storing(place.thread_id, packed, put), self._owned(place.thread_id))
+        prepared = work.prepared(place, config, checkpoint, metadata, new_versions)
+        put = work.put(prepared, checkpoint["id"], metadata.get("source"))
+        self._take(put, self._owned(place.thread_id))
         return config_of(place.thread_id, place.namespace, checkpoint["id"])
 
     async def aput(
@@ -203,9 +198,9 @@ class InmemSaver(BaseCheckpointSaver[str]):
     ) -> RunnableConfig:
         """See `put`."""
         place, work = place_of(config), self._work
-        entries, packed = work.prepared(place, config, checkpoint, metadata, new_versions)
-        put = work.put(place, checkpoint["id"], metadata.get("source"), entries)
-        await self._ado_all(work.storing(place.thread_id, packed, put), self._owned(place.thread_id))
+        prepared = work.prepared(place, config, checkpoint, metadata, new_versions)
+        put = work.put(prepared, checkpoint["id"], metadata.get("source"))
+        await self._atake(put, self._owned(place.thread_id))
         return config_of(place.thread_id, place.namespace, checkpoint["id"])
 
     def put_writes(
@@ -213,18 +208,16 @@ class InmemSaver(BaseCheckpointSaver[str]):
     ) -> None:
         """Store what a task wrote at a checkpoint, which may come later: one commit."""
         place, work = place_of(config), self._work
-        entries, packed = work.prepared_writes(place, writes)
-        put = work.put_writes(place, task_id, task_path, entries)
-        self._do_all(work.storing(place.thread_id, packed, put), self._owned(place.thread_id))
+        prepared = work.prepared_writes(place, writes, task_id, task_path)
+        self._take(work.put_writes(prepared), self._owned(place.thread_id))
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """See `put_writes`."""
         place, work = place_of(config), self._work
-        entries, packed = work.prepared_writes(place, writes)
-        put = work.put_writes(place, task_id, task_path, entries)
-        await self._ado_all(work.storing(place.thread_id, packed, put), self._owned(place.thread_id))
+        prepared = work.prepared_writes(place, writes, task_id, task_path)
+        await self._atake(work.put_writes(prepared), self._owned(place.thread_id))
 
     # --- leases -------------------------------------------------------------------------
 
@@ -272,18 +265,22 @@ class InmemSaver(BaseCheckpointSaver[str]):
         """Remove a thread. Its id may be used again; a worker that still has it writes nothing more."""
         if not isinstance(self.db, inmem.Database):
             return self._transactions.wait(self.adelete_thread(thread_id))
-        run_id = self._do(forget(thread_id))
+        run_id = self._do(named_run(thread_id))
         if run_id is not None:
-            self.db.runs.delete_run(run_id)
+            with suppress(inmem.RunDeletedError, inmem.RunNotFoundError):  # somebody else did it
+                self.db.runs.delete_run(run_id)
+            self._do(forget(thread_id, run_id))
         return None
 
     async def adelete_thread(self, thread_id: str) -> None:
         """See `delete_thread`."""
         if isinstance(self.db, inmem.Database):
             return self.delete_thread(thread_id)
-        run_id = await self._ado(forget(thread_id))
+        run_id = await self._ado(named_run(thread_id))
         if run_id is not None:
-            await self.db.runs.delete_run(run_id)
+            with suppress(inmem.RunDeletedError, inmem.RunNotFoundError):
+                await self.db.runs.delete_run(run_id)
+            await self._ado(forget(thread_id, run_id))
         return None
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
@@ -305,13 +302,13 @@ class InmemSaver(BaseCheckpointSaver[str]):
         A thread that was there before must not be pruned while others are copied into it.
         """
         run_id = str(inmem.RunId.new())
-        self._do_all(self._work.copies(source_thread_id, target_thread_id, run_id))
+        self._take(copies(source_thread_id, target_thread_id, run_id))
         self._do(name_copy(target_thread_id, run_id))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """See `copy_thread`."""
         run_id = str(inmem.RunId.new())
-        await self._ado_all(self._work.copies(source_thread_id, target_thread_id, run_id))
+        await self._atake(copies(source_thread_id, target_thread_id, run_id))
         await self._ado(name_copy(target_thread_id, run_id))
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
 
-from langgraph.checkpoint.base import writes_sort_key
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from inmem.adapters.foreign import unpacked
+from inmem.adapters.foreign import sweep_parts, token_of, unpacked
 from inmem.adapters.langgraph.layout import (
-    EMPTY,
+    CHECKPOINTS,
+    Found,
     StoredCheckpoint,
     Typed,
     Write,
     checkpoint_key,
+    checkpoint_prefix,
+    checkpoints_prefix,
+    id_in,
+    is_checkpoint,
+    merged,
     value_key,
-    write_key,
+    value_key_in,
     writes_prefix,
 )
+
+_PAGE: Final = 64  # records that are read at once
 
 
 class Thread:
@@ -33,81 +40,83 @@ class Thread:
         """All that have checkpoints, or had some."""
         return [namespace for _, namespace in self.kv.list_with_values("n/")]
 
+    def checkpoints(self, namespace: str, before: str | None = None) -> Iterator[Found]:
+        """The checkpoints of a namespace, the newest first; those before one."""
+        prefix = checkpoints_prefix(namespace)
+        after = None if before is None else checkpoint_prefix(namespace, before)
+        records: list[tuple[str, Any]] = []
+        while True:
+            page = self.kv.list_versioned(prefix, reverse=True, limit=_PAGE, start_after=after)
+            for key, found in page:
+                if not is_checkpoint(key):
+                    records.append((id_in(key, namespace), found))
+                    continue
+                made = id_in(key, namespace)  # writes of others have come before their checkpoint
+                yield Found(made, found.value, [each for of, each in reversed(records) if of == made])
+                records.clear()
+            if len(page) < _PAGE:
+                return
+            after = page[-1][0]
+
+    def found(self, namespace: str, checkpoint_id: str | None) -> Found | None:
+        """A checkpoint, or the newest one."""
+        if checkpoint_id is None:
+            return next(self.checkpoints(namespace), None)
+        return found_in(self.kv.list_versioned(checkpoint_prefix(namespace, checkpoint_id)), namespace)
+
     def newest(self, namespace: str) -> str | None:
         """The id of the newest checkpoint."""
-        prefix = checkpoint_key(namespace, "")
-        keys = self.kv.list(prefix, reverse=True, limit=1)
-        return keys[0][len(prefix) :] if keys else None
-
-    def found(self, namespace: str, checkpoint_id: str | None) -> tuple[str, dict[str, Any]] | None:
-        """A checkpoint, or the newest one: its id, and what is stored of it."""
-        if checkpoint_id is not None:
-            entry = self.entry(namespace, checkpoint_id)
-            return None if entry is None else (checkpoint_id, entry)
-        prefix = checkpoint_key(namespace, "")
-        found = self.kv.list_with_values(prefix, reverse=True, limit=1)
-        return (found[0][0][len(prefix) :], found[0][1]) if found else None
-
-    def ids(self, namespace: str, *, before: str | None = None, limit: int | None = None) -> list[str]:
-        """Ids of checkpoints, the newest first; of those before one."""
-        prefix = checkpoint_key(namespace, "")
-        after = None if before is None else checkpoint_key(namespace, before)
-        keys = self.kv.list(prefix, reverse=True, limit=limit, start_after=after)
-        return [key[len(prefix) :] for key in keys]
+        prefix, after = checkpoints_prefix(namespace), None
+        while keys := self.kv.list(prefix, reverse=True, limit=8, start_after=after):
+            for key in filter(is_checkpoint, keys):
+                return id_in(key, namespace)
+            after = keys[-1]
+        return None
 
     def entry(self, namespace: str, checkpoint_id: str) -> dict[str, Any] | None:
         """What is stored of a checkpoint."""
         entry: dict[str, Any] | None = self.kv.get(checkpoint_key(namespace, checkpoint_id))
         return entry
 
-    def typed(self, entry: list[Any]) -> Typed:
+    def whole(self, namespace: str, found: Found) -> StoredCheckpoint:
+        """A checkpoint with all that belongs to it."""
+        stored = StoredCheckpoint(self.thread_id, namespace, found)
+        while keys := stored.lacks():
+            stored.add(keys, self.kv.get_many(keys))
+        return stored
+
+    def typed(self, value: list[Any]) -> Typed:
         """Type and bytes of a stored value."""
-        return unpacked(entry, self.kv.get)
+        return unpacked(value, self.kv.get)
 
-    def value(self, namespace: str, channel: str, version: object) -> Typed | None:
-        """The value of a channel; None if it had none, or is not stored as such."""
-        entry = self.kv.get(value_key(namespace, channel, version))
-        return None if entry is None or entry[0] == EMPTY else self.typed(entry)
-
-    def values(self, namespace: str, versions: dict[str, Any]) -> dict[str, Typed]:
-        """The values of channels at these versions."""
-        keys = {value_key(namespace, channel, version): channel for channel, version in versions.items()}
-        found = self.kv.get_many(keys)
-        return {
-            channel: self.typed(found[key])
-            for key, channel in keys.items() if key in found and found[key][0] != EMPTY
-        }
+    def value(self, namespace: str, channel: str, entry: dict[str, Any]) -> tuple[Any] | None:
+        """The value of a channel in a checkpoint; None if it had none, or was not stored as such."""
+        small = entry["values"].get(channel)
+        if small is None and channel in entry["blobs"]:
+            small = self.kv.get(value_key(namespace, channel, entry["blobs"][channel]))
+        if small is not None:
+            return (self._serde.loads_typed(self.typed(small)),)
+        plain = self.checkpoint(entry)["channel_values"]
+        return (plain[channel],) if channel in plain else None
 
     def writes(self, namespace: str, checkpoint_id: str) -> list[Write]:
         """The writes of a checkpoint, in the order in which a step applies them."""
-        found = [entry for _, entry in self.kv.list_with_values(writes_prefix(namespace, checkpoint_id))]
-        found.sort(key=lambda each: writes_sort_key(each["path"], each["task_id"], each["index"]))
-        return [Write(each["task_id"], each["channel"], self.typed(each["value"])) for each in found]
+        prefix = writes_prefix(namespace, checkpoint_id)
+        return merged([found for _, found in self.kv.list_versioned(prefix)])
 
     def checkpoint(self, entry: dict[str, Any]) -> Any:
-        """A stored checkpoint, without the values of its channels."""
+        """A stored checkpoint, without larger values of its channels."""
         return self._serde.loads_typed(self.typed(entry["checkpoint"]))
 
     def metadata(self, entry: dict[str, Any]) -> Any:
         """The metadata of a stored checkpoint."""
         return self._serde.loads_typed(self.typed(entry["metadata"]))
 
-    def whole(self, namespace: str, checkpoint_id: str, entry: dict[str, Any]) -> StoredCheckpoint:
-        """A checkpoint with all that belongs to it."""
-        checkpoint = self.checkpoint(entry)
-        return StoredCheckpoint(
-            self.thread_id, namespace, checkpoint_id, checkpoint, self.typed(entry["metadata"]),
-            entry["parent"], self.values(namespace, checkpoint["channel_versions"]),
-            self.writes(namespace, checkpoint_id),
-        )
-
-    def all(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Namespace, id and entry of all checkpoints, the newest of each namespace first."""
+    def all(self) -> Iterator[tuple[str, Found]]:
+        """Namespace and checkpoint of all, the newest of each namespace first."""
         for namespace in self.namespaces():
-            for checkpoint_id in self.ids(namespace):
-                entry = self.entry(namespace, checkpoint_id)
-                if entry is not None:
-                    yield namespace, checkpoint_id, entry
+            for found in self.checkpoints(namespace):
+                yield namespace, found
 
     def ancestors(self, namespace: str, checkpoint_id: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
         """Id and entry of the ancestors of a checkpoint, its parent first."""
@@ -119,18 +128,16 @@ class Thread:
 
     def needed(self, namespace: str) -> set[str]:
         """The newest checkpoint, and its ancestors back to where each delta channel was stored whole."""
-        newest = self.newest(namespace)
-        entry = None if newest is None else self.entry(namespace, newest)
-        if newest is None or entry is None:
+        newest = self.found(namespace, None)
+        if newest is None:
             return set()
 
         def not_whole(channels: Iterable[str], entry: dict[str, Any]) -> set[str]:
-            versions = self.checkpoint(entry)["channel_versions"]
-            return {each for each in channels if self.value(namespace, each, versions.get(each)) is None}
+            return {each for each in channels if self.value(namespace, each, entry) is None}
 
-        found = {newest}
-        left = not_whole(self.metadata(entry).get("counters_since_delta_snapshot", ()), entry)
-        for ancestor, entry in self.ancestors(namespace, newest):
+        found = {newest.id}
+        left = not_whole(self.metadata(newest.entry).get("counters_since_delta_snapshot", ()), newest.entry)
+        for ancestor, entry in self.ancestors(namespace, newest.id):
             if not left:
                 break
             found.add(ancestor)
@@ -139,42 +146,44 @@ class Thread:
 
     # --- changes --------------------------------------------------------------------------
 
-    def put_writes(
-        self, namespace: str, checkpoint_id: str, task_id: str, path: str,
-        writes: Sequence[tuple[int, str, list[Any]]],
-    ) -> None:
-        """Store the writes of a task. The first one of an index stays; of a special channel the last."""
-        keyed = [(write_key(namespace, checkpoint_id, task_id, write[0]), *write) for write in writes]
-        there = self.kv.get_many([key for key, index, *_ in keyed if index >= 0])
-        for key, index, channel, value in keyed:
-            if index >= 0 and there.setdefault(key, value) is not value:
-                continue
-            self.kv.put(key, {
-                "channel": channel, "index": index, "path": path, "task_id": task_id, "value": value
-            })
-
     def delete(self, namespace: str, checkpoint_id: str) -> None:
-        """Remove a checkpoint with its writes. Its values go with `sweep`."""
-        self.kv.discard(checkpoint_key(namespace, checkpoint_id))
-        self.kv.clear(writes_prefix(namespace, checkpoint_id))
+        """Remove a checkpoint with its writes. Its large values go with `sweep`."""
+        self.kv.clear(checkpoint_prefix(namespace, checkpoint_id))
 
     def sweep(self) -> None:
         """Remove values that no checkpoint has, and parts that nothing names."""
-        used = {
-            value_key(namespace, channel, version) for namespace, _, entry in self.all()
-            for channel, version in self.checkpoint(entry)["channel_versions"].items()
-        }
-        named = set()
-        for key, entry in self.kv.list_with_values("b/"):
-            if key not in used:
+        used: set[tuple[str, str, str]] = set()
+        named: set[Any] = set()
+        for key, entry in self.kv.list_with_values(CHECKPOINTS):
+            if is_checkpoint(key):
+                head = key[len(CHECKPOINTS) :].partition("/")[0]
+                used |= {(head, *each) for each in entry["blobs"].items()}
+                named |= {token_of(entry["checkpoint"]), token_of(entry["metadata"])}
+            else:
+                named |= {token_of(value) for _, _, value in entry["writes"]}
+        keys = {value_key_in(*each) for each in used}
+        for key, value in self.kv.list_with_values("b/"):
+            if key in keys:
+                named.add(token_of(value))
+            else:
                 self.kv.discard(key)
-            elif len(entry) == 3:
-                named.add(entry[1])
-        for _, entry in self.kv.list_with_values("c/"):
-            named.update(each[1] for each in (entry["checkpoint"], entry["metadata"]) if len(each) == 3)
-        for _, entry in self.kv.list_with_values("w/"):
-            if len(entry["value"]) == 3:
-                named.add(entry["value"][1])
-        for key in self.kv.list("p/"):
-            if key.split("/")[1] not in named:
-                self.kv.discard(key)
+        sweep_parts(self.kv, named)
+
+
+def found_in(items: list[tuple[str, Any]], namespace: str) -> Found | None:
+    """The checkpoint that the range of one has, if it has come."""
+    for key, found in items[:1]:  # its own key is the first
+        if is_checkpoint(key):
+            return Found(id_in(key, namespace), found.value, [each for _, each in items[1:]])
+    return None
+
+
+def newest_in(items: list[tuple[str, Any]], namespace: str) -> Found | None:
+    """The newest checkpoint, if the last records of a namespace have it; these in reverse."""
+    records: list[tuple[str, Any]] = []
+    for key, found in items:
+        if is_checkpoint(key):
+            made = id_in(key, namespace)
+            return Found(made, found.value, [each for of, each in reversed(records) if of == made])
+        records.append((id_in(key, namespace), found))
+    return None

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+import inspect
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
 
 import inmem
 from inmem.aio import AsyncDatabase
 
 T = TypeVar("T")
+
+
+class Asked(Generic[T]):
+    """A call of facades of a run, outside of transactions; a loop awaits what it returns."""
+
+    __slots__ = ("call", "run_id")
+
+    def __init__(self, run_id: str | None, call: Callable[[Any], T]) -> None:
+        self.run_id = run_id  # None: what all runs of the agent share
+        self.call = call
+
+
+class Transacted(Generic[T]):
+    """A function of a transaction."""
+
+    __slots__ = ("fn", "run_id")
+
+    def __init__(self, run_id: str | None, fn: Callable[[Any], T]) -> None:
+        self.run_id = run_id
+        self.fn = fn
+
+
+Step = Asked[Any] | Transacted[Any]
+Work = Generator[Step, Any, T]  # told what each step gave; a deletion of the run is thrown into it
 
 
 class Transactions:
@@ -43,6 +68,53 @@ class Transactions:
         scope = db.shared("agent") if self._run_id is None else db.run(self._run_id)
         result: T = await db.transact(scope, fn, lease=lease)
         return result
+
+    def take(self, work: Work[T], lease: Any = None) -> T:
+        """Take the steps of some work; what it returns. `lease` must be held when its transactions commit."""
+        db = self._db
+        if not isinstance(db, inmem.Database):
+            return self.wait(self.atake(work, lease))
+        try:
+            step = next(work)
+            while True:
+                scope = db.shared("agent") if step.run_id is None else db.run(step.run_id)
+                try:
+                    told = (
+                        step.call(scope) if isinstance(step, Asked)
+                        else scope.transact(step.fn, lease=lease)
+                    )
+                except inmem.RunDeletedError as error:
+                    step = work.throw(error)
+                else:
+                    step = work.send(told)
+        except StopIteration as ended:
+            result: T = ended.value
+            return result
+
+    async def atake(self, work: Work[T], lease: Any = None) -> T:
+        """See `take`. With a `Database` the loop waits."""
+        db = self._db
+        if isinstance(db, inmem.Database):
+            return self.take(work, lease)
+        self._remember_loop()
+        try:
+            step = next(work)
+            while True:
+                scope = db.shared("agent") if step.run_id is None else db.run(step.run_id)
+                try:
+                    told = (
+                        step.call(scope) if isinstance(step, Asked)
+                        else await scope.transact(step.fn, lease=lease)
+                    )
+                    if inspect.isawaitable(told):
+                        told = await told
+                except inmem.RunDeletedError as error:
+                    step = work.throw(error)
+                else:
+                    step = work.send(told)
+        except StopIteration as ended:
+            result: T = ended.value
+            return result
 
     def wait(self, asked: Coroutine[Any, Any, T]) -> T:
         """Let the loop of an `AsyncDatabase` do what another thread asks: a step of a graph that is awaited.

@@ -1,8 +1,9 @@
-"""What the saver does in the store: each piece is a function of one transaction, for threads and loops."""
+"""What the saver does in the store, for threads and loops: functions of one transaction, or steps of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
@@ -19,21 +20,29 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 import inmem
 from inmem.adapters.foreign import Packed
+from inmem.adapters.langgraph.known import KnownThreads
 from inmem.adapters.langgraph.layout import (
-    EMPTY,
     StoredCheckpoint,
-    Write,
     checkpoint_key,
+    checkpoint_prefix,
+    checkpoints_prefix,
     index_of,
     namespace_key,
     thread_key,
     value_key,
+    writes_key,
     writes_prefix,
 )
-from inmem.adapters.langgraph.thread import Thread
+from inmem.adapters.langgraph.naming import run_of
+from inmem.adapters.langgraph.thread import Thread, found_in, newest_in
+from inmem.adapters.langgraph.transactions import Asked, Transacted, Work
 
-_COPIED: Final = 512  # entries that one commit copies, at most
-_COPIED_BYTES: Final = 4 * 1024 * 1024  # and of what size: the last one comes on top
+_SMALL_BYTES: Final = 4096  # of a value that each checkpoint has again
+_SMALL_BYTES_TOGETHER: Final = 16384
+_PLAIN: Final = frozenset({bool, float, int, type(None)})  # and short texts: serialised with the checkpoint
+_SHORT: Final = 256  # characters
+_FIRST_LOOK: Final = 4  # records in which the newest checkpoint and its writes are looked for
+_MOST_LOOKED: Final = 32
 GOES_ON: Final = frozenset({"input", "loop"})  # sources of checkpoints that go on from their parent
 
 
@@ -48,15 +57,16 @@ class SavedPlace(NamedTuple):
 class Prepared(NamedTuple):
     """Entries to put, and the parts of long values that they name."""
 
-    entries: Any
+    place: SavedPlace
+    entries: dict[str, Any]
     packed: Packed
 
 
 class Walked(NamedTuple):
     """What a walk has found of a delta channel."""
 
-    writes: list[Write]
-    seed: tuple[str, bytes] | None
+    writes: list[tuple[str, str, tuple[str, bytes]]]
+    seed: tuple[Any] | None
 
 
 def place_of(config: RunnableConfig) -> SavedPlace:
@@ -82,49 +92,97 @@ def config_of(thread_id: str, namespace: str, checkpoint_id: str) -> RunnableCon
 class SaverWork:
     """The work of one saver. Values are serialised when it is made, and loaded after it was done."""
 
-    def __init__(self, serde: SerializerProtocol, *, is_fenced: bool) -> None:
+    def __init__(self, serde: SerializerProtocol, *, fence: str | None) -> None:
         self.serde = serde
-        self._is_fenced = is_fenced
+        self._fence = fence
+        self._known = KnownThreads()
+        self._looked = _FIRST_LOOK
 
     def found(self, txn: Any, thread_id: str) -> Thread | None:
         """A thread, if there is one."""
         named = txn.kv.get(thread_key(thread_id))
         return None if named is None else Thread(thread_id, txn.at(named["run_id"]), self.serde)
 
-    def begun(self, txn: Any, thread_id: str) -> Thread:
-        """A thread, made if need be."""
-        return Thread(thread_id, txn.at(run_of(thread_id)(txn)), self.serde)
-
     # --- reading ------------------------------------------------------------------------
 
-    def get(self, place: SavedPlace) -> Callable[[Any], StoredCheckpoint | None]:
-        """A checkpoint, or the newest one of a namespace."""
+    def get(self, place: SavedPlace) -> Work[StoredCheckpoint | None]:
+        """A checkpoint, or the newest one of a namespace.
 
-        def get(txn: Any) -> StoredCheckpoint | None:
-            thread = self.found(txn, place.thread_id)
-            if thread is None:
-                return None
+        A checkpoint and its writes are one range, read at once, and what they
+        name does not change. So all of it is of the version of that range.
+        """
+        run_id = self._known.run(place.thread_id)
+        is_old = run_id is not None
+        while True:
+            if run_id is None:
+                named = yield Asked(None, lambda scope: scope.kv.get(thread_key(place.thread_id)))
+                if named is None:
+                    return None
+                run_id = named["run_id"]
+                self._known.learn(place.thread_id, run_id)
+            found = yield from self._get(run_id, place)
+            if found is not None or not is_old:
+                return found
+            self._known.forget(place.thread_id)  # it may have another run
+            run_id, is_old = None, False
+
+    def _get(self, run_id: str, place: SavedPlace) -> Work[StoredCheckpoint | None]:
+        namespace, limit = place.namespace, self._looked
+        if place.checkpoint_id is not None:
+            prefix = checkpoint_prefix(namespace, place.checkpoint_id)
+            found = found_in((yield Asked(run_id, lambda scope: scope.kv.list_versioned(prefix))), namespace)
+        else:
+            prefix = checkpoints_prefix(namespace)
+            items = yield Asked(
+                run_id, lambda scope: scope.kv.list_versioned(prefix, reverse=True, limit=limit)
+            )
+            found = newest_in(items, namespace)
+            if found is None and len(items) == limit:
+                self._looked = min(2 * limit, _MOST_LOOKED)
+                return (yield from self._whole(run_id, place))
+            if found is not None:  # about as many are looked at as are wanted
+                self._looked = max(len(found.records) + 1, limit - 1)
+        if found is None:
+            return None
+        stored = StoredCheckpoint(place.thread_id, namespace, found)
+        while keys := stored.lacks():
+            there = yield Asked(run_id, _getting(keys))
+            if len(there) < len(keys):  # it is being removed
+                return (yield from self._whole(run_id, place))
+            stored.add(keys, there)
+        self._known.add(run_id, *stored.blobs.values())
+        return stored
+
+    def _whole(self, run_id: str, place: SavedPlace) -> Work[StoredCheckpoint | None]:
+        """A checkpoint as it is in one version."""
+
+        def whole(txn: Any) -> StoredCheckpoint | None:
+            thread = Thread(place.thread_id, txn, self.serde)
             found = thread.found(place.namespace, place.checkpoint_id)
-            return None if found is None else thread.whole(place.namespace, *found)
+            return None if found is None else thread.whole(place.namespace, found)
 
-        return get
+        found: StoredCheckpoint | None = yield Transacted(run_id, whole)
+        return found
 
     def loaded(self, stored: StoredCheckpoint) -> CheckpointTuple:
         """A checkpoint as LangGraph has it."""
-        load = self.serde.loads_typed
-        values = {channel: load(value) for channel, value in stored.values.items()}
+        load, entry = self.serde.loads_typed, stored.entry
+        checkpoint = load(stored.typed(entry["checkpoint"]))
+        values = checkpoint["channel_values"]
+        for channel, value in entry["values"].items():
+            values[channel] = load(tuple(value))
+        for channel, value in stored.large().items():
+            values[channel] = load(value)
         parent = None
-        if stored.parent is not None:
-            parent = config_of(stored.thread_id, stored.namespace, stored.parent)
+        if entry["parent"] is not None:
+            parent = config_of(stored.thread_id, stored.namespace, entry["parent"])
         return CheckpointTuple(
-            config=config_of(stored.thread_id, stored.namespace, stored.id),
-            checkpoint=stored.checkpoint | {"channel_values": values},
-            metadata=load(stored.metadata), parent_config=parent,
-            pending_writes=self._loaded_writes(stored.writes),
+            config=config_of(stored.thread_id, stored.namespace, stored.id), checkpoint=checkpoint,
+            metadata=load(stored.typed(entry["metadata"])), parent_config=parent,
+            pending_writes=[
+                (each.task_id, each.channel, load(stored.typed(each.value))) for each in stored.writes
+            ],
         )
-
-    def _loaded_writes(self, writes: Iterable[Write]) -> list[tuple[str, str, Any]]:
-        return [(each.task_id, each.channel, self.serde.loads_typed(each.value)) for each in writes]
 
     def walk(self, place: SavedPlace, channels: Sequence[str]) -> Callable[[Any], dict[str, Walked]]:
         """What the ancestors of a checkpoint wrote to channels since these were stored whole."""
@@ -139,11 +197,13 @@ class SaverWork:
                 left = [channel for channel in channels if found[channel].seed is None]
                 if not left:
                     break
-                versions = thread.checkpoint(entry)["channel_versions"]
                 writes = thread.writes(place.namespace, ancestor)
                 for channel in left:
-                    of_it = [write for write in writes if write.channel == channel]
-                    seed = thread.value(place.namespace, channel, versions.get(channel))
+                    of_it = [
+                        (each.task_id, channel, thread.typed(each.value)) for each in writes
+                        if each.channel == channel
+                    ]
+                    seed = thread.value(place.namespace, channel, entry)
                     found[channel] = Walked(of_it + found[channel].writes, seed)
             return found
 
@@ -153,9 +213,11 @@ class SaverWork:
         """What a walk has found, as LangGraph has it."""
         found = {}
         for channel, (writes, seed) in walked.items():
-            found[channel] = DeltaChannelHistory(writes=self._loaded_writes(writes))
+            found[channel] = DeltaChannelHistory(
+                writes=[(task_id, of, self.serde.loads_typed(value)) for task_id, of, value in writes]
+            )
             if seed is not None:
-                found[channel]["seed"] = self.serde.loads_typed(seed)
+                found[channel]["seed"] = seed[0]
         return found
 
     # --- writing ------------------------------------------------------------------------
@@ -164,88 +226,131 @@ class SaverWork:
         self, place: SavedPlace, config: RunnableConfig, checkpoint: Checkpoint, metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> Prepared:
-        """A checkpoint, to be put."""
+        """A checkpoint, to be put. Large values that are new go with it, and those that may not be there."""
         packed = Packed()
+        run_id = self._known.run(place.thread_id)
         rest: dict[str, Any] = {**checkpoint}
-        values = rest.pop("channel_values")
-        entries: dict[str, Any] = {namespace_key(place.namespace): place.namespace}
-        for channel, version in new_versions.items():
-            value = self._entry(values[channel], packed) if channel in values else [EMPTY, b""]
-            entries[value_key(place.namespace, channel, version)] = value
+        versions = checkpoint["channel_versions"]
+        entries: dict[str, Any] = {}
+        values = rest["channel_values"]
+        plain: dict[str, Any] = {}
+        small: dict[str, list[Any]] = {}
+        blobs: dict[str, str] = {}
+        left = _SMALL_BYTES_TOGETHER
+        for channel, value in values.items():
+            if channel not in versions:
+                continue
+            kind = type(value)
+            if kind in _PLAIN or (kind is str and len(value) <= _SHORT):
+                plain[channel] = value
+                continue
+            version = str(versions[channel])
+            key = value_key(place.namespace, channel, version)
+            if channel in new_versions or not self._known.has(run_id, key):
+                typed = self.serde.dumps_typed(value)
+                size = len(typed[1])
+                if size <= min(_SMALL_BYTES, left):
+                    left -= size
+                    small[channel] = [*typed]
+                    continue
+                entries[key] = packed.add(*typed)
+            blobs[channel] = version
+        rest["channel_values"] = plain
         entries[checkpoint_key(place.namespace, checkpoint["id"])] = {
             "step": metadata.get("step"), "source": metadata.get("source"), "parent": place.checkpoint_id,
             "checkpoint": self._entry(rest, packed),
             "metadata": self._entry(get_checkpoint_metadata(config, metadata), packed),
+            "values": small, "blobs": blobs,
         }
-        return Prepared(entries, packed)
+        return Prepared(place, entries, packed)
 
-    def prepared_writes(self, place: SavedPlace, writes: Sequence[tuple[str, Any]]) -> Prepared:
+    def prepared_writes(
+        self, place: SavedPlace, writes: Sequence[tuple[str, Any]], task_id: str, path: str
+    ) -> Prepared:
         """Writes of a task, to be put."""
         if place.checkpoint_id is None:
             raise inmem.InvalidInputError("the config names no checkpoint_id to write at", argument="config")
         packed = Packed()
-        entries = [
-            (index_of(channel, position), channel, self._entry(value, packed))
-            for position, (channel, value) in enumerate(writes)
-        ]
-        return Prepared(entries, packed)
+        record = {
+            "task_id": task_id, "path": path, "writes": [
+                [index_of(channel, position), channel, self._entry(value, packed)]
+                for position, (channel, value) in enumerate(writes)
+            ],
+        }
+        return Prepared(place, {writes_key(place.namespace, place.checkpoint_id, task_id): record}, packed)
 
     def _entry(self, value: Any, packed: Packed) -> list[Any]:
         return packed.add(*self.serde.dumps_typed(value))
 
-    def storing(
-        self, thread_id: str, packed: Packed, names: Callable[[Any], None]
-    ) -> Generator[Callable[[Any], Any], Any, None]:
-        """Store parts of long values, one in each commit, then what names them; wants what each returned.
+    def put(self, prepared: Prepared, checkpoint_id: str, source: str | None) -> Work[None]:
+        """Store a checkpoint; with a fence of parents only if it goes on from the newest one."""
+        place = prepared.place
 
-        If the thread is pruned, or deleted, in the middle, parts are stored again.
+        def check(thread: Thread) -> None:
+            newest = thread.newest(place.namespace)
+            if newest not in (None, place.checkpoint_id, checkpoint_id):
+                raise inmem.InvariantError(
+                    f"another worker has gone on with thread {place.thread_id!r}: {newest} came after"
+                    f" {place.checkpoint_id}",
+                    hint="Stop this worker, or invoke the graph again from the newest checkpoint.",
+                )
+
+        is_checked = self._fence == "parent" and source in GOES_ON
+        namespace = {namespace_key(place.namespace): place.namespace}
+        run_id = yield from self._storing(prepared, namespace, check if is_checked else None)
+        self._known.add(run_id, *namespace, *(key for key in prepared.entries if key.startswith("b/")))
+
+    def put_writes(self, prepared: Prepared) -> Work[None]:
+        """Store writes of a task."""
+        yield from self._storing(prepared, {})
+
+    def _storing(
+        self, prepared: Prepared, once: dict[str, Any], check: Callable[[Thread], None] | None = None
+    ) -> Work[str]:
+        """Store entries as one commit, with those of `once` that may not be there; in which run that was.
+
+        Parts of long values go before them, one in each commit. If the thread
+        is pruned, or deleted, in the middle, they are stored again.
         """
+        place, entries, packed = prepared
+        thread_id = place.thread_id
 
-        def name(txn: Any) -> bool:
-            if packed.parts and not packed.are_there(self.begun(txn, thread_id).kv):
+        def all_of(run_id: str) -> dict[str, Any]:
+            new = {key: value for key, value in once.items() if not self._known.has(run_id, key)}
+            return {**new, **entries}
+
+        def store(txn: Any, run_id: str) -> bool:
+            thread = Thread(thread_id, txn.at(run_id), self.serde)
+            if not packed.are_there(thread.kv):
                 return False
-            names(txn)
+            if check is not None:
+                check(thread)
+            thread.kv.put_many(all_of(run_id))
             return True
+
+        def begin(txn: Any) -> tuple[str, bool]:
+            run_id = run_of(thread_id)(txn)
+            return run_id, not packed.parts and store(txn, run_id)
 
         is_done = False
         while not is_done:
-            for key, data in packed.parts:
-
-                def put(txn: Any, key: str = key, data: bytes = data) -> None:
-                    self.begun(txn, thread_id).kv.put(key, data)
-
-                yield put
-            is_done = yield name
-
-    def put(
-        self, place: SavedPlace, checkpoint_id: str, source: str | None, entries: dict[str, Any]
-    ) -> Callable[[Any], None]:
-        """Store a checkpoint; with a fence only if it goes on from the newest one."""
-
-        def put(txn: Any) -> None:
-            thread = self.begun(txn, place.thread_id)
-            if self._is_fenced and source in GOES_ON:
-                newest = thread.newest(place.namespace)
-                if newest not in (None, place.checkpoint_id, checkpoint_id):
-                    raise inmem.InvariantError(
-                        f"another worker has gone on with thread {place.thread_id!r}: {newest} came after"
-                        f" {place.checkpoint_id}",
-                        hint="Stop this worker, or invoke the graph again from the newest checkpoint.",
-                    )
-            thread.kv.put_many(entries)
-
-        return put
-
-    def put_writes(
-        self, place: SavedPlace, task_id: str, path: str, entries: list[tuple[int, str, list[Any]]]
-    ) -> Callable[[Any], None]:
-        """Store writes of a task."""
-
-        def put(txn: Any) -> None:
-            thread = self.begun(txn, place.thread_id)
-            thread.put_writes(place.namespace, place.checkpoint_id or "", task_id, path, entries)
-
-        return put
+            run_id = self._known.run(thread_id)
+            if run_id is None:
+                run_id, is_done = yield Transacted(None, begin)
+                self._known.learn(thread_id, run_id)
+                continue
+            try:
+                for part in packed.parts:
+                    yield Transacted(run_id, _putting(dict([part])))
+                if self._fence is None and not packed.parts:  # what looks at nothing needs no transaction
+                    yield Asked(run_id, _putting(all_of(run_id)))
+                    is_done = True
+                else:
+                    is_done = yield Transacted(run_id, functools.partial(store, run_id=run_id))
+            except inmem.RunDeletedError:
+                self._known.forget(thread_id)
+        assert run_id is not None
+        return run_id
 
     def lone(self, thread_id: str) -> Callable[[Any], list[RunnableConfig]]:
         """Checkpoints of steps of which no writes are stored."""
@@ -254,7 +359,7 @@ class SaverWork:
             thread = self.found(txn, thread_id)
             return [] if thread is None else [
                 config_of(thread_id, namespace, checkpoint_id)
-                for namespace, checkpoint_id, entry in thread.all()
+                for namespace, (checkpoint_id, entry, _) in thread.all()
                 if entry["source"] == "loop" and entry["parent"] is not None
                 and thread.entry(namespace, entry["parent"]) is not None
                 and not thread.kv.list(writes_prefix(namespace, entry["parent"]), limit=1)
@@ -273,8 +378,8 @@ class SaverWork:
             if thread is None:
                 return
             made = [
-                (namespace, checkpoint_id) for namespace, checkpoint_id, entry in thread.all()
-                if thread.metadata(entry).get("run_id") in gone
+                (namespace, found.id) for namespace, found in thread.all()
+                if thread.metadata(found.entry).get("run_id") in gone
             ]
             for place in made:
                 thread.delete(*place)
@@ -291,104 +396,17 @@ class SaverWork:
             if thread is None:
                 return
             needed = {namespace: thread.needed(namespace) for namespace in thread.namespaces()}
-            for namespace, checkpoint_id, _ in [*thread.all()]:
-                if checkpoint_id not in needed[namespace]:
-                    thread.delete(namespace, checkpoint_id)
+            for namespace, found in [*thread.all()]:
+                if found.id not in needed[namespace]:
+                    thread.delete(namespace, found.id)
             thread.sweep()
 
         return prune
 
-    def copies(
-        self, source_id: str, target_id: str, run_id: str
-    ) -> Generator[Callable[[Any], Any], Any, None]:
-        """Copy a thread, into another one or into a run that will be one; wants what each piece returned.
 
-        What names others comes after them. Checkpoints that come meanwhile are left out.
-        """
-
-        def those_of_now(txn: Any) -> frozenset[str]:
-            source = self.found(txn, source_id)
-            return frozenset() if source is None else frozenset(source.kv.list("c/"))
-
-        there = yield those_of_now
-        for kind in ("p/", "b/", "w/", "n/", "c/"):
-            after = None
-            while True:
-                after = yield self._copy(source_id, target_id, run_id, kind, after, there)
-                if after is None:
-                    break
-
-    def _copy(
-        self, source_id: str, target_id: str, run_id: str, kind: str, after: str | None, there: frozenset[str]
-    ) -> Callable[[Any], str | None]:
-        """Copy some entries of a kind; after which one to go on."""
-
-        def copy(txn: Any) -> str | None:
-            source = self.found(txn, source_id)
-            if source is None:
-                return None
-            target = self.found(txn, target_id) or Thread(target_id, txn.at(run_id), self.serde)
-            keys: list[str] = source.kv.list(kind, start_after=after, limit=_COPIED)
-            size = 0
-            for key in keys:
-                if kind == "c/" and key not in there:
-                    continue
-                entry = source.kv.get(key)
-                target.kv.put(key, entry)
-                size += _size_of(entry)
-                if size >= _COPIED_BYTES:
-                    return key
-            return keys[-1] if len(keys) == _COPIED else None
-
-        return copy
+def _putting(entries: dict[str, Any]) -> Callable[[Any], Any]:
+    return lambda scope: scope.kv.put_many(entries)
 
 
-def _size_of(entry: Any) -> int:
-    """About how many bytes an entry has."""
-    if isinstance(entry, dict):
-        return sum(map(_size_of, entry.values()))
-    if isinstance(entry, list):
-        return sum(map(_size_of, entry))
-    return len(entry) if isinstance(entry, bytes | str) else 8
-
-
-def run_of(thread_id: str) -> Callable[[Any], str]:
-    """The run of a thread, created if need be."""
-
-    def run_of(txn: Any) -> str:
-        key = thread_key(thread_id)
-        named = txn.kv.get(key)
-        if named is None:
-            named = _name(txn, thread_id, str(inmem.RunId.new()))
-        run_id: str = named["run_id"]
-        return run_id
-
-    return run_of
-
-
-def name_copy(thread_id: str, run_id: str) -> Callable[[Any], None]:
-    """A copied thread becomes visible, unless it was there before and got the copies itself."""
-
-    def name(txn: Any) -> None:
-        if txn.kv.get(thread_key(thread_id)) is None and txn.at(run_id).kv.count("n/"):
-            _name(txn, thread_id, run_id)
-
-    return name
-
-
-def forget(thread_id: str) -> Callable[[Any], str | None]:
-    """A thread is gone; the run that it had."""
-
-    def forget(txn: Any) -> str | None:
-        named = txn.kv.get(thread_key(thread_id))
-        txn.kv.discard(thread_key(thread_id))
-        return None if named is None else named["run_id"]
-
-    return forget
-
-
-def _name(txn: Any, thread_id: str, run_id: str) -> dict[str, str]:
-    named = {"thread_id": thread_id, "run_id": run_id}
-    txn.kv.put(thread_key(thread_id), named)
-    txn.at(run_id).runs.create_run(tags=["langgraph"], metadata={"thread_id": thread_id})
-    return named
+def _getting(keys: list[str]) -> Callable[[Any], Any]:
+    return lambda scope: scope.kv.get_many(keys)
