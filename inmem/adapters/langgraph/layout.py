@@ -31,6 +31,7 @@ commits tell.
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import time
 from collections.abc import Iterable
@@ -39,14 +40,18 @@ from urllib.parse import quote, unquote
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP, writes_sort_key
 
+from inmem import Versioned
 from inmem.adapters.foreign import hashed, part_keys, readable, unpacked
 
 CHECKPOINTS: Final = "c/"
+CHECKPOINT: Final = "checkpoint"
 _THREADS: Final = "langgraph/threads/"
 _NAMESPACE_BYTES: Final = 96
 _NAME_BYTES: Final = 64  # of a channel, a task
-_CHECKPOINT: Final = "checkpoint"
 _IN_IDS: Final = ":|@+=,~"  # besides letters, digits and `_.-`: all sort after the space that ends an id
+
+_first: Final = operator.itemgetter(0)
+_version: Final = operator.attrgetter("version")
 
 Typed = tuple[str, bytes]
 
@@ -64,7 +69,7 @@ class Found(NamedTuple):
 
     id: str
     entry: dict[str, Any]
-    records: list[Any]  # of its writes, with their versions, by key
+    records: list[dict[str, Any]]  # of its writes, in the order in which they came
 
 
 class StoredCheckpoint:
@@ -106,18 +111,35 @@ class StoredCheckpoint:
         return {channel: self.typed(value) for channel, value in found if value is not None}
 
 
-def merged(records: list[Any]) -> list[Write]:
-    """The writes of some records, in the order in which a step applies them."""
+def chosen(records: Iterable[dict[str, Any]]) -> dict[tuple[str, int], tuple[str, list[Any]]]:
+    """Path and write of each task and index, of records in the order in which they came."""
     of: dict[tuple[str, int], tuple[str, list[Any]]] = {}
-    for found in sorted(records, key=lambda each: each.version) if len(records) > 1 else records:
-        record = found.value
+    for record in records:
         task_id, path = record["task_id"], record["path"]
         for write in record["writes"]:
             place = task_id, write[0]
             if write[0] < 0 or place not in of:
                 of[place] = path, write
-    ordered = sorted(of.items(), key=lambda each: writes_sort_key(each[1][0], *each[0]))
-    return [Write(task_id, channel, value) for (task_id, _), (_, (_, channel, value)) in ordered]
+    return of
+
+
+def merged(records: Iterable[dict[str, Any]]) -> list[Write]:
+    """The writes of some records, in the order in which a step applies them."""
+    of = chosen(records).items()
+    keyed = sorted([(writes_sort_key(path, *place), write) for place, (path, write) in of], key=_first)
+    return [Write(key[1], channel, value) for key, (_, channel, value) in keyed]
+
+
+def is_ordered(records: list[dict[str, Any]]) -> bool:
+    """Whether it does not matter which of some records came first: none has an index of a task again."""
+    if len(records) < 2 or len({record["task_id"] for record in records}) == len(records):
+        return True
+    return len(chosen(records)) == sum(len(record["writes"]) for record in records)
+
+
+def in_order(records: Iterable[Versioned]) -> list[dict[str, Any]]:
+    """Records in the order in which they came; they are given by key."""
+    return [found.value for found in sorted(records, key=_version)]
 
 
 def thread_key(thread_id: str) -> str:
@@ -148,12 +170,12 @@ def checkpoint_prefix(namespace: str, checkpoint_id: str) -> str:
 
 def checkpoint_key(namespace: str, checkpoint_id: str) -> str:
     """Where a checkpoint is."""
-    return checkpoint_prefix(namespace, checkpoint_id) + _CHECKPOINT
+    return checkpoint_prefix(namespace, checkpoint_id) + CHECKPOINT
 
 
 def is_checkpoint(key: str) -> bool:
     """Whether a key of that range is of a checkpoint itself, and not of its writes."""
-    return key.rpartition(" ")[2] == _CHECKPOINT
+    return key.endswith(" " + CHECKPOINT)
 
 
 def id_in(key: str, namespace: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from inmem.adapters.foreign import sweep_parts, token_of, unpacked
 from inmem.adapters.langgraph.layout import (
+    CHECKPOINT,
     CHECKPOINTS,
     Found,
     StoredCheckpoint,
@@ -17,7 +19,9 @@ from inmem.adapters.langgraph.layout import (
     checkpoint_key,
     checkpoint_prefix,
     checkpoints_prefix,
+    chosen,
     id_in,
+    in_order,
     is_checkpoint,
     merged,
     value_key,
@@ -52,7 +56,7 @@ class Thread:
                     records.append((id_in(key, namespace), found))
                     continue
                 made = id_in(key, namespace)  # writes of others have come before their checkpoint
-                yield Found(made, found.value, [each for of, each in reversed(records) if of == made])
+                yield Found(made, found.value, in_order(each for of, each in reversed(records) if of == made))
                 records.clear()
             if len(page) < _PAGE:
                 return
@@ -62,7 +66,10 @@ class Thread:
         """A checkpoint, or the newest one."""
         if checkpoint_id is None:
             return next(self.checkpoints(namespace), None)
-        return found_in(self.kv.list_versioned(checkpoint_prefix(namespace, checkpoint_id)), namespace)
+        items = self.kv.list_versioned(checkpoint_prefix(namespace, checkpoint_id))
+        if not items or not is_checkpoint(items[0][0]):  # its own key is the first
+            return None
+        return Found(checkpoint_id, items[0][1].value, in_order(found for _, found in items[1:]))
 
     def newest(self, namespace: str) -> str | None:
         """The id of the newest checkpoint."""
@@ -102,7 +109,7 @@ class Thread:
     def writes(self, namespace: str, checkpoint_id: str) -> list[Write]:
         """The writes of a checkpoint, in the order in which a step applies them."""
         prefix = writes_prefix(namespace, checkpoint_id)
-        return merged([found for _, found in self.kv.list_versioned(prefix)])
+        return merged(in_order(found for _, found in self.kv.list_versioned(prefix)))
 
     def checkpoint(self, entry: dict[str, Any]) -> Any:
         """A stored checkpoint, without larger values of its channels."""
@@ -151,19 +158,26 @@ class Thread:
         self.kv.clear(checkpoint_prefix(namespace, checkpoint_id))
 
     def sweep(self) -> None:
-        """Remove values that no checkpoint has, and parts that nothing names."""
-        used: set[tuple[str, str, str]] = set()
+        """Remove values that no checkpoint has, writes that came too late, and parts that nothing names."""
+        used: set[str] = set()
         named: set[Any] = set()
-        for key, entry in self.kv.list_with_values(CHECKPOINTS):
-            if is_checkpoint(key):
-                head = key[len(CHECKPOINTS) :].partition("/")[0]
-                used |= {(head, *each) for each in entry["blobs"].items()}
-                named |= {token_of(entry["checkpoint"]), token_of(entry["metadata"])}
-            else:
-                named |= {token_of(value) for _, _, value in entry["writes"]}
-        keys = {value_key_in(*each) for each in used}
+        items = self.kv.list_versioned(CHECKPOINTS)
+        for _, group in itertools.groupby(items, key=lambda item: item[0].partition(" ")[0]):
+            records = []
+            for key, found in group:
+                if is_checkpoint(key):
+                    head = key[len(CHECKPOINTS) :].partition("/")[0]
+                    used.update(value_key_in(head, *each) for each in found.value["blobs"].items())
+                    named |= {token_of(found.value["checkpoint"]), token_of(found.value["metadata"])}
+                else:
+                    records.append((key, found))
+            writes = [write for _, write in chosen(in_order(found for _, found in records)).values()]
+            named.update(token_of(value) for _, _, value in writes)
+            for key, found in records:
+                if not any(each is write for each in found.value["writes"] for write in writes):
+                    self.kv.discard(key)
         for key, value in self.kv.list_with_values("b/"):
-            if key in keys:
+            if key in used:
                 named.add(token_of(value))
             else:
                 self.kv.discard(key)
@@ -171,19 +185,10 @@ class Thread:
 
 
 def found_in(items: list[tuple[str, Any]], namespace: str) -> Found | None:
-    """The checkpoint that the range of one has, if it has come."""
-    for key, found in items[:1]:  # its own key is the first
+    """The last checkpoint that some records have, which come in reverse; with the records of its writes."""
+    for at, (key, value) in enumerate(items):
         if is_checkpoint(key):
-            return Found(id_in(key, namespace), found.value, [each for _, each in items[1:]])
-    return None
-
-
-def newest_in(items: list[tuple[str, Any]], namespace: str) -> Found | None:
-    """The newest checkpoint, if the last records of a namespace have it; these in reverse."""
-    records: list[tuple[str, Any]] = []
-    for key, found in items:
-        if is_checkpoint(key):
-            made = id_in(key, namespace)
-            return Found(made, found.value, [each for of, each in reversed(records) if of == made])
-        records.append((id_in(key, namespace), found))
+            prefix = key[: -len(CHECKPOINT)]
+            records = [record for of, record in items[:at] if of.startswith(prefix)]
+            return Found(id_in(key, namespace), value, records[::-1])
     return None

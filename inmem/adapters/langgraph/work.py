@@ -27,6 +27,7 @@ from inmem.adapters.langgraph.layout import (
     checkpoint_prefix,
     checkpoints_prefix,
     index_of,
+    is_ordered,
     namespace_key,
     thread_key,
     value_key,
@@ -34,7 +35,7 @@ from inmem.adapters.langgraph.layout import (
     writes_prefix,
 )
 from inmem.adapters.langgraph.naming import run_of
-from inmem.adapters.langgraph.thread import Thread, found_in, newest_in
+from inmem.adapters.langgraph.thread import Thread, found_in
 from inmem.adapters.langgraph.transactions import Asked, Transacted, Work
 
 _SMALL_BYTES: Final = 4096  # of a value that each checkpoint has again
@@ -127,23 +128,22 @@ class SaverWork:
             run_id, is_old = None, False
 
     def _get(self, run_id: str, place: SavedPlace) -> Work[StoredCheckpoint | None]:
-        namespace, limit = place.namespace, self._looked
+        namespace = place.namespace
         if place.checkpoint_id is not None:
-            prefix = checkpoint_prefix(namespace, place.checkpoint_id)
-            found = found_in((yield Asked(run_id, lambda scope: scope.kv.list_versioned(prefix))), namespace)
+            prefix, limit = checkpoint_prefix(namespace, place.checkpoint_id), None
         else:
-            prefix = checkpoints_prefix(namespace)
-            items = yield Asked(
-                run_id, lambda scope: scope.kv.list_versioned(prefix, reverse=True, limit=limit)
-            )
-            found = newest_in(items, namespace)
-            if found is None and len(items) == limit:
-                self._looked = min(2 * limit, _MOST_LOOKED)
-                return (yield from self._whole(run_id, place))
-            if found is not None:  # about as many are looked at as are wanted
-                self._looked = max(len(found.records) + 1, limit - 1)
+            prefix, limit = checkpoints_prefix(namespace), self._looked
+        items = yield Asked(run_id, _last(prefix, limit))
+        found = found_in(items, namespace)
+        if limit is not None and found is not None:  # about as many are looked at as are wanted
+            self._looked = max(len(found.records) + 1, limit - 1)
+        elif limit is not None and len(items) == limit:
+            self._looked = min(2 * limit, _MOST_LOOKED)
+            return (yield from self._whole(run_id, place))
         if found is None:
             return None
+        if not is_ordered(found.records):
+            return (yield from self._whole(run_id, place._replace(checkpoint_id=found.id)))
         stored = StoredCheckpoint(place.thread_id, namespace, found)
         while keys := stored.lacks():
             there = yield Asked(run_id, _getting(keys))
@@ -406,6 +406,10 @@ class SaverWork:
 
 def _putting(entries: dict[str, Any]) -> Callable[[Any], Any]:
     return lambda scope: scope.kv.put_many(entries)
+
+
+def _last(prefix: str, limit: int | None) -> Callable[[Any], Any]:
+    return lambda scope: scope.kv.list_with_values(prefix, reverse=True, limit=limit)
 
 
 def _getting(keys: list[str]) -> Callable[[Any], Any]:
