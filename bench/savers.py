@@ -22,7 +22,14 @@ from bench.harness import Options, bench, main
 from bench.measuring import Work
 from bench.peers import Client
 
-SUBJECTS: Final = ("inmem", "inmem sync", "langgraph sqlite", "inmem on postgresql", "langgraph postgres")
+SUBJECTS: Final = (
+    "inmem", "inmem before", "inmem sync", "inmem sync before", "langgraph sqlite", "inmem on postgresql",
+    "inmem on postgresql before", "langgraph postgres",
+)  # fmt: skip
+RATIOS: Final = (
+    ("inmem", "inmem before"), ("inmem sync", "inmem sync before"), ("inmem sync", "langgraph sqlite"),
+    ("inmem on postgresql", "inmem on postgresql before"), ("inmem on postgresql", "langgraph postgres"),
+)  # fmt: skip
 COUNTS: Final = (1, 8)
 PUT, PUT_WRITES, GET = "put", "put_writes", "get_tuple"
 _MESSAGES: Final = [{"role": "user", "content": f"{number} ".ljust(100, "x")} for number in range(20)]
@@ -130,9 +137,7 @@ def run(options: Options) -> dict[str, Any]:
         for count in COUNTS:
             for operation in BUILDS:
                 name = label(operation, count)
-                for ours, theirs in (
-                    ("inmem sync", "langgraph sqlite"), ("inmem on postgresql", "langgraph postgres")
-                ):  # fmt: skip
+                for ours, theirs in RATIOS:
                     if b.found(name, ours) and b.found(name, theirs):
                         pairs = zip(b.found(name, ours), b.found(name, theirs), strict=True)
                         ratios = [a.rate / z.rate for a, z in pairs if a is not None and z is not None]

@@ -191,6 +191,7 @@ _REGISTRY: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "inmem, transactions": ("ours", "OursInTransactions", ()),
     "inmem before": ("before", "Before", ("buffered",)),
     "inmem sync before": ("before", "Before", ("sync",)),
+    "inmem on postgresql before": ("before", "BeforeOnPostgres", ()),
     "redis": ("redis", "Redis", ("everysec",)),
     "redis no log": ("redis", "Redis", ("no log",)),
     "redis always": ("redis", "Redis", ("always",)),

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from bench.peers import CHECKOUT, Connector, Peer
 
@@ -26,7 +27,7 @@ def adopt() -> None:
     """Have this process use the package of the other checkout; before it has opened anything."""
     checkout = os.environ[CHECKOUT]
     for name in [*sys.modules]:
-        if name.partition(".")[0] == "inmem" or name == "bench.peers.ours":
+        if name.partition(".")[0] == "inmem" or name in ("bench.peers.ours", "bench.peers.postgres"):
             del sys.modules[name]
     sys.path.insert(0, checkout)
     import inmem
@@ -94,3 +95,30 @@ class Before(Peer):
 
     def facts(self) -> str:
         return f"{self._facts} of {os.environ[CHECKOUT]}"
+
+
+class BeforeOnPostgres(Peer):
+    """The other checkout, on the server that all have; whoever opens it first makes the store."""
+
+    durability = "a power cut"
+
+    def __init__(self) -> None:
+        self._has_server = False
+
+    def start(self, directory: Path) -> Connector:
+        from bench.peers.postgres import OursOnPostgresClient, Shared
+
+        place = quote(str(Shared.take().place), safe="")
+        self._has_server = True
+        url = f"postgresql://inmem@{place}:5432/postgres?schema=inmem_before"
+        return functools.partial(OursOnPostgresClient, url)
+
+    def stop(self) -> None:
+        if self._has_server:
+            from bench.peers.postgres import Shared
+
+            self._has_server = False
+            Shared.let_go()
+
+    def facts(self) -> str:
+        return f"{os.environ[CHECKOUT]} on PostgreSQL"

@@ -157,7 +157,7 @@ KV_READS = [
                 "start_after": [x for x in BAD_NAMES if x is not None],
             },
         )
-        for name in ("list", "list_with_values")
+        for name in ("list", "list_with_values", "list_versioned")
     ],
     ("iter", {}, {"prefix": BAD_PREFIXES, "start_after": [x for x in BAD_NAMES if x is not None]}),
 ]

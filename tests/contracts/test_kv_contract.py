@@ -101,6 +101,11 @@ def test_removing(store: Any) -> None:
     assert store.read(lambda kv: (kv.get("a"), kv.exists("a"), kv.list())) == (None, False, ["b"])
     store.write(lambda kv: kv.put("a", 3))
     assert store.read(lambda kv: kv.list_with_values()) == [("a", 3), ("b", 2)]
+    versioned = store.read(lambda kv: kv.list_versioned())
+    assert [(key, found.value) for key, found in versioned] == [("a", 3), ("b", 2)]
+    assert [found for _, found in versioned] == [store.read(lambda kv: kv.get_versioned(k)) for k in ("a", "b")]
+    assert store.read(lambda kv: kv.list_versioned("a", limit=1)) == versioned[:1]
+    assert store.read(lambda kv: kv.list_versioned(start_after="b", reverse=True)) == versioned[:1]
 
 
 KEYS = ["!", "a", "a/", "a/b", "aa", "b", "\u00e9", "\u00e9/x", "\uffee", "\U0001f600"]

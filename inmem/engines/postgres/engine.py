@@ -15,13 +15,13 @@ from inmem.client.transaction import OptimisticTransaction
 from inmem.client.views import LatestView, SnapshotView
 from inmem.client.waiting import leave
 from inmem.config import Settings
-from inmem.engines.base import Engine
+from inmem.engines.base import Engine, Item
 from inmem.engines.postgres import status
 from inmem.engines.postgres.buckets import buckets_of
 from inmem.engines.postgres.commits import ServerSession
 from inmem.engines.postgres.connections import ServerConnection
 from inmem.engines.postgres.latest import ServerLatest, ServerSink
-from inmem.engines.postgres.moment import GET, GET_MANY, ServerMoment
+from inmem.engines.postgres.moment import GET, GET_MANY, ServerMoment, page_asked
 from inmem.engines.postgres.pipelined import PipelinedSession
 from inmem.engines.postgres.store import ServerStore
 from inmem.engines.postgres.waiting import ServerWaits
@@ -72,7 +72,9 @@ class PostgresEngine:
         self.database_id = store.database_id
         self.leaving: set[Leaves] = set()
         self.waits = ServerWaits(lambda: self.store)
-        self._latest = ServerLatest(self._get, self._moment, store.connections.now_us, self._get_many)
+        self._latest = ServerLatest(
+            self._get, self._moment, store.connections.now_us, self._get_many, first=self._first
+        )
         self._direct = ServerSink(
             lambda: self.store.sessions, settings.timeout_s, default, self._latest.show
         )
@@ -100,6 +102,10 @@ class PostgresEngine:
     def _get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         [found] = self.store.connections.ask((GET_MANY, (keys,))) if keys else [[]]
         return dict(found)
+
+    def _first(self, start: bytes, end: bytes, limit: int, reverse: bool) -> list[Item]:
+        [found] = self.store.connections.ask(page_asked(start, end, limit, reverse))
+        return [(key, record) for key, record in found]
 
     def latest(self) -> LatestView:
         """The newest version at each call."""

@@ -12,8 +12,9 @@ from typing import Any, Final, TypeVar
 from inmem.client.applied import Applied, Shown
 from inmem.client.direct import Commits, DirectSink
 from inmem.client.retry import resolved_as
-from inmem.client.views import LatestView
+from inmem.client.views import LatestView, closed
 from inmem.engines.base import Item
+from inmem.engines.postgres.moment import SMALL_PAGE
 from inmem.errors import CommitUnknownError, SnapshotTooOldError, WriterUnavailableError
 from inmem.record import is_live
 
@@ -25,9 +26,16 @@ _TRIES: Final = 3  # of a read that takes longer than a snapshot may: the server
 class ServerLatest(LatestView):
     """The newest version at each call."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, first: Callable[[bytes, bytes, int, bool], list[Item]]) -> None:
+        """`first` gives a few first records of a range, with those that have expired."""
         super().__init__(*arguments)
+        self._first = first
         self._shown = threading.local()
+
+    def close(self) -> None:
+        """The handle was closed."""
+        super().close()
+        self._first = closed
 
     def show(self, records: dict[bytes, bytes | None] | None) -> None:
         """What this thread looks at next, as a commit of its own has left it a moment ago."""
@@ -46,6 +54,13 @@ class ServerLatest(LatestView):
 
     def scan(self, start: bytes, end: bytes, **options: Any) -> list[Item]:
         """The live records of a range, all of one version."""
+        limit, max_bytes = options.get("limit"), options.get("max_bytes")
+        if limit is not None and 0 < limit <= SMALL_PAGE and max_bytes is None:  # one statement has them
+            items = self._first(start, end, limit, options.get("reverse", False))
+            now_us = self.now_us()
+            live = [item for item in items if is_live(item[1], now_us)]
+            if len(live) == len(items):
+                return live
         return again(super().scan, start, end, **options)
 
     def count(self, start: bytes, end: bytes) -> int:
