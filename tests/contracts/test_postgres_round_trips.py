@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import support
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from postgres_server import PostgresServer
@@ -67,6 +68,20 @@ def test_reads(run: Any) -> None:
     assert trips(lambda: run.events.head()) == 1
     assert trips(lambda: run.events.query_by_type("step", limit=10)) <= 2
     assert trips(lambda: run.traces.query_by_tag("a")) <= 2
+
+
+def test_few_records_are_one_statement_even_if_some_have_expired(run: Any) -> None:
+    from inmem.engines.postgres.connections import Connections
+
+    run.kv.put("a", 1, ttl=0.05)
+    run.kv.put_many({key: ord(key) for key in "bcde"})
+    support.wait_until(lambda: not run.kv.exists("a"), "an entry expires")
+    assert run.kv.list(limit=2) == ["b", "c"] and run.kv.list(limit=0) == []
+    assert run.kv.list(limit=16) == [*"bcde"] and run.kv.list(reverse=True, limit=3) == [*"edc"]
+    run.kv.discard("a")
+    with mock.patch.object(Connections, "ask", autospec=True, side_effect=Connections.ask) as asked:
+        assert run.kv.list_with_values("c", limit=2) == [("c", 99)]
+    assert [len(call.args) - 1 for call in asked.call_args_list] == [1]  # no transaction around it
 
 
 def test_blind_writes_are_one_statement(run: Any) -> None:
