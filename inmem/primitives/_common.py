@@ -18,7 +18,10 @@ from inmem.config import MAX_TTL_S
 from inmem.engines.base import Sink
 from inmem.errors import InvalidInputError, InvalidValueError, type_name
 from inmem.host.interrupts import let_through
-from inmem.keys import check_tag_count, encode_label, shorten
+from inmem.keys import check_tag_count, encode_label, encode_name, shorten
+from inmem.writeset import OP_PUT
+
+Ttl = float | timedelta | None
 
 
 def check_limit(limit: object) -> int | None:
@@ -127,3 +130,50 @@ def lasting(ttl: object) -> int:
         InvalidInputError: not a positive number of seconds (or `timedelta`) up to a century.
     """
     return 0 if ttl is None else -microseconds(ttl, "ttl", is_above=True)
+
+
+def fields_of(sink: Sink, fields: Mapping[str, Any]) -> bytes:
+    """Fields of a dict, encoded.
+
+    Raises:
+        InvalidInputError: they are no mapping.
+    """
+    if not isinstance(fields, Mapping):
+        raise InvalidInputError(f"fields must be a mapping, not {type(fields).__name__}", argument="fields")
+    return encoded(sink, dict(fields), "fields")
+
+
+def entries_of(
+    sink: Sink, head: bytes, mapping: Mapping[str, Any], expires: int
+) -> list[list[Any]]:
+    """Operations that put entries, under keys after a head.
+
+    Raises:
+        InvalidInputError: they are no mapping.
+    """
+    if not isinstance(mapping, Mapping):
+        raise InvalidInputError(
+            f"mapping must be a mapping, not {type(mapping).__name__}", argument="mapping"
+        )
+    return [
+        [OP_PUT, head + encode_name(key, "mapping key"), encoded(sink, value, f"mapping[{key!r}]"), expires]
+        for key, value in mapping.items()
+    ]
+
+
+def required(ttl: Ttl) -> float | timedelta:
+    """A time to live that must be given."""
+    if ttl is None:
+        raise InvalidInputError("ttl must be given", argument="ttl")
+    return ttl
+
+
+def strings(items: Iterable[str], argument: str) -> Iterable[str]:
+    """Some strings, and not one of them.
+
+    Raises:
+        InvalidInputError: it is one string, or nothing to go through.
+    """
+    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        raise InvalidInputError(f"{argument} must be an iterable of str", argument=argument)
+    return items

@@ -16,6 +16,7 @@ pytest.importorskip("langgraph.checkpoint.base", reason="the extra `langgraph` i
 
 from langgraph.checkpoint.base import RESUME, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from inmem.adapters.langgraph import InmemSaver
 
@@ -40,6 +41,7 @@ class Line:
         self.saver = saver
         self.where = config(thread_id)
         self.versions: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
 
     def put(self, values: dict[str, Any], new: list[str], checkpoint_id: str = "") -> Any:
         made = empty_checkpoint()
@@ -48,7 +50,7 @@ class Line:
         versions = {name: self.saver.get_next_version(self.versions.get(name), None) for name in new}
         self.versions |= versions
         made["channel_versions"] = {**self.versions}
-        self.where = self.saver.put(self.where, made, {"source": "loop", "step": 0}, versions)
+        self.where = self.saver.put(self.where, made, {"source": "loop", "step": 0} | self.metadata, versions)
         return self.where
 
 
@@ -211,3 +213,21 @@ def test_ids_of_checkpoints(db: inmem.Database, ids: list[str]) -> None:
         assert listed == sorted(ids, reverse=True)
         newest = saver.get_tuple(config())
         assert newest and newest.config["configurable"]["checkpoint_id"] == max(ids)
+
+
+def test_a_snapshot_of_a_delta_channel_is_found_by_its_version(db: inmem.Database) -> None:
+    """Later checkpoints have no value of it, as long as its version stays; a prune keeps it."""
+    saver = InmemSaver(db)
+    line = Line(saver)
+    line.put({"delta": _DeltaSnapshot(["a"]), "n": 0}, ["delta", "n"])
+    line.metadata = {"counters_since_delta_snapshot": {"delta": (0, 1)}}
+    line.put({"n": 1}, ["n"])
+    for each in (saver, InmemSaver(db)):
+        assert values_of(each, config()) == {"delta": _DeltaSnapshot(["a"]), "n": 1}
+    saver.prune(["t"])
+    assert values_of(saver, config()) == {"delta": _DeltaSnapshot(["a"]), "n": 1}
+    assert [each.config for each in saver.list(config())] == [line.where]
+    line.put({"n": 2}, ["n", "delta"])  # it was written to: the value is not of this version
+    assert values_of(saver, config()) == {"n": 2}
+    history = saver.get_delta_channel_history(config=line.where, channels=["delta"])
+    assert history == {"delta": {"writes": [], "seed": _DeltaSnapshot(["a"])}}

@@ -9,7 +9,7 @@ In the run, with hashes for long names and for those with slashes:
     n/<namespace>                          the namespace as it is
     c/<namespace>/<checkpoint id> checkpoint
                                            {"step", "source", "parent", "checkpoint", "metadata", "values",
-                                           "blobs"}
+                                           "blobs", "deltas"}
     c/<namespace>/<checkpoint id> writes/<task>/<id of the call>
                                            {"task_id", "path", "writes": [[index, channel, value], ...]}
     b/<namespace>/<channel>/<version>      a value of a channel that is large
@@ -20,7 +20,9 @@ and step are in the metadata too; here they can be read. A checkpoint and its
 writes are beside each other, so one range has them. Numbers and short texts
 are in the checkpoint's `channel_values`; other small values of channels are in
 `values`, by channel, again in each checkpoint. `blobs` has the versions of the
-large ones, each of which is stored once.
+large ones, each of which is stored once. `deltas` has the versions of delta
+channels of which the checkpoint has no value: one may be stored under its
+version, since snapshots of delta channels are stored as large ones are.
 
 Nobody looks at what is there before writes are put. Each call has a record of
 its own, and who reads them takes the first that came of each index of a task;
@@ -64,7 +66,7 @@ class Write(NamedTuple):
     value: list[Any]
 
 
-class Found(NamedTuple):
+class CheckpointRange(NamedTuple):
     """What one range has of a checkpoint."""
 
     id: str
@@ -75,7 +77,9 @@ class Found(NamedTuple):
 class StoredCheckpoint:
     """A checkpoint with all that belongs to it, not loaded yet."""
 
-    def __init__(self, thread_id: str, namespace: str, found: Found) -> None:
+    maybe: frozenset[str] = frozenset()  # keys of values that need not be there
+
+    def __init__(self, thread_id: str, namespace: str, found: CheckpointRange) -> None:
         self.thread_id = thread_id
         self.namespace = namespace
         self.id = found.id
@@ -84,6 +88,10 @@ class StoredCheckpoint:
         self._read: dict[str, Any] = {}
         blobs: dict[str, str] = self.entry["blobs"]
         self.blobs = {channel: value_key(namespace, channel, version) for channel, version in blobs.items()}
+        if deltas := self.entry["deltas"]:
+            maybe = {channel: value_key(namespace, channel, version) for channel, version in deltas.items()}
+            self.blobs |= maybe
+            self.maybe = frozenset(maybe.values())
 
     def lacks(self) -> list[str]:
         """The keys of entries that have to be read yet: of large values, then of the parts of long ones."""

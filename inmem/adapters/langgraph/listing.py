@@ -9,7 +9,7 @@ from typing import Any, Final
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointTuple, get_checkpoint_id
 
-from inmem.adapters.langgraph.layout import Found, StoredCheckpoint, all_threads
+from inmem.adapters.langgraph.layout import CheckpointRange, StoredCheckpoint, all_threads
 from inmem.adapters.langgraph.thread import Thread
 from inmem.adapters.langgraph.work import SaverWork
 
@@ -71,7 +71,7 @@ class CheckpointListing:
                 places += [(thread_id, namespace, self._before) for namespace in namespaces]
         return places[::-1]
 
-    def _seen(self, thread: Thread, namespace: str, before: str | None) -> Iterator[Found]:
+    def _seen(self, thread: Thread, namespace: str, before: str | None) -> Iterator[CheckpointRange]:
         if self._only is None:
             return thread.checkpoints(namespace, before)
         found = thread.found(namespace, self._only) if before is None or self._only < before else None

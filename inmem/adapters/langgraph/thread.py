@@ -12,7 +12,7 @@ from inmem.adapters.foreign import sweep_parts, token_of, unpacked
 from inmem.adapters.langgraph.layout import (
     CHECKPOINT,
     CHECKPOINTS,
-    Found,
+    CheckpointRange,
     StoredCheckpoint,
     Typed,
     Write,
@@ -44,7 +44,7 @@ class Thread:
         """All that have checkpoints, or had some."""
         return [namespace for _, namespace in self.kv.list_with_values("n/")]
 
-    def checkpoints(self, namespace: str, before: str | None = None) -> Iterator[Found]:
+    def checkpoints(self, namespace: str, before: str | None = None) -> Iterator[CheckpointRange]:
         """The checkpoints of a namespace, the newest first; those before one."""
         prefix = checkpoints_prefix(namespace)
         after = None if before is None else checkpoint_prefix(namespace, before)
@@ -56,20 +56,21 @@ class Thread:
                     records.append((id_in(key, namespace), found))
                     continue
                 made = id_in(key, namespace)  # writes of others have come before their checkpoint
-                yield Found(made, found.value, in_order(each for of, each in reversed(records) if of == made))
+                of_it = in_order(each for of, each in reversed(records) if of == made)
+                yield CheckpointRange(made, found.value, of_it)
                 records.clear()
             if len(page) < _PAGE:
                 return
             after = page[-1][0]
 
-    def found(self, namespace: str, checkpoint_id: str | None) -> Found | None:
+    def found(self, namespace: str, checkpoint_id: str | None) -> CheckpointRange | None:
         """A checkpoint, or the newest one."""
         if checkpoint_id is None:
             return next(self.checkpoints(namespace), None)
         items = self.kv.list_versioned(checkpoint_prefix(namespace, checkpoint_id))
         if not items or not is_checkpoint(items[0][0]):  # its own key is the first
             return None
-        return Found(checkpoint_id, items[0][1].value, in_order(found for _, found in items[1:]))
+        return CheckpointRange(checkpoint_id, items[0][1].value, in_order(found for _, found in items[1:]))
 
     def newest(self, namespace: str) -> str | None:
         """The id of the newest checkpoint."""
@@ -85,7 +86,7 @@ class Thread:
         entry: dict[str, Any] | None = self.kv.get(checkpoint_key(namespace, checkpoint_id))
         return entry
 
-    def whole(self, namespace: str, found: Found) -> StoredCheckpoint:
+    def whole(self, namespace: str, found: CheckpointRange) -> StoredCheckpoint:
         """A checkpoint with all that belongs to it."""
         stored = StoredCheckpoint(self.thread_id, namespace, found)
         while keys := stored.lacks():
@@ -99,8 +100,9 @@ class Thread:
     def value(self, namespace: str, channel: str, entry: dict[str, Any]) -> tuple[Any] | None:
         """The value of a channel in a checkpoint; None if it had none, or was not stored as such."""
         small = entry["values"].get(channel)
-        if small is None and channel in entry["blobs"]:
-            small = self.kv.get(value_key(namespace, channel, entry["blobs"][channel]))
+        version = entry["blobs"].get(channel) or entry["deltas"].get(channel)
+        if small is None and version is not None:
+            small = self.kv.get(value_key(namespace, channel, version))
         if small is not None:
             return (self._serde.loads_typed(self.typed(small)),)
         plain = self.checkpoint(entry)["channel_values"]
@@ -119,7 +121,7 @@ class Thread:
         """The metadata of a stored checkpoint."""
         return self._serde.loads_typed(self.typed(entry["metadata"]))
 
-    def all(self) -> Iterator[tuple[str, Found]]:
+    def all(self) -> Iterator[tuple[str, CheckpointRange]]:
         """Namespace and checkpoint of all, the newest of each namespace first."""
         for namespace in self.namespaces():
             for found in self.checkpoints(namespace):
@@ -167,7 +169,8 @@ class Thread:
             for key, found in group:
                 if is_checkpoint(key):
                     head = key[len(CHECKPOINTS) :].partition("/")[0]
-                    used.update(value_key_in(head, *each) for each in found.value["blobs"].items())
+                    versions = found.value["blobs"] | found.value["deltas"]
+                    used.update(value_key_in(head, *each) for each in versions.items())
                     named |= {token_of(found.value["checkpoint"]), token_of(found.value["metadata"])}
                 else:
                     records.append((key, found))
@@ -184,11 +187,11 @@ class Thread:
         sweep_parts(self.kv, named)
 
 
-def found_in(items: list[tuple[str, Any]], namespace: str) -> Found | None:
+def found_in(items: list[tuple[str, Any]], namespace: str) -> CheckpointRange | None:
     """The last checkpoint that some records have, which come in reverse; with the records of its writes."""
     for at, (key, value) in enumerate(items):
         if is_checkpoint(key):
             prefix = key[: -len(CHECKPOINT)]
             records = [record for of, record in items[:at] if of.startswith(prefix)]
-            return Found(id_in(key, namespace), value, records[::-1])
+            return CheckpointRange(id_in(key, namespace), value, records[::-1])
     return None

@@ -17,6 +17,7 @@ from langgraph.checkpoint.base import (
     get_checkpoint_metadata,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 import inmem
 from inmem.adapters.foreign import Packed
@@ -147,10 +148,10 @@ class SaverWork:
         stored = StoredCheckpoint(place.thread_id, namespace, found)
         while keys := stored.lacks():
             there = yield Asked(run_id, _getting(keys))
-            if len(there) < len(keys):  # it is being removed
+            if any(key not in there and key not in stored.maybe for key in keys):  # it is being removed
                 return (yield from self._whole(run_id, place))
             stored.add(keys, there)
-        self._known.add(run_id, *stored.blobs.values())
+        self._known.add(run_id, *(key for key in stored.blobs.values() if key not in stored.maybe))
         return stored
 
     def _whole(self, run_id: str, place: SavedPlace) -> Work[StoredCheckpoint | None]:
@@ -249,18 +250,22 @@ class SaverWork:
             if channel in new_versions or not self._known.has(run_id, key):
                 typed = self.serde.dumps_typed(value)
                 size = len(typed[1])
-                if size <= min(_SMALL_BYTES, left):
+                if size <= min(_SMALL_BYTES, left) and not isinstance(value, _DeltaSnapshot):
                     left -= size
                     small[channel] = [*typed]
                     continue
                 entries[key] = packed.add(*typed)
             blobs[channel] = version
         rest["channel_values"] = plain
+        deltas = {
+            channel: str(versions[channel]) for channel in metadata.get("counters_since_delta_snapshot") or ()
+            if channel in versions and channel not in values
+        }
         entries[checkpoint_key(place.namespace, checkpoint["id"])] = {
             "step": metadata.get("step"), "source": metadata.get("source"), "parent": place.checkpoint_id,
             "checkpoint": self._entry(rest, packed),
             "metadata": self._entry(get_checkpoint_metadata(config, metadata), packed),
-            "values": small, "blobs": blobs,
+            "values": small, "blobs": blobs, "deltas": deltas,
         }
         return Prepared(place, entries, packed)
 

@@ -9,9 +9,9 @@ from typing import Any, Generic
 
 from inmem.aio.wrapping import AsyncFacade, Each, documented
 from inmem.pending import Pending
+from inmem.primitives._common import Ttl
 from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.kv import rules
-from inmem.primitives.kv.arguments import Ttl
 from inmem.primitives.kv.facade import (
     KV,
     B,

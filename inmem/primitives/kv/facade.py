@@ -21,12 +21,19 @@ from inmem.errors import InvalidValueError
 from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, encode_name, encode_prefix, range_of
 from inmem.pending import Pending, PendingReal
-from inmem.primitives._common import check_limit, lasting
+from inmem.primitives._common import (
+    Ttl,
+    check_limit,
+    entries_of,
+    fields_of,
+    lasting,
+    required,
+    strings,
+)
 from inmem.primitives._paging import past, stream
 from inmem.primitives._waiting import check_version, differs_from, each_look
 from inmem.primitives.byrun import ByRun, OfRun, by_run
 from inmem.primitives.kv import rules
-from inmem.primitives.kv.arguments import Ttl, entries_of, fields_of, required, strings
 from inmem.primitives.kv.versioned import Versioned as Versioned
 from inmem.primitives.kv.versioned import versioned
 from inmem.primitives.kv.watching import Change as Change
