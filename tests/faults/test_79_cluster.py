@@ -43,7 +43,7 @@ def test_it_fails_over_by_itself(cluster: Cluster, workers: Workers) -> None:
         pass
     some = started(workers, COUNT, url, DEADLINE_S)
     for number in range(FAILOVERS):
-        wait_until(cluster.is_whole, "all nodes follow", 120)
+        cluster.wait_whole()
         progress(workers, COUNT)
         time.sleep(rng.uniform(0, 0.5))
         leader = cluster.leader()
@@ -70,7 +70,7 @@ def test_it_fails_over_by_itself(cluster: Cluster, workers: Workers) -> None:
         print(f"{number + 1}: {leader} was {how}, {took[-1]:.1f} s", flush=True)
     workers.words.stop()
     told = [worker.result(120) for worker in some]
-    wait_until(cluster.is_whole, "who was let go knows that it leads no more", 120)
+    cluster.wait_whole()  # who was let go knows that it leads no more
     lost, doubled = judged(url, told)
     middle = sorted(took)[len(took) // 2]
     print(f"{done}, all worked again after {middle:.1f} s (median), {max(took):.1f} s at most; "

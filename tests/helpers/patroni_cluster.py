@@ -103,7 +103,7 @@ class Cluster:
             self.start(name)
             if name == "a":
                 wait_until(self.leader, "the first node leads", 90)
-        wait_until(self.is_whole, "all nodes follow", 120)
+        self.wait_whole()
 
     def _lay_networks(self) -> None:
         bridge = self._bridge
@@ -183,6 +183,15 @@ class Cluster:
             len(members) == len(NODES) and any(role == "sync_standby" for role, _ in members.values())
             and all(state in ("running", "streaming") for _, state in members.values())
         )
+
+    def wait_whole(self, deadline_s: float = 300.0) -> None:
+        """Wait until it is whole; where it is not, say what each node said last."""
+        try:
+            wait_until(self.is_whole, "all nodes follow", deadline_s)
+        except AssertionError as error:
+            logs = [self.place / f"{name}.log" for name in NODES]
+            last = "\n".join(f"{log.name}:\n{log.read_text()[-1500:]}" for log in logs)
+            raise AssertionError(f"{error}\n{self.members()}\n{last}") from None
 
     def pids(self, name: str) -> list[int]:
         """Patroni's of a node, and all of its server's."""
