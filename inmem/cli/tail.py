@@ -142,7 +142,7 @@ def tail(
         _Tail(source, run, wanted, listing).follow(last)
 
 
-class _Found(NamedTuple):
+class _SeenRecord(NamedTuple):
     """A record that is new; what it says is read when it is printed."""
 
     version: int
@@ -196,7 +196,7 @@ class _Tail:
                 self._source.sleep(armed)
             time.sleep(min(_MOST_S, _SHARE * took_s))
 
-    def _new(self, most: int | None) -> list[_Found]:
+    def _new(self, most: int | None) -> list[_SeenRecord]:
         """What has changed since the last whole look, in the order of commits; the last `most` of it."""
         with self._source.moment() as moment:
             store = StoredRun(moment, self._run.namespace, self._name)
@@ -215,31 +215,31 @@ class _Tail:
 
     def _changed(
         self, store: StoredRun, moment: Moment, length: int, versions: dict[str, dict[bytes, int]]
-    ) -> Iterator[_Found]:
+    ) -> Iterator[_SeenRecord]:
         """Records that are new. `versions` gets those of all that is there: what was removed is left out."""
         for kind, (tag, _) in self._kinds.items():
             if tag == TypeTag.EVENT:
                 for name, record in self._events(store, length):
-                    yield _Found(version_of(record), kind, name, record)
+                    yield _SeenRecord(version_of(record), kind, name, record)
                 continue
             known, seen = self._versions[kind], versions[kind]
             for name, record in store.records(tag):
                 version = seen[name] = version_of(record)
                 if known.get(name) != version:
-                    yield _Found(version, kind, name, record)
+                    yield _SeenRecord(version, kind, name, record)
         if self._wants_run:
             found = moment.read(run_rules.run_key(self._run.namespace.prefix(), self._name))
             if found is not None:
                 version = versions["run"][b""] = version_of(found)
                 if self._versions["run"].get(b"") != version:
-                    yield _Found(version, "run", b"", found)
+                    yield _SeenRecord(version, "run", b"", found)
 
     def _events(self, store: StoredRun, length: int) -> Iterator[tuple[bytes, bytes]]:
         """Those from the next one on; all of them if the log is shorter than it was."""
         first = self._next if self._next <= length else 0
         return store.records(TypeTag.EVENT, start_after=(first - 1).to_bytes(8, "big") if first else None)
 
-    def _happened(self, found: _Found) -> Happened:
+    def _happened(self, found: _SeenRecord) -> Happened:
         version, kind, name, record = found
         if kind == "run":
             run = run_rules.unpack(self._name, payload_of(record))

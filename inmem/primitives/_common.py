@@ -21,8 +21,6 @@ from inmem.host.interrupts import let_through
 from inmem.keys import check_tag_count, encode_label, encode_name, shorten
 from inmem.writeset import OP_PUT
 
-Ttl = float | timedelta | None
-
 
 def check_limit(limit: object) -> int | None:
     """The value if it can be a limit.
@@ -161,7 +159,7 @@ def entries_of(
     ]
 
 
-def required(ttl: Ttl) -> float | timedelta:
+def required(ttl: float | timedelta | None) -> float | timedelta:
     """A time to live that must be given."""
     if ttl is None:
         raise InvalidInputError("ttl must be given", argument="ttl")

@@ -44,7 +44,7 @@ def scope_of(db: AsyncDatabase, run: str) -> Any:
     return db.shared(run[1:]) if run.startswith("@") else db.run(run)
 
 
-class Mailbox:
+class NewestWords:
     """What one page has still to be told: of each kind the newest, so that a slow page is cheap."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class RunChanges:
     Each kind comes once at first. `gone` is the last one, if the run is deleted.
     """
 
-    def __init__(self, db: AsyncDatabase, run: str | None, told: Mailbox) -> None:
+    def __init__(self, db: AsyncDatabase, run: str | None, told: NewestWords) -> None:
         self._db = db
         self._run = run
         self._told = told
@@ -121,7 +121,7 @@ class RunChanges:
             await asyncio.sleep(max(_PAUSE_S, self._free - now))
 
 
-async def tell_changes(db: AsyncDatabase, run: str | None, told: Mailbox) -> None:
+async def tell_changes(db: AsyncDatabase, run: str | None, told: NewestWords) -> None:
     """Follow as `RunChanges` does. Why it could not go on is the last word: `bye`."""
     try:
         await RunChanges(db, run, told).follow()

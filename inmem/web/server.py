@@ -28,7 +28,7 @@ from inmem.aio import open as open_waiting
 from inmem.cli.top import rates
 from inmem.database import Database, Status
 from inmem.errors import InmemError, InvalidInputError, NotFoundError
-from inmem.web.changes import Mailbox, tell_changes
+from inmem.web.changes import NewestWords, tell_changes
 from inmem.web.guard import NAMES, Guard, Message, Receive, Send
 from inmem.web.reader import MOST, PageReader
 from inmem.web.writing import change
@@ -165,7 +165,7 @@ class WebPage:
         if self._streams >= _STREAMS:
             return JSONResponse({"error": f"{_STREAMS} pages are open already"}, 503)
         self._streams += 1  # before anything is waited for: requests that come together are counted
-        return _Stream(self._tell(request.query_params.get("run")), self._has_ended)
+        return _ToldStream(self._tell(request.query_params.get("run")), self._has_ended)
 
     def _has_ended(self) -> None:
         self._streams -= 1
@@ -173,7 +173,7 @@ class WebPage:
     async def _tell(self, run: str | None) -> AsyncIterator[bytes]:
         waiting = self._waiting
         assert waiting is not None  # requests come after the start
-        told = Mailbox()
+        told = NewestWords()
         works = (self._sample(told), tell_changes(waiting, run, told), self._close(told))
         tasks = [asyncio.create_task(work) for work in works]
         try:
@@ -187,11 +187,11 @@ class WebPage:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _close(self, told: Mailbox) -> None:
+    async def _close(self, told: NewestWords) -> None:
         await self._closing.wait()
         told.put("bye", "the page's server has ended")
 
-    async def _sample(self, told: Mailbox) -> None:
+    async def _sample(self, told: NewestWords) -> None:
         """The writer's counters are no stored thing that could be waited for: they are asked for."""
         before: tuple[Status, float] | None = None
         loop = asyncio.get_running_loop()
@@ -209,7 +209,7 @@ class WebPage:
             await asyncio.sleep(_SAMPLE_S)
 
 
-class _Stream(StreamingResponse):
+class _ToldStream(StreamingResponse):
     """What is told as it happens, and what is to be called when nobody listens any more."""
 
     def __init__(self, body: AsyncIterator[bytes], has_ended: Callable[[], None]) -> None:

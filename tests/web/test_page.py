@@ -21,7 +21,7 @@ import inmem
 pytest.importorskip("starlette", reason="the extra `ui` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `ui` is not installed")
 
-from inmem.web.changes import Mailbox, tell_changes
+from inmem.web.changes import NewestWords, tell_changes
 
 HOSTILE = "<img src=x onerror=alert(1)> \u202e \x1b[2J"
 
@@ -261,7 +261,7 @@ class TestWhatItTells:
 
     def test_a_page_that_does_not_read_is_told_the_newest_only(self) -> None:
         async def tell() -> list[tuple[str, Any]]:
-            told = Mailbox()
+            told = NewestWords()
             for n in range(10_000):
                 told.put("status", n)
                 told.put("changed", "kv")
@@ -274,7 +274,7 @@ class TestWhatItTells:
 
     def test_what_nobody_has_foreseen_ends_the_stream(self) -> None:
         async def follow() -> tuple[str, Any]:
-            told = Mailbox()
+            told = NewestWords()
             await tell_changes(None, "trip", told)  # type: ignore[arg-type]
             return await told.take()
 

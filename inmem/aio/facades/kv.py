@@ -9,7 +9,6 @@ from typing import Any, Generic
 
 from inmem.aio.wrapping import AsyncFacade, Each, documented
 from inmem.pending import Pending
-from inmem.primitives._common import Ttl
 from inmem.primitives.byrun import ByRun, by_run
 from inmem.primitives.kv import rules
 from inmem.primitives.kv.facade import (
@@ -95,7 +94,7 @@ class AsyncKVReads(AsyncFacade):
 class AsyncKVWrites(AsyncFacade, Generic[V, N, B]):
     __slots__ = ()
 
-    async def put(self, key: str, value: Any, *, ttl: Ttl = None) -> V:
+    async def put(self, key: str, value: Any, *, ttl: float | timedelta | None = None) -> V:
         result: V = await self._sync.put(key, value, ttl=ttl)
         return result
 
@@ -103,7 +102,7 @@ class AsyncKVWrites(AsyncFacade, Generic[V, N, B]):
         result: V = await self._sync.put_with_ttl(key, value, ttl)
         return result
 
-    async def put_many(self, mapping: Mapping[str, Any], *, ttl: Ttl = None) -> V:
+    async def put_many(self, mapping: Mapping[str, Any], *, ttl: float | timedelta | None = None) -> V:
         result: V = await self._sync.put_many(mapping, ttl=ttl)
         return result
 

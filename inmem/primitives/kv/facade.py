@@ -22,7 +22,6 @@ from inmem.host.interrupts import let_through
 from inmem.keys import TypeTag, encode_name, encode_prefix, range_of
 from inmem.pending import Pending, PendingReal
 from inmem.primitives._common import (
-    Ttl,
     check_limit,
     entries_of,
     fields_of,
@@ -189,7 +188,7 @@ class KVWrites(Generic[V, N, B]):
     _head: bytes
     _sink: Sink
 
-    def put(self, key: str, value: Any, *, ttl: Ttl = None) -> V:
+    def put(self, key: str, value: Any, *, ttl: float | timedelta | None = None) -> V:
         """Write an entry and return the commit version. Cost: one round trip.
 
         Reads nothing, so it never conflicts. `ttl` (seconds or `timedelta`)
@@ -215,7 +214,7 @@ class KVWrites(Generic[V, N, B]):
         """Like `put` with `ttl`, which here must be given."""
         return self.put(key, value, ttl=required(ttl))
 
-    def put_many(self, mapping: Mapping[str, Any], *, ttl: Ttl = None) -> V:
+    def put_many(self, mapping: Mapping[str, Any], *, ttl: float | timedelta | None = None) -> V:
         """Write many entries as one atomic commit; its version. Cost: one round trip."""
         entries = entries_of(self._sink, self._head, mapping, lasting(ttl))
         version: V = self._sink.write(entries)
