@@ -27,9 +27,10 @@ from inmem.errors import (
 from inmem.host.clock import boot_us
 from inmem.host.interrupts import is_foreign, let_through
 from inmem.keys import encode_name, shorten
+from inmem.primitives._common import check_prefix_of
 from inmem.primitives.leases import rules
 from inmem.primitives.leases.rules import LeaseRecord
-from inmem.primitives.leases.shown import Lease
+from inmem.primitives.leases.shown import Lease, check_lease
 from inmem.record import payload_of
 from inmem.stepping import FacadeWaits, Steps, Until
 from inmem.writeset import OP_CALL
@@ -111,11 +112,11 @@ def as_lease(lease: object) -> Lease:
         InvariantError: it is not held yet.
         LeaseLostError: this is a forked child of the holder.
     """
-    if isinstance(lease, LeaseHolder):
-        return lease._to_use()
-    if not isinstance(lease, Lease):
+    found = lease._to_use() if isinstance(lease, LeaseHolder) else lease
+    if not isinstance(found, Lease):
         raise InvalidInputError(f"lease must be a Lease, not {type_name(lease)}", argument="lease")
-    return lease
+    check_lease(found)
+    return found
 
 
 class LeaseRecords:
@@ -141,10 +142,7 @@ class LeaseRecords:
             InvalidInputError: it is none, or is of another run or namespace.
         """
         lease = as_lease(lease)
-        if lease.prefix != self.prefix:
-            raise InvalidInputError(
-                f"lease {lease.name!r} is of another run: {lease.prefix.decode()}", argument="lease"
-            )
+        check_prefix_of(f"lease {lease.name!r}", "lease", lease.prefix, self.prefix)
         return lease
 
     def check(self, lease: Lease) -> None:

@@ -31,7 +31,7 @@ def place_of(prefix: bytes, job: object, *, is_end: bool = True) -> list[Any]:
     Raises:
         InvalidInputError: it is none, or is of another run.
     """
-    held = check_job(job, prefix)
+    held, queue, number = check_job(job, prefix)
     if is_end and isinstance(held, HeldJob):
         held.end()
-    return [prefix, held.queue.encode(), held.id.number, held.token, held.mark]
+    return [prefix, queue, number, held.token, held.mark]

@@ -92,9 +92,9 @@ class QueueReads:
 
     def holds(self, job: Job) -> bool:
         """Whether the claim of a job holds: until it is acked, nacked or claimed again, whatever the time."""
-        check_job(job, self._prefix)
+        job, queue, number = check_job(job, self._prefix)
         with self._view.moment() as view:
-            found = stored(view, self._prefix, job.queue.encode(), rules.number_bytes(job.id.number))
+            found = stored(view, self._prefix, queue, rules.number_bytes(number))
         return found is not None and rules.is_held(found[1], job.token, job.mark)
 
     def _span(self, tag: int, queue: bytes) -> tuple[bytes, bytes]:
