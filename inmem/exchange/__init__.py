@@ -11,6 +11,7 @@ with file and line. docs/EXPORT.md describes the files.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,8 @@ else:
 
     def __getattr__(name: str) -> Any:
         """The names of `inmem.exchange.recorded`, deprecated here."""
-        from inmem.exchange import recorded
-
+        # Not by `from`, which looks for the name here first.
+        recorded = importlib.import_module("inmem.exchange.recorded")
         if name not in recorded.__all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         warnings.warn(
