@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -44,6 +45,11 @@ BAD_JOBS = [
     *(MadeFrom(mark=value) for value in NO_NUMBERS),
     *(MadeFrom(prefix=value) for value in (None, "x", b"\xff")),
 ]
+INFO = inmem.JobInfo(inmem.JobId("q/0"), "q", "ready", 1, None, 0, 0, 1, None, 0, "", 0, ())
+BAD_PLACES = [
+    7, "q/0", b"q/0", [], {}, HUGE, Opaque(), inmem.JobInfo,
+    *(dataclasses.replace(INFO, id=value) for value in (*BAD_JOB_IDS, "another/0")),
+]
 BAD_DELAYS = [
     -1, -0.5, math.nan, math.inf, -math.inf, True, HUGE, -HUGE, MAX_TTL_S + 1, "1", b"1", [], {},
     timedelta(seconds=-1), timedelta.max, 1j, Opaque(),
@@ -65,8 +71,8 @@ READS: list[Method] = [
     ("get", {"job_id": "q/0"}, {"job_id": BAD_JOB_IDS}),
     ("counts", {"queue": "q"}, {"queue": BAD_QUEUES}),
     ("has_ready", {"queue": "q"}, {"queue": BAD_QUEUES}),
-    ("peek", {"queue": "q"}, {"queue": BAD_QUEUES, "limit": BAD_LIMITS}),
-    ("dead", {"queue": "q"}, {"queue": BAD_QUEUES, "limit": BAD_LIMITS}),
+    ("peek", {"queue": "q"}, {"queue": BAD_QUEUES, "limit": BAD_LIMITS, "start_after": BAD_PLACES}),
+    ("dead", {"queue": "q"}, {"queue": BAD_QUEUES, "limit": BAD_LIMITS, "start_after": BAD_PLACES}),
     ("list", {}, {}),
 ]
 PUTS: list[Method] = [
@@ -185,6 +191,14 @@ def test_jobs_whose_run_was_changed_by_hand(db: inmem.Database, run_id: Any) -> 
     with db.pipeline() as pipeline, pytest.raises(inmem.InvalidInputError):
         pipeline.queues.ack(made)
     assert db.queues.holds(prepared.job)
+
+
+def test_a_place_has_a_priority(db: inmem.Database) -> None:
+    for value in (*BAD_PRIORITIES[3:], 1 << 31, -(1 << 32)):
+        place = dataclasses.replace(INFO, priority=value)
+        call = partial(db.queues.peek, "run", "q", start_after=place)
+        refused(call, "start_after", shown(value))
+    assert db.queues.peek("run", "q", start_after=INFO) == []
 
 
 @pytest.mark.parametrize("form", METHODS)
