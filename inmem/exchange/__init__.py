@@ -11,7 +11,6 @@ with file and line. docs/EXPORT.md describes the files.
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +37,9 @@ else:
 
     def __getattr__(name: str) -> Any:
         """The names of `inmem.exchange.recorded`, deprecated here."""
-        # Not by `from`, which looks for the name here first.
-        recorded = importlib.import_module("inmem.exchange.recorded")
+        import inmem.exchange.recorded  # not by `from`, which would ask here first
+
+        recorded = inmem.exchange.recorded
         if name not in recorded.__all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         warnings.warn(

@@ -27,10 +27,10 @@ from inmem.errors import (
 from inmem.host.clock import boot_us
 from inmem.host.interrupts import is_foreign, let_through
 from inmem.keys import encode_name, shorten
-from inmem.primitives._common import check_prefix_of
+from inmem.primitives._common import check_number, check_prefix_of
 from inmem.primitives.leases import rules
 from inmem.primitives.leases.rules import LeaseRecord
-from inmem.primitives.leases.shown import Lease, check_lease
+from inmem.primitives.leases.shown import Lease
 from inmem.record import payload_of
 from inmem.stepping import FacadeWaits, Steps, Until
 from inmem.writeset import OP_CALL
@@ -104,6 +104,19 @@ class LeaseHolder:
         raise NotImplementedError
 
 
+def _check_lease(lease: Lease) -> None:
+    """Refuse a lease that was made by hand, and that no store can have given.
+
+    Raises:
+        InvalidInputError: says what is wrong.
+    """
+    encode_name(lease.name, "lease")
+    if type(lease.run_id) is not str or type(lease.prefix) is not bytes or not lease.prefix.isascii():
+        raise InvalidInputError(f"lease {lease.name!r} names no run: acquire it", argument="lease")
+    check_number(lease.token, "lease", "its token")
+    check_number(lease.acquired_at, "lease", "its acquired_at")
+
+
 def as_lease(lease: object) -> Lease:
     """The lease that was given, by itself or by what holds it.
 
@@ -115,7 +128,7 @@ def as_lease(lease: object) -> Lease:
     found = lease._to_use() if isinstance(lease, LeaseHolder) else lease
     if not isinstance(found, Lease):
         raise InvalidInputError(f"lease must be a Lease, not {type_name(lease)}", argument="lease")
-    check_lease(found)
+    _check_lease(found)
     return found
 
 

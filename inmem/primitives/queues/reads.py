@@ -13,8 +13,9 @@ from inmem.keys import TypeTag, encode_name, range_of, shorten
 from inmem.primitives._common import check_limit
 from inmem.primitives._paging import past
 from inmem.primitives.queues import rules
+from inmem.primitives.queues.calls import check_job
 from inmem.primitives.queues.job import STATES, JobId, check_job_id
-from inmem.primitives.queues.shown import Job, JobInfo, QueueCounts, check_job
+from inmem.primitives.queues.shown import Job, JobInfo, QueueCounts
 from inmem.record import payload_of
 from inmem.values import decode, text_of
 

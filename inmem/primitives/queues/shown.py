@@ -6,11 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from inmem.errors import InvalidInputError
-from inmem.keys import shorten
-from inmem.primitives._common import check_number, check_prefix_of
-from inmem.primitives.queues import rules
-from inmem.primitives.queues.job import JobId, check_job_id
+from inmem.primitives.queues.job import JobId
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +37,6 @@ class Job:
         """The same claim, with more time."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(Job)}
         return Job(**values | {"claimed_until": claimed_until})  # a plain one, also of one that is held
-
-
-def check_job(job: object, prefix: bytes) -> tuple[Job, bytes, int]:
-    """The job if it is one that was claimed, of the run with this prefix; its queue and number.
-
-    Raises:
-        InvalidInputError: it is none, is of another run, or was made by hand and no store can have given it.
-    """
-    if not isinstance(job, Job):
-        raise InvalidInputError(f"job must be a Job that was claimed, not {shorten(job)}", argument="job")
-    queue, number = check_job_id(job.id, rules.MAX_QUEUE_BYTES, "job")
-    if job.queue != queue.decode():
-        raise InvalidInputError(f"job {job.id} is of another queue than it says", argument="job")
-    check_prefix_of(f"job {job.id}", "job", job.prefix, prefix)
-    check_number(job.token, "job", "its token")
-    check_number(job.mark, "job", "its mark")
-    return job, queue, number
 
 
 @dataclass(frozen=True, slots=True)
