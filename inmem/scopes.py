@@ -143,16 +143,21 @@ class RunScope(ScopeFacades):
         """Sleep until `fn(view)` returns something true, and return that. See `Database.wait`."""
         check_callable(fn)
         deadline = deadline_in(timeout_s)
-        while True:
+
+        def look(_: float) -> tuple[T | None, Any]:
             draft = self._database.engine.transaction(timeout_s=None, sync=False)
             try:
                 result = called(fn, Snapshot(Looked(draft), self))
                 check_result(result)
-                if result:
-                    return result
-                watched = draft.watched(self.prefix)
+                return result, None if result else draft.watched(self.prefix)
             finally:
                 draft.abort()
+
+        while True:
+            # Again if its snapshot is lost, with the connection to a server for example.
+            result, watched = retrying(look, max_attempts=MAX_ATTEMPTS, timeout_s=TRANSACT_TIMEOUT_S)
+            if result:
+                return result
             watched.wait(deadline)
 
     def _pass_on(self, name: bytes) -> None:

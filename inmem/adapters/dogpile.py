@@ -19,7 +19,16 @@ from dogpile.cache.api import NO_VALUE, BytesBackend, CacheMutex
 
 import inmem
 from inmem.adapters.foreign import hashed
-from inmem.adapters.places import NamedPlace, PlaceEntries, PlaceName, entry_key, unnamed, utf8_of
+from inmem.adapters.places import (
+    NamedPlace,
+    PlaceEntries,
+    PlaceName,
+    entry_key,
+    named_in,
+    unnamed,
+    utf8_of,
+    value_in,
+)
 
 T = TypeVar("T")
 
@@ -116,9 +125,12 @@ class InmemBackend(BytesBackend):
         """The value of a key, or `NO_VALUE`."""
         named = self._named()
         entry = None if named is None else self.db.kv.get(named["run_id"], entry_key(key))
-        if entry is not None and isinstance(entry["value"], list):
+        if entry is None:
+            return NO_VALUE
+        value = value_in(entry)
+        if isinstance(value, list):
             return self.get_serialized_multi([key])[0]  # parts of one version
-        return NO_VALUE if entry is None else entry["value"]
+        return value
 
     def get_serialized_multi(self, keys: Iterable[str]) -> Sequence[Any]:
         """The values of keys, of one version, with `NO_VALUE` for those that have none."""
@@ -132,7 +144,7 @@ class InmemBackend(BytesBackend):
         return [found.get(key, NO_VALUE) for key in stored_at]
 
     def _named(self) -> Any:
-        return self.db.shared("agent").kv.get(self._name.key)
+        return named_in(self.db.shared("agent").kv.get(self._name.key))
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -235,9 +247,7 @@ class LeaseMutex(CacheMutex):
 
 
 def _run_of(txn: Any, name: PlaceName) -> str:
-    NamedPlace.begun(txn, name)
-    run_id: str = txn.kv.get(name.key)["run_id"]
-    return run_id
+    return NamedPlace.begun(txn, name).run_id
 
 
 def _seconds(given: Mapping[str, Any], argument: str, default: float | None) -> float | None:

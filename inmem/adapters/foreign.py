@@ -13,10 +13,13 @@ import os
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
+import inmem
+
 PART_BYTES: Final = 4 * 1024 * 1024  # of a value that is stored in parts
 WHOLE_BYTES: Final = 8 * 1024 * 1024  # of the values of one commit: what does not fit is stored so
 _PARTS: Final = "p/"
 _HASHED: Final = "~"  # begins what stands for a name
+_TOKEN_CHARS: Final = 100  # at most
 
 
 def hashed(name: str) -> str:
@@ -74,11 +77,33 @@ class Packed:
         return all(kv.exists(key) for key, _ in self.parts)
 
 
-def unpacked(entry: list[Any], read: Callable[[str], Any]) -> tuple[str, bytes]:
-    """Type and bytes of a stored value; `read` gives the part under a key."""
-    if len(entry) == 2:
-        return entry[0], entry[1]
-    return entry[0], b"".join(map(read, part_keys(entry)))
+def unpacked(entry: Any, read: Callable[[str], Any]) -> tuple[str, bytes]:
+    """Type and bytes of a stored value; `read` gives the part under a key.
+
+    Raises:
+        CorruptionError: it is none, or a part is missing.
+    """
+    match entry:
+        case [str() as kind, bytes() as data]:
+            return kind, data
+        case [str() as kind, str() as token, int() as count] if _is_token(token):
+            parts: list[bytes] = []
+            while len(parts) < count:
+                part = read(part_key(token, len(parts)))
+                if type(part) is not bytes:
+                    raise foreign(f"part {len(parts)} of {count}", part)
+                parts.append(part)
+            return kind, b"".join(parts)
+    raise foreign("a value", entry)
+
+
+def foreign(what: str, found: object) -> inmem.CorruptionError:
+    """What is raised where something else is stored than an adapter has put there."""
+    shown = "missing" if found is None else f"{found!r:.80}"
+    return inmem.CorruptionError(
+        f"{what} is {shown}, which no adapter stores",
+        hint="Another program has changed it: look at it with `inmem kv`, and delete what is left.",
+    )
 
 
 def part_key(token: str, number: int) -> str:
@@ -94,7 +119,14 @@ def part_keys(entry: list[Any]) -> list[str]:
 
 def token_of(entry: Any) -> str | None:
     """The token of a stored value that has parts; None if it has none."""
-    return entry[1] if isinstance(entry, list) and len(entry) == 3 else None
+    match entry:
+        case [str(), str() as token, int()] if _is_token(token):
+            return token
+    return None
+
+
+def _is_token(text: str) -> bool:
+    return 0 < len(text) <= _TOKEN_CHARS and text.isascii() and text.isprintable() and "/" not in text
 
 
 def clear_parts(kv: Any, entry: Any) -> None:

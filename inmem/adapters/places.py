@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import inmem
-from inmem.adapters.foreign import Packed, clear_parts, hashed, sweep_parts, token_of, unpacked
+from inmem.adapters.foreign import Packed, clear_parts, foreign, hashed, sweep_parts, token_of, unpacked
 
 PLAIN: Final = "e/="
 HASHED: Final = "e/#"
@@ -45,19 +45,20 @@ class PlaceName(NamedTuple):
 class NamedPlace(NamedTuple):
     """A place as a transaction sees it."""
 
+    run_id: str
     kv: Any
     has_parts: bool
 
     @classmethod
     def found(cls, txn: Any, name: PlaceName) -> NamedPlace | None:
         """A place, if something was put there."""
-        named = txn.kv.get(name.key)
-        return None if named is None else cls(txn.at(named["run_id"]).kv, named["has_parts"])
+        named = named_in(txn.kv.get(name.key))
+        return None if named is None else cls.of(txn, named)
 
     @classmethod
     def begun(cls, txn: Any, name: PlaceName, *, has_parts: bool = False) -> NamedPlace:
         """A place, made if need be. That it has parts is never taken back."""
-        named = txn.kv.get(name.key)
+        named = named_in(txn.kv.get(name.key))
         if named is None:
             named = {**name.metadata, "run_id": str(inmem.RunId.new()), "has_parts": has_parts}
             txn.kv.put(name.key, named)
@@ -65,7 +66,12 @@ class NamedPlace(NamedTuple):
         elif has_parts and not named["has_parts"]:
             named = {**named, "has_parts": True}
             txn.kv.put(name.key, named)
-        return cls(txn.at(named["run_id"]).kv, named["has_parts"])
+        return cls.of(txn, named)
+
+    @classmethod
+    def of(cls, txn: Any, named: Mapping[str, Any]) -> NamedPlace:
+        """The place that an entry names."""
+        return cls(named["run_id"], txn.at(named["run_id"]).kv, named["has_parts"])
 
     def values(self, keys: Iterable[str]) -> dict[str, str | bytes]:
         """The values of entries, by where they are."""
@@ -81,7 +87,7 @@ class NamedPlace(NamedTuple):
 
     def names(self, limit: int | None = None) -> list[str]:
         """The names: first the hashed ones, in the order of their hashes, then the others in order."""
-        found: list[str] = [entry["key"] for _, entry in self.kv.list_with_values(HASHED, limit=limit)]
+        found = [_name_in(entry) for _, entry in self.kv.list_with_values(HASHED, limit=limit)]
         left = None if limit is None else limit - len(found)
         return found + [key[len(PLAIN) :] for key in self.kv.list(PLAIN, limit=left)]
 
@@ -89,8 +95,8 @@ class NamedPlace(NamedTuple):
         """Remove the parts that no value has: of programs that died in the middle."""
         if self.has_parts:
             owners: list[tuple[str, str]] = self.kv.list_with_values(_OWNERS)
-            entries = self.kv.get_many([key for _, key in owners])
-            found = (token_of(entry["value"]) for entry in entries.values())
+            entries = self.kv.get_many([key for _, key in owners if type(key) is str and key])
+            found = (token_of(value_in(entry)) for entry in entries.values())
             named = frozenset(token for token in found if token is not None)
             sweep_parts(self.kv, named)
             for key, _ in owners:
@@ -99,9 +105,10 @@ class NamedPlace(NamedTuple):
 
     def _drop_parts(self, entries: Mapping[str, Any]) -> None:
         for entry in entries.values():
-            token = token_of(entry["value"])
+            value = entry.get("value") if isinstance(entry, dict) else None
+            token = token_of(value)
             if token is not None:
-                clear_parts(self.kv, entry["value"])
+                clear_parts(self.kv, value)
                 self.kv.discard(_OWNERS + token)
 
     def replace(self, entries: PlaceEntries) -> None:
@@ -160,9 +167,44 @@ class PlaceEntries:
             is_put = yield put
 
 
-def value_of(entry: Mapping[str, Any], read: Callable[[str], Any]) -> str | bytes:
-    """The value of an entry; `read` gives the part under a key."""
-    value = entry["value"]
+def named_in(stored: Any) -> dict[str, Any] | None:
+    """What is stored under a place's key, if something is.
+
+    Raises:
+        CorruptionError: no adapter has stored it.
+    """
+    match stored:
+        case None | {"run_id": str(), "has_parts": bool()}:
+            return stored
+    raise foreign("the run of a place", stored)
+
+
+def value_in(entry: Any) -> Any:
+    """The value in an entry: a text, bytes, or a list that names its parts.
+
+    Raises:
+        CorruptionError: no adapter has stored it.
+    """
+    match entry:
+        case {"value": str() | bytes() | list() as value}:
+            return value
+    raise foreign("an entry", entry)
+
+
+def _name_in(entry: Any) -> str:
+    match entry:
+        case {"key": str() as name}:
+            return name
+    raise foreign("an entry", entry)
+
+
+def value_of(entry: Any, read: Callable[[str], Any]) -> str | bytes:
+    """The value of an entry; `read` gives the part under a key.
+
+    Raises:
+        CorruptionError: no adapter has stored it, or a part is missing.
+    """
+    value = value_in(entry)
     if not isinstance(value, list):
         short: str | bytes = value
         return short
@@ -200,7 +242,7 @@ def unnamed(name: PlaceName, run_id: str | None) -> Callable[[Any], None]:
     """The place has not got this run any more, which was deleted: the next one to put something makes one."""
 
     def unname(txn: Any) -> None:
-        named = txn.kv.get(name.key)
+        named = named_in(txn.kv.get(name.key))
         if named is not None and named["run_id"] == run_id:
             txn.kv.discard(name.key)
 

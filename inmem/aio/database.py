@@ -55,6 +55,7 @@ class AsyncDatabase(AsyncDatabaseFacades):
         self.waits = side.waits
         self.sink = AwaitedSink(self.session, self.settings.timeout_s, engine.direct().default)
         self._scopes: dict[str, AsyncRunScope] = {}
+        self._levels: dict[bytes, AsyncRunScope] = {}  # by their prefixes: at most one for each level
         super().__init__(self)
         side.adopt(self)
 
@@ -101,7 +102,11 @@ class AsyncDatabase(AsyncDatabaseFacades):
 
     def shared(self, level: str) -> AsyncRunScope:
         """The scope that all runs of this `"agent"`, `"app"` or `"tenant"` share."""
-        return self.side.twin(AsyncRunScope)(self, self.handle.shared(level))
+        scope = self.handle.shared(level)
+        found = self._levels.get(scope.prefix)
+        if found is None:
+            found = self._levels[scope.prefix] = self.side.twin(AsyncRunScope)(self, scope)
+        return found
 
     # --- transactions -----------------------------------------------------------------
 

@@ -188,16 +188,20 @@ class AsyncRunScope(AsyncScopeFacades):
         """
         check_callable(fn)
         deadline = deadline_in(timeout_s)
-        while True:
+
+        async def look(_: float) -> tuple[T | None, Any]:
             draft = self.database.engine.transaction(timeout_s=None, sync=False)
             try:
                 result = called(fn, Snapshot(Looked(draft), self._scope))
                 check_result(result)
-                if result:
-                    return result
-                watched = draft.watched(self.prefix)
+                return result, None if result else draft.watched(self.prefix)
             finally:
                 draft.abort()
+
+        while True:
+            result, watched = await retrying(look, max_attempts=MAX_ATTEMPTS, timeout_s=TRANSACT_TIMEOUT_S)
+            if result:
+                return result
             await self.database.waits.wait(watched, deadline)
 
     def _pass_on(self, name: bytes) -> None:

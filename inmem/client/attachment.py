@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from inmem.client import launcher
-from inmem.client.launcher import create_directory, ensure_writer, expired
+from inmem.client.launcher import create_directory, ensure_writer, expired, running_writer
 from inmem.client.thread_sessions import ThreadSessions
 from inmem.client.waiting import Waiting
 from inmem.config import Configuration, Settings, load
@@ -32,6 +32,7 @@ from inmem.errors import (
     InvalidInputError,
     WriterUnavailableError,
 )
+from inmem.host.abandoned import remove_if_abandoned
 from inmem.host.board import Board
 from inmem.host.control import PID, VERSION, ControlState
 from inmem.host.directory import DataDirectory
@@ -249,6 +250,9 @@ class Attachment:
             self._sessions = None
         self.image.close()
         self._client_lock.close()
+        is_mine = self.identity.ephemeral and self.is_there()
+        if is_mine and running_writer(self.directory, self.control) is None:
+            remove_if_abandoned(self.directory)  # its writer was killed: else that removes it
 
     def after_fork_in_child(self) -> None:
         """Leave the parent's sessions and sockets alone and start without any.

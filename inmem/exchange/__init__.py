@@ -37,8 +37,9 @@ else:
 
     def __getattr__(name: str) -> Any:
         """The names of `inmem.exchange.recorded`, deprecated here."""
-        from inmem.exchange import recorded
+        import inmem.exchange.recorded  # not by `from`, which would ask here first
 
+        recorded = inmem.exchange.recorded
         if name not in recorded.__all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         warnings.warn(

@@ -57,6 +57,30 @@ def encoded(sink: Sink, value: object, argument: str = "value") -> bytes:
         return values.encode_by(sink.default, value, argument)
 
 
+def check_number(value: object, argument: str, what: str = "") -> int:
+    """The value if it is an int from 0 to 2**63-1; `what` is what the message calls it.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    if type(value) is int and 0 <= value < 1 << 63:
+        return value
+    raise InvalidInputError(
+        f"{what or argument} must be an int from 0 to 2**63-1, not {shorten(value)}", argument=argument
+    )
+
+
+def check_prefix_of(what: str, argument: str, given: object, prefix: bytes) -> None:
+    """Refuse what a run has given out, unless it is of the run with this prefix.
+
+    Raises:
+        InvalidInputError: it is of another run, or of none.
+    """
+    if given != prefix:
+        owner = given.decode(errors="replace") if isinstance(given, bytes) else shorten(given)
+        raise InvalidInputError(f"{what} is of another run: {owner}", argument=argument)
+
+
 def check_flag(flag: object, argument: str) -> bool:
     """The value if it is True or False.
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from inmem.errors import InmemError
+from inmem.host.abandoned import remove_if_abandoned
 from inmem.host.directory import EPOCH_FILES, DataDirectory
-from inmem.host.files import FileLock, remove_tree
 from inmem.storage.environment import origin_of, remove_image
 from inmem.writer.journal import Journal
 
@@ -47,19 +47,6 @@ def _is_abandoned(origin: Path) -> bool:
     """Whether a data directory is gone, or a throw-away one without users, which is then removed."""
     directory = DataDirectory(origin)
     try:
-        if not directory.exists():
-            return True
-        if not directory.identity().ephemeral:
-            return False
-        with_clients, with_writer = FileLock(directory.clients_lock), FileLock(directory.writer_lock)
-    except (InmemError, OSError):
+        return not directory.exists() or remove_if_abandoned(directory)
+    except InmemError:
         return False  # in doubt it is in use
-    try:
-        # The clients' lock first: a client that opens it now waits, and then finds it removed.
-        if not (with_clients.try_exclusive() and with_writer.try_exclusive()):
-            return False
-        remove_tree(directory.path)
-        return True
-    finally:
-        with_clients.close()
-        with_writer.close()

@@ -7,12 +7,13 @@ import os
 import threading
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from homes import Fresh, Home
+from recorded_runs import SUITE
 
 import inmem
 
@@ -37,7 +38,9 @@ def db(fresh: Fresh) -> Iterator[inmem.Database]:
         yield database
 
 
-def test_the_suite_of_its_wheel(home: Home, tmp_path: Path) -> None:
+def test_the_suite_of_its_wheel(
+    home: Home, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     everything = bool(os.environ.get("INMEM_EXHAUSTIVE"))
     left_out = [] if everything else [f"TestSerializers and {SLOW}"]
     if home.name != "local" and not everything:
@@ -50,6 +53,7 @@ def test_the_suite_of_its_wheel(home: Home, tmp_path: Path) -> None:
     assert counts["passed"] + counts["deselected"] == COUNT
     assert counts["deselected"] == (0 if everything else 1 if home.name == "local" else 2)
     assert counts["skipped"] == counts["failed"] == 0
+    record_property(SUITE, {"name": "dogpile.testing, in its wheel", "passed": counts["passed"], "of": COUNT})
 
 
 def run_id_of(db: inmem.Database) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from homes import Fresh, Home
+from recorded_runs import SUITE
 from support import in_threads, wait_until
 
 import inmem
@@ -41,7 +42,8 @@ def storage(db: inmem.Database) -> InmemStorage:
 @pytest.mark.parametrize("taken", ["removed", "begins", "ends"])
 @pytest.mark.parametrize("name", MODULES)
 def test_tests_of_huey(
-    home: Home, name: str, taken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    home: Home, name: str, taken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     monkeypatch.chdir(tmp_path)  # one of them makes a file
     if home.name == "postgres" and taken != "ends" and not os.environ.get("INMEM_EXHAUSTIVE"):
@@ -52,6 +54,7 @@ def test_tests_of_huey(
     close()
     assert wrong == [] and skipped == []
     assert ran >= MODULES[name]
+    record_property(SUITE, {"name": f"huey.tests, a claim {taken}", "passed": ran - len(wrong), "of": ran})
 
 
 # --- storage ----------------------------------------------------------------------------------

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from homes import Home
+from recorded_runs import SUITE
 from suites import run_suite
 
 NEEDED = ("key_value", "pytest_asyncio", "dirty_equals", "pydantic")
 
 
 @pytest.mark.timeout(300)
-def test_upstreams_tests_of_stores(home: Home, tmp_path: Path) -> None:
+def test_upstreams_tests_of_stores(
+    home: Home, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     checkout = Path(os.environ.get("INMEM_UPSTREAM", "/nowhere"))
     if not (checkout / "tests/stores/base.py").is_file():
         pytest.skip("INMEM_UPSTREAM names no checkout of py-key-value")
@@ -32,4 +36,5 @@ def test_upstreams_tests_of_stores(home: Home, tmp_path: Path) -> None:
         settings="asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n",
     )
     assert counts["passed"] >= 132 and counts["skipped"] == 2 and counts["failed"] == 0
-    print(f"{home.name}: {dict(counts)} of upstream's tests")
+    of = counts["passed"] + counts["skipped"]
+    record_property(SUITE, {"name": "tests/stores of its repository", "passed": counts["passed"], "of": of})

@@ -15,9 +15,11 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from recorded_runs import SUITE
 
 import inmem
 
@@ -102,7 +104,9 @@ def suite(tmp_path: Path) -> list[str]:
     return [node, str(tmp_path / "node_modules/@modelcontextprotocol/conformance/dist/index.js")]
 
 
-def test_conformance(suite: list[str], tmp_path: Path) -> None:
+def test_conformance(
+    suite: list[str], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     baseline = tmp_path / "baseline.yml"
     baseline.write_text("server:\n" + "".join(f"  - {name}\n" for name in DOES_NOT_APPLY))
     inmem.open(tmp_path / "d").close()
@@ -115,3 +119,6 @@ def test_conformance(suite: list[str], tmp_path: Path) -> None:
     assert passed == APPLIES | PROVES_NOTHING, ran.stdout[-3000:]
     assert {name for name, _, failed in summary if failed != "0"} == set(DOES_NOT_APPLY)
     assert ran.returncode == 0, ran.stdout[-3000:]  # else a scenario is in no list
+    record_property(SUITE, {
+        "name": "@modelcontextprotocol/conformance, scenarios", "passed": len(passed), "of": len(summary),
+    })

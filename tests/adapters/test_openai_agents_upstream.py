@@ -14,10 +14,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from homes import Home
+from recorded_runs import SUITE
 
 pytest.importorskip("agents", reason="the extra `openai_agents` is not installed")
 
@@ -62,10 +64,13 @@ def run(place: str, kind: str, scratch: Path) -> tuple[set[str], int]:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(UPSTREAM is None, reason="INMEM_UPSTREAM names no checkout of openai-agents-python")
-def test_the_sdks_own_tests(home: Home, scratch: Path) -> None:
+def test_the_sdks_own_tests(
+    home: Home, scratch: Path, record_property: Callable[[str, object], None]
+) -> None:
     expected = {f"tests/memory/test_session.py::test_sqlite_session_{name}" for name in OF_SQLITE}
     of_others, passed = run(str(home.place), "sqlite", scratch)
     for kind in ("threads", "loops"):
         failed, ours = run(str(home.place), kind, scratch)
         assert failed - of_others == expected
         assert ours == passed - len(expected)
+        record_property(SUITE, {"name": f"tests of its repository, {kind}", "passed": ours, "of": passed})

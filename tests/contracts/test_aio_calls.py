@@ -449,3 +449,20 @@ def test_a_function_may_raise_what_ends_a_generator(db: inmem.Database) -> None:
         asyncio.run(AwaitedDatabase(db).cells.transition(run, "c", ends))
     assert isinstance(caught.value.__cause__, StopIteration)
     assert db.cells.read(run, "c").value == 1
+
+
+@pytest.mark.parametrize("level", ["agent", "app", "tenant"])
+def test_a_shared_scope_is_made_once(level: str) -> None:
+    async def main() -> None:
+        async with aio.open() as db:
+            scope = db.shared(level)
+            assert db.shared(level) is scope and scope.prefix == db.handle.shared(level).prefix
+            await scope.kv.put("k", 1)
+            assert await db.shared(level).kv.get("k") == 1
+            for wrong in ("agents", "", None, 7):
+                with pytest.raises(inmem.InvalidInputError):
+                    db.shared(wrong)  # type: ignore[arg-type]
+        with pytest.raises(inmem.ClosedError):
+            db.shared(level)
+
+    asyncio.run(main())

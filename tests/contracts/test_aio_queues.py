@@ -72,6 +72,9 @@ async def reads(call: Told, queues: Any, run: list[str]) -> None:
         await call(queues, "has_ready", *run, queue)
         await call(queues, "peek", *run, queue, limit=9)
         await call(queues, "dead", *run, queue)
+        some = await call(queues, "peek", *run, queue)
+        for name in ("peek", "dead"):
+            await call(queues, name, *run, queue, limit=9, start_after=some[0] if some else None)
         for number in range(4):
             await call(queues, "get", *run, f"{queue}/{number}")
     await call(queues, "get", *run, "no id")

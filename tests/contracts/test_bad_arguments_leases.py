@@ -24,6 +24,13 @@ BAD_SECONDS = [
 ]
 BAD_WAITS = [x for x in BAD_SECONDS if x is not None and x not in (0, timedelta(0))]
 BAD_HOLDERS = [7, True, b"x", [], HUGE, "", "\ud800", "x" * 257, "é" * 129, Opaque()]
+NO_NUMBERS = [None, -1, 1 << 63, 1 << 64, 1.0, True, "1", Opaque()]
+MADE_BY_HAND = [
+    *({"name": value} for value in BAD_NAMES), *({"token": value} for value in NO_NUMBERS),
+    *({"acquired_at": value} for value in NO_NUMBERS),
+    *({"prefix": value} for value in (None, "x", b"\xff", 7)),
+    *({"run_id": value} for value in (None, 7, b"run", HUGE)),
+]
 NO_LEASES = [None, 7, "a", b"a", [], {}, ("a", 1), HUGE, Opaque(), Lease]
 
 
@@ -88,6 +95,22 @@ def test_leases_of_elsewhere_and_what_is_none(
     for value in NO_LEASES[1:]:
         refused(lambda value=value: run.transact(lambda txn: None, lease=value), "lease", shown(value))
         refused(lambda value=value: db.transact(run_id, lambda txn: None, lease=value), "lease", shown(value))
+    run.leases.check(mine)
+
+
+@pytest.mark.parametrize("form", ["facade", "scope", "transaction", "snapshot"])
+def test_leases_that_were_made_by_hand(db: inmem.Database, run: inmem.RunScope, form: str) -> None:
+    mine = run.leases.acquire("a", ttl_s=LONG_S)
+    with run.transaction() as txn, run.snapshot() as view:
+        leases = {"facade": db, "scope": run, "transaction": txn, "snapshot": view}[form].leases
+        for wrong in MADE_BY_HAND:
+            made = dataclasses.replace(mine, **wrong)
+            for method in ("check", "renew", "release"):
+                call = getattr(leases, method, None)
+                if call is not None:
+                    refused(lambda call=call, made=made: call(made), "lease", f"{method}({shown(wrong)})")
+            refused(lambda made=made: run.transact(lambda txn: None, lease=made), "lease", shown(wrong))
+        txn.abort()
     run.leases.check(mine)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +22,12 @@ from inmem.config import MAX_TRANSACTION_OPS, MAX_TTL_S
 Method = tuple[str, dict[str, Any], dict[str, list[Any]]]
 
 JOB = object()  # stands for a claimed job
+
+
+class MadeFrom(dict[str, Any]):
+    """Stands for a claimed job of which some fields were changed by hand."""
+
+
 BAD_QUEUES = [*NO_STR, "", "\0", "a\0b", "\ud800", "q" * 101, "\u00e9" * 51, "q" * 10**6]
 BAD_KEYS = [
     *[each for each in NO_STR if each is not None], "", "\0", "a\0b", "\ud800", "k" * 201, "k" * 10**6,
@@ -28,7 +36,20 @@ BAD_JOB_IDS = [
     *NO_STR, "", "q", "q/", "/0", "q/-1", "q/1.0", "q/x", "q/\u0661", "q/ 1", "q/" + "9" * 19,
     "q/1" + "0" * 19, "q/" + "1" * 10**5, "\0/1", "\ud800/1", "q" * 101 + "/1", "q/1\n",
 ]
-BAD_JOBS = [None, 7, "q/0", b"q/0", [], {}, HUGE, Opaque(), inmem.JobLostError, {"id": "q/0"}]
+NO_NUMBERS = [None, -1, 1 << 63, 1 << 64, 1.0, True, "1", Opaque()]
+BAD_JOBS = [
+    None, 7, "q/0", b"q/0", [], {}, HUGE, Opaque(), inmem.JobLostError, {"id": "q/0"},
+    *(MadeFrom(id=value) for value in BAD_JOB_IDS), MadeFrom(id="another/0"),
+    *(MadeFrom(id=inmem.JobId(value)) for value in BAD_JOB_IDS if isinstance(value, str)),
+    *(MadeFrom(queue=value) for value in BAD_QUEUES), *(MadeFrom(token=value) for value in NO_NUMBERS),
+    *(MadeFrom(mark=value) for value in NO_NUMBERS),
+    *(MadeFrom(prefix=value) for value in (None, "x", b"\xff")),
+]
+INFO = inmem.JobInfo(inmem.JobId("q/0"), "q", "ready", 1, None, 0, 0, 1, None, 0, "", 0, ())
+BAD_PLACES = [
+    7, "q/0", b"q/0", [], {}, HUGE, Opaque(), inmem.JobInfo,
+    *(dataclasses.replace(INFO, id=value) for value in (*BAD_JOB_IDS, "another/0")),
+]
 BAD_DELAYS = [
     -1, -0.5, math.nan, math.inf, -math.inf, True, HUGE, -HUGE, MAX_TTL_S + 1, "1", b"1", [], {},
     timedelta(seconds=-1), timedelta.max, 1j, Opaque(),
@@ -50,8 +71,8 @@ READS: list[Method] = [
     ("get", {"job_id": "q/0"}, {"job_id": BAD_JOB_IDS}),
     ("counts", {"queue": "q"}, {"queue": BAD_QUEUES}),
     ("has_ready", {"queue": "q"}, {"queue": BAD_QUEUES}),
-    ("peek", {"queue": "q"}, {"queue": BAD_QUEUES, "limit": BAD_LIMITS}),
-    ("dead", {"queue": "q"}, {"queue": BAD_QUEUES, "limit": BAD_LIMITS}),
+    ("peek", {"queue": "q"}, {"queue": BAD_QUEUES, "limit": BAD_LIMITS, "start_after": BAD_PLACES}),
+    ("dead", {"queue": "q"}, {"queue": BAD_QUEUES, "limit": BAD_LIMITS, "start_after": BAD_PLACES}),
     ("list", {}, {}),
 ]
 PUTS: list[Method] = [
@@ -128,7 +149,12 @@ class Prepared:
 
     def arguments(self, form: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
         run = {"run_id": self.run_id} if form in RUN_FIRST and name not in OF_JOBS else {}
-        return run | {key: self.job if value is JOB else value for key, value in given.items()}
+        return run | {key: self._job(value) for key, value in given.items()}
+
+    def _job(self, value: Any) -> Any:
+        if isinstance(value, MadeFrom):
+            return dataclasses.replace(self.job, **value)
+        return self.job if value is JOB else value
 
 
 def end(holder: Any) -> None:
@@ -152,6 +178,27 @@ def test_methods(
         refused(lambda arguments=arguments: method(**arguments), argument, shown(value))
     end(holder)
     assert db.status().version == version and len(values) > 5
+
+
+@pytest.mark.parametrize("run_id", ["another", "\ud800", "", "@agent", "@agents", "@", None, 7])
+def test_jobs_whose_run_was_changed_by_hand(db: inmem.Database, run_id: Any) -> None:
+    """The facade of a database finds the run of a job by it."""
+    prepared = Prepared(db)
+    made = dataclasses.replace(prepared.job, run_id=run_id)
+    for name in OF_JOBS:
+        with pytest.raises(inmem.InvalidInputError):
+            getattr(db.queues, name)(made)
+    with db.pipeline() as pipeline, pytest.raises(inmem.InvalidInputError):
+        pipeline.queues.ack(made)
+    assert db.queues.holds(prepared.job)
+
+
+def test_a_place_has_a_priority(db: inmem.Database) -> None:
+    for value in (*BAD_PRIORITIES[3:], 1 << 31, -(1 << 32)):
+        place = dataclasses.replace(INFO, priority=value)
+        call = partial(db.queues.peek, "run", "q", start_after=place)
+        refused(call, "start_after", shown(value))
+    assert db.queues.peek("run", "q", start_after=INFO) == []
 
 
 @pytest.mark.parametrize("form", METHODS)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from support import kill, kill_writer, runtime_entries, stop_writer, wait_until, writer_pid
+from support import kill_writer, runtime_entries, stop_writer, wait_until
 
 import inmem
 from inmem.host.directory import runtime_directory
+from inmem.host.files import is_locked
 from inmem.writer.orphans import remove_orphans
 
 HOUR_S = 3600
@@ -65,23 +68,85 @@ def test_the_image_of_a_store_that_is_there_stays(scratch: Path) -> None:
     assert "adopted=True" in (path / "writer.log").read_text()
 
 
-def test_a_throw_away_store_whose_writer_was_killed_goes_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INMEM_LINGER_S", "60")
+@pytest.mark.parametrize("ends", ["close", "exit", "drop", "last of two"])
+def test_a_throw_away_store_whose_writer_was_killed_goes_with_its_last_client(ends: str) -> None:
+    program = _PROGRAMS[ends]
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        path = Path(child.stdout.readline().strip())
+        entries = runtime_entries(path)
+        assert len(entries) >= 2 and path.is_dir()
+        kill_writer(path)
+        wait_until(lambda: not is_locked(path / "writer.lock"), "the writer has let go")
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "ended\n"
+        left = [entry for entry in [path, *entries] if entry.exists()]
+        if ends != "exit":
+            assert not left
+        child.stdin.close()
+        assert child.wait(60) == 0
+    assert not [entry for entry in [path, *entries] if entry.exists()]
+
+
+_OPENED = """import gc, inmem, sys
+db = inmem.open()
+version = db.kv.put("run", "key", 1)
+print(db.path, flush=True)
+"""
+_ENDED = """print("ended", flush=True)
+nothing = sys.stdin.read()
+"""
+_SHARED = """import inmem, sys
+db = inmem.open(sys.argv[1])
+print("opened", flush=True)
+input()
+assert db.kv.put("run", "other", 2) and db.kv.get("run", "key") == 1
+"""
+_PROGRAMS = {
+    "close": _OPENED + "input()\ndb.close()\n" + _ENDED,
+    "exit": _OPENED + "input()\n" + _ENDED,
+    "drop": _OPENED + "input()\ndel db\ngc.collect()\n" + _ENDED,
+    "last of two": _OPENED + (
+        "other = inmem.open(db.path)\ninput()\ndb.close()\n"
+        "assert other.kv.get('run', 'key') == 1\nother.close()\n"
+    ) + _ENDED,
+}
+
+
+def test_a_throw_away_store_that_somebody_else_has_stays() -> None:
     db = inmem.open()
     path = db.path
     db.kv.put("run", "key", 1)
-    (image,) = (entry for entry in runtime_entries(path) if entry.suffix == ".image")
-    pid = wait_until(lambda: writer_pid(path), "a writer serves")
-    kill(pid)
-    let_pass(image, HOUR_S + 1)
-    remove_orphans(runtime_directory())
-    assert path.is_dir(), "its client may go on with it"
-    assert db.kv.get("run", "key") == 1
+    with subprocess.Popen(
+        [sys.executable, "-c", _SHARED, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "opened\n"
+        kill_writer(path)
+        db.close()
+        assert path.is_dir() and runtime_entries(path)
+        child.communicate("\n", timeout=60)
+    assert child.returncode == 0
+    wait_until(lambda: not path.exists(), "its writer has removed it")
 
-    pid = writer_pid(path)  # 0 unless reading had to start one
-    db.close()
-    if pid:
-        kill(pid)
-    let_pass(image, HOUR_S + 1)
+
+def test_a_throw_away_store_whose_client_was_killed_too_goes_after_an_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("INMEM_LINGER_S", "60")
+    with subprocess.Popen(
+        [sys.executable, "-c", _OPENED + "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        path = Path(child.stdout.readline().strip())
+        (image,) = (entry for entry in runtime_entries(path) if entry.suffix == ".image")
+        kill_writer(path)
+        let_pass(image, HOUR_S + 1)
+        remove_orphans(runtime_directory())
+        assert path.is_dir(), "its client may go on with it"
+        child.kill()
     remove_orphans(runtime_directory())
     assert not path.exists() and not image.exists()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres_server import PostgresServer
 from small_disks import needs_root
 from support import kill_writer, some_of, stop_writer, wait_until, writer_pid
 from unit.test_cli import PROGRAM, environment
@@ -250,6 +251,35 @@ def test_gevent(store_path: Path) -> None:
     )  # fmt: skip
     assert done.stdout == "400 True\n", done.stderr
     stop_writer(store_path)
+
+
+NATIVE = GEVENT + """
+import sys, inmem
+def work():
+    try:
+        db.kv.add("r", "count")
+    except inmem.InvariantError as error:
+        return "gevent" in str(error) and bool(error.hint)
+def fleet(number):
+    for n in range(20):
+        db.kv.add("r", "count")
+        gevent.sleep(0)
+with inmem.open(sys.argv[1]) as db:
+    pool = gevent.get_hub().threadpool
+    native = [pool.spawn(work) for n in range(8)]
+    gevent.joinall([gevent.spawn(fleet, n) for n in range(20)] + native, raise_error=True)
+    print(db.kv.get("r", "count"), [each.get() for each in native] == [True] * 8)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gevent") is None, reason="gevent is not installed")
+def test_gevent_and_a_server(postgres_server: PostgresServer) -> None:
+    """Greenlets of one thread; what gevent has put in place of locks and queues does not serve two."""
+    done = subprocess.run(
+        [sys.executable, "-c", NATIVE, postgres_server.url_of(f"gevent_{os.getpid()}")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "400 True\n", done.stderr
 
 
 AS_INIT = """

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from postgres_server import PostgresServer
 from wire_proxy import CUT_AFTER, CUT_BEFORE, STALL, TO_CLIENT, TO_SERVER, WireProxy
 
 import inmem
+import inmem.aio
 from inmem import CommitUnknownError
 from inmem.keys import Key, Namespace
 from inmem.values import encode
@@ -310,3 +314,68 @@ def test_each_commit_of_a_group_is_resolved(proxy: WireProxy, postgres_server: P
             unknown += len(errors)
     print(f"{unknown} commits of groups were in doubt: each resolved, twice the same")
     assert unknown
+
+
+def looked(view: Any) -> Any:
+    """What is waited for: more than one read, so that the snapshot is there when a connection is cut."""
+    return view.kv.get("a") or view.cells.read("a") or view.kv.get("k")
+
+
+def waited(db: inmem.Database) -> None:
+    """Wait for a key and for a lease, with a thread."""
+    assert db.wait(RUN, looked, timeout_s=STEADY_S) == 1
+    db.leases.release(db.leases.acquire(RUN, "l", ttl_s=STEADY_S, wait_s=STEADY_S))
+
+
+async def awaited(db: inmem.aio.AsyncDatabase) -> None:
+    """The same by a loop."""
+    assert await db.wait(RUN, looked, timeout_s=STEADY_S) == 1
+    await db.leases.release(await db.leases.acquire(RUN, "l", ttl_s=STEADY_S, wait_s=STEADY_S))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("form", ["thread", "loop"])
+def test_who_waits_goes_on_when_the_connection_is_cut(
+    proxy: WireProxy, postgres_server: PostgresServer, form: str, rng: random.Random
+) -> None:
+    schema = f"cut_{os.getpid()}_wait_{form}"
+    waits = {TO_SERVER: 24, TO_CLIENT: 48}  # messages, about
+    cuts = [(way, number) for way, count in waits.items() for number in range(1, count)]
+    chosen = rng.sample(cuts, max(16, round(SHARE * len(cuts))))
+    fired = 0
+    with inmem.open(postgres_server.url_of(schema), timeout_s=STEADY_S) as steady:
+
+        def change() -> None:
+            """What is waited for comes a moment after the cut, or without one if that many are not sent."""
+            proxy.fired.wait(0.3)
+            steady.kv.put(RUN, "k", 1)
+            steady.leases.release(held)
+
+        def waits_through(wait: Callable[[], None], way: str, number: int) -> None:
+            nonlocal held, fired
+            steady.kv.delete(RUN, "k")
+            held = steady.leases.acquire(RUN, "l", ttl_s=STEADY_S, wait_s=STEADY_S)
+            proxy.arm(way, number, CUT_BEFORE)
+            changing = threading.Thread(target=change)
+            changing.start()
+            try:
+                wait()
+            finally:
+                changing.join()
+                fired += proxy.fired.is_set()
+                proxy.release()
+
+        held: Any = None
+        if form == "thread":
+            with inmem.open(proxy.url_of(schema), timeout_s=STEADY_S) as db:
+                for way, number in chosen:
+                    waits_through(partial(waited, db), way, number)
+        else:
+            with asyncio.Runner() as runner:
+                opening = inmem.aio.open(proxy.url_of(schema), timeout_s=STEADY_S)
+                handle = runner.run(opening.__aenter__())
+                for way, number in chosen:
+                    waits_through(lambda: runner.run(awaited(handle)), way, number)
+                runner.run(handle.close())
+    print(f"{form}: {len(chosen)} cuts, {fired} in time")
+    assert fired > len(chosen) / 4

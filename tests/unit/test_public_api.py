@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,3 +117,11 @@ def test_the_judge_of_docstrings_sees_generated_ones() -> None:
         """What it is."""
 
     assert [is_explained(cls) for cls in (Generated, Tuple, Bare, Explained)] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("module", ["inmem", "inmem.exchange", "inmem.aio"])
+def test_a_name_that_a_module_does_not_have(module: str) -> None:
+    """In a program of its own: what was imported before must not help."""
+    program = f"import {module} as module; assert not hasattr(module, 'nothing'); module.nothing"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == f"AttributeError: module '{module}' has no attribute 'nothing'"

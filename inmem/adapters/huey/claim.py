@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 import inmem
 from inmem.adapters.foreign import clear_parts, hashed
-from inmem.adapters.huey.layout import take_due
+from inmem.adapters.huey.layout import data_in, take_due
 
 T = TypeVar("T")
 Write = Callable[[Any], object]
@@ -148,7 +148,7 @@ class TaskClaim:
                 write(txn)
             if self._has_counted:
                 txn.kv.clear(f"m/{job.id.number:020}/")
-            clear_parts(txn.kv, job.payload["data"])
+            clear_parts(txn.kv, data_in(job.payload))
             txn.queues.ack(job)
 
         self.storage.transact(ended)

@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import inmem
-from inmem.adapters.foreign import WHOLE_BYTES, Packed, clear_parts, hashed, unpacked
+from inmem.adapters.foreign import WHOLE_BYTES, Packed, clear_parts, foreign, hashed, unpacked
 
 QUEUE: Final = "tasks"
 DATA: Final = "d"
@@ -90,15 +90,17 @@ def stored_data(key: str, entry: Any) -> Any:
 
 
 def data_in(stored: Any) -> Any:
-    """The entry in what is stored under a key."""
-    return stored["data"] if isinstance(stored, dict) else stored
+    """The entry in what is stored under a key, in the schedule or in a job; None if there is none."""
+    return stored.get("data") if isinstance(stored, dict) else stored
 
 
 def key_at(place: str, stored: Any) -> str:
     """The key of what is stored at a place."""
-    if isinstance(stored, dict):
-        key: bytes = stored["key"]
-        return key.decode("utf-8", "surrogatepass")
+    match stored:
+        case {"key": bytes() as key}:
+            return key.decode("utf-8", "surrogatepass")
+        case dict():
+            raise foreign("an entry", stored)
     return place.removeprefix(f"{DATA}/")
 
 
@@ -148,9 +150,12 @@ def packed(area: str, data: object, argument: str) -> tuple[Any, list[tuple[str,
 
 
 def loaded(entry: Any, read: Callable[[str], Any]) -> bytes:
-    """The bytes of a stored entry; `read` gives the part under a key."""
-    whole: bytes = unpacked(entry, read)[1] if isinstance(entry, list) else entry
-    return whole
+    """The bytes of a stored entry; `read` gives the part under a key.
+
+    Raises:
+        CorruptionError: it is no entry of this adapter.
+    """
+    return entry if isinstance(entry, bytes) else unpacked(entry, read)[1]
 
 
 def payload_of(area: str, data: bytes) -> tuple[dict[str, Any], list[tuple[str, bytes]]]:
@@ -166,5 +171,5 @@ def take_due(txn: Any, place: str) -> bool:
     if stored is None:
         return False
     txn.kv.discard(place)
-    clear_parts(txn.kv, stored["data"])
+    clear_parts(txn.kv, data_in(stored))
     return True

@@ -154,7 +154,7 @@ class InmemStorage(BaseStorage):  # type: ignore[misc]  # huey has no types
                 in_thread(partial(self._slept, lambda view: view.queues.has_ready(QUEUE), wait_s))
             wait_s = 0.0
         job = next(self.queues.consume(QUEUE, lease_s=self.lease_s, wait_s=wait_s), None)
-        return None if job is None else (job, self._read(job.payload["data"]))
+        return None if job is None else (job, self._read(layout.data_in(job.payload)))
 
     def dequeue(self) -> bytes | None:
         """Remove the next message, and return it; None if there is none in time. See `take`."""
@@ -165,7 +165,7 @@ class InmemStorage(BaseStorage):  # type: ignore[misc]  # huey has no types
             job, data = taken
 
             def ended(txn: Any, job: Any = job) -> None:
-                clear_parts(txn.kv, job.payload["data"])
+                clear_parts(txn.kv, layout.data_in(job.payload))
                 txn.queues.ack(job)
 
             try:
@@ -185,7 +185,7 @@ class InmemStorage(BaseStorage):  # type: ignore[misc]  # huey has no types
         self._settle()
         count = self.queues.counts(QUEUE).ready if limit is None else limit
         infos = self.queues.peek(QUEUE, limit=count) if count else []
-        return [self._read(each.payload["data"]) for each in infos]
+        return [self._read(layout.data_in(each.payload)) for each in infos]
 
     def flush_queue(self) -> None:
         """Remove the messages that wait, and dead jobs. What workers have taken they finish."""
@@ -195,7 +195,7 @@ class InmemStorage(BaseStorage):  # type: ignore[misc]  # huey has no types
         for state in ("ready", "delayed", "dead"):
             queues.purge(QUEUE, state=state)
         for each in infos:
-            entry = each.payload["data"]
+            entry = layout.data_in(each.payload)
             if isinstance(entry, list) and queues.get(each.id) is None:
                 clear_parts(self.run.kv, entry)
 
@@ -213,7 +213,7 @@ class InmemStorage(BaseStorage):  # type: ignore[misc]  # huey has no types
 
     def due(self, ts: datetime) -> list[tuple[str, bytes]]:
         """Messages whose time has come by `ts`, with where they are; they stay there."""
-        return [(place, self._read(stored["data"])) for place, stored in self._scheduled(ts, None)]
+        return [(place, self._read(layout.data_in(stored))) for place, stored in self._scheduled(ts, None)]
 
     def drop_due(self, place: str) -> bool:
         """Remove a message from the schedule; whether it was there."""
@@ -229,7 +229,7 @@ class InmemStorage(BaseStorage):  # type: ignore[misc]  # huey has no types
         taken: list[bytes] = []
         for start in range(0, len(due), _BATCH):
             some = due[start : start + _BATCH]
-            loaded = {place: self._read(stored["data"]) for place, stored in some}
+            loaded = {place: self._read(layout.data_in(stored)) for place, stored in some}
 
             def removed(txn: Any, loaded: Any = loaded) -> list[str]:
                 return [place for place in loaded if layout.take_due(txn, place)]
@@ -260,7 +260,7 @@ class InmemStorage(BaseStorage):  # type: ignore[misc]  # huey has no types
     def scheduled_items(self, limit: int | None = None) -> list[bytes]:
         """Messages that wait for their time, the soonest first."""
         self._settle()
-        return [self._read(stored["data"]) for _, stored in self._scheduled(None, limit)]
+        return [self._read(layout.data_in(stored)) for _, stored in self._scheduled(None, limit)]
 
     def flush_schedule(self) -> None:
         """Remove all of the schedule."""
@@ -458,8 +458,8 @@ class InmemStorage(BaseStorage):  # type: ignore[misc]  # huey has no types
         if stored is None:
             return None
         entry = layout.data_in(stored)
-        if not isinstance(entry, list):
-            return bytes(entry)
+        if isinstance(entry, bytes):
+            return entry
         with self.run.snapshot() as view:  # its parts go with it
             stored = view.kv.get(place)
             return None if stored is None else layout.loaded(layout.data_in(stored), view.kv.get)

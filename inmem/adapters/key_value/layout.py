@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from inmem.adapters.foreign import hashed
+from inmem.adapters.foreign import foreign, hashed
 from inmem.adapters.places import PlaceName
 
 _COLLECTIONS: Final = "key_value/c/"
@@ -33,9 +33,21 @@ def place_name(store: str, collection: str) -> PlaceName:
     return PlaceName(key, "key_value", {"store": store, "collection": collection})
 
 
+def collection_in(stored: Any) -> str:
+    """The name of the collection in what is stored of it.
+
+    Raises:
+        CorruptionError: no adapter has stored it.
+    """
+    match stored:
+        case {"collection": str() as name}:
+            return name
+    raise foreign("the entry of a collection", stored)
+
+
 def forget(txn: Any, named: dict[str, Any]) -> list[str]:
     """Collections are not there any more; the runs that they had, which are marked until they are removed."""
     for key, each in named.items():
         txn.kv.discard(key)
-        txn.kv.put(GONE + each["run_id"], {"store": each["store"], "collection": each["collection"]})
+        txn.kv.put(GONE + each["run_id"], {"store": each.get("store"), "collection": each.get("collection")})
     return [each["run_id"] for each in named.values()]

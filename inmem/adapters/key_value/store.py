@@ -27,8 +27,17 @@ from key_value.aio.stores.base import (
 
 import inmem
 import inmem.aio
-from inmem.adapters.key_value.layout import GONE, collections_prefix, forget, place_name
-from inmem.adapters.places import NamedPlace, PlaceEntries, PlaceName, entry_key, unnamed, utf8_of
+from inmem.adapters.key_value.layout import GONE, collection_in, collections_prefix, forget, place_name
+from inmem.adapters.places import (
+    NamedPlace,
+    PlaceEntries,
+    PlaceName,
+    entry_key,
+    named_in,
+    unnamed,
+    utf8_of,
+    value_in,
+)
 
 T = TypeVar("T")
 
@@ -129,12 +138,15 @@ class InmemStore(
     async def _get_managed_entry(self, *, collection: str, key: str) -> ManagedEntry | None:
         # Two reads without a transaction. A collection that is destroyed between them was empty for a moment.
         db = self._db()
-        named = await self._shared.kv.get(self._name(collection).key)
+        named = named_in(await self._shared.kv.get(self._name(collection).key))
         entry = None if named is None else await db.kv.get(named["run_id"], entry_key(key))
-        if entry is not None and isinstance(entry["value"], list):
+        if entry is None:
+            return None
+        value = value_in(entry)
+        if isinstance(value, list):
             [found] = await self._get_managed_entries(collection=collection, keys=[key])  # of one version
             return found
-        return None if entry is None else self._loaded(entry["value"])
+        return self._loaded(value)
 
     def _loaded(self, value: str | bytes) -> ManagedEntry:
         return self._serialization_adapter.load_json(json_str=str(value))
@@ -166,7 +178,7 @@ class InmemStore(
         found = await self._do(
             lambda txn: txn.kv.list_with_values(collections_prefix(self.name), limit=limit)
         )
-        return [named["collection"] for _, named in found]
+        return [collection_in(stored) for _, stored in found]
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -201,7 +213,7 @@ class InmemStore(
         finds them.
         """
         db = self._db()
-        named = await self._shared.kv.get(name.key)
+        named = named_in(await self._shared.kv.get(name.key))
         if named is None or named["has_parts"]:
             return False
         try:
@@ -230,7 +242,7 @@ class InmemStore(
         key = self._name(collection).key
 
         def destroy(txn: Any) -> list[str]:
-            named = txn.kv.get(key)
+            named = named_in(txn.kv.get(key))
             return [] if named is None else forget(txn, {key: named})
 
         forgotten = await self._do(destroy)
@@ -242,7 +254,7 @@ class InmemStore(
 
         def destroy(txn: Any) -> list[str]:
             found = txn.kv.list_with_values(collections_prefix(self.name), limit=_DESTROYED)
-            return forget(txn, dict(found))
+            return forget(txn, {key: named_in(stored) for key, stored in found})
 
         while forgotten := await self._do(destroy):
             await self._remove(forgotten)

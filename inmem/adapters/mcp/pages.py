@@ -296,16 +296,35 @@ def queues(view: View, cursor: str | None = None, limit: int = LIMIT) -> QueuePa
     return QueuePage(queues=page, next_cursor=page[-1].queue if has_more else None)
 
 
-def jobs(view: View, queue: str, state: str = "ready", limit: int = LIMIT) -> JobPage:
-    """The ready jobs that are taken next, or the dead ones that were put first."""
+def jobs(
+    view: View, queue: str, state: str = "ready", cursor: str | None = None, limit: int = LIMIT
+) -> JobPage:
+    """The ready jobs that are taken next, or the dead ones in the order in which they were put."""
     listed = view.queues.peek if state == "ready" else view.queues.dead
-    asked = 1
-    while True:  # payloads may be long: twice as many at a time, until they fill a page
-        found = listed(queue, limit=min(asked, limit + 1))
-        page, has_more = fitting(map(JobShown.of, found), limit)
-        if has_more or len(found) < asked:
-            return JobPage(jobs=page, has_more=has_more)
-        asked *= 2
+    after = None if cursor is None else _job_at(cursor, queue)
+
+    def items() -> Iterator[JobShown]:
+        asked, place = 1, after
+        while True:  # payloads may be long: twice as many at a time, until they fill a page
+            found = listed(queue, limit=asked, start_after=place)
+            yield from map(JobShown.of, found)
+            if len(found) < asked:
+                return
+            asked, place = min(2 * asked, limit + 1), found[-1]
+
+    page, has_more = fitting(items(), limit)
+    return JobPage(jobs=page, next_cursor=f"{page[-1].priority}:{page[-1].id}" if has_more else None)
+
+
+def _job_at(cursor: str, queue: str) -> inmem.JobInfo:
+    """A place in the order of a queue. The job may be done by now, so its id is not enough."""
+    priority, _, job_id = cursor.partition(":")
+    sign, digits = (-1, priority[1:]) if priority.startswith("-") else (1, priority)
+    return inmem.JobInfo(
+        id=inmem.JobId(job_id), queue=queue, state="", payload=None, result=None,
+        priority=sign * number_in(cursor, digits), attempt=0, max_attempts=0, key=None, time=0, worker="",
+        enqueued_at=0, errors=(),
+    )
 
 
 def job(view: View, job_id: str, offset: int = 0) -> JobShown:

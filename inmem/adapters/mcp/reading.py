@@ -243,10 +243,11 @@ class ReadingTools:
         state: Annotated[
             Literal["ready", "dead"], Field(description="ready: taken next; dead: all attempts have failed.")
         ] = "ready",
+        cursor: Cursor = None,
         limit: Limit = LIMIT,
     ) -> JobPage:
-        """Show the first jobs of a queue without taking them."""
-        return await self._read(run, lambda view: pages.jobs(view, queue, state, limit))
+        """Show the jobs of a queue without taking them."""
+        return await self._read(run, lambda view: pages.jobs(view, queue, state, cursor, limit))
 
     @is_tool("Read a job")
     async def queues_job(

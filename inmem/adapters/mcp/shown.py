@@ -234,10 +234,10 @@ class JobShown(BaseModel):
 
 
 class JobPage(BaseModel):
-    """The first jobs of a queue, in the order in which they are taken."""
+    """Jobs of a queue, in the order in which they are taken or were put."""
 
     jobs: list[JobShown]
-    has_more: bool = Field(description="Whether there are more than these.")
+    next_cursor: Next
 
 
 class QueueShown(BaseModel):

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import inmem
-from inmem.adapters.foreign import Packed, part_key, unpacked
+from inmem.adapters.foreign import Packed, foreign, unpacked
 
 TAG: Final = "openai_agents"
 STATE: Final = "session"
@@ -36,6 +36,7 @@ _JSON: Final = "json"
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _MAX_DEPTH: Final = 100  # of a value, which may have a little more
 _INTS: Final = range(-(1 << 63), 1 << 63)
+_MANY_ITEMS: Final = 10**15  # all indices are below, and have 15 digits
 _FLOATS_PER: Final = 40  # bytes of JSON with one float, or more, may come to more as a value than as JSON
 
 
@@ -109,19 +110,19 @@ def loaded(stored: Any, read: Callable[[str], Any]) -> Any:
     """The item that is stored, or `UNREADABLE`; `read` gives the part under a key."""
     if isinstance(stored, dict):
         return stored
-    if parts_of(stored) is None:
-        return UNREADABLE
     try:
         return json.loads(unpacked(stored, read)[1])
-    except (TypeError, ValueError):  # a part is missing, or it is no JSON
+    except (inmem.CorruptionError, ValueError, RecursionError):  # a part is missing, or it is no JSON
         return UNREADABLE
 
 
-def parts_of(stored: Any) -> list[str] | None:
-    """The keys of an item's parts; None if what is stored is not of an adapter."""
-    match stored:
-        case dict() | [str(), bytes()]:
-            return []
-        case [str(), str() as token, int() as count]:
-            return [part_key(token, number) for number in range(count)]
-    return None
+def indices_in(state: Any) -> tuple[int, int]:
+    """The first index of a session that is in use, and the next new one.
+
+    Raises:
+        CorruptionError: another program has stored something else there.
+    """
+    match state:
+        case {"first": int() as first, "next": int() as following} if 0 <= first <= following < _MANY_ITEMS:
+            return first, following
+    raise foreign("the state of a session", state)

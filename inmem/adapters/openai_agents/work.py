@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import inmem
-from inmem.adapters.foreign import Packed
+from inmem.adapters.foreign import Packed, clear_parts
 from inmem.adapters.openai_agents.layout import (
     ITEMS,
     PARTS,
     STATE,
     TAG,
     UNREADABLE,
+    indices_in,
     item_key,
     loaded,
-    parts_of,
     stored_as,
 )
 
@@ -120,7 +120,7 @@ class SessionWork:
         """First and next index of the session, which is made if need be."""
         state = txn.kv.get(STATE)
         if state is not None:
-            return state["first"], state["next"]
+            return indices_in(state)
         txn.runs.create_run(tags=[TAG], metadata={"session_id": self._session_id}, exist_ok=True)
         txn.kv.put(STATE, {"first": 0, "next": 0})
         return 0, 0
@@ -205,7 +205,7 @@ def _newest_first(txn: Any, page: int | None) -> Iterator[tuple[Entry, Any]]:
     state = txn.kv.get(STATE)
     if state is None or page == 0:
         return
-    least, after = item_key(state["first"]), None
+    least, after = item_key(indices_in(state)[0]), None
     while True:
         entries = txn.kv.list_with_values(ITEMS, limit=page, reverse=True, start_after=after)
         for key, stored in entries:
@@ -226,8 +226,7 @@ def _oldest_first(txn: Any, first: int, end: str) -> Iterator[Entry]:
 def _remove(txn: Any, key: str, stored: Any) -> None:
     """Remove an entry with its parts."""
     txn.kv.discard(key)
-    for part in parts_of(stored) or ():
-        txn.kv.discard(part)
+    clear_parts(txn.kv, stored)
 
 
 def _has_parts(txn: Any, batch: Batch) -> bool:

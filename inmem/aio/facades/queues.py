@@ -37,12 +37,16 @@ class AsyncQueueReads(AsyncFacade):
         result: QueueCounts = self._sync.counts(queue)
         return result
 
-    async def peek(self, queue: str, *, limit: int = 1) -> builtins.list[JobInfo]:
-        result: builtins.list[JobInfo] = self._sync.peek(queue, limit=limit)
+    async def peek(
+        self, queue: str, *, limit: int = 1, start_after: JobInfo | None = None
+    ) -> builtins.list[JobInfo]:
+        result: builtins.list[JobInfo] = self._sync.peek(queue, limit=limit, start_after=start_after)
         return result
 
-    async def dead(self, queue: str, *, limit: int | None = None) -> builtins.list[JobInfo]:
-        result: builtins.list[JobInfo] = self._sync.dead(queue, limit=limit)
+    async def dead(
+        self, queue: str, *, limit: int | None = None, start_after: JobInfo | None = None
+    ) -> builtins.list[JobInfo]:
+        result: builtins.list[JobInfo] = self._sync.dead(queue, limit=limit, start_after=start_after)
         return result
 
     async def list(self) -> builtins.list[str]:

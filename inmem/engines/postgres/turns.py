@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import threading
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from inmem.engines.postgres.green import awaited, is_green
-from inmem.errors import BusyError
+from inmem.errors import BusyError, InvariantError
 
 _PATIENCE_S: Final = 0.5
 
@@ -100,12 +101,22 @@ class _Turns:
 class _ThreadTurns(_Turns):
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
+        self._greenlets_of = _thread_of_greenlets()
         self._free: SimpleQueue[None] = SimpleQueue()
         for _ in range(limit):
             self._free.put(None)
 
     def take(self, deadline: float) -> bool:
-        """Whether it is a turn, or going on without."""
+        """Whether it is a turn, or going on without.
+
+        Raises:
+            InvariantError: gevent has patched the program, and this is another of the system's threads.
+        """
+        if self._greenlets_of is not None and self._greenlets_of != _thread_of_greenlets():
+            raise InvariantError(
+                "gevent has patched this program, and this is another thread than the one of its greenlets",
+                hint="Use a store on a server in greenlets of the thread that opened it first.",
+            )
         while True:
             try:
                 self._free.get(timeout=max(0.0, min(_PATIENCE_S, deadline - time.monotonic())))
@@ -121,6 +132,15 @@ class _ThreadTurns(_Turns):
         """It is another's turn."""
         self._moved_at = time.monotonic()
         self._free.put(None)
+
+
+def _thread_of_greenlets() -> int | None:
+    """The thread of the system that this runs in, if gevent has replaced what waits: it serves one."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("queue"):
+        return None
+    ident: int = monkey.get_original("_thread", "get_ident")()
+    return ident
 
 
 class _LoopTurns(_Turns):

@@ -27,6 +27,7 @@ from inmem.errors import (
 from inmem.host.clock import boot_us
 from inmem.host.interrupts import is_foreign, let_through
 from inmem.keys import encode_name, shorten
+from inmem.primitives._common import check_number, check_prefix_of
 from inmem.primitives.leases import rules
 from inmem.primitives.leases.rules import LeaseRecord
 from inmem.primitives.leases.shown import Lease
@@ -103,6 +104,19 @@ class LeaseHolder:
         raise NotImplementedError
 
 
+def _check_lease(lease: Lease) -> None:
+    """Refuse a lease that was made by hand, and that no store can have given.
+
+    Raises:
+        InvalidInputError: says what is wrong.
+    """
+    encode_name(lease.name, "lease")
+    if type(lease.run_id) is not str or type(lease.prefix) is not bytes or not lease.prefix.isascii():
+        raise InvalidInputError(f"lease {lease.name!r} names no run: acquire it", argument="lease")
+    check_number(lease.token, "lease", "its token")
+    check_number(lease.acquired_at, "lease", "its acquired_at")
+
+
 def as_lease(lease: object) -> Lease:
     """The lease that was given, by itself or by what holds it.
 
@@ -111,11 +125,11 @@ def as_lease(lease: object) -> Lease:
         InvariantError: it is not held yet.
         LeaseLostError: this is a forked child of the holder.
     """
-    if isinstance(lease, LeaseHolder):
-        return lease._to_use()
-    if not isinstance(lease, Lease):
+    found = lease._to_use() if isinstance(lease, LeaseHolder) else lease
+    if not isinstance(found, Lease):
         raise InvalidInputError(f"lease must be a Lease, not {type_name(lease)}", argument="lease")
-    return lease
+    _check_lease(found)
+    return found
 
 
 class LeaseRecords:
@@ -141,10 +155,7 @@ class LeaseRecords:
             InvalidInputError: it is none, or is of another run or namespace.
         """
         lease = as_lease(lease)
-        if lease.prefix != self.prefix:
-            raise InvalidInputError(
-                f"lease {lease.name!r} is of another run: {lease.prefix.decode()}", argument="lease"
-            )
+        check_prefix_of(f"lease {lease.name!r}", "lease", lease.prefix, self.prefix)
         return lease
 
     def check(self, lease: Lease) -> None:

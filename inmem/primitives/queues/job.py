@@ -41,7 +41,7 @@ class JobId(str):
         return f"JobId({str(self)!r})"
 
 
-def check_job_id(job_id: object, queue_bytes: int) -> tuple[bytes, int]:
+def check_job_id(job_id: object, queue_bytes: int, argument: str = "job_id") -> tuple[bytes, int]:
     """Queue and number of a job's id.
 
     Raises:
@@ -50,7 +50,7 @@ def check_job_id(job_id: object, queue_bytes: int) -> tuple[bytes, int]:
     if isinstance(job_id, str):
         queue, slash, number = job_id.rpartition("/")
         if slash and number.isascii() and number.isdigit() and len(number) < 20 and int(number) < 1 << 63:
-            return encode_name(queue, "job_id", queue_bytes), int(number)
+            return encode_name(queue, argument, queue_bytes), int(number)
     raise InvalidInputError(
-        f"job_id must be a queue, a slash and a number, not {shorten(job_id)}", argument="job_id"
+        f"job_id must be a queue, a slash and a number, not {shorten(job_id)}", argument=argument
     )

@@ -254,7 +254,7 @@ def claim(
     before = dict(came)
     came_ready = {place: job.ran_out(state) for place, state in came}
     moved = [
-        each.rank.to_bytes(4, "big") + place for place, each in came_ready.items() if each.state == READY
+        job.rank_bytes(each.rank) + place for place, each in came_ready.items() if each.state == READY
     ]
     is_more = is_more or len(keys) + len(moved) > limit
     best = [*candidates]

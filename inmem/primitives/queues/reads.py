@@ -11,9 +11,11 @@ from inmem.engines.base import VersionView, View
 from inmem.errors import CorruptionError, InvalidInputError
 from inmem.keys import TypeTag, encode_name, range_of, shorten
 from inmem.primitives._common import check_limit
+from inmem.primitives._paging import past
 from inmem.primitives.queues import rules
+from inmem.primitives.queues.calls import check_job
 from inmem.primitives.queues.job import STATES, JobId, check_job_id
-from inmem.primitives.queues.shown import Job, JobInfo, QueueCounts, check_job
+from inmem.primitives.queues.shown import Job, JobInfo, QueueCounts
 from inmem.record import payload_of
 from inmem.values import decode, text_of
 
@@ -57,16 +59,21 @@ class QueueReads:
                 _note_time(view, view.scan(split, end, limit=1))
             return QueueCounts(ready, later[0], later[1], view.count(*self._span(TypeTag.JOB_DEAD, name)))
 
-    def peek(self, queue: str, *, limit: int = 1) -> builtins.list[JobInfo]:
+    def peek(
+        self, queue: str, *, limit: int = 1, start_after: JobInfo | None = None
+    ) -> builtins.list[JobInfo]:
         """The ready jobs that are taken next, in that order, without taking them.
 
         Those whose delay or claim has just run out are not among them before a claim has moved them.
+        `start_after` continues after a job of an earlier list, which need not be ready any more.
         """
-        return self._listed(TypeTag.JOB_READY, queue, limit)
+        return self._listed(TypeTag.JOB_READY, queue, limit, start_after)
 
-    def dead(self, queue: str, *, limit: int | None = None) -> builtins.list[JobInfo]:
-        """The dead jobs of a queue, the first that was put first."""
-        return self._listed(TypeTag.JOB_DEAD, queue, limit)
+    def dead(
+        self, queue: str, *, limit: int | None = None, start_after: JobInfo | None = None
+    ) -> builtins.list[JobInfo]:
+        """The dead jobs of a queue, the first that was put first. See `peek` for `start_after`."""
+        return self._listed(TypeTag.JOB_DEAD, queue, limit, start_after)
 
     def list(self) -> builtins.list[str]:
         """The names of the run's queues, in byte order; those that are empty now too."""
@@ -92,21 +99,47 @@ class QueueReads:
 
     def holds(self, job: Job) -> bool:
         """Whether the claim of a job holds: until it is acked, nacked or claimed again, whatever the time."""
-        check_job(job, self._prefix)
+        job, queue, number = check_job(job, self._prefix)
         with self._view.moment() as view:
-            found = stored(view, self._prefix, job.queue.encode(), rules.number_bytes(job.id.number))
+            found = stored(view, self._prefix, queue, rules.number_bytes(number))
         return found is not None and rules.is_held(found[1], job.token, job.mark)
 
     def _span(self, tag: int, queue: bytes) -> tuple[bytes, bytes]:
         return rules.span_of(self._prefix, tag, queue)
 
-    def _listed(self, tag: int, queue: str, limit: int | None) -> builtins.list[JobInfo]:
+    def _listed(
+        self, tag: int, queue: str, limit: int | None, start_after: JobInfo | None = None
+    ) -> builtins.list[JobInfo]:
         name = encode_queue(queue)
         check_limit(limit)
+        start, end = self._span(tag, name)
+        place = None if start_after is None else start + _place_of(tag, name, start_after)
         with self._view.moment() as view:
-            keys = [key for key, _ in view.scan(*self._span(tag, name), limit=limit)]
+            keys = [key for key, _ in view.scan(*past(start, end, place, reverse=False), limit=limit)]
             found = (info(view, self._prefix, name, key[-8:]) for key in keys)
             return [each for each in found if each is not None]
+
+
+def _place_of(tag: int, queue: bytes, job: object) -> bytes:
+    """Where a job is, or was, in the order of its queue's ready or dead jobs."""
+    if not isinstance(job, JobInfo):
+        raise InvalidInputError(
+            f"start_after must be a JobInfo of an earlier list, not {shorten(job)}", argument="start_after"
+        )
+    owner, number = check_job_id(job.id, rules.MAX_QUEUE_BYTES, "start_after")
+    if owner != queue:
+        raise InvalidInputError(
+            f"start_after is job {job.id}, which is of another queue", argument="start_after"
+        )
+    place = rules.number_bytes(number)
+    if tag == TypeTag.JOB_DEAD:
+        return place
+    given = job.priority
+    if type(given) is not int or not 0 <= rules.rank_of(given) < 1 << 32:
+        raise InvalidInputError(
+            f"start_after has a priority that no job can have: {shorten(given)}", argument="start_after"
+        )
+    return rules.rank_bytes(rules.rank_of(given)) + place
 
 
 def in_state(queues: QueueReads, queue: str, state: str, limit: int) -> builtins.list[JobInfo]:

@@ -164,6 +164,11 @@ def rank_of(priority: int) -> int:
 # --- keys -----------------------------------------------------------------------------------------
 
 
+def rank_bytes(rank: int) -> bytes:
+    """The rank of a job in a key."""
+    return rank.to_bytes(4, "big")
+
+
 def number_bytes(number: int) -> bytes:
     """The number of a job in a key.
 
@@ -210,7 +215,7 @@ def place_in_order(orders: tuple[bytes, ...], number: bytes, state: JobState) ->
     """Where the order that a state says has the job; None for a done one, which is in no order."""
     which = state.state
     if which == READY:
-        return orders[READY] + state.rank.to_bytes(4, "big") + number
+        return orders[READY] + rank_bytes(state.rank) + number
     if which in (DELAYED, CLAIMED):
         return orders[which] + state.time_us.to_bytes(8, "big") + number
     return orders[DEAD] + number if which == DEAD else None

@@ -6,8 +6,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from inmem.errors import InvalidInputError
-from inmem.keys import shorten
 from inmem.primitives.queues.job import JobId
 
 
@@ -39,20 +37,6 @@ class Job:
         """The same claim, with more time."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(Job)}
         return Job(**values | {"claimed_until": claimed_until})  # a plain one, also of one that is held
-
-
-def check_job(job: object, prefix: bytes) -> Job:
-    """The job if it is one that was claimed, of the run with this prefix.
-
-    Raises:
-        InvalidInputError: it is none, or is of another run.
-    """
-    if not isinstance(job, Job):
-        raise InvalidInputError(f"job must be a Job that was claimed, not {shorten(job)}", argument="job")
-    if job.prefix != prefix:
-        owner = job.prefix.decode(errors="replace")
-        raise InvalidInputError(f"job {job.id} is of another run: {owner}", argument="job")
-    return job
 
 
 @dataclass(frozen=True, slots=True)
