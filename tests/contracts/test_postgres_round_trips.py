@@ -324,9 +324,9 @@ def test_statements_need_not_be_prepared(postgres_server: PostgresServer) -> Non
 
     both = Statement("select $1 || 'x', length($1)::bigint", "b", "bi")
     wrong = Statement("select 1 / $1", "i", "i")
-    for may_prepare in (True, False):
+    for is_direct in (True, False):
         with AskedConnection.connect(postgres_server.conninfo, autocommit=True) as connection:
-            connection.may_prepare = may_prepare
+            connection.is_direct = is_direct
             for _ in range(3):
                 assert connection.ask((both, (b"a",))) == [[(b"ax", 1)]]
                 assert connection.ask((BEGIN, ()), (both, (b"",)), (COMMIT, ())) == [[], [(b"x", 0)], []]
