@@ -33,6 +33,7 @@ from inmem import (
     WriterUnavailableError,
 )
 from inmem.cli.app import app
+from inmem.engines.postgres.schema import FORMAT
 
 RUN = "r"
 THREADS = 8
@@ -306,8 +307,10 @@ def test_another_format(server: PostgresServer, schema: str, by: int) -> None:
     with inmem.open(server.url_of(schema)) as db:
         db.kv.put(RUN, "a", 1)
     asked(server, f"update {schema}.meta set format = format + {by}")
-    with pytest.raises(inmem.FormatVersionError):
+    with pytest.raises(inmem.FormatVersionError) as caught:
         inmem.open(server.url_of(schema))
+    assert (caught.value.found, caught.value.supported) == (FORMAT + by, FORMAT)
+    assert ("newer inmem" if by > 0 else "inmem import FILE -d URL?schema=NAME") in caught.value.hint
 
 
 # --- a pooling proxy ------------------------------------------------------------------------------

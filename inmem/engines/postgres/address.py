@@ -23,6 +23,7 @@ from inmem.errors import InvalidInputError
 SCHEMA: Final = "inmem"
 _HOST: Final = socket.gethostname()
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_PLACE: Final = re.compile(r"(?:\[[^]]*\]|[^:]*)(?::[0-9]*)?")  # a host, and a port
 _SECRET: Final = frozenset({"password", "sslpassword", "passfile", "sslkey"})  # also paths of secrets
 
 
@@ -58,6 +59,10 @@ def parse(url: str) -> Address:
         words = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         raise _refused("it is no URL") from None
+    user, at, hosts = parts.netloc.rpartition("@")
+    # libpq would take a part of a password for a host, and show it.
+    if "@" in user + parts.path or parts.fragment or not all(map(_PLACE.fullmatch, hosts.split(","))):
+        raise _refused("user or password has special characters, or a port is no number")
     schema = dict(words).get("schema", SCHEMA)
     if _NAME.fullmatch(schema) is None or schema.startswith("pg_"):
         raise _refused(f"schema is {schema!r}: 1-63 of a-z, 0-9 and _, not a digit first, nor pg_")
@@ -66,12 +71,11 @@ def parse(url: str) -> Address:
         raise _refused("connections is not a number of 1-9999")
     # As libpq decodes them: it knows %20, and no +.
     words = [(name, value) for name, value in words if name not in ("schema", "connections")]
-    conninfo = urlunsplit(parts._replace(query=urlencode(words, quote_via=quote), fragment=""))
+    conninfo = urlunsplit(parts._replace(query=urlencode(words, quote_via=quote)))
     try:
         known: dict[str, Any] = psycopg.conninfo.conninfo_to_dict(conninfo)
     except psycopg.Error as error:
         raise _refused(_without(str(error), url)) from None
-    user, at, hosts = parts.netloc.rpartition("@")
     shown_words = [(name, value) for name, value in words if name not in _SECRET]
     if schema != SCHEMA:
         shown_words.append(("schema", schema))
