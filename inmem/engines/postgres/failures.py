@@ -18,7 +18,7 @@ from inmem.errors import (
     WriterUnavailableError,
 )
 
-# What libpq says without a state of SQL, where trying again is of no use: of words of the URL, else of rights.
+# What libpq says without a state of SQL, where trying again is of no use: of the URL's words, else of rights.
 _WRONG: Final = (
     "invalid integer value", "invalid sslmode value", "invalid target_session_attrs value",
     "invalid gssencmode value", "invalid channel_binding value", "invalid require_auth value",
