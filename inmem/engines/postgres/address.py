@@ -14,7 +14,7 @@ import re
 import socket
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import psycopg.conninfo
 
@@ -71,7 +71,7 @@ def parse(url: str) -> Address:
         raise _refused("connections is not a number of 1-9999")
     # As libpq decodes them: it knows %20, and no +.
     words = [(name, value) for name, value in words if name not in ("schema", "connections")]
-    conninfo = urlunsplit(parts._replace(query=urlencode(words, quote_via=quote)))
+    conninfo = _url(parts.netloc, parts.path, words)
     try:
         known: dict[str, Any] = psycopg.conninfo.conninfo_to_dict(conninfo)
     except psycopg.Error as error:
@@ -82,8 +82,14 @@ def parse(url: str) -> Address:
     if int(connections):
         shown_words.append(("connections", connections))
     place = user.partition(":")[0] + at + hosts
-    shown = urlunsplit(("postgresql", place, parts.path, urlencode(shown_words, quote_via=quote), ""))
+    shown = _url(place, parts.path, shown_words)
     return Address(psycopg.conninfo.make_conninfo(**known), schema, shown, int(connections))
+
+
+def _url(place: str, path: str, words: list[tuple[str, str]]) -> str:
+    """A URL as libpq takes it: without a host too its slashes are there, which `urlunsplit` leaves out."""
+    query = urlencode(words, quote_via=quote)
+    return f"postgresql://{place}{path}{'?' if query else ''}{query}"
 
 
 def _without(text: str, url: str) -> str:

@@ -23,10 +23,11 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql
 
-from inmem.errors import FormatVersionError, InvalidInputError
+from inmem.errors import FormatVersionError, InvalidInputError, PermissionDeniedError
 
 FORMAT: Final = 3
 NAMES: Final = ("records", "buckets", "fences", "sessions")
+_SCHEMA: Final = """trim(split_part(current_setting('search_path'), ',', 1), ' "')"""  # the first one
 _LOCK: Final = 0x696E6D656D  # of who makes the tables
 
 _TABLES: Final[tuple[LiteralString, ...]] = (
@@ -114,8 +115,21 @@ def check_format(place: str, version: int) -> None:
 
 
 def meta(connection: Any) -> tuple[bytes, int, int, str] | None:
-    """Id, format, chain and durability of the store; None if there is none."""
-    name, there = connection.execute("select current_schema(), to_regclass('meta')").fetchone()
+    """Id, format, chain and durability of the store; None if there is none.
+
+    Raises:
+        PermissionDeniedError: the user may not look into the schema, where nothing is seen then.
+    """
+    name, may_use, there, user = connection.execute(
+        f"select {_SCHEMA}, (select has_schema_privilege(oid, 'usage') from pg_namespace where nspname ="
+        f" {_SCHEMA}), to_regclass('meta'), current_user::text"
+    ).fetchone()
+    if may_use is False:
+        raise PermissionDeniedError(
+            f"the user {user} has no right to usage on schema {name}",
+            hint=f"grant usage on schema {name} to {user}, and what else docs/guide/more-than-one-machine.md"
+            " names.",
+        )
     if there is None:
         return None
     try:
