@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from postgres_server import PostgresServer
+from support import wait_until
 
 import inmem
 from inmem.keys import TypeTag
@@ -67,6 +68,26 @@ def test_reads(run: Any) -> None:
     assert trips(lambda: run.events.head()) == 1
     assert trips(lambda: run.events.query_by_type("step", limit=10)) <= 2
     assert trips(lambda: run.traces.query_by_tag("a")) <= 2
+
+
+def test_what_is_large_is_counted_by_the_server(run: Any) -> None:
+    """It takes longer to send than a snapshot may live; what has expired, and is there still, counts not."""
+    from inmem.engines.postgres.moment import MAX_PAGE
+
+    for part in range(2):
+        run.kv.put_many({f"k{part}-{n}": n for n in range(MAX_PAGE)})
+    run.kv.put("short", 1, ttl=0.001)
+    run.kv.put("long", 1, ttl=3600.0)
+    run.queues.put_many("q", [*range(3)])
+    run.queues.put("q", 3, delay_s=3600.0)
+    wait_until(lambda: run.kv.get("short") is None, "it expires")
+    assert run.kv.count() == 2 * MAX_PAGE + 1
+    assert trips(lambda: run.kv.count(), times=3) == 1
+    with run.snapshot() as view:
+        assert (view.kv.get("k0-0"), view.kv.count(), view.kv.count("k1-")) == (0, 2 * MAX_PAGE + 1, MAX_PAGE)
+        assert (view.queues.counts("q").ready, view.queues.counts("q").delayed) == (3, 1)
+    with run.snapshot() as view:
+        assert (view.kv.count("l"), view.kv.get("long"), view.kv.count("s")) == (1, 1, 0)
 
 
 def test_blind_writes_are_one_statement(run: Any) -> None:

@@ -342,6 +342,10 @@ class SeenByAll:
         """See `StoredVersion`."""
         return self._moment.scan(start, end, reverse=reverse, limit=limit)
 
+    def count(self, start: bytes, end: bytes) -> int:
+        """See `StoredVersion`."""
+        return self._moment.count(start, end)
+
     def fence(self, digest: bytes) -> bytes | None:
         """See `StoredVersion`."""
         if digest not in self._fences:
