@@ -179,7 +179,7 @@ class WaitersOfStore:
         self.connection = None
         self._said.clear()
 
-    def _ask(self, query: str, *arguments: Any) -> list[Any]:
+    def _connected(self) -> AskedConnection:
         connection = self.connection
         if connection is None or connection.closed:
             connection = self.connection = self._store.connections.connect(time.monotonic() + _CONNECT_S)
@@ -187,6 +187,10 @@ class WaitersOfStore:
                 connection.execute("select set_config('synchronous_commit', 'off', false)")
                 if self._store.listens:
                     connection.execute(LISTEN)
+        return connection
+
+    def _ask(self, query: str, *arguments: Any) -> list[Any]:
+        connection = self._connected()
         self.statements += 1
         return connection.execute(query, arguments, binary=True).fetchall()
 
@@ -215,7 +219,7 @@ class WaitersOfStore:
         until = {bucket: self._said[bucket] for bucket in buckets if self._said.get(bucket, 0.0) >= now}
         unsaid = [bucket for bucket in buckets if bucket not in until]
         self._said = until | dict.fromkeys(unsaid, now + _SAY_AGAIN_S)
-        if self._store.listens and self.connection is not None and self.connection.is_direct:
+        if self._store.listens and self._connected().is_direct:
             said = self._ask(
                 "with quiet as (select bucket from buckets where bucket = any(%s)"
                 " order by bucket for no key update skip locked)"
