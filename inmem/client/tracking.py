@@ -37,6 +37,9 @@ class StoredVersion(Protocol):
     ) -> Iterator[Item]:
         """`limit` is about how many will be taken, None for all: what is far away gives so many at once."""
 
+    def count(self, start: bytes, end: bytes) -> int:
+        """How many records of a range are live."""
+
     def fence(self, digest: bytes) -> bytes | None: ...
 
     def close(self) -> None: ...

@@ -80,8 +80,7 @@ class SnapshotView(OneThread):
         """How many live records a range has."""
         if self.thread != get_ident():
             self._take_over()
-        snapshot = self._snapshot
-        return sum(is_live(record, snapshot.now_us) for _, record in snapshot.scan(start, end))
+        return self._snapshot.count(start, end)
 
     def is_deleted(self, prefix: bytes) -> bool:
         """Whether the run with this prefix was deleted."""

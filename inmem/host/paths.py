@@ -14,6 +14,7 @@ from inmem.host.interrupts import let_through
 _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _URL_AS_PATH: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # pathlib leaves one slash of two
 _OPAQUE_URL: Final = re.compile(r"(file|sqlite|memory):", re.IGNORECASE)
+_CONNINFO: Final = re.compile(r"\s*(?:host|hostaddr|port|dbname|user|password|passfile|service|sslmode)\s*=")
 _DRIVE: Final = re.compile(r"[A-Za-z]:\\")
 _VARIABLE: Final = re.compile(r"(?:^|/)\$(?:[A-Za-z_]|\{)|\$\{|%[A-Za-z_]+%")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
@@ -85,7 +86,7 @@ def absolute(path: str | Path, argument: str = "path") -> Path:
 
 def _doubts(name: str) -> list[tuple[str, str]]:
     """What is wrong with a path, and what to do. A URL is not shown: it may have a password."""
-    shown = ascii(name)
+    shown = ascii(name) if "://" not in name else "a URL"
     url = _URL.match(name) or _OPAQUE_URL.match(name)
     as_path = _URL_AS_PATH.match(name)
     if not url and as_path and not os.path.isdir(name[: as_path.end()]):
@@ -97,6 +98,9 @@ def _doubts(name: str) -> list[tuple[str, str]]:
         elif url[1].lower() == "memory":
             hint = "inmem.open() without a path is a store that goes when it is closed."
         return [(f"is a URL ({url[1]}:), and no engine here serves such", hint)]
+    if _CONNINFO.match(name):
+        return [("is a connection string of libpq", "Give it as a URL: postgresql://user@host:5432/database;"
+                 " or ./ for a directory whose name begins so.")]  # fmt: skip
     if name == ":memory:":
         return [("is :memory:", "inmem.open() without a path is a store that goes when it is closed.")]
     if _CONTROL.search(name):

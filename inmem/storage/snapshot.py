@@ -46,6 +46,7 @@ from inmem.errors import (
 from inmem.host.clock import boot_us
 from inmem.host.control import CLOCK, GENERATION, Control, generation_of, may_have_dead
 from inmem.host.interrupts import let_through
+from inmem.record import is_live
 from inmem.storage.environment import Table
 from inmem.storage.open_image import OpenImage
 from inmem.storage.purges import Purges, is_dead, living, living_expiries, read_purges, scan_living
@@ -429,6 +430,11 @@ class ImageSnapshot:
         except lmdb.Error as error:
             let_through(error)
             raise self._ended(error) from error
+
+    def count(self, start: bytes, end: bytes) -> int:
+        """How many records of `[start, end)` are live. Cost: about 1 µs a record."""
+        now_us = self.now_us
+        return sum(is_live(record, now_us) for _, record in self.scan(start, end))
 
     def table(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
         """All entries of one table, for checks and copies."""

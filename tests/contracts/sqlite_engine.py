@@ -33,6 +33,7 @@ from inmem.errors import ClosedError, InmemError, InvalidInputError
 from inmem.host import interrupts
 from inmem.primitives.import_mark import is_mark
 from inmem.primitives.server import PROCEDURES
+from inmem.record import is_live
 from inmem.stepping import Leaves
 from inmem.wire import STATUS, SYNC
 from inmem.writeset import MalformedError
@@ -83,6 +84,9 @@ class StoredMoment(State):
     @property
     def version(self) -> int:
         return self._version
+
+    def count(self, start: bytes, end: bytes) -> int:
+        return sum(is_live(record, self.now_us) for _, record in self.scan(start, end))
 
     def fence(self, digest: bytes) -> bytes | None:
         row = self.connection.execute("select value from fences where key = ?", (digest,)).fetchone()

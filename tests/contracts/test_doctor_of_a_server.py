@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import inmem
 from inmem.cli.app import app
+from inmem.engines.postgres.schema import FORMAT
 
 RUN = "r"
 
@@ -92,7 +93,7 @@ def test_tables_of_another_program(server: PostgresServer) -> None:
 def test_another_format(server: PostgresServer, url: str) -> None:
     schema = url.rpartition("=")[2]
     asked(server, f"update {schema}.meta set format = format + 1")
-    assert "format 3" in problem(url, "store")
+    assert f"format {FORMAT + 1}, this inmem knows {FORMAT}" in problem(url, "store")
 
 
 def test_a_server_that_is_not_there(server: PostgresServer) -> None:

@@ -13,6 +13,7 @@ import support
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from postgres_server import PostgresServer
+from support import wait_until
 
 import inmem
 from inmem.keys import TypeTag
@@ -82,6 +83,26 @@ def test_few_records_are_one_statement_even_if_some_have_expired(run: Any) -> No
     with mock.patch.object(Connections, "ask", autospec=True, side_effect=Connections.ask) as asked:
         assert run.kv.list_with_values("c", limit=2) == [("c", 99)]
     assert [len(call.args) - 1 for call in asked.call_args_list] == [1]  # no transaction around it
+
+
+def test_what_is_large_is_counted_by_the_server(run: Any) -> None:
+    """It takes longer to send than a snapshot may live; what has expired, and is there still, counts not."""
+    from inmem.engines.postgres.moment import MAX_PAGE
+
+    for part in range(2):
+        run.kv.put_many({f"k{part}-{n}": n for n in range(MAX_PAGE)})
+    run.kv.put("short", 1, ttl=0.001)
+    run.kv.put("long", 1, ttl=3600.0)
+    run.queues.put_many("q", [*range(3)])
+    run.queues.put("q", 3, delay_s=3600.0)
+    wait_until(lambda: run.kv.get("short") is None, "it expires")
+    assert run.kv.count() == 2 * MAX_PAGE + 1
+    assert trips(lambda: run.kv.count(), times=3) == 1
+    with run.snapshot() as view:
+        assert (view.kv.get("k0-0"), view.kv.count(), view.kv.count("k1-")) == (0, 2 * MAX_PAGE + 1, MAX_PAGE)
+        assert (view.queues.counts("q").ready, view.queues.counts("q").delayed) == (3, 1)
+    with run.snapshot() as view:
+        assert (view.kv.count("l"), view.kv.get("long"), view.kv.count("s")) == (1, 1, 0)
 
 
 def test_blind_writes_are_one_statement(run: Any) -> None:
@@ -339,9 +360,9 @@ def test_statements_need_not_be_prepared(postgres_server: PostgresServer) -> Non
 
     both = Statement("select $1 || 'x', length($1)::bigint", "b", "bi")
     wrong = Statement("select 1 / $1", "i", "i")
-    for may_prepare in (True, False):
+    for is_direct in (True, False):
         with AskedConnection.connect(postgres_server.conninfo, autocommit=True) as connection:
-            connection.may_prepare = may_prepare
+            connection.is_direct = is_direct
             for _ in range(3):
                 assert connection.ask((both, (b"a",))) == [[(b"ax", 1)]]
                 assert connection.ask((BEGIN, ()), (both, (b"",)), (COMMIT, ())) == [[], [(b"x", 0)], []]

@@ -105,3 +105,13 @@ def test_a_schema_that_is_there_needs_no_right_to_make_one(shop: Shop) -> None:
     with inmem.open(owner) as db:
         db.kv.put("r", "k", 1)
         assert db.check().problems == []
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_user_who_may_not_look_into_the_schema(shop: Shop, create: bool) -> None:
+    """Nothing is seen there: neither is there no store, nor is it another program's."""
+    shop.home.open().close()
+    for grants in ([], GRANTS[1:]):
+        with pytest.raises(inmem.PermissionDeniedError, match="usage on schema") as caught:
+            inmem.open(shop.user(*grants), create=create)
+        assert f"grant usage on schema {shop.home.schema} to {shop.users[-1]}" in caught.value.hint

@@ -121,6 +121,31 @@ def test_where_all_are_busy_it_waits(
     assert found[0].payload in range(1, STRIPES + 1)
 
 
+def test_who_waits_does_so_for_what_comes_first(
+    db: inmem.Database, postgres_server: PostgresServer
+) -> None:
+    """Where the best jobs are all of one stripe, a busy one, nobody takes what comes long after them."""
+    name = f"run-{next(numbers)}"
+    rounds = STRIPES + 2
+
+    def put(txn: inmem.Transaction) -> None:
+        for number in range(rounds * STRIPES):
+            txn.queues.put(QUEUE, number, priority=number % STRIPES)
+
+    db.transact(name, put)
+    best = [number for number in range(rounds * STRIPES) if number % STRIPES == STRIPES - 1]
+    first = db.queues.claim(name, QUEUE, lease_s=LONG_S)
+    assert first is not None and first.payload == best[0]
+    found: list[Any] = []
+    with locked(postgres_server, [stripe(db, name, best[0])]):
+        thread = threading.Thread(target=lambda: found.append(db.queues.claim(name, QUEUE, lease_s=LONG_S)))
+        thread.start()
+        wait_until(waits(postgres_server, "Lock", 1), "a claim that waits")
+        assert not found
+    thread.join(LONG_S)
+    assert found[0].payload == best[1]
+
+
 def claim_looked_at_too_early(
     db: inmem.Database, other: inmem.Database, run_id: str, server: PostgresServer,
     monkeypatch: pytest.MonkeyPatch,

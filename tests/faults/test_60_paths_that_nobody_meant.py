@@ -25,9 +25,15 @@ UNEXPANDED = [
 ]  # fmt: skip
 AROUND = [
     " data", "data ", "\tdata", "data\n", "data\r\n", "\u00a0data", "data\u2003", '"data"', "'data'", "   ",
+    " postgresql://u:secret@h/d", "'postgresql://u:secret@h/d'", "postgresql ://u:secret@h/d ",
     "da\nta", "da\x07ta", "da\x1b[0mta", "da\x7fta", "\ufeffdata", "data\u2028", Path(" data"), "C:\\data",
 ]  # fmt: skip
+CONNECTIONS = [
+    "host=localhost dbname=d password=secret", "dbname=d", " user = u password='secret'", "service=work",
+    "password=secret host=h", "port=5432 host=/tmp", Path("host=h password=secret"),
+]
 MEANT = [
+    "./user=5", "hosts=1",
     "data", "./data", "a b", "a:b", "redis:6379", "10:30", "a~b", "b~", "./~data", "price$5", "100%",
     "50%off", "caf\u00e9", "\u6570\u636e", "-x", "a'b", "data.db", "it's", "#1", "a=b", "a&b", "a;b",
     "a*b", "a?b", "[a]",
@@ -49,7 +55,7 @@ def message_of(error: inmem.InmemError) -> str:
 
 
 @pytest.mark.parametrize("create", [True, False])
-@pytest.mark.parametrize("path", [*URLS, *UNEXPANDED, *AROUND], ids=ascii)
+@pytest.mark.parametrize("path", [*URLS, *UNEXPANDED, *AROUND, *CONNECTIONS], ids=ascii)
 def test_what_nobody_meant_is_refused(place: Path, path: Any, create: bool) -> None:
     with pytest.raises(inmem.InvalidInputError) as caught:
         inmem.open(path, create=create)
@@ -60,6 +66,8 @@ def test_what_nobody_meant_is_refused(place: Path, path: Any, create: bool) -> N
         assert "URL" in said or ":memory:" in said
     elif path in UNEXPANDED:
         assert "expanded" in said
+    elif path in CONNECTIONS:
+        assert "connection string" in said and "postgresql://" in caught.value.hint
     assert not os.listdir(place)
 
 

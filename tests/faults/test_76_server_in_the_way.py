@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,6 +33,7 @@ from inmem import (
     WriterUnavailableError,
 )
 from inmem.cli.app import app
+from inmem.engines.postgres.schema import FORMAT
 
 RUN = "r"
 THREADS = 8
@@ -305,8 +307,10 @@ def test_another_format(server: PostgresServer, schema: str, by: int) -> None:
     with inmem.open(server.url_of(schema)) as db:
         db.kv.put(RUN, "a", 1)
     asked(server, f"update {schema}.meta set format = format + {by}")
-    with pytest.raises(inmem.FormatVersionError):
+    with pytest.raises(inmem.FormatVersionError) as caught:
         inmem.open(server.url_of(schema))
+    assert (caught.value.found, caught.value.supported) == (FORMAT + by, FORMAT)
+    assert ("newer inmem" if by > 0 else "inmem import FILE -d URL?schema=NAME") in caught.value.hint
 
 
 # --- a pooling proxy ------------------------------------------------------------------------------
@@ -368,13 +372,65 @@ def test_a_pooling_proxy(server: PostgresServer, pooler: str, schema: str, worke
             told = [worker.result() for worker in some]
             no_error(told)
             assert judged(url, told) == (0, 0)
-        said = CliRunner().invoke(app, ["doctor", "-d", url])
-        assert said.exit_code == 1 and "proxy" in said.output
-        assert "set idle_in_transaction_session_timeout = '5s'" in said.output
-        with psycopg.connect(f"host={pooler} port=5432 user=inmem dbname=postgres") as other:
-            for _ in range(4):
-                found = other.execute("show idle_in_transaction_session_timeout").fetchone()
-                assert found == ("0",), "what others get of the proxy is as it was"
+        for _ in range(2):
+            said = CliRunner().invoke(app, ["doctor", "-d", url])
+            assert said.exit_code == 1 and "proxy" in said.output
+            assert "set idle_in_transaction_session_timeout = '5s'" in said.output
+            assert "prepared statement" not in said.output
+    finally:
+        asked(server, "alter role inmem reset search_path")
+
+
+def of_others(pooler: str, size: int) -> set[tuple[Any, ...]]:
+    """What others get of a proxy: of each of the server's connections, all of which are used at once.
+
+    The name of a program the proxy sets itself.
+    """
+    asked = (
+        "select array(select pg_listening_channels()), array(select name from pg_prepared_statements),"
+        " array(select name || setting from pg_settings where source = 'session'"
+        " and name not in ('application_name', 'transaction_read_only') order by name)"
+    )
+    with ExitStack() as stack:
+        others = [
+            stack.enter_context(psycopg.connect(f"host={pooler} port=5432 user=inmem dbname=postgres"))
+            for _ in range(size)
+        ]
+        for other in others:
+            other.execute("set local transaction_read_only = on")
+        found = [other.execute(asked + ", pg_backend_pid()").fetchone() or () for other in others]
+    assert len({row[-1] for row in found}) == size
+    return {tuple(map(tuple, row[:-1])) for row in found}
+
+
+@pytest.mark.parametrize("pooler", ["transaction"], indirect=True)
+def test_behind_a_pooling_proxy_nothing_is_left_to_others(
+    server: PostgresServer, pooler: str, schema: str
+) -> None:
+    """No setting, which might weaken their commits; nothing prepared, and nobody who listens."""
+    url = f"postgresql://inmem@{quote(pooler, safe='')}:5432/postgres?schema={schema}"
+    asked(server, f"alter role inmem set search_path = {schema}")
+    try:
+        asked(server, "select pg_terminate_backend(pid) from pg_stat_activity"
+                      " where pid <> pg_backend_pid() and backend_type = 'client backend'")
+        before = of_others(pooler, 3)
+        with inmem.open(url, timeout_s=30.0) as db:
+            db.queues.put(RUN, "q", 0)
+            db.queues.ack(db.queues.claim(RUN, "q"))
+            thread = threading.Thread(target=db.queues.claim, args=(RUN, "q"), kwargs={"wait_s": 30.0})
+            thread.start()
+            wait_until(lambda: db.engine.store.poller.waiting == 1, "it waits")
+            statements = db.engine.store.poller.statements
+            wait_until(lambda: db.engine.store.poller.statements > statements + 10, "it was looked at")
+            assert of_others(pooler, 3) == before
+            db.queues.put(RUN, "q", 1)
+            thread.join(30.0)
+            assert not thread.is_alive()
+            with inmem.open(f"{server.url}?schema={schema}_b"):
+                pass
+            said = CliRunner().invoke(app, ["doctor", "-d", f"{url}_b"])
+            assert "proxy" in said.output and "problem" in said.output.lower()
+        assert of_others(pooler, 3) == before
     finally:
         asked(server, "alter role inmem reset search_path")
 

@@ -7,8 +7,11 @@ import logging
 import os
 import pickle
 import random
+import socket
 import subprocess
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,6 +99,43 @@ def test_a_password_is_shown_nowhere(
     for text in said:
         for secret in secrets:
             assert secret not in text, text
+
+
+@pytest.mark.parametrize("url", [
+    "postgresql://u:a@s3cret@localhost:1/db", "postgresql://u:s3cret/x@localhost:1/db",
+    "postgresql://u:12/s3cret@localhost:1/db", "postgresql://u:s3cret#1@localhost:1/db",
+    "postgresql://u:12#s3cret@localhost:1/db", "postgresql://u:12?s3cret@localhost:1/db",
+    "postgresql://u:s3cret@localhost:1,localhost:none/db", "postgresql://u:s3cret@[::1/db",
+    "postgresql://u:s3cret@localhost:1/db?sslmode=none", "postgresql://u:s3cret@localhost:1/db?service=none",
+    "postgresql://u:s3cret@localhost:1/db?target_session_attrs=none", " postgresql://u:s3cret@localhost/db",
+    "postgresql://u:s3cret@localhost:1,localhost:2/db?hostaddr=127.0.0.1", "host=localhost password=s3cret",
+])  # fmt: skip
+def test_a_url_that_cannot_be_used_is_refused_at_once(url: str) -> None:
+    """And what libpq would take for a host, of a password whose characters are not escaped, is not shown."""
+    began = time.monotonic()
+    with pytest.raises(inmem.InvalidInputError) as caught:
+        inmem.open(url, timeout_s=100.0)
+    assert time.monotonic() - began < 50.0
+    assert caught.value.argument == "path" and "s3cret" not in shown(caught.value)
+
+
+def test_a_server_without_ssl_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def refuse() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(8)  # it asks for SSL
+                connection.sendall(b"N")
+                connection.recv(1)
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        port = listening.getsockname()[1]
+        with pytest.raises(inmem.InvalidInputError, match="server does not support SSL"):
+            inmem.open(f"postgresql://u@127.0.0.1:{port}/db?sslmode=require", timeout_s=60.0)
+        thread.join(60.0)
+        assert not thread.is_alive()
 
 
 def test_a_password_is_in_no_list_of_processes(strict: PostgresServer) -> None:

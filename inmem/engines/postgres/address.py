@@ -14,7 +14,7 @@ import re
 import socket
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import psycopg.conninfo
 
@@ -23,6 +23,7 @@ from inmem.errors import InvalidInputError
 SCHEMA: Final = "inmem"
 _HOST: Final = socket.gethostname()
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+_PLACE: Final = re.compile(r"(?:\[[^]]*\]|[^:]*)(?::[0-9]*)?")  # a host, and a port
 _SECRET: Final = frozenset({"password", "sslpassword", "passfile", "sslkey"})  # also paths of secrets
 
 
@@ -58,6 +59,10 @@ def parse(url: str) -> Address:
         words = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         raise _refused("it is no URL") from None
+    user, at, hosts = parts.netloc.rpartition("@")
+    # libpq would take a part of a password for a host, and show it.
+    if "@" in user + parts.path or parts.fragment or not all(map(_PLACE.fullmatch, hosts.split(","))):
+        raise _refused("user or password has special characters, or a port is no number")
     schema = dict(words).get("schema", SCHEMA)
     if _NAME.fullmatch(schema) is None or schema.startswith("pg_"):
         raise _refused(f"schema is {schema!r}: 1-63 of a-z, 0-9 and _, not a digit first, nor pg_")
@@ -66,20 +71,25 @@ def parse(url: str) -> Address:
         raise _refused("connections is not a number of 1-9999")
     # As libpq decodes them: it knows %20, and no +.
     words = [(name, value) for name, value in words if name not in ("schema", "connections")]
-    conninfo = urlunsplit(parts._replace(query=urlencode(words, quote_via=quote), fragment=""))
+    conninfo = _url(parts.netloc, parts.path, words)
     try:
         known: dict[str, Any] = psycopg.conninfo.conninfo_to_dict(conninfo)
     except psycopg.Error as error:
         raise _refused(_without(str(error), url)) from None
-    user, at, hosts = parts.netloc.rpartition("@")
     shown_words = [(name, value) for name, value in words if name not in _SECRET]
     if schema != SCHEMA:
         shown_words.append(("schema", schema))
     if int(connections):
         shown_words.append(("connections", connections))
     place = user.partition(":")[0] + at + hosts
-    shown = urlunsplit(("postgresql", place, parts.path, urlencode(shown_words, quote_via=quote), ""))
+    shown = _url(place, parts.path, shown_words)
     return Address(psycopg.conninfo.make_conninfo(**known), schema, shown, int(connections))
+
+
+def _url(place: str, path: str, words: list[tuple[str, str]]) -> str:
+    """A URL as libpq takes it: without a host too its slashes are there, which `urlunsplit` leaves out."""
+    query = urlencode(words, quote_via=quote)
+    return f"postgresql://{place}{path}{'?' if query else ''}{query}"
 
 
 def _without(text: str, url: str) -> str:

@@ -86,7 +86,7 @@ ROLLBACK: Final = Statement("rollback")
 class AskedConnection(Connection):
     """A connection that is asked by `ask`, or by what psycopg has."""
 
-    may_prepare = True  # not behind a proxy that loses what was prepared
+    is_direct = True  # else nothing lasts longer than a transaction: a proxy gives others what is behind it
     _names: dict[bytes, bytes]
     _poll: select.poll | None = None
     _polled = 0  # what that looks for
@@ -172,7 +172,7 @@ class AskedConnection(Connection):
             if query.is_bound:
                 self.in_transaction = query.begins
             data = [dump(value) for dump, value in zip(query.dumps, values, strict=True)]
-            if not self.may_prepare:
+            if not self.is_direct:
                 pgconn.send_query_params(query.text, data, query.oids, query.formats, pq.Format.BINARY)
                 new.append(None)
                 continue

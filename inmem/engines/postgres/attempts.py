@@ -11,7 +11,6 @@ the lock, and made if the buckets have still the versions at which they were kno
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -24,7 +23,6 @@ from inmem.commit.footprint import Looks
 from inmem.engines.postgres.ahead import Ahead
 from inmem.engines.postgres.asking import BEGIN, COMMIT, ROLLBACK, Ask, Row
 from inmem.engines.postgres.buckets import (
-    STRIPES,
     buckets_of,
     is_of_one_prefix,
     looks_of,
@@ -230,9 +228,9 @@ class Attempt:
         takes = commit.looks.takes
         if takes is None:
             return None
-        stripe = None
+        waits = False
         for _ in range(_TAKES):
-            found = taken(takes, self._connection.ask((BEGIN, ()), *asked(takes, stripe))[-1])
+            found = taken(takes, self._connection.ask((BEGIN, ()), *asked(takes, waits=waits))[-1])
             if found is not None and found.is_current:
                 applied = self._take(commit, found)
                 if applied is not None:
@@ -240,9 +238,9 @@ class Attempt:
                 break
             self._connection.tell(ROLLBACK)
             if found is None:
-                if stripe is not None:
+                if waits:
                     break
-                stripe = random.randrange(STRIPES)  # all of them may be busy
+                waits = True  # all of them may be busy
         else:
             return None
         if self._connection.in_transaction:

@@ -57,11 +57,10 @@ def rows_of_bucket(bucket: bytes) -> list[bytes]:
     return [b"%b%c" % (bucket[:cut], tag)]
 
 
-def rows_of_stripes(key: bytes) -> tuple[bytes, list[bytes]]:
-    """What the rows of the stripes of a key's bucket start with, and those rows."""
+def head_of_stripes(key: bytes) -> bytes:
+    """What the rows of the stripes of a key's bucket start with; the number of the stripe follows."""
     cut = key.index(0) + 1
-    head = b"%b%c" % (key[:cut], key[cut] & 0x0F)
-    return head, [b"%b%c" % (head, stripe) for stripe in range(STRIPES)]
+    return b"%b%c" % (key[:cut], key[cut] & 0x0F)
 
 
 def buckets_of_prefix(prefix: bytes) -> list[bytes]:

@@ -15,7 +15,7 @@ from inmem.engines.postgres import schema
 from inmem.engines.postgres.address import Address, parse
 from inmem.engines.postgres.connections import AT_ONCE, CLOCK, KEPT
 from inmem.engines.postgres.failures import as_ours
-from inmem.errors import FormatVersionError, InvalidInputError, PermissionDeniedError
+from inmem.errors import InvalidInputError, PermissionDeniedError
 from inmem.maintenance.diagnosis import Diagnosis
 
 _OLDEST: Final = 150_000  # of a server that this was tested with, as it numbers itself
@@ -52,6 +52,7 @@ def look_at_server(diagnosis: Diagnosis, url: str, timeout_s: float) -> dict[str
             connection = psycopg.connect(
                 address.conninfo, autocommit=True, connect_timeout=max(1, round(timeout_s)),
                 fallback_application_name=address.program(),
+                prepare_threshold=None,  # a proxy gives each transaction another connection
             )
         except psycopg.Error as error:
             raise as_ours(error) from None
@@ -88,7 +89,7 @@ class _Look:
         self._judge_server(settings, is_standby=is_standby, is_direct=is_direct)
         self._judge_room(settings, used, [limit for limit in (of_role, of_database) if limit >= 0])
         self._judge_times(ahead_s, age_s)
-        with self._diagnosis.looking_at("store"):
+        with self._diagnosis.looking_at("store"), self._connection.transaction():
             found["store"] = self._store(settings, standbys, may_create=may_create)
         return found
 
@@ -196,16 +197,12 @@ class _Look:
                 "rights", f"this user can read the store, and not write: no right to {said}",
                 self._grant("select, insert, update, delete"),
             )
-        self._connection.execute("select set_config('search_path', %s, false)", (name,))
+        self._connection.execute("select set_config('search_path', %s, true)", (name,))
         stored = schema.meta(self._connection)
         if stored is None or tables != {*schema.NAMES, "meta"}:
             raise schema.foreign(name, sorted(tables))
         database_id, version, _, durability = stored
-        if version != schema.FORMAT:
-            raise FormatVersionError(
-                f"the store is of format {version}, this inmem knows {schema.FORMAT}", found=version,
-                supported=schema.FORMAT,
-            )
+        schema.check_format("the store", version)
         self._judge_durability(settings, durability, standbys)
         newest, clock_us = self._row(f"select coalesce(max(version), 0), {CLOCK} from buckets")
         ahead_s = (newest - clock_us) / 1e6

@@ -18,7 +18,14 @@ from inmem.errors import (
     WriterUnavailableError,
 )
 
-# What libpq says without a state of SQL, where trying again is of no use.
+# What libpq says without a state of SQL, where trying again is of no use: of the URL's words, else of rights.
+_WRONG: Final = (
+    "invalid integer value", "invalid sslmode value", "invalid target_session_attrs value",
+    "invalid gssencmode value", "invalid channel_binding value", "invalid require_auth value",
+    "invalid load_balance_hosts value", "invalid ssl_min_protocol_version value",
+    "invalid ssl_max_protocol_version value", "invalid SSL protocol version range", "definition of service",
+    "service file", "could not match", "does not support SSL", "certificate", "private key file",
+)
 _LASTING: Final = ("authentication failed", "no pg_hba.conf entry", "does not exist", "no password supplied")
 
 
@@ -46,10 +53,8 @@ def is_passing(error: psycopg.Error) -> bool:
     state = error.sqlstate
     if state is None:
         said = str(error)
-        if "invalid integer value" in said:
-            return False
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not any(
-            part in said for part in _LASTING
+            part in said for part in (*_LASTING, *_WRONG)
         )
     return state[:2] in ("08", "57") or state in ("25006", "53200", "53300", "55P03", "25P03", "25P04")
 
@@ -78,11 +83,14 @@ _OURS: Final[dict[str, Callable[[str], InmemError]]] = {
 
 def as_ours(error: psycopg.Error) -> InmemError:
     """An error of the server's as one of ours, without what the connection string says."""
-    said = str(error).strip().splitlines()
-    text = said[0][:300] if error.sqlstate else said[-1][:300] if said else type(error).__name__
+    # Of several hosts the last one; a line with a tab is advice.
+    said = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    text = said[0 if error.sqlstate else -1].strip()[:300] if said else type(error).__name__
     state = error.sqlstate or ("28" if any(part in text for part in _LASTING) else "")
     if "invalid integer value" in text:  # what it shows is a part of the URL, and may be of a password
         return InvalidInputError("path is a URL with a number that libpq cannot read", argument="path")
+    if not error.sqlstate and any(part in text for part in _WRONG):
+        return InvalidInputError(f"path is a URL that cannot be used: {text}", argument="path")
     for part in (state, state[:2]):
         if part in _OURS:
             return _OURS[part](text)

@@ -13,8 +13,8 @@ import psycopg
 
 from inmem.client.waiting import Watched, check_not_deleted
 from inmem.engines.base import Item
+from inmem.engines.postgres.asking import AskedConnection
 from inmem.engines.postgres.connections import CLOCK, Connections
-from inmem.engines.postgres.green import Connection
 from inmem.engines.postgres.hints import LISTEN, is_hint_for
 from inmem.engines.postgres.moment import SUM, ServerMoment
 from inmem.errors import ClosedError, InmemError, WriterUnavailableError
@@ -67,7 +67,7 @@ class WaitersOfStore:
 
     def __init__(self, store: Begins) -> None:
         self.waiters: dict[ServerWaiter, None] = {}
-        self.connection: Connection | None = None
+        self.connection: AskedConnection | None = None
         self.statements = 0
         self._store = store
         self._at: dict[bytes | Wide, dict[ServerWaiter, None]] = {}  # in the order in which they came
@@ -179,13 +179,18 @@ class WaitersOfStore:
         self.connection = None
         self._said.clear()
 
-    def _ask(self, query: str, *arguments: Any) -> list[Any]:
+    def _connected(self) -> AskedConnection:
         connection = self.connection
         if connection is None or connection.closed:
             connection = self.connection = self._store.connections.connect(time.monotonic() + _CONNECT_S)
-            connection.execute("select set_config('synchronous_commit', 'off', false)")
-            if self._store.listens:
-                connection.execute(LISTEN)
+            if connection.is_direct:
+                connection.execute("select set_config('synchronous_commit', 'off', false)")
+                if self._store.listens:
+                    connection.execute(LISTEN)
+        return connection
+
+    def _ask(self, query: str, *arguments: Any) -> list[Any]:
+        connection = self._connected()
         self.statements += 1
         return connection.execute(query, arguments, binary=True).fetchall()
 
@@ -214,7 +219,7 @@ class WaitersOfStore:
         until = {bucket: self._said[bucket] for bucket in buckets if self._said.get(bucket, 0.0) >= now}
         unsaid = [bucket for bucket in buckets if bucket not in until]
         self._said = until | dict.fromkeys(unsaid, now + _SAY_AGAIN_S)
-        if self._store.listens:
+        if self._store.listens and self._connected().is_direct:
             said = self._ask(
                 "with quiet as (select bucket from buckets where bucket = any(%s)"
                 " order by bucket for no key update skip locked)"
@@ -340,6 +345,10 @@ class SeenByAll:
     ) -> Iterator[Item]:
         """See `StoredVersion`."""
         return self._moment.scan(start, end, reverse=reverse, limit=limit)
+
+    def count(self, start: bytes, end: bytes) -> int:
+        """See `StoredVersion`."""
+        return self._moment.count(start, end)
 
     def fence(self, digest: bytes) -> bytes | None:
         """See `StoredVersion`."""

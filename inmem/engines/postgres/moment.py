@@ -35,6 +35,12 @@ _GET_NOTED: Final = Statement(
     "select (select record from records where key = $1), (select version from buckets where bucket = $2),"
     f" {CLOCK}", "bb", "bii",
 )
+_COUNT: Final = Statement(
+    f"with now as materialized (select coalesce(nullif($3, 0), {CLOCK}) as us)"
+    " select (select count(*) from records where key >= $1 and key < $2"
+    " and (expires is null or expires > us)), us from now", "bbi", "ii",
+)
+_TELLS_TIME: Final = (_GET_NOTED, _COUNT)  # in their last column, if they are read first
 _BEGIN: Final = Statement("begin isolation level repeatable read read only")
 _CLOCK: Final = Statement(f"select {CLOCK}", "", "i")
 _PAGE: Final = "select key, record from records where key >= $1 and key < $2 order by key {} limit $3"
@@ -118,7 +124,7 @@ class ServerMoment:
     def _begun(self, asked: tuple[Ask, ...]) -> list[list[Any]]:
         """What is read first, in one round trip with the snapshot's beginning."""
         before: list[Ask] = [(_BEGIN, ())]
-        if not asked or asked[0][0] is not _GET_NOTED:  # which tells the time itself
+        if not asked or asked[0][0] not in _TELLS_TIME:
             before.append((_CLOCK, ()))
 
         def begin(connection: ServerConnection) -> list[list[Any]]:
@@ -201,6 +207,13 @@ class ServerMoment:
             return found
 
         return pages(page, start, end, reverse, MAX_PAGE if limit is None else min(limit, MAX_PAGE))
+
+    def count(self, start: bytes, end: bytes) -> int:
+        """How many records of a range are live. The server counts: what is large takes longer to send."""
+        if self._notes:
+            self.see(buckets_of_range(start, end))
+        [[(found, _)]] = self._ask((_COUNT, (start, end, self._now_us)))
+        return int(found)
 
     def close(self) -> None:
         """End it; nobody waits for the server to do so."""

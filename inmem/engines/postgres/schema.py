@@ -23,10 +23,11 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg import sql
 
-from inmem.errors import InvalidInputError
+from inmem.errors import FormatVersionError, InvalidInputError, PermissionDeniedError
 
 FORMAT: Final = 3
 NAMES: Final = ("records", "buckets", "fences", "sessions")
+_SCHEMA: Final = """trim(split_part(current_setting('search_path'), ',', 1), ' "')"""  # the first one
 _LOCK: Final = 0x696E6D656D  # of who makes the tables
 
 _TABLES: Final[tuple[LiteralString, ...]] = (
@@ -93,14 +94,48 @@ def foreign(schema: str, names: list[str]) -> InvalidInputError:
     )
 
 
+def check_format(place: str, version: int) -> None:
+    """Refuse a store of another release: its tables mean something else.
+
+    Raises:
+        FormatVersionError: it says what to do.
+    """
+    if version == FORMAT:
+        return
+    hint = f"It was made by a newer inmem: use that one, or one that knows format {version}."
+    if version < FORMAT:
+        hint = (
+            "Export its runs with the older inmem that made it (inmem export -o FILE -d URL), and import them"
+            " with this one into another schema (inmem import FILE -d URL?schema=NAME)."
+        )
+    raise FormatVersionError(
+        f"{place} is of format {version}, this inmem knows {FORMAT}", found=version, supported=FORMAT,
+        hint=hint,
+    )
+
+
 def meta(connection: Any) -> tuple[bytes, int, int, str] | None:
-    """Id, format, chain and durability of the store; None if there is none."""
-    if connection.execute("select to_regclass('meta')").fetchone()[0] is None:
+    """Id, format, chain and durability of the store; None if there is none.
+
+    Raises:
+        PermissionDeniedError: the user may not look into the schema, where nothing is seen then.
+    """
+    name, may_use, there, user = connection.execute(
+        f"select {_SCHEMA}, (select has_schema_privilege(oid, 'usage') from pg_namespace where nspname ="
+        f" {_SCHEMA}), to_regclass('meta'), current_user::text"
+    ).fetchone()
+    if may_use is False:
+        raise PermissionDeniedError(
+            f"the user {user} has no right to usage on schema {name}",
+            hint=f"grant usage on schema {name} to {user}, and what else docs/guide/more-than-one-machine.md"
+            " names.",
+        )
+    if there is None:
         return None
     try:
         found: tuple[bytes, int, int, str] | None = connection.execute(
             "select id, format, chain, durability from meta"
         ).fetchone()
     except psycopg.errors.UndefinedColumn:
-        raise foreign(str(connection.execute("select current_schema()").fetchone()[0]), ["meta"]) from None
+        raise foreign(str(name), ["meta"]) from None
     return found

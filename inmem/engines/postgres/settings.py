@@ -28,9 +28,10 @@ def prepare(connection: AskedConnection, schema: str, durability: str) -> None:
         "tcp_user_timeout": "5s",  # for which what the server sends may go without an answer
         # Statements are few, and each is to go by an index whatever it is given. Left alone, the server plans
         # those with lists and limits anew each time, which takes it longer than what they do. What has to
-        # read a whole table is expensive in its eyes then: compiling that would take a second.
+        # read a whole table is expensive in its eyes then: compiling that would take a second. A plan that
+        # is right for a small table, to read all of an index and join that, is kept while the table grows.
         "plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_bitmapscan": "off",
-        "jit": "off",
+        "enable_mergejoin": "off", "enable_hashjoin": "off", "jit": "off",
     }
     if connection.info.server_version >= 170000:
         wanted["transaction_timeout"] = _LONGEST
@@ -54,7 +55,7 @@ def prepare(connection: AskedConnection, schema: str, durability: str) -> None:
             (names, values),
         )
         return
-    connection.may_prepare = False
+    connection.is_direct = False
     for name, value, right in (
         ("search_path", path.split(",")[0].strip(' "'), schema),
         ("default_transaction_isolation", isolation, "read committed"),

@@ -18,7 +18,8 @@ LOCKED: Final = Statement(
 )
 LOCKED_BETWEEN: Final = Statement(
     f"select bucket, version, state, {CLOCK}, waiting from buckets"
-    " where bucket = any($1) or bucket >= $2 and bucket < $3 order by bucket for update",
+    " where bucket in (select unnest($1) union select bucket from buckets where bucket >= $2 and bucket < $3)"
+    " order by bucket for update",
     "Bbb", "biiii",
 )
 SESSION: Final = Statement(

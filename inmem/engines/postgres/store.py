@@ -23,7 +23,6 @@ from inmem.errors import (
     BusyError,
     ConfigMismatchError,
     DatabaseGoneError,
-    FormatVersionError,
     InmemError,
     InvalidInputError,
 )
@@ -161,11 +160,7 @@ def _found_or_made(
         found = schema.meta(connection)
         assert found is not None
     database_id, version, chain, durability = found
-    if version != schema.FORMAT:
-        raise FormatVersionError(
-            f"{address.shown} is of format {version}, this inmem knows {schema.FORMAT}", found=version,
-            supported=schema.FORMAT,
-        )
+    schema.check_format(address.shown, version)
     if known not in (None, database_id):
         raise _gone(address)
     _check_strength(durability, strongest)

@@ -11,12 +11,18 @@ from typing import Final, NamedTuple
 
 from inmem.commit.footprint import NAME_BYTES, Takes
 from inmem.engines.postgres.asking import Ask, Row, Statement
-from inmem.engines.postgres.buckets import STRIPES, rows_of_stripes
+from inmem.engines.postgres.buckets import STRIPES, head_of_stripes
 from inmem.engines.postgres.connections import CLOCK
 from inmem.engines.postgres.known import KnownState, Window
 
 _NEAR: Final = STRIPES + 1  # entries that are tried: of consecutive numbers each is of another stripe
-_LOCK: Final = Statement("select from buckets where bucket = $1 and state = 0 for update", "b")
+_STRIPE: Final = f"$3 || set_byte('\\x00', 0, get_byte(key, length(key) - 1) % {STRIPES})"
+# One of those that the first entries are in: else who comes last would get what comes last.
+_LOCK: Final = Statement(
+    f"select from buckets where state = 0 and bucket = (select {_STRIPE} from (select key from records"
+    f" where key >= $1 and key < $2 order by key limit {_NEAR}) w order by random() limit 1) for update",
+    "bbb",
+)
 
 
 class TakenEntry(NamedTuple):
@@ -35,16 +41,13 @@ class TakenEntry(NamedTuple):
         return KnownState(self.records, self.windows)
 
 
-def asked(takes: Takes, stripe: int | None = None) -> list[Ask]:
-    """The statements: take the first entry of a free stripe, or wait for one stripe and take its first."""
+def asked(takes: Takes, *, waits: bool = False) -> list[Ask]:
+    """The statements: take the first entry of a free stripe; or wait for a stripe before, so that one is."""
     start, end = takes.entries
-    head, rows = rows_of_stripes(start)
-    ranges = [key for place in takes.beside for key in place]
-    values = start, end, head, *takes.heads, *ranges
-    shape = len(takes.heads), len(takes.beside)
-    if stripe is None:
-        return [(_statement(*shape, False), values)]
-    return [(_LOCK, (rows[stripe],)), (_statement(*shape, True), (*values, stripe))]
+    place = start, end, head_of_stripes(start)
+    ranges = [key for each in takes.beside for key in each]
+    take = _statement(len(takes.heads), len(takes.beside), waits), (*place, *takes.heads, *ranges)
+    return [(_LOCK, place), take] if waits else [take]
 
 
 def taken(takes: Takes, found: list[Row]) -> TakenEntry | None:
@@ -67,9 +70,9 @@ def taken(takes: Takes, found: list[Row]) -> TakenEntry | None:
 
 
 @functools.lru_cache(maxsize=16)
-def _statement(heads: int, beside: int, has_stripe: bool) -> Statement:
+def _statement(heads: int, beside: int, waits: bool) -> Statement:
     at = 4
-    stripe = f"get_byte(key, length(key) - 1) % {STRIPES}"
+    near = 2 * _NEAR if waits else _NEAR  # the next one of a stripe is that much further
     named, joined = "", ""
     for n in range(heads):
         named += f", (select record from records where key = ${at + n} || l.name)"
@@ -80,18 +83,16 @@ def _statement(heads: int, beside: int, has_stripe: bool) -> Statement:
             " left join lateral (select key, record from records"
             f" where key >= ${at + 2 * n} and key < ${at + 2 * n + 1} order by key limit 1) f{n} on true"
         )
-    at += 2 * beside
-    of_stripe, limit = (f" and {stripe} = ${at}", 1) if has_stripe else ("", _NEAR)
     return Statement(
         f"with l as materialized (select w.*, substr(w.key, length(w.key) - {NAME_BYTES - 1}) as name,"
         " b.bucket, b.version, b.waiting"
-        f" from (select key, record, $3 || set_byte('\\x00', 0, {stripe}) as bucket from records"
-        f" where key >= $1 and key < $2{of_stripe} order by key limit {limit}) w (key, record, of)"
+        f" from (select key, record, {_STRIPE} as bucket from records"
+        f" where key >= $1 and key < $2 order by key limit {near}) w (key, record, of)"
         " join buckets b on b.bucket = w.of where b.state = 0 order by w.key limit 1"
         " for update of b skip locked)"
         " select l.bucket, l.version, (select version from buckets b where b.bucket = l.bucket), l.waiting,"
         f" {CLOCK}, l.key, l.record, n.key, n.record{named}"
         " from l left join lateral (select key, record from records where key > l.key and key < $2"
         f" order by key limit 1) n on true{joined}",
-        "bbb" + "b" * heads + "bb" * beside + "i" * has_stripe, "biiiibbbb" + "b" * heads + "bb" * beside,
+        "bbb" + "b" * heads + "bb" * beside, "biiiibbbb" + "b" * heads + "bb" * beside,
     )
