@@ -64,7 +64,8 @@ def test_the_whole_has_every_public_name() -> None:
     names |= {f"inmem.exchange.{name}" for name in inmem.exchange.__all__}
     names |= {f"inmem.steps.{name}" for name in inmem.steps.__all__}
     assert not [name for name in sorted(names) if f"#### `{name}`\n" not in text]
-    assert "put(self, run_id: str | RunScope, key: str, value: Any, *, ttl: float | timedelta | None = None)" in text
+    put = "put(self, run_id: str | RunScope, key: str, value: Any, *, ttl: float | timedelta | None = None)"
+    assert put in text
 
 
 def test_what_the_two_files_point_to_is_there() -> None:
