@@ -38,6 +38,7 @@ def key_of(item: Any) -> Any:
 LISTINGS: list[tuple[str, str, tuple[Any, ...], str, dict[str, Any]]] = [
     ("kv", "list", ("k",), "iter", {"prefix": "k"}),
     ("kv", "list_with_values", (), "iter", {}),
+    ("kv", "list_versioned", (), "iter", {}),
     ("cells", "list", ("c",), "iter", {"prefix": "c"}),
     ("events", "query_by_type", ("even",), "iter", {"event_type": "even"}),
     ("traces", "list", (), "iter", {}),
