@@ -45,11 +45,11 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Files that take over fifteen seconds, the longest first: begun last, one of them keeps the others waiting.
 LONG = (
     "test_demo", "test_pytest_plugin", "test_page_in_a_browser", "test_server_clock", "test_dogpile",
-    "test_huey_consumers", "test_readme", "test_demo_planted_bugs", "test_fleet", "test_63_interrupts", "test_replay", "test_71_leases", "test_40_idle_writers", "test_chaos",
-    "test_01_writer_killed_at_a_step", "test_leases", "test_62_calls_in_the_middle_of_calls",
-    "test_64_many_unanswered_commits", "test_69_waiting_while_writers_die", "test_new_primitive",
-    "test_distribution", "test_demo", "test_demo_planted_bugs", "test_types_from_a_wheel",
-    "test_37_surroundings", "test_28_largest_commits", "test_planted_bugs",
+    "test_huey_consumers", "test_readme", "test_demo_planted_bugs", "test_fleet", "test_63_interrupts",
+    "test_replay", "test_71_leases", "test_40_idle_writers", "test_chaos", "test_01_writer_killed_at_a_step",
+    "test_leases", "test_62_calls_in_the_middle_of_calls", "test_64_many_unanswered_commits",
+    "test_69_waiting_while_writers_die", "test_new_primitive", "test_distribution",
+    "test_types_from_a_wheel", "test_37_surroundings", "test_28_largest_commits", "test_planted_bugs",
 )  # fmt: skip
 
 
