@@ -20,7 +20,6 @@ from inmem.errors import InmemError, RunDeletedError
 _log: Final = logging.getLogger(__name__)
 _PAUSE_S: Final = 0.1  # between two tellings of one kind
 _SHARE: Final = 10  # times as long as looks take, of all kinds together: a tenth of a core for each page
-SHARED: Final = ("agent", "app", "tenant")
 
 
 def _look_at_queues(view: Any) -> None:
